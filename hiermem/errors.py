@@ -1,0 +1,44 @@
+"""Every error that hiermem raises on purpose: one plain sentence, what was wrong and what to do.
+
+This module is the floor of the package: it imports nothing, and every other module may import it.
+"""
+
+
+class HierMemError(Exception):
+    """Base of all errors that hiermem raises on purpose."""
+
+
+class InputError(HierMemError, ValueError):
+    """A file, a text or a setting that was given cannot be used."""
+
+
+class BackboneUnsupportedError(HierMemError):
+    """The backbone lacks something that hiermem needs, such as exchangeable attention."""
+
+
+class NonFiniteError(HierMemError, ArithmeticError):
+    """A state that would have been kept holds NaN or infinity."""
+
+
+class MemoryFileError(HierMemError):
+    """A memory on disk cannot be used; the subclasses say why."""
+
+
+class MemoryMissingError(MemoryFileError, FileNotFoundError):
+    """There is no memory, or no complete one, at the given path."""
+
+
+class MemoryCorruptError(MemoryFileError):
+    """A file of the memory is missing, cut short or changed."""
+
+
+class MemoryIncompatibleError(MemoryFileError):
+    """The memory was made with another backbone, tokenizer or dtype."""
+
+
+class MemoryTooNewError(MemoryFileError):
+    """The memory was written in a newer format than this version reads."""
+
+
+class MemoryLockedError(MemoryFileError):
+    """Another process is writing this memory."""

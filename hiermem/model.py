@@ -1,0 +1,381 @@
+"""`HierMemModel`: a causal language model with a hierarchy of memories around any backbone."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from hiermem import asking, reading
+from hiermem.backbone import Backbone, BackboneCache
+from hiermem.bundled import BUNDLED_MODELS
+from hiermem.config import FORMAT_VERSION, HierMemConfig
+from hiermem.errors import InputError, MemoryIncompatibleError
+from hiermem.memory.longterm import LongTermMemory
+from hiermem.memory.state import MemoryState
+from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
+
+IGNORED_LABEL = -100
+
+
+class HierMemModel(PreTrainedModel, GenerationMixin):
+    """A pretrained backbone that reads documents of any length and answers from what it read.
+
+    Example:
+        >>> model = HierMemModel.from_pretrained("smollm2")
+        >>> memory = model.read(text)
+        >>> model.ask(memory, "Who is the captain?").text
+
+    Attributes:
+        backbone: the transformers model; its weights and its code are not changed.
+        tokenizer: the backbone's tokenizer, or None where only token ids are used.
+    """
+
+    config_class = HierMemConfig
+    base_model_prefix = "backbone"
+    main_input_name = "input_ids"
+
+    def __init__(self, config: HierMemConfig, backbone: PreTrainedModel, tokenizer: Any = None) -> None:
+        super().__init__(config)
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.adapter = Backbone(backbone)
+        self.generation_config = backbone.generation_config
+        self._fingerprint: dict[str, str] | None = None
+
+    # ---- loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        config: HierMemConfig | None = None,
+        *,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+    ) -> "HierMemModel":
+        """Load a plain backbone, a folder that `save_pretrained` wrote, or a bundled model.
+
+        Args:
+            name_or_path: hub id, folder, or the name of a bundled model (`smollm2`).
+            config: settings of the memories; the default is the preset `full`, or what the folder holds.
+            dtype: of the backbone; the default is its own, or float32 on a processor without bf16.
+            device: where to compute; the default is a GPU if there is one.
+            revision: commit or tag on the hub.
+
+        Raises:
+            InputError: there is no such model, or it was saved in a newer format.
+            BackboneUnsupportedError: its attention cannot run over a working memory.
+        """
+        folder = Path(name_or_path)
+        if (folder / "config.json").is_file():
+            saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if saved.get("model_type") == HierMemConfig.model_type:
+                return cls._from_saved(folder, config, dtype=dtype, device=device)
+        config = config or HierMemConfig.preset("full")
+        settings = {**config.settings(), "backbone": str(name_or_path), "backbone_revision": revision}
+        config = HierMemConfig(**settings)
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        backbone, tokenizer = _load_backbone(str(name_or_path), revision, dtype, device)
+        return cls(config, backbone, tokenizer).to(device).eval()
+
+    @classmethod
+    def _from_saved(cls, folder: Path, config: HierMemConfig | None, **kwargs: Any) -> "HierMemModel":
+        saved = HierMemConfig.from_pretrained(folder)
+        if saved.format_version > FORMAT_VERSION:
+            raise InputError(
+                f"The model at {folder} is in format {saved.format_version} and this version reads up to "
+                f"{FORMAT_VERSION}: upgrade hiermem."
+            )
+        model = cls.from_pretrained(
+            saved.backbone, config or saved, revision=saved.backbone_revision, **kwargs
+        )
+        model.load_memory_parameters(load_file(folder / "model.safetensors"))
+        return model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **_: Any) -> None:
+        """Write configuration, memory parameters and tokenizer; the backbone is kept by reference."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.save_pretrained(folder)
+        save_file(self.memory_parameters(), folder / "model.safetensors", metadata={"format": "pt"})
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    def memory_parameters(self) -> dict[str, Tensor]:
+        """The parameters that are hiermem's own, by name, contiguous and on the CPU."""
+        return {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.state_dict().items()
+            if not name.startswith("backbone.")
+        }
+
+    def load_memory_parameters(self, parameters: dict[str, Tensor]) -> None:
+        """Take over parameters from `memory_parameters`.
+
+        Raises:
+            InputError: names are missing or unknown.
+        """
+        present = set(self.memory_parameters())
+        if present != set(parameters):
+            names = ", ".join(sorted(present ^ set(parameters)))
+            raise InputError(f"The saved memory parameters do not fit this configuration: {names} differ.")
+        self.load_state_dict(parameters, strict=False)
+
+    def fingerprint(self) -> dict[str, str]:
+        """What a saved memory must match: hashes of the backbone and of its tokenizer, and the dtype."""
+        if self._fingerprint is None:
+            self._fingerprint = {
+                "backbone": _backbone_hash(self.backbone),
+                "tokenizer": _tokenizer_hash(self.tokenizer),
+                "dtype": str(self.dtype).removeprefix("torch."),
+            }
+        return self._fingerprint
+
+    # ---- the two things a reader wants
+
+    def read(
+        self, source: reading.Source, memory: MemoryState | None = None, progress: bool = True
+    ) -> MemoryState:
+        """Read a document of any length in constant memory.
+
+        Args:
+            source: a text, an iterable of pieces of one text, or token ids.
+            memory: where to go on; None begins a new document. It is changed in place and returned.
+            progress: show a progress bar on long work, where the error stream is a terminal.
+
+        Raises:
+            InputError: the document is empty, or the model has no tokenizer.
+            NonFiniteError: the backbone produced NaN or infinity; the segment is named.
+            MemoryIncompatibleError: ``memory`` belongs to another model.
+        """
+        if self.tokenizer is None:
+            raise InputError("This model has no tokenizer: pass one to HierMemModel, or use forward().")
+        memory = self._own(memory) if memory is not None else self.new_memory()
+        with torch.inference_mode():
+            reading.read(self, source, memory, progress)
+        return memory
+
+    def ask(
+        self, memory: MemoryState, question: str, top_k: int | None = None, max_new_tokens: int = 64
+    ) -> asking.Answer:
+        """Answer a question from a memory; the memory stays as it is.
+
+        Args:
+            top_k: segments to recall; None takes the configured number.
+            max_new_tokens: length limit of the answer.
+
+        Raises:
+            InputError: the question is empty.
+            MemoryIncompatibleError: ``memory`` belongs to another model.
+        """
+        with torch.inference_mode():
+            return asking.ask(self, self._own(memory), question, top_k, max_new_tokens)
+
+    def new_memory(self) -> MemoryState:
+        """The memory of a document of which nothing has been read."""
+        working = self.new_working_memory(self.config.working)
+        longterm = LongTermMemory(self.config.longterm)
+        return MemoryState(working, longterm, self.config.segment, self.fingerprint())
+
+    def _own(self, memory: MemoryState) -> MemoryState:
+        if memory.fingerprint != self.fingerprint():
+            raise MemoryIncompatibleError(
+                "This memory was read by another model: load the model that made it, or read again."
+            )
+        return memory
+
+    # ---- the language model interface
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: BackboneCache | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits and loss over an input of any length, read through the working memory.
+
+        Args:
+            input_ids: ``[B, N]`` int64.
+            attention_mask: ``[B, N]`` or, with a past, ``[B, past + N]``; 0 marks padding on either side.
+            past_key_values: from an earlier output; reading goes on after it.
+            labels: ``[B, N]`` int64; the token that position i should predict stands at i + 1, -100 is
+                ignored. The loss is the mean over all positions of the whole input.
+            logits_to_keep: how many last positions get logits; 0 means all.
+        """
+        B, N = input_ids.shape
+        memory = past_key_values.memory if past_key_values is not None else None
+        memory = memory if memory is not None else self.new_working_memory(self.config.working, B)
+        memory.take_rows(B)
+        order, lengths = _left_aligned(attention_mask, B, N)
+        aligned = input_ids if order is None else input_ids.gather(1, order)
+        wanted = _wanted_columns(order, B, N, logits_to_keep)
+        logits = _take_columns(self._read_columns(memory, aligned, lengths, wanted), wanted)
+        loss = None if labels is None else _loss(logits, labels)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=BackboneCache(memory))
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate` for prompts of any length; arguments and results are its own."""
+        if kwargs.get("past_key_values") is None:
+            kwargs["past_key_values"] = BackboneCache(self.new_working_memory(self.config.working))
+        return super().generate(*args, **kwargs)
+
+    def new_working_memory(self, config: WorkingMemoryConfig, batch: int = 1) -> WorkingMemory:
+        """An empty working memory for this backbone."""
+        return self.adapter.new_memory(config, batch)
+
+    def read_ids(self, memory: WorkingMemory, ids: Tensor) -> Tensor:
+        """Read ``ids [1, n]`` without computing logits; returns the last chunk's hidden states."""
+        at, hidden = 0, None
+        while at < ids.shape[1]:
+            take = min(self.config.chunk, memory.room([True]), ids.shape[1] - at)
+            hidden = self.adapter.read_chunk(memory, ids[:, at : at + take], [take])
+            at += take
+        assert hidden is not None
+        return hidden
+
+    def continue_from(self, memory: WorkingMemory, ids: Tensor, max_new_tokens: int) -> str:
+        """Greedy continuation of ``ids [1, n]`` after what ``memory`` holds; ``memory`` moves on."""
+        memory.columns = 0  # for generate, the prompt begins here
+        output = self.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=BackboneCache(memory),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+        )
+        return str(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """The tensor where the model computes."""
+        return tensor.to(self.device)
+
+    def _read_columns(
+        self, memory: WorkingMemory, ids: Tensor, lengths: Sequence[int], wanted: Tensor
+    ) -> list[tuple[int, Tensor]]:
+        """Read left-aligned rows chunk by chunk; logits of the chunks that hold a wanted column."""
+        at, blocks = 0, []
+        first, last = int(wanted.min()), int(wanted.max())
+        end = ids.shape[1]
+        while at < end:
+            active = [length > at for length in lengths]
+            room = memory.room(active) if any(active) else end - at
+            take = min(self.config.chunk, room, end - at)
+            valid = [min(max(length - at, 0), take) for length in lengths]
+            needed = first < at + take and last >= at
+            output = self.adapter.read_chunk(memory, ids[:, at : at + take], valid, 0 if needed else None)
+            if needed:
+                blocks.append((at, output))
+            at += take
+        return blocks
+
+
+def _left_aligned(mask: Tensor | None, B: int, N: int) -> tuple[Tensor | None, list[int]]:
+    """Where each row's real tokens are ``[B, N]``, real ones first, and how many; None if none is padding."""
+    if mask is None:
+        return None, [N] * B
+    real = mask[:, -N:].bool()
+    lengths = real.sum(1).tolist()
+    if all(length == N for length in lengths):
+        return None, lengths
+    return (~real).to(torch.uint8).argsort(dim=1, stable=True), lengths
+
+
+def _wanted_columns(order: Tensor | None, B: int, N: int, keep: int) -> Tensor:
+    """Aligned column of each position whose logits are wanted, ``[B, keep or N]`` int64."""
+    columns = torch.arange(N).expand(B, N) if order is None else order.argsort(dim=1)
+    return columns[:, -keep:]
+
+
+def _take_columns(blocks: list[tuple[int, Tensor]], wanted: Tensor) -> Tensor:
+    """Logits at the wanted columns, ``[B, keep or N, vocabulary]``."""
+    first = blocks[0][0]
+    logits = blocks[0][1] if len(blocks) == 1 else torch.cat([block for _, block in blocks], dim=1)
+    index = (wanted - first).to(logits.device)
+    if torch.equal(index, torch.arange(logits.shape[1], device=index.device).expand(len(index), -1)):
+        return logits
+    return logits.gather(1, index.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+
+
+def _loss(logits: Tensor, labels: Tensor, block: int = 1024) -> Tensor:
+    """Mean negative log-likelihood in nats; float32 for a block of positions at a time."""
+    if logits.shape[1] != labels.shape[1]:
+        raise ValueError("labels need logits at all positions: leave logits_to_keep at 0")
+    predictions, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(logits.device)
+    total = torch.zeros((), device=logits.device)
+    for at in range(0, len(targets), block):
+        total = total + F.cross_entropy(
+            predictions[at : at + block].float(),
+            targets[at : at + block],
+            ignore_index=IGNORED_LABEL,
+            reduction="sum",
+        )
+    return total / (targets != IGNORED_LABEL).sum()
+
+
+def _load_backbone(
+    name: str, revision: str | None, dtype: torch.dtype | str | None, device: torch.device
+) -> tuple[PreTrainedModel, Any]:
+    path = str(BUNDLED_MODELS[name]()) if name in BUNDLED_MODELS else name
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision)
+        chosen = dtype or _native_dtype(getattr(config, "dtype", None), device)
+        backbone = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=chosen)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The model {name!r} could not be loaded ({_first_sentence(error)}): give a folder with a model, "
+            f"the id of one on the hub if you are online, or one of {', '.join(BUNDLED_MODELS)}."
+        ) from error
+    return backbone, tokenizer
+
+
+def _native_dtype(own: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The checkpoint's dtype where the device computes in it at speed, else float32."""
+    if own in (None, torch.float32):
+        return torch.float32
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32
+    return torch.bfloat16 if device.type == "cpu" or own is None else own
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
+def _backbone_hash(model: PreTrainedModel, samples: int = 64) -> str:
+    """SHA-256 over names, shapes and evenly spaced values of all parameters: any training changes it."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        some = flat[:: max(flat.numel() // samples, 1)].float().cpu()
+        digest.update(f"{name}{list(tensor.shape)}".encode() + some.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    if tokenizer is None:
+        return "none"
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
+
+
+AutoConfig.register(HierMemConfig.model_type, HierMemConfig)
+AutoModelForCausalLM.register(HierMemConfig, HierMemModel)

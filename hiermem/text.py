@@ -1,0 +1,88 @@
+"""Text that arrives in pieces, as the tokens that the whole text would give, with character spans."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hiermem.errors import BackboneUnsupportedError
+
+WINDOW = 1 << 16
+"""Characters tokenised at a time."""
+
+MARGIN = 512
+"""Characters that are held back at the end of a window, and shown again before the next one: tokenisers
+look no further than a word around a boundary."""
+
+
+@dataclass(frozen=True)
+class TokenBlock:
+    """Consecutive tokens of a text.
+
+    Attributes:
+        ids: token ids.
+        starts: character offset of each token in the whole text; a token reaches to the next one's start.
+        text: the characters that the tokens cover.
+    """
+
+    ids: list[int]
+    starts: list[int]
+    text: str
+
+
+def stream_tokens(tokenizer: Any, pieces: Iterable[str], offset: int = 0) -> Iterator[TokenBlock]:
+    """Tokenise ``pieces`` as if they were one string, in memory bounded by the window.
+
+    Args:
+        tokenizer: a fast tokenizer (one that gives character offsets). No special tokens are added.
+        offset: character offset of the first character in the document.
+
+    Raises:
+        BackboneUnsupportedError: the tokenizer gives no character offsets.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise BackboneUnsupportedError(
+            f"{type(tokenizer).__name__} gives no character offsets, which sources need: use a fast tokenizer"
+        )
+    context, pending = "", ""
+    for piece in pieces:
+        pending += piece
+        while len(pending) >= WINDOW + MARGIN:
+            ids, starts, cut = _tokenise(tokenizer, context, pending[: WINDOW + MARGIN], final=False)
+            yield TokenBlock(ids, [offset + start for start in starts], pending[:cut])
+            context, pending, offset = (context + pending[:cut])[-MARGIN:], pending[cut:], offset + cut
+    if pending:
+        ids, starts, _ = _tokenise(tokenizer, context, pending, final=True)
+        yield TokenBlock(ids, [offset + start for start in starts], pending)
+
+
+def _tokenise(tokenizer: Any, context: str, text: str, final: bool) -> tuple[list[int], list[int], int]:
+    """Tokens of ``text`` after ``context``: ids, character starts within ``text``, and where they end."""
+    encoded = tokenizer(context + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    spans = encoded["offset_mapping"]
+    first = _token_at(spans, len(context))
+    last = len(spans) if final else _last_boundary(context + text, spans, len(context) + len(text) - MARGIN)
+    cut = len(text) if last == len(spans) else spans[last][0] - len(context)
+    starts = [max(start - len(context), 0) for start, _ in spans[first:last]]
+    if starts:
+        starts[0] = 0  # characters that the tokenizer dropped belong to the token after them
+    return list(encoded["input_ids"][first:last]), starts, cut
+
+
+def _token_at(spans: list[tuple[int, int]], position: int) -> int:
+    """Index of the first token that ends after character ``position``."""
+    return next((i for i, (_, end) in enumerate(spans) if end > position), len(spans)) if position else 0
+
+
+def _last_boundary(text: str, spans: list[tuple[int, int]], limit: int) -> int:
+    """Index of the last token before ``limit`` that may start a window: best one at the start of a word."""
+    fallback = 0
+    for index in range(len(spans) - 1, 0, -1):
+        start, before = spans[index][0], spans[index - 1][1]
+        if start > limit or start < before:  # inside a character that takes several tokens
+            continue
+        fallback = fallback or index
+        if start < limit - MARGIN:
+            break
+        if text[start].isspace() and not text[start - 1].isspace():
+            return index
+    return fallback or len(spans)

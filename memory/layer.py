@@ -1,0 +1,74 @@
+"""The cache of one attention layer: plain tensors, and what may be done to whole rows of them.
+
+Dimension names: B batch, G KV heads, T cached tokens, D head width.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from hiermem.memory.positions import Rotary
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What the working memory must know of one attention layer.
+
+    Attributes:
+        window: width of its sliding attention window in tokens, or None for full attention.
+        rotary: how its keys are rotated, or None where positions are not rotary.
+    """
+
+    window: int | None = None
+    rotary: Rotary | None = None
+
+
+@dataclass
+class LayerMemory:
+    """The cache of one layer; all tensors are None until the first chunk.
+
+    Attributes:
+        keys: ``[B, G, T, D]``, rotated at `frames`.
+        values: ``[B, G, T, D]``.
+        positions: true positions, ``[B, G, T]`` int64, ascending, -1 where a slot is empty.
+        frames: positions that the keys are rotated at, ``[B, G, T]`` int32.
+        state: the policy's per-token tensors.
+        holes: whether any slot may be empty (known without asking the device).
+    """
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    positions: Tensor | None = None
+    frames: Tensor | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
+    holes: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """T, the slots of each KV head."""
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name; empty before the first chunk."""
+        if self.keys is None:
+            return {}
+        assert self.values is not None and self.positions is not None and self.frames is not None
+        named = {
+            "keys": self.keys,
+            "values": self.values,
+            "positions": self.positions,
+            "frames": self.frames,
+        }
+        return named | {f"state.{name}": value for name, value in self.state.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], holes: bool) -> "LayerMemory":
+        """The inverse of `tensors`."""
+        fields = {name: value for name, value in tensors.items() if not name.startswith("state.")}
+        state = {name[6:]: value for name, value in tensors.items() if name.startswith("state.")}
+        return cls(**fields, state=state, holes=holes)
+
+    def rows(self, index: Tensor) -> "LayerMemory":
+        """The memory of other batch rows, ``index [B'] int64``."""
+        tensors = {name: t.index_select(0, index.to(t.device)) for name, t in self.tensors().items()}
+        return LayerMemory.from_tensors(tensors, self.holes)

@@ -1,0 +1,168 @@
+"""Long-term memory: one record for each segment that was read, found again by its search key."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hiermem.retrieval.lexical import LexicalKey, LexicalKeyConfig
+from hiermem.retrieval.store import RecallStore, StoreConfig, new_store
+
+
+@dataclass
+class LongTermConfig:
+    """Settings of the long-term memory.
+
+    Attributes:
+        top_k: records that a question recalls; 0 switches recall off.
+        store: the index behind the search.
+        lexical: the search key that needs no training.
+    """
+
+    top_k: int = 4
+    store: StoreConfig = field(default_factory=StoreConfig)
+    lexical: LexicalKeyConfig = field(default_factory=LexicalKeyConfig)
+
+    def __post_init__(self) -> None:
+        if self.top_k < 0:
+            raise ValueError(f"top_k must not be negative, got {self.top_k}")
+        if isinstance(self.store, dict):
+            self.store = StoreConfig(**self.store)
+        if isinstance(self.lexical, dict):
+            self.lexical = LexicalKeyConfig(**self.lexical)
+
+
+@dataclass
+class Record:
+    """What a segment leaves behind.
+
+    Attributes:
+        first_token: true position of its first token in the document.
+        ids: its tokens, ``[n]`` int32.
+        start, end: its character span in the document.
+        text: the characters of that span, exactly.
+        embedding: its memory embedding ``[width]``, where the model makes one.
+    """
+
+    first_token: int
+    ids: Tensor
+    start: int
+    end: int
+    text: str
+    embedding: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A recalled record.
+
+    Attributes:
+        segment: its index.
+        score: inner product of the question's key and the record's.
+    """
+
+    segment: int
+    score: float
+    record: Record
+
+
+class LongTermMemory:
+    """Records in document order. The last one may be *open*: its segment is not complete yet.
+
+    Only complete segments are in the store and in the key's statistics, so that reading in pieces leaves
+    the same memory as reading at once; an open one is compared beside the store.
+    """
+
+    def __init__(self, config: LongTermConfig) -> None:
+        self.config = config
+        self.key = LexicalKey(config.lexical)
+        self.store: RecallStore = new_store(config.lexical.dim, config.store)
+        self.records: list[Record] = []
+        self.open: Record | None = None
+
+    def __len__(self) -> int:
+        return len(self.records) + (self.open is not None)
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Keep complete segments; any open one is replaced by them."""
+        if records:
+            self.store.add(self.key.document_keys([record.text for record in records]))
+            for record in records:
+                self.key.observe(record.text)
+            self.records.extend(records)
+            self.open = None
+
+    def forget_after(self, count: int) -> None:
+        """Go back to the first ``count`` complete records, whatever an interrupted `write` left."""
+        if len(self.store) == len(self.records) == count:
+            return
+        self.records, keys = self.records[:count], self.store.keys[:count]
+        self.key, self.store = LexicalKey(self.config.lexical), new_store(keys.shape[1], self.config.store)
+        self.store.add(keys)
+        for record in self.records:
+            self.key.observe(record.text)
+
+    def search(self, question: str, k: int, wanted: Callable[[Record], bool] = lambda _: True) -> list[Hit]:
+        """The best ``k`` records for which ``wanted`` holds, best first."""
+        query = self.key.query_key(question).unsqueeze(0)
+        hits: list[Hit] = []
+        if self.open is not None and wanted(self.open):
+            score = float(query @ self.key.document_keys([self.open.text]).T)
+            hits.append(Hit(len(self.records), score, self.open))
+        found, breadth = 0, k
+        while found < k and len(self.store):
+            breadth = min(breadth, len(self.store))
+            scores, ids = self.store.search(query, breadth)
+            pairs = zip(scores[0].tolist(), ids[0].tolist(), strict=True)
+            stored = [Hit(i, s, self.records[i]) for s, i in pairs if i >= 0 and wanted(self.records[i])][:k]
+            found = len(stored)
+            if found >= k or breadth == len(self.store):
+                hits.extend(stored)
+                break
+            breadth *= 4
+        return sorted(hits, key=lambda hit: (-hit.score, hit.segment))[:k]
+
+    # ---- saving
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Everything as tensors, by file name."""
+        records = [*self.records, *([self.open] if self.open else [])]
+        texts = [record.text.encode("utf-8", "surrogatepass") for record in records]
+        spans = [
+            [record.first_token, len(record.ids), record.start, record.end, len(text)]
+            for record, text in zip(records, texts, strict=True)
+        ]
+        ids = [record.ids for record in records]
+        embeddings = [record.embedding for record in self.records if record.embedding is not None]
+        return {
+            "records": {
+                "spans": torch.tensor(spans, dtype=torch.int64).reshape(-1, 5),
+                "ids": torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int32),
+                "text": torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8)
+                if any(texts)
+                else torch.zeros(0, dtype=torch.uint8),
+            },
+            "keys": {"keys": self.store.keys, **self.key.state_dict()},
+            "embeddings": {"embeddings": torch.stack(embeddings)} if embeddings else {},
+        }
+
+    @classmethod
+    def from_tensors(cls, config: LongTermConfig, files: dict[str, dict[str, Tensor]]) -> "LongTermMemory":
+        """The inverse of `tensors`; the index is built anew from the keys."""
+        memory = cls(config)
+        spans = files["records"]["spans"].tolist()
+        text, ids = bytes(files["records"]["text"].numpy()), files["records"]["ids"]
+        records, at_token, at_byte = [], 0, 0
+        for first, count, start, end, size in spans:
+            piece = text[at_byte : at_byte + size].decode("utf-8", "surrogatepass")
+            records.append(Record(first, ids[at_token : at_token + count], start, end, piece))
+            at_token, at_byte = at_token + count, at_byte + size
+        keys = files["keys"]["keys"]
+        memory.store.add(keys)
+        memory.key.load_state_dict(files["keys"])
+        memory.records = records[: len(keys)]
+        for record, embedding in zip(records, files["embeddings"].get("embeddings", []), strict=False):
+            record.embedding = embedding
+        memory.open = records[len(keys)] if len(records) > len(keys) else None
+        return memory

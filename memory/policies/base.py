@@ -1,0 +1,82 @@
+"""What an eviction policy is: a few settings and one function from a view of the cache to scores.
+
+Dimension names: B batch, G KV heads, R query heads per KV head, Q new queries, T cached tokens.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """What a policy may look at when it scores one layer's cache.
+
+    Attributes:
+        positions: true position of every cached token, ``[B, G, T]`` int64, ascending, -1 where empty.
+        seen: number of tokens read so far in each row, ``[B, 1, 1]`` int64.
+        state: the policy's own per-token tensors, ``[B, G, T, …]``, moved along with the survivors.
+    """
+
+    positions: Tensor
+    seen: Tensor
+    state: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class EvictionPolicy(ABC):
+    """Scores cached tokens; the working memory keeps the best ones within its budget.
+
+    A subclass is one file: its fields are its settings. Protection of sinks and of recent tokens is done
+    here, for all policies alike.
+
+    Attributes:
+        sinks: first tokens of the document that are never evicted (StreamingLLM, arXiv 2309.17453).
+        recent: newest tokens that are never evicted.
+    """
+
+    sinks: int = 4
+    recent: int = 0
+
+    name: ClassVar[str]
+    evicts: ClassVar[bool] = True
+    query_stride: ClassVar[int] = 0
+    """Every how many queries the attention is shown to `observe`; 0 if the policy does not look at it."""
+
+    def __post_init__(self) -> None:
+        if self.sinks < 0 or self.recent < 0:
+            raise ValueError(f"sinks and recent must not be negative, got {self.sinks} and {self.recent}")
+
+    @abstractmethod
+    def scores(self, view: CacheView) -> Tensor:
+        """Value of every cached token, ``[B, G, T]`` float32; higher stays longer."""
+
+    def new_state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
+        """Per-token state of tokens that have just entered the cache; none by default."""
+        return {}
+
+    def observe(
+        self, state: dict[str, Tensor], attention: Tensor, weights: Tensor, queries: int
+    ) -> dict[str, Tensor]:
+        """Take note of the attention that cached tokens received from a chunk of new queries.
+
+        Args:
+            state: the per-token state, each ``[B, G, T, …]``, new tokens included.
+            attention: post-softmax attention of the shown queries, ``[B, G, R, Q, T]``.
+            weights: how many real queries each shown one stands for, ``[B, Q]`` float32, 0 for padding.
+            queries: length of the chunk in tokens.
+
+        Returns the new state.
+        """
+        return state
+
+    def protected_scores(self, view: CacheView) -> Tensor:
+        """`scores` with sinks and recent tokens at +inf and empty slots at -inf, ``[B, G, T]`` float32."""
+        positions = view.positions
+        protected = (positions < self.sinks) | (positions >= view.seen - self.recent)
+        scores = self.scores(view).masked_fill(protected, torch.inf)
+        return scores.masked_fill(positions < 0, -torch.inf)

@@ -1,0 +1,18 @@
+"""Sinks and the newest tokens (StreamingLLM, arXiv 2309.17453)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from hiermem.memory.policies.base import CacheView, EvictionPolicy
+
+
+@dataclass(frozen=True)
+class WindowPolicy(EvictionPolicy):
+    """Newer is better."""
+
+    name: ClassVar[str] = "window"
+
+    def scores(self, view: CacheView) -> Tensor:
+        return view.positions.float()

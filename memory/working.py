@@ -1,0 +1,432 @@
+"""Working memory: the KV cache of all layers, pruned per KV head to a budget and carried across segments.
+
+Tokens enter chunk by chunk. Every `update_interval` tokens a decision is made: the policy scores what is
+cached, each KV head keeps its own best tokens within the budget, the rest is freed, and the position frame
+moves on. Between two decisions nothing is evicted or turned, so cutting an interval into other chunks
+changes nothing. Tensors are replaced, never written in place: a copy of the memory costs nothing, and a
+chunk that fails half-way leaves the memory as it was.
+
+Dimension names: B batch, G KV heads, R query heads per KV head, Q new queries, T cached tokens, S = T + Q,
+D head width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiermem.memory.layer import LayerMemory, LayerShape
+from hiermem.memory.policies import POLICIES, CacheView, EvictionPolicy
+from hiermem.memory.positions import POSITION_MODES, frame_start
+
+
+@dataclass
+class WorkingMemoryConfig:
+    """Settings of the working memory.
+
+    Attributes:
+        policy: name of the eviction policy, one of `hiermem.memory.policies.POLICIES`.
+        budget: tokens that each KV head keeps after a decision. Between decisions the cache grows by up
+            to `update_interval` tokens more.
+        sinks: first tokens of a document, never evicted.
+        recent_share: share of the budget that always goes to the newest tokens.
+        update_interval: tokens read between two decisions.
+        positions: `distance` keeps true distances up to the trained range and holds older tokens at its
+            far edge; `absolute` counts on for ever (as NAMM was published); `compact` closes the gaps
+            (as StreamingLLM does).
+        trained_range: positions the backbone was trained on; None asks the backbone's configuration.
+    """
+
+    policy: str = "window"
+    budget: int = 512
+    sinks: int = 4
+    recent_share: float = 0.5
+    update_interval: int = 128
+    positions: str = "distance"
+    trained_range: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ValueError(f"unknown policy {self.policy!r}: choose one of {', '.join(POLICIES)}")
+        if self.positions not in POSITION_MODES:
+            raise ValueError(
+                f"unknown position mode {self.positions!r}: choose one of {', '.join(POSITION_MODES)}"
+            )
+        if self.budget < 1:
+            raise ValueError(f"the budget must be at least 1 token per KV head, got {self.budget}")
+        if self.update_interval < 1:
+            raise ValueError(f"update_interval must be at least 1 token, got {self.update_interval}")
+        if self.sinks < 0 or not 0.0 <= self.recent_share <= 1.0:
+            raise ValueError(
+                f"sinks must not be negative and recent_share must lie in 0..1, "
+                f"got {self.sinks} and {self.recent_share}"
+            )
+        if self.sinks + self.recent > self.budget:
+            raise ValueError(
+                f"{self.sinks} sinks and {self.recent} recent tokens exceed the budget of {self.budget}: "
+                f"raise the budget, or lower sinks or recent_share"
+            )
+
+    @property
+    def recent(self) -> int:
+        """Newest tokens that are never evicted."""
+        return int(self.budget * self.recent_share)
+
+    def new_policy(self) -> EvictionPolicy:
+        """The configured policy with its settings."""
+        return POLICIES[self.policy](sinks=self.sinks, recent=self.recent)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The tokens that are being read.
+
+    Attributes:
+        positions: true positions, ``[B, Q]`` int64, -1 for padding.
+        frames: positions the backbone is shown, ``[B, Q]`` int64.
+        valid: number of real tokens in each row.
+        padded: whether any row has padding.
+    """
+
+    positions: Tensor
+    frames: Tensor
+    valid: tuple[int, ...]
+    padded: bool
+
+
+class WorkingMemory:
+    """The KV cache of a backbone for a batch of documents.
+
+    One chunk is read as `begin`, then for each layer `append` (and, where the policy asks, `observe`),
+    then `commit`. Rows of the batch may be at different places of their documents.
+
+    Attributes:
+        layers: one `LayerMemory` per attention layer.
+        seen: tokens read so far, per batch row.
+        columns: width of the input read so far, padding included.
+    """
+
+    def __init__(
+        self,
+        config: WorkingMemoryConfig,
+        shapes: Sequence[LayerShape],
+        trained_range: int,
+        batch: int = 1,
+    ) -> None:
+        if config.positions == "distance" and config.update_interval > trained_range:
+            raise ValueError(
+                f"update_interval {config.update_interval} exceeds the backbone's trained range of "
+                f"{trained_range} positions: lower it"
+            )
+        self.config = config
+        self.shapes = tuple(shapes)
+        self.trained_range = trained_range
+        self.policy = config.new_policy()
+        self.layers = [LayerMemory() for _ in self.shapes]
+        self.seen = [0] * batch
+        self.columns = 0
+        self.peak_tokens = 0
+        self.next_frame = 0
+        self._chunk: Chunk | None = None
+        self._pending: dict[int, tuple[Tensor, Tensor]] = {}
+        self._pending_state: dict[int, dict[str, Tensor]] = {}
+        self._masks: dict[tuple[int, int | None, int], Tensor | None] = {}
+
+    # ---- reading one chunk
+
+    def take_rows(self, batch: int) -> None:
+        """Set the number of rows, which is open until something has been read."""
+        if len(self.seen) != batch:
+            if self.columns:
+                raise ValueError(f"the memory holds {len(self.seen)} rows, the input has {batch}")
+            self.seen = [0] * batch
+
+    def room(self, rows: Sequence[bool]) -> int:
+        """How many tokens may be read before the next decision is due in one of the chosen rows."""
+        interval = self.config.update_interval
+        return min(interval - seen % interval for seen, chosen in zip(self.seen, rows, strict=True) if chosen)
+
+    def begin(self, valid: Sequence[int], width: int, device: torch.device) -> Chunk:
+        """Start a chunk of ``width`` columns of which each row's first ``valid`` are real tokens."""
+        columns = torch.arange(width, device=device)
+        seen = torch.tensor(self.seen, device=device).unsqueeze(1)
+        padded = any(count < width for count in valid)
+        positions = seen + columns
+        frames = positions - torch.tensor(self._frame_starts(self.seen), device=device).unsqueeze(1)
+        if padded:
+            real = columns < torch.tensor(valid, device=device).unsqueeze(1)
+            positions = positions.masked_fill(~real, -1)
+        self._chunk = Chunk(positions, frames, tuple(valid), padded)
+        self._pending.clear()
+        self._pending_state.clear()
+        self._masks.clear()
+        return self._chunk
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a chunk's keys and values ``[B, G, Q, D]``; returns all that the queries may see, ``S`` long."""
+        memory = self.layers[layer]
+        if memory.keys is not None and memory.values is not None:
+            keys = torch.cat((memory.keys, keys), dim=2)
+            values = torch.cat((memory.values, values), dim=2)
+        self._pending[layer] = (keys, values)
+        return keys, values
+
+    def mask(self, layer: int, repeats: int, dtype: torch.dtype) -> Tensor | None:
+        """Additive attention mask of the current chunk, broadcastable to ``[B, G, R * Q, S]``.
+
+        None where a single query sees everything. Query heads of a KV group are laid out as R * Q rows.
+        """
+        chunk, memory, window = self._current(), self.layers[layer], self._window_in_force(layer)
+        shared = not (memory.holes or chunk.padded or window)
+        if not shared:
+            return self._exact_mask(memory, chunk, window, repeats, dtype)
+        key = (memory.tokens, window, repeats)
+        if key not in self._masks:
+            width = chunk.positions.shape[1]
+            self._masks[key] = None if width == 1 else self._causal_mask(memory.tokens, chunk, repeats, dtype)
+        return self._masks[key]
+
+    def observe(self, layer: int, attention: Tensor, shown: Tensor) -> None:
+        """Let the policy see the attention ``[B, G, R, Q', S]`` of the queries at columns ``shown [Q']``."""
+        chunk, memory = self._current(), self.layers[layer]
+        B, G, _, _, S = attention.shape
+        fresh = self.policy.new_state(B, G, S - memory.tokens, attention.device)
+        state = {
+            name: torch.cat((memory.state[name], new), dim=2) if memory.state else new
+            for name, new in fresh.items()
+        }
+        width = chunk.positions.shape[1]
+        weights = torch.full((B, shown.numel()), width / shown.numel(), device=attention.device)
+        if chunk.padded:
+            weights = weights.masked_fill(chunk.positions[:, shown] < 0, 0.0)
+        self._pending_state[layer] = self.policy.observe(state, attention, weights, width)
+
+    def commit(self) -> None:
+        """Take the chunk in; where an interval is complete, evict and move the frame."""
+        chunk = self._current()
+        if len(self._pending) != len(self.layers):
+            raise RuntimeError("a chunk was committed that not every layer has read")
+        for index, memory in enumerate(self.layers):
+            self.layers[index] = self._grown(index, memory, chunk)
+        before = self._frame_starts(self.seen)
+        self.seen = [seen + new for seen, new in zip(self.seen, chunk.valid, strict=True)]
+        self.columns += chunk.positions.shape[1]
+        self.next_frame += chunk.positions.shape[1]
+        self.peak_tokens = max(self.peak_tokens, self.live_tokens)
+        self._chunk = None
+        self._pending.clear()
+        interval = self.config.update_interval
+        due = [new > 0 and seen % interval == 0 for seen, new in zip(self.seen, chunk.valid, strict=True)]
+        if any(due):
+            self._decide(due, before)
+
+    def _current(self) -> Chunk:
+        if self._chunk is None:
+            raise RuntimeError("no chunk is being read: call begin first")
+        return self._chunk
+
+    def _grown(self, index: int, memory: LayerMemory, chunk: Chunk) -> LayerMemory:
+        keys, values = self._pending[index]
+        shape = (*keys.shape[:2], chunk.positions.shape[1])
+        positions = chunk.positions.unsqueeze(1).expand(shape)
+        frames = chunk.frames.to(torch.int32).unsqueeze(1).expand(shape)
+        if memory.positions is not None and memory.frames is not None:
+            positions = torch.cat((memory.positions, positions), dim=2)
+            frames = torch.cat((memory.frames, frames), dim=2)
+        state = self._pending_state.get(index, {})
+        return LayerMemory(keys, values, positions, frames, state, memory.holes or chunk.padded)
+
+    # ---- masks
+
+    def _window_in_force(self, layer: int) -> int | None:
+        """The layer's sliding window, or None while every token still lies within it."""
+        window, chunk = self.shapes[layer].window, self._current()
+        if window is None or max(self.seen) + chunk.positions.shape[1] <= window:
+            return None
+        return window
+
+    def _causal_mask(self, cached: int, chunk: Chunk, repeats: int, dtype: torch.dtype) -> Tensor:
+        width = chunk.positions.shape[1]
+        mask = torch.full((width, width), torch.finfo(dtype).min, dtype=dtype, device=chunk.positions.device)
+        mask = torch.cat((mask.new_zeros(width, cached), mask.triu(1)), dim=1)
+        return mask.repeat(repeats, 1)
+
+    def _exact_mask(
+        self, memory: LayerMemory, chunk: Chunk, window: int | None, repeats: int, dtype: torch.dtype
+    ) -> Tensor:
+        new = chunk.positions.unsqueeze(1)  # [B, 1, Q]
+        key = new
+        if memory.positions is not None:
+            key = torch.cat((memory.positions, new.expand(-1, memory.positions.shape[1], -1)), dim=2)
+        key, query = key.unsqueeze(2), new.unsqueeze(3)  # [B, G, 1, S], [B, 1, Q, 1]
+        visible = (key >= 0) & (key <= query)
+        if window is not None:
+            visible &= query - key < window
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return mask.masked_fill(~visible, torch.finfo(dtype).min).repeat(1, 1, repeats, 1)
+
+    # ---- decisions
+
+    def _frame_starts(self, seen: Sequence[int]) -> list[int]:
+        """True position of frame position 0 in each row; for `compact` the row's own running offset."""
+        if self.config.positions == "absolute":
+            return [0] * len(seen)
+        if self.config.positions == "compact":
+            return [count - self.next_frame for count in seen]
+        return [frame_start(count, self.config.update_interval, self.trained_range) for count in seen]
+
+    def _decide(self, due: Sequence[bool], frames_before: Sequence[int]) -> None:
+        if self.policy.evicts or any(shape.window for shape in self.shapes):
+            for index in range(len(self.layers)):
+                self.layers[index] = self._evicted(index, due)
+        if self.config.positions == "compact":
+            self.next_frame = max(memory.tokens for memory in self.layers)
+            self.layers = [self._compacted(index) for index in range(len(self.layers))]
+        elif self._frame_starts(self.seen) != list(frames_before):
+            self.layers = [self._reframed(index) for index in range(len(self.layers))]
+
+    def _evicted(self, index: int, due: Sequence[bool]) -> LayerMemory:
+        memory, window = self.layers[index], self.shapes[index].window
+        assert memory.keys is not None and memory.values is not None and memory.positions is not None
+        limit = self.config.budget if self.policy.evicts else memory.tokens
+        limit = limit if window is None else min(limit, max(window - 1, 1))
+        uniform = all(due) and not memory.holes
+        if uniform and memory.tokens <= limit:
+            return memory
+        seen = torch.tensor(self.seen, device=memory.keys.device).view(-1, 1, 1)
+        scores = self.policy.protected_scores(CacheView(memory.positions, seen, memory.state))
+        if window is not None:
+            scores = scores.masked_fill(memory.positions <= seen - window, -torch.inf)
+        if uniform:
+            kept = scores.topk(limit, dim=-1, sorted=False).indices.sort(dim=-1).values
+            return self._gathered(memory, kept, empty=None)
+        return self._evicted_ragged(memory, scores, due, limit)
+
+    def _evicted_ragged(
+        self, memory: LayerMemory, scores: Tensor, due: Sequence[bool], limit: int
+    ) -> LayerMemory:
+        """Eviction where rows or heads keep different numbers of tokens: empty slots go in front."""
+        assert memory.positions is not None
+        is_due = torch.tensor(due, device=scores.device).view(-1, 1, 1)
+        alive = scores > -torch.inf
+        scores = torch.where(is_due, scores, torch.zeros_like(scores).masked_fill(~alive, -torch.inf))
+        order = scores.sort(dim=-1, descending=True, stable=True).indices
+        rank = torch.arange(scores.shape[-1], device=scores.device)
+        keep = alive.gather(-1, order) & (~is_due | (rank < limit))
+        height = max(int(keep.sum(-1).max()), 1)
+        order, keep = order[..., :height], keep[..., :height]
+        positions = memory.positions.gather(-1, order).masked_fill(~keep, -1)
+        positions, by_position = positions.sort(dim=-1, stable=True)
+        return self._gathered(memory, order.gather(-1, by_position), empty=positions < 0)
+
+    def _gathered(self, memory: LayerMemory, kept: Tensor, empty: Tensor | None) -> LayerMemory:
+        """The slots ``kept [B, G, T'] int64`` of a layer, in new and smaller tensors."""
+        B, G, T = kept.shape
+        base = torch.arange(B * G, device=kept.device).view(B, G, 1) * memory.tokens
+        rows = (base + kept).flatten()
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor.flatten(0, 2).index_select(0, rows).unflatten(0, (B, G, T))
+
+        gathered = {name: pick(tensor) for name, tensor in memory.tensors().items()}
+        holes = False
+        if empty is not None:
+            gathered["positions"] = gathered["positions"].masked_fill(empty, -1)
+            holes = bool(empty.any())
+        return LayerMemory.from_tensors(gathered, holes)
+
+    def _reframed(self, index: int) -> LayerMemory:
+        """Distance mode: turn the keys to the new frame; what lies before it is held at its edge."""
+        memory = self.layers[index]
+        assert memory.positions is not None
+        starts = torch.tensor(self._frame_starts(self.seen), device=memory.positions.device)
+        return self._turned(index, (memory.positions - starts.view(-1, 1, 1)).clamp(min=0))
+
+    def _compacted(self, index: int) -> LayerMemory:
+        """Compact mode: cached tokens take the positions right before the next query, without gaps."""
+        memory = self.layers[index]
+        assert memory.positions is not None
+        slots = torch.arange(memory.tokens, device=memory.positions.device)
+        return self._turned(index, (slots + self.next_frame - memory.tokens).expand_as(memory.positions))
+
+    def _turned(self, index: int, frames: Tensor) -> LayerMemory:
+        memory, rotary = self.layers[index], self.shapes[index].rotary
+        assert memory.keys is not None and memory.frames is not None
+        keys = memory.keys if rotary is None else rotary.turn(memory.keys, frames - memory.frames)
+        return replace(memory, keys=keys, frames=frames.to(torch.int32))
+
+    # ---- whole-memory operations
+
+    @property
+    def live_tokens(self) -> int:
+        """Most tokens that any KV head holds now."""
+        return max((memory.tokens for memory in self.layers), default=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all cached tensors, bookkeeping included."""
+        return sum(t.numel() * t.element_size() for memory in self.layers for t in memory.tensors().values())
+
+    def copy(self) -> "WorkingMemory":
+        """An independent memory with the same content; shares tensors, which are never written in place."""
+        twin = WorkingMemory(self.config, self.shapes, self.trained_range, len(self.seen))
+        twin.layers = list(self.layers)
+        twin.seen, twin.columns = list(self.seen), self.columns
+        twin.peak_tokens, twin.next_frame = self.peak_tokens, self.next_frame
+        return twin
+
+    def select_rows(self, index: Tensor) -> None:
+        """Reorder, repeat or drop batch rows in place: row i becomes old row ``index[i]`` (int64)."""
+        self.layers = [memory.rows(index) if memory.tokens else memory for memory in self.layers]
+        self.seen = [self.seen[row] for row in index.tolist()]
+
+    def held_everywhere(self, start: int, end: int) -> Tensor:
+        """Which tokens of a span of row 0 every head of every layer still holds, ``[end - start]`` bool."""
+        held: Tensor | None = None
+        for memory in self.layers:
+            if memory.positions is None:
+                return torch.zeros(end - start, dtype=torch.bool)
+            span = memory.positions[0] - start  # [G, T]
+            present = torch.zeros(span.shape[0], end - start + 1, dtype=torch.bool, device=span.device)
+            inside = (span >= 0) & (span < end - start)
+            present.scatter_(1, span.masked_fill(~inside, end - start), True)
+            here = present[:, :-1].all(0)
+            held = here if held is None else held & here
+        return torch.zeros(end - start, dtype=torch.bool) if held is None else held.cpu()
+
+    # ---- saving
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors, named ``<layer>.<tensor>``; what is not a tensor is in `bookkeeping`."""
+        return {
+            f"{index}.{name}": tensor
+            for index, memory in enumerate(self.layers)
+            for name, tensor in memory.tensors().items()
+        }
+
+    def bookkeeping(self) -> dict[str, Any]:
+        """JSON-ready rest of the state."""
+        return {
+            "seen": self.seen,
+            "columns": self.columns,
+            "peak_tokens": self.peak_tokens,
+            "next_frame": self.next_frame,
+            "holes": [memory.holes for memory in self.layers],
+        }
+
+    def load_state(self, tensors: dict[str, Tensor], bookkeeping: dict[str, Any]) -> None:
+        """Take the place of a memory that was saved with `state_dict` and `bookkeeping`."""
+        by_layer: list[dict[str, Tensor]] = [{} for _ in self.layers]
+        for name, tensor in tensors.items():
+            layer, _, rest = name.partition(".")
+            by_layer[int(layer)][rest] = tensor
+        self.layers = [
+            LayerMemory.from_tensors(named, holes) if named else LayerMemory()
+            for named, holes in zip(by_layer, bookkeeping["holes"], strict=True)
+        ]
+        self.seen = list(bookkeeping["seen"])
+        self.columns = int(bookkeeping["columns"])
+        self.peak_tokens = int(bookkeeping["peak_tokens"])
+        self.next_frame = int(bookkeeping["next_frame"])

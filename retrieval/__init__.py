@@ -1,0 +1,1 @@
+"""Finding and keeping records: search keys, recall stores, files on disk."""

@@ -1,0 +1,199 @@
+"""A training-free search key that works like BM25 through one inner product.
+
+A *unit* is a case-folded word cut to its first characters (cheap stemming), a whole word with
+digits, or a character bigram in scripts without spaces. Its vector comes from its hash, sparse and
+pseudo-random (count sketch: Charikar et al. 2002; feature hashing: Weinberger et al. 2009), so two
+units are nearly orthogonal and neither a vocabulary nor a tokenizer is needed.
+
+A segment's key is the sum of its units' vectors, each weighted by the saturated count of BM25
+(Robertson and Zaragoza 2009). The weight of rare units (idf) sits in the query alone, so a key
+depends on its segment's text only: it stays as it is while the document grows.
+
+The price is cross-talk from the common units in every key. A small ridge regression takes most of
+it out of the query: its inner product is the idf with the question's own units and near zero with
+the units that vary most between segments (compare Lupas and Verdu 1989).
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from itertools import chain, repeat
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hiermem.errors import InputError
+
+_NONZEROS = 8  # signed positions in the vector of one unit
+_RIDGE, _STEPS = 0.3, 10  # of the regression: ridge over a key entry's variance; iterations
+_LONGEST_WORD = 20  # characters; a longer word outside ASCII must be of a script without spaces
+
+# Vowel signs and accents inside words that \w leaves out; Thai to Burmese, Khmer, CJK, Hangul.
+_MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0966-\u0dff\u0e30-\u0ecd"
+_UNSPACED = "\u0e00-\u0ecd\u1000-\u109f\u1780-\u17d3\u3040-\u9fff\uac00-\ud7a3\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[\w{_MARKS}]+")
+_RUN = re.compile(rf"[{_UNSPACED}]+|[^{_UNSPACED}]+")
+_UNSPACED_RUN = re.compile(rf"[{_UNSPACED}]")
+_Ints = NDArray[np.int64]
+_Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LexicalKeyConfig:
+    """Settings of a :class:`LexicalKey`; keys made with different settings do not compare.
+
+    dim: length of a key in floats; the noise of a score falls as ``1 / sqrt(dim)``.
+    prefix: characters kept of a word.
+    saturation: BM25's ``k1``; at 0 it does not matter how often a unit stands in its segment.
+    cancelled: how many of the most varying units a query is cleaned of; 0 switches that off.
+    """
+
+    dim: int = 2048
+    prefix: int = 7
+    saturation: float = 0.5
+    cancelled: int = 4096
+
+    def __post_init__(self) -> None:
+        if min(self.dim, self.prefix) < 1:
+            raise InputError("LexicalKeyConfig.dim and .prefix must be at least 1.")
+        if not (0 <= self.saturation < np.inf and self.cancelled >= 0):
+            raise InputError("LexicalKeyConfig.saturation and .cancelled must be 0 or more.")
+
+
+class _Sketch(NamedTuple):
+    """The vectors of U units in D dimensions: positions and values, each [U, nonzeros]."""
+
+    positions: _Ints
+    values: _Floats
+    dim: int
+
+    def dot(self, vector: _Floats) -> _Floats:
+        """Inner product of ``vector`` [D] with every unit: float64 [U]."""
+        return np.asarray((vector[self.positions] * self.values).sum(1), np.float64)
+
+    def total(self, weights: _Floats) -> _Floats:
+        """Sum of the units' vectors, weighted by ``weights`` [U]: float64 [D]."""
+        spread = self.values * weights[:, None]
+        return np.bincount(self.positions.ravel(), spread.ravel(), self.dim).astype(np.float64)
+
+
+class LexicalKey:
+    """Makes search keys; reading a document only counts in how many segments each unit stands."""
+
+    def __init__(self, config: LexicalKeyConfig | None = None) -> None:
+        self.config = config or LexicalKeyConfig()
+        self._segments = 0
+        self._frequency: Counter[int] = Counter()
+        self._common: tuple[_Sketch, _Floats, float] | None = None
+
+    def units(self, text: str) -> tuple[_Ints, _Floats]:
+        """The distinct units of ``text``: int64 hashes [U] and float64 counts [U]."""
+        words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold().replace("_", " "))
+        counts = Counter(chain.from_iterable(map(_unit_ids, words, repeat(self.config.prefix))))
+        return np.array([*counts], np.int64), np.array([*counts.values()], np.float64)
+
+    def observe(self, text: str) -> None:
+        """Count a finished segment; later query keys change by it, document keys never do."""
+        self._segments += 1
+        self._frequency.update(self.units(text)[0].tolist())
+        self._common = None
+
+    def document_keys(self, texts: Sequence[str]) -> torch.Tensor:
+        """Keys of segments, each of its own text alone: float32 [N, D]; an empty text gives 0."""
+        keys, k1 = np.zeros((len(texts), self.config.dim), np.float32), self.config.saturation
+        for key, text in zip(keys, texts, strict=True):
+            ids, counts = self.units(text)
+            key[:] = self._sketch(ids).total((k1 + 1) * counts / (k1 + counts))
+        return torch.from_numpy(keys)
+
+    def query_key(self, text: str) -> torch.Tensor:
+        """Key of a question under the statistics so far: float32 [D]; an empty text gives 0."""
+        ids, counts = self.units(text)
+        known = np.array([self._frequency[i] for i in ids.tolist()], np.float64)
+        idf = np.log1p((self._segments - known + 0.5) / (known + 0.5))
+        return torch.from_numpy(self._clean(self._sketch(ids), counts * idf).astype(np.float32))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The statistics in int64: ``segments`` [1], ``unit_ids`` [V] ascending, ``frequency``."""
+        ids = sorted(self._frequency)
+        table = {"unit_ids": ids, "frequency": [self._frequency[unit] for unit in ids]}
+        table["segments"] = [self._segments]
+        return {name: torch.tensor(row, dtype=torch.int64) for name, row in table.items()}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over statistics that :meth:`state_dict` gave, in place of the present ones."""
+        try:
+            segments = int(state["segments"].item())
+            ids, counts = state["unit_ids"].tolist(), state["frequency"].tolist()
+            frequency = Counter(dict(zip(ids, counts, strict=True)))
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"These are not the statistics of a search key: {error}.") from error
+        if any(not 1 <= count <= segments for count in frequency.values()):
+            raise InputError("In these statistics a unit stands in more segments than there are.")
+        self._segments, self._frequency, self._common = segments, frequency, None
+
+    def _sketch(self, ids: _Ints) -> _Sketch:
+        """Pseudo-random vectors of units, of length 1 but for collisions, through SplitMix64."""
+        bits = np.arange(1, _NONZEROS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        bits = bits + ids.view(np.uint64)[:, None]
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        bits ^= bits >> np.uint64(31)
+        positions = (bits >> np.uint64(1)) % np.uint64(self.config.dim)
+        values = np.where(bits & np.uint64(1), 1.0, -1.0) / np.sqrt(_NONZEROS)
+        return _Sketch(positions.astype(np.int64), values, self.config.dim)
+
+    def _measure(self) -> tuple[_Sketch, _Floats, float]:
+        """The most varying units, their variances [K], and the variance of a key's entry."""
+        ids = np.array([*self._frequency], np.int64)
+        share = np.array([*self._frequency.values()], np.float64) / max(self._segments, 1)
+        variance = share * (1 - share)  # of a unit's presence in a segment
+        order, k = np.lexsort((ids, -variance)), self.config.cancelled
+        ids, variance = ids[order], variance[order]  # sums, too, do not depend on reading order
+        return self._sketch(ids[:k]), variance[:k], float(variance.sum()) / self.config.dim
+
+    def _clean(self, query: _Sketch, weights: _Floats) -> _Floats:
+        """The vector [D] that answers ``weights`` to the query's units, little to the others."""
+        if not self.config.cancelled:
+            return query.total(weights)
+        common, variance, noise = self._common = self._common or self._measure()
+
+        def normal(vector: _Floats) -> _Floats:
+            kept = query.total(query.dot(vector))
+            return kept + common.total(variance * common.dot(vector)) + _RIDGE * noise * vector
+
+        return _conjugate_gradient(normal, query.total(weights))
+
+
+@lru_cache(maxsize=1 << 16)
+def _unit_ids(word: str, prefix: int) -> tuple[int, ...]:
+    """The units of one case-folded word, as signed 64-bit hashes, the same on every machine."""
+    units: list[str] = []
+    for run in [word] if word.isascii() else _RUN.findall(word):
+        if _UNSPACED_RUN.match(run) or (len(run) > _LONGEST_WORD and not run.isascii()):
+            units += [run[i : i + 2] for i in range(max(1, len(run) - 1))]
+        else:
+            units.append(run if re.search(r"\d", run) else run[:prefix])
+    digests = [blake2b(unit.encode("utf-8", "replace"), digest_size=8) for unit in units]
+    return tuple(int.from_bytes(d.digest(), "little", signed=True) for d in digests)
+
+
+def _conjugate_gradient(operator: Callable[[_Floats], _Floats], right: _Floats) -> _Floats:
+    """Approximate ``x`` [D] in ``operator(x) = right``, a positive semi-definite system."""
+    solution, residual, direction = np.zeros_like(right), right, right
+    energy = start = float(right @ right)
+    for _ in range(_STEPS):
+        if energy <= 1e-12 * start:
+            break
+        image = operator(direction)
+        rate = energy / float(direction @ image)
+        solution, residual = solution + rate * direction, residual - rate * image
+        previous, energy = energy, float(residual @ residual)
+        direction = residual + (energy / previous) * direction
+    return solution

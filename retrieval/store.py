@@ -1,0 +1,158 @@
+"""Recall stores: search keys by inner product, exact in torch or through FAISS.
+
+Dimension names: N stored keys, B queries, K recalled, D key width.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hiermem.errors import NonFiniteError
+
+INDEX_KINDS = ("flat", "hnsw", "ivf", "torch")
+
+
+@dataclass
+class StoreConfig:
+    """Settings of the recall store.
+
+    Attributes:
+        kind: `flat` is exact (FAISS), `hnsw` a graph and `ivf` inverted lists (FAISS, approximate, for
+            more than about 100,000 segments), `torch` an exact search without FAISS.
+        hnsw_links: links per node of the graph.
+        ivf_lists: number of inverted lists; they are trained on the first ``40 * ivf_lists`` keys, and
+            the search is exact until then.
+        ivf_probes: inverted lists that one search looks into.
+    """
+
+    kind: str = "flat"
+    hnsw_links: int = 32
+    ivf_lists: int = 256
+    ivf_probes: int = 16
+
+    def __post_init__(self) -> None:
+        if self.kind not in INDEX_KINDS:
+            raise ValueError(f"unknown index {self.kind!r}: choose one of {', '.join(INDEX_KINDS)}")
+        if min(self.hnsw_links, self.ivf_lists, self.ivf_probes) < 1:
+            raise ValueError("hnsw_links, ivf_lists and ivf_probes must be at least 1")
+
+
+class RecallStore(ABC):
+    """Keys in the order they were added; ids are their indices.
+
+    The keys themselves are the truth and stay in `keys`; an index is derived from them.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self._blocks: list[Tensor] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def keys(self) -> Tensor:
+        """All keys, ``[N, D]`` float32."""
+        if not self._blocks:
+            return torch.zeros(0, self.dim)
+        if len(self._blocks) > 1:
+            self._blocks = [torch.cat(self._blocks)]
+        return self._blocks[0]
+
+    def add(self, keys: Tensor) -> None:
+        """Add ``keys [n, D]`` float32.
+
+        Raises:
+            NonFiniteError: a key holds NaN or infinity; nothing is added.
+        """
+        if keys.ndim != 2 or keys.shape[1] != self.dim:
+            raise ValueError(f"expected keys of shape [n, {self.dim}], got {list(keys.shape)}")
+        bad = ~keys.isfinite().all(dim=1)
+        if bad.any():
+            segment = self._count + int(bad.nonzero()[0])
+            raise NonFiniteError(f"the search key of segment {segment} is not finite: it was not stored")
+        keys = keys.detach().to("cpu", torch.float32)
+        self._index(keys)
+        self._blocks.append(keys)
+        self._count += len(keys)
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The ``min(k, N)`` best keys for each of ``queries [B, D]``.
+
+        Returns:
+            scores ``[B, K]`` float32, best first, and ids ``[B, K]`` int64.
+        """
+        k = min(k, len(self))
+        if k < 1:
+            return torch.zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.int64)
+        return self._search(queries.detach().to("cpu", torch.float32), k)
+
+    @abstractmethod
+    def _index(self, keys: Tensor) -> None:
+        """Take new keys into the index; called before they join `keys`."""
+
+    @abstractmethod
+    def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """`search` for 1 <= k <= N."""
+
+
+class TorchStore(RecallStore):
+    """Exact search by one matrix product: the reference for the others."""
+
+    def _index(self, keys: Tensor) -> None:
+        pass
+
+    def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        scores, ids = (queries @ self.keys.T).topk(k, dim=1)
+        return scores, ids
+
+
+class FaissStore(RecallStore):
+    """FAISS, exact or approximate; searching from several threads is safe, adding takes a lock."""
+
+    def __init__(self, dim: int, config: StoreConfig) -> None:
+        super().__init__(dim)
+        import faiss  # here, so that the torch store works where FAISS is missing
+
+        self.config = config
+        self._lock = threading.Lock()
+        if config.kind == "hnsw":
+            self._faiss = faiss.IndexHNSWFlat(dim, config.hnsw_links, faiss.METRIC_INNER_PRODUCT)
+        else:
+            self._faiss = faiss.IndexFlatIP(dim)
+
+    def _index(self, keys: Tensor) -> None:
+        with self._lock:
+            if self._ivf_is_due(len(keys)):
+                self._faiss = self._trained_ivf(torch.cat((self.keys, keys)))
+            else:
+                self._faiss.add(np.ascontiguousarray(keys.numpy()))
+
+    def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        scores, ids = self._faiss.search(np.ascontiguousarray(queries.numpy()), k)
+        return torch.from_numpy(scores), torch.from_numpy(ids)
+
+    def _ivf_is_due(self, new: int) -> bool:
+        needed = 40 * self.config.ivf_lists
+        return self.config.kind == "ivf" and len(self) < needed <= len(self) + new
+
+    def _trained_ivf(self, keys: Tensor) -> "object":
+        import faiss
+
+        coarse = faiss.IndexFlatIP(self.dim)
+        index = faiss.IndexIVFFlat(coarse, self.dim, self.config.ivf_lists, faiss.METRIC_INNER_PRODUCT)
+        index.nprobe = self.config.ivf_probes
+        array = np.ascontiguousarray(keys.numpy())
+        index.train(array)
+        index.add(array)
+        return index
+
+
+def new_store(dim: int, config: StoreConfig) -> RecallStore:
+    """An empty store of the configured kind for keys of ``dim`` numbers."""
+    return TorchStore(dim) if config.kind == "torch" else FaissStore(dim, config)

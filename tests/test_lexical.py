@@ -1,0 +1,232 @@
+"""The search key made of hashed words: its scores, its statistics, its stability."""
+
+import math
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+import hiermem
+from hiermem.errors import InputError
+from hiermem.retrieval.lexical import LexicalKey, LexicalKeyConfig
+
+VOCABULARY = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "prstvz"]
+
+
+def segments(count: int, words: int = 150, seed: int = 0) -> list[str]:
+    """Texts whose words follow Zipf's law over 240 invented words, in a language of their own."""
+    pick = random.Random(seed)
+    weights = [1 / (rank + 1) for rank in range(len(VOCABULARY))]
+    return [" ".join(pick.choices(VOCABULARY, weights, k=words)) for _ in range(count)]
+
+
+def reader(texts: list[str], config: LexicalKeyConfig | None = None) -> LexicalKey:
+    """A key that has observed ``texts``."""
+    lexical = LexicalKey(config)
+    for text in texts:
+        lexical.observe(text)
+    return lexical
+
+
+def exact_scores(query: str, texts: list[str], saturation: float) -> list[float]:
+    """BM25 without length normalisation, word by word: the slow reference."""
+    bags = [Counter(text.split()) for text in texts]
+    scores = [0.0] * len(texts)
+    for word in query.split():
+        frequency = sum(word in bag for bag in bags)
+        idf = math.log(1 + (len(texts) - frequency + 0.5) / (frequency + 0.5))
+        for i, bag in enumerate(bags):
+            scores[i] += idf * (saturation + 1) * bag[word] / (saturation + bag[word])
+    return scores
+
+
+def test_scores_are_bm25_within_the_noise_of_the_sketch() -> None:
+    texts = segments(60)
+    query = " ".join(VOCABULARY[20:220:25])
+    wide = LexicalKeyConfig(dim=1 << 17, cancelled=0)
+    exact = torch.tensor(exact_scores(query, texts, wide.saturation))
+    lexical = reader(texts, wide)
+    torch.testing.assert_close(
+        lexical.document_keys(texts) @ lexical.query_key(query), exact, atol=0.5, rtol=0.02
+    )
+
+    narrow = LexicalKeyConfig(dim=1024, cancelled=0)
+    lexical = reader(texts, narrow)
+    keys, key = lexical.document_keys(texts), lexical.query_key(query)
+    noise = keys.norm(dim=1) * key.norm() / math.sqrt(narrow.dim)
+    assert bool(((keys @ key - exact).abs() < 4 * noise).all())
+
+
+def test_cancelling_common_words_brings_scores_nearer_to_bm25() -> None:
+    texts = segments(60)
+    exact = torch.tensor(exact_scores(" ".join(VOCABULARY[20:220:25]), texts, 0.5))
+    correlation = {}
+    for cancelled in (0, 4096):
+        lexical = reader(texts, LexicalKeyConfig(dim=512, cancelled=cancelled))
+        scores = lexical.document_keys(texts) @ lexical.query_key(" ".join(VOCABULARY[20:220:25]))
+        correlation[cancelled] = float(torch.corrcoef(torch.stack([scores, exact]))[0, 1])
+    assert correlation[4096] > max(0.95, correlation[0])
+
+
+def test_a_rare_shared_word_wins_over_common_words() -> None:
+    texts = [f"{text} the of and" for text in segments(40)]
+    texts[7] += " zanzibar"
+    texts[8] += " the of and the of and"
+    lexical = reader(texts)
+    scores = lexical.document_keys(texts) @ lexical.query_key("the of and Zanzibar?")
+    assert int(scores.argmax()) == 7
+
+
+def test_a_fact_is_found_among_many_segments() -> None:
+    texts = segments(300, words=300)
+    texts[123] += ". The pass key is 48213. Remember it."
+    lexical = reader(texts)
+    scores = lexical.document_keys(texts) @ lexical.query_key("What is the pass key?")
+    assert int(scores.argmax()) == 123
+
+
+def test_document_keys_never_change_while_the_document_grows() -> None:
+    texts = segments(30)
+    lexical = LexicalKey()
+    before = lexical.document_keys(texts)
+    first_query = lexical.query_key(texts[3])
+    for text in texts:
+        lexical.observe(text)
+    assert torch.equal(lexical.document_keys(texts), before)
+    assert torch.equal(torch.cat([lexical.document_keys([text]) for text in texts]), before)
+    assert not torch.equal(lexical.query_key(texts[3]), first_query)
+
+
+def test_query_keys_do_not_depend_on_when_questions_were_asked() -> None:
+    texts = segments(30)
+    asked = LexicalKey()
+    for text in texts:
+        asked.observe(text)
+        asked.query_key("a question in between")
+    assert torch.equal(asked.query_key(texts[5]), reader(texts).query_key(texts[5]))
+
+
+def test_state_round_trip_and_reading_in_pieces() -> None:
+    texts = segments(30)
+    whole = reader(texts)
+    pieces = LexicalKey()
+    pieces.load_state_dict(load(save(reader(texts[:11]).state_dict())))
+    for text in texts[11:]:
+        pieces.observe(text)
+    state = pieces.state_dict()
+    assert all(value.dtype == torch.int64 for value in state.values())
+    assert bool((state["unit_ids"].diff() > 0).all())
+    for name, value in whole.state_dict().items():
+        assert torch.equal(state[name], value)
+    assert torch.equal(pieces.query_key(texts[5]), whole.query_key(texts[5]))
+
+
+def test_query_keys_do_not_depend_on_the_order_of_reading() -> None:
+    texts = segments(30)
+    config = LexicalKeyConfig(cancelled=50)
+    backwards = reader(texts[::-1], config)
+    assert torch.equal(backwards.query_key(texts[5]), reader(texts, config).query_key(texts[5]))
+
+
+def test_empty_state_round_trip() -> None:
+    lexical = reader(segments(3))
+    lexical.load_state_dict(LexicalKey().state_dict())
+    assert int(lexical.state_dict()["segments"]) == 0
+    assert lexical.state_dict()["unit_ids"].shape == (0,)
+
+
+def test_same_keys_in_every_process() -> None:
+    code = (
+        "import hashlib; from hiermem.retrieval.lexical import LexicalKey; k = LexicalKey();"
+        "[k.observe(t) for t in ('one two', 'two three', 'vier f\\u00fcnf')];"
+        "x = k.document_keys(['one two'])[0]; q = k.query_key('two vier');"
+        "print(hashlib.sha256(x.numpy().tobytes() + q.numpy().tobytes()).hexdigest())"
+    )
+    root = str(Path(hiermem.__file__).parent.parent)
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": root},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
+
+
+def test_hashes_are_the_ones_on_disk() -> None:
+    """A stored key must be found again by later versions, so the hash may never change."""
+    ids, counts = LexicalKey().units("Lantern lanterns LANTERN")
+    assert ids.tolist() == [-282718515629175548]
+    assert counts.tolist() == [3.0]
+
+
+@pytest.mark.parametrize("text", ["", " \n", "?! ... --", "_"])
+def test_text_without_words_gives_zeros(text: str) -> None:
+    lexical = reader([*segments(3), text])
+    assert torch.equal(lexical.document_keys([text]), torch.zeros(1, 2048))
+    assert torch.equal(lexical.query_key(text), torch.zeros(2048))
+    assert lexical.document_keys([]).shape == (0, 2048)
+
+
+def test_query_before_anything_was_read_is_finite() -> None:
+    key = LexicalKey().query_key("Who hid the lantern?")
+    assert key.dtype == torch.float32
+    assert bool(key.isfinite().all())
+    assert float(key.norm()) > 0
+    one = reader(["The lantern was hidden."])
+    assert bool(one.query_key("Who hid the lantern?").isfinite().all())
+
+
+def test_scripts_without_spaces_are_cut_into_bigrams() -> None:
+    lexical = LexicalKey()
+    assert len(lexical.units("東京都")[0]) == 2
+    assert len(lexical.units("東")[0]) == 1
+    assert set(lexical.units("GPT東京")[0]) == set(lexical.units("gpt 東京")[0])
+    assert len(lexical.units("ა" * 5 + "ბ" * 20)[0]) == 3
+    texts = ["今日は天気がいいです。", "船長は橋の下に青い提灯を隠した。", "猫が庭で寝ている。"]
+    lexical = reader(texts)
+    scores = lexical.document_keys(texts) @ lexical.query_key("青い提灯はどこですか")
+    assert int(scores.argmax()) == 1
+
+
+def test_words_keep_their_marks_and_numbers_all_their_digits() -> None:
+    lexical = LexicalKey()
+    assert len(lexical.units("हिन्दी")[0]) == 1
+    assert lexical.units("cafe\u0301")[0].tolist() == lexical.units("CAFÉ")[0].tolist()
+    assert len(lexical.units("12345678 12345679")[0]) == 2
+    assert len(lexical.units("snake_case")[0]) == 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"dim": 0}, {"prefix": 0}, {"cancelled": -1}, {"saturation": -0.1}, {"saturation": math.nan}],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="LexicalKeyConfig"):
+        LexicalKeyConfig(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"segments": torch.tensor([1])},
+        {"frequency": torch.tensor([1, 2, 3])},
+        {"segments": torch.tensor([1, 2])},
+    ],
+)
+def test_wrong_statistics_are_refused(change: dict[str, torch.Tensor]) -> None:
+    lexical = reader(["one two", "two"])
+    before = lexical.state_dict()
+    with pytest.raises(InputError):
+        lexical.load_state_dict({**before, **change})
+    with pytest.raises(InputError):
+        lexical.load_state_dict({})
+    assert torch.equal(lexical.state_dict()["frequency"], before["frequency"])
