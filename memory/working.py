@@ -165,7 +165,7 @@ class WorkingMemory:
         return self._chunk
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a chunk's keys and values ``[B, G, Q, D]``; returns all that the queries may see, ``S`` long."""
+        """Add a chunk's keys and values ``[B, G, Q, D]``; returns all that may be seen, ``S`` long."""
         memory = self.layers[layer]
         if memory.keys is not None and memory.values is not None:
             keys = torch.cat((memory.keys, keys), dim=2)

@@ -6,6 +6,7 @@ Dimension names: N stored keys, B queries, K recalled, D key width.
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,6 +122,7 @@ class FaissStore(RecallStore):
 
         self.config = config
         self._lock = threading.Lock()
+        self._faiss: Any
         if config.kind == "hnsw":
             self._faiss = faiss.IndexHNSWFlat(dim, config.hnsw_links, faiss.METRIC_INNER_PRODUCT)
         else:
@@ -141,7 +143,7 @@ class FaissStore(RecallStore):
         needed = 40 * self.config.ivf_lists
         return self.config.kind == "ivf" and len(self) < needed <= len(self) + new
 
-    def _trained_ivf(self, keys: Tensor) -> "object":
+    def _trained_ivf(self, keys: Tensor) -> Any:
         import faiss
 
         coarse = faiss.IndexFlatIP(self.dim)

@@ -42,8 +42,8 @@ class AttentionPolicy(EvictionPolicy):
     def observe(
         self, state: dict[str, Tensor], attention: Tensor, weights: Tensor, queries: int
     ) -> dict[str, Tensor]:
-        B, G, R, Q, T = attention.shape
-        age = torch.arange(Q - 1, -1, -1, device=attention.device) * self.query_stride  # of each shown query
+        R, T = attention.shape[2], attention.shape[-1]
+        age = torch.arange(attention.shape[3] - 1, -1, -1, device=attention.device) * self.query_stride
         fading = weights * self.decay ** age.float() / R  # [B, Q]
         fading = fading[:, None, :, None]
         # Columns that some shown query is near to; slots stand in for positions, which differ from them only
