@@ -1,0 +1,1 @@
+"""Measuring: tasks, scoring, benchmarks."""

@@ -261,7 +261,13 @@ def _trained_range(config: Any) -> int:
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         if parameters.get("rope_type") == "longrope" and "original_max_position_embeddings" in parameters:
             return int(parameters["original_max_position_embeddings"])
-    return int(config.max_position_embeddings)
+    known = getattr(config, "max_position_embeddings", None)
+    if known is None:
+        raise BackboneUnsupportedError(
+            f"{type(config).__name__} does not say how many positions the model was trained on: "
+            f"hiermem supports decoder-only models with attention over positions"
+        )
+    return int(known)
 
 
 def _layer_shapes(model: PreTrainedModel, config: Any) -> tuple[LayerShape, ...]:
@@ -304,7 +310,10 @@ def _is_interleaved(model: PreTrainedModel, frequencies: Tensor) -> bool:
     unit = torch.zeros(1, 1, 1, width)
     unit[..., 0] = 1.0
     ones = torch.ones(1, 1, width)
-    turned = rotate(unit, unit, 0 * ones, ones)[1].flatten()  # cos 0, sin 1: a quarter turn
+    try:
+        turned = rotate(unit, unit, 0 * ones, ones)[1].flatten()  # cos 0, sin 1: a quarter turn
+    except (TypeError, RuntimeError):  # other arguments, or tables of another width
+        turned = unit.flatten()
     partner = int(turned.abs().argmax())
     if partner not in (1, width // 2):
         raise BackboneUnsupportedError(f"{source.__name__} rotates keys in a way hiermem does not know")

@@ -1,5 +1,6 @@
 """The segment loop: a document goes through the backbone chunk by chunk and leaves a memory behind."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -42,7 +43,8 @@ def read(model: "HierMemModel", source: Source, memory: MemoryState, progress: b
         total=total, unit="char", unit_scale=True, desc="reading", disable=None if progress else True, delay=2
     )
     with bar:
-        for piece in _pieces(_blocks(model.tokenizer, source, memory), model.config.chunk, memory.tokens):
+        chunk = math.gcd(model.config.chunk, memory.segment)  # a memory keeps its own segment length
+        for piece in _pieces(_blocks(model.tokenizer, source, memory), chunk, memory.tokens):
             moment = memory.snapshot()
             try:
                 _read_piece(model, memory, piece)
@@ -85,6 +87,8 @@ def _pieces(blocks: Iterable[TokenBlock], chunk: int, position: int) -> Iterator
     ids: list[int] = []
     text, start = "", 0
     for block in blocks:
+        if not block.ids:
+            continue
         start = start if ids else block.starts[0]
         bounds = [*block.starts[1:], block.starts[0] + len(block.text)]
         at = 0

@@ -105,6 +105,7 @@ class WorkingMemory:
     Attributes:
         layers: one `LayerMemory` per attention layer.
         seen: tokens read so far, per batch row.
+        next_frame: frame position of the next token in `compact` mode, per batch row.
         columns: width of the input read so far, padding included.
     """
 
@@ -128,7 +129,7 @@ class WorkingMemory:
         self.seen = [0] * batch
         self.columns = 0
         self.peak_tokens = 0
-        self.next_frame = 0
+        self.next_frame = [0] * batch
         self._chunk: Chunk | None = None
         self._pending: dict[int, tuple[Tensor, Tensor]] = {}
         self._pending_state: dict[int, dict[str, Tensor]] = {}
@@ -141,7 +142,7 @@ class WorkingMemory:
         if len(self.seen) != batch:
             if self.columns:
                 raise ValueError(f"the memory holds {len(self.seen)} rows, the input has {batch}")
-            self.seen = [0] * batch
+            self.seen, self.next_frame = [0] * batch, [0] * batch
 
     def room(self, rows: Sequence[bool]) -> int:
         """How many tokens may be read before the next decision is due in one of the chosen rows."""
@@ -158,6 +159,7 @@ class WorkingMemory:
         if padded:
             real = columns < torch.tensor(valid, device=device).unsqueeze(1)
             positions = positions.masked_fill(~real, -1)
+            frames = frames.masked_fill(~real, 0)
         self._chunk = Chunk(positions, frames, tuple(valid), padded)
         self._pending.clear()
         self._pending_state.clear()
@@ -213,7 +215,7 @@ class WorkingMemory:
         before = self._frame_starts(self.seen)
         self.seen = [seen + new for seen, new in zip(self.seen, chunk.valid, strict=True)]
         self.columns += chunk.positions.shape[1]
-        self.next_frame += chunk.positions.shape[1]
+        self.next_frame = [frame + new for frame, new in zip(self.next_frame, chunk.valid, strict=True)]
         self.peak_tokens = max(self.peak_tokens, self.live_tokens)
         self._chunk = None
         self._pending.clear()
@@ -274,16 +276,20 @@ class WorkingMemory:
         if self.config.positions == "absolute":
             return [0] * len(seen)
         if self.config.positions == "compact":
-            return [count - self.next_frame for count in seen]
+            return [count - frame for count, frame in zip(seen, self.next_frame, strict=True)]
         return [frame_start(count, self.config.update_interval, self.trained_range) for count in seen]
 
     def _decide(self, due: Sequence[bool], frames_before: Sequence[int]) -> None:
-        if self.policy.evicts or any(shape.window for shape in self.shapes):
+        windows = any(shape.window for shape in self.shapes)
+        if self.policy.evicts or windows or any(memory.holes for memory in self.layers):
             for index in range(len(self.layers)):
                 self.layers[index] = self._evicted(index, due)
         if self.config.positions == "compact":
-            self.next_frame = max(memory.tokens for memory in self.layers)
-            self.layers = [self._compacted(index) for index in range(len(self.layers))]
+            self.next_frame = [
+                used if now else frame
+                for used, now, frame in zip(self._most_held(), due, self.next_frame, strict=True)
+            ]
+            self.layers = [self._compacted(index, due) for index in range(len(self.layers))]
         elif self._frame_starts(self.seen) != list(frames_before):
             self.layers = [self._reframed(index) for index in range(len(self.layers))]
 
@@ -300,7 +306,7 @@ class WorkingMemory:
         if window is not None:
             scores = scores.masked_fill(memory.positions <= seen - window, -torch.inf)
         if uniform:
-            kept = scores.topk(limit, dim=-1, sorted=False).indices.sort(dim=-1).values
+            kept = _best_first(scores)[..., :limit].sort(dim=-1).values
             return self._gathered(memory, kept, empty=None)
         return self._evicted_ragged(memory, scores, due, limit)
 
@@ -312,7 +318,7 @@ class WorkingMemory:
         is_due = torch.tensor(due, device=scores.device).view(-1, 1, 1)
         alive = scores > -torch.inf
         scores = torch.where(is_due, scores, torch.zeros_like(scores).masked_fill(~alive, -torch.inf))
-        order = scores.sort(dim=-1, descending=True, stable=True).indices
+        order = _best_first(scores)
         rank = torch.arange(scores.shape[-1], device=scores.device)
         keep = alive.gather(-1, order) & (~is_due | (rank < limit))
         height = max(int(keep.sum(-1).max()), 1)
@@ -344,12 +350,25 @@ class WorkingMemory:
         starts = torch.tensor(self._frame_starts(self.seen), device=memory.positions.device)
         return self._turned(index, (memory.positions - starts.view(-1, 1, 1)).clamp(min=0))
 
-    def _compacted(self, index: int) -> LayerMemory:
+    def _compacted(self, index: int, due: Sequence[bool]) -> LayerMemory:
         """Compact mode: cached tokens take the positions right before the next query, without gaps."""
         memory = self.layers[index]
-        assert memory.positions is not None
-        slots = torch.arange(memory.tokens, device=memory.positions.device)
-        return self._turned(index, (slots + self.next_frame - memory.tokens).expand_as(memory.positions))
+        assert memory.positions is not None and memory.frames is not None
+        device = memory.positions.device
+        end = torch.tensor(self.next_frame, device=device).view(-1, 1, 1)
+        frames = (torch.arange(memory.tokens, device=device) + end - memory.tokens).clamp(min=0)
+        is_due = torch.tensor(due, device=device).view(-1, 1, 1)
+        return self._turned(index, torch.where(is_due, frames, memory.frames))
+
+    def _most_held(self) -> list[int]:
+        """Most tokens that any KV head holds, per batch row."""
+        counts = [
+            (memory.positions >= 0).sum(-1).amax(-1)
+            if memory.holes and memory.positions is not None
+            else torch.full((len(self.seen),), memory.tokens)
+            for memory in self.layers
+        ]
+        return list(torch.stack([count.cpu() for count in counts]).amax(0).tolist())
 
     def _turned(self, index: int, frames: Tensor) -> LayerMemory:
         memory, rotary = self.layers[index], self.shapes[index].rotary
@@ -374,13 +393,15 @@ class WorkingMemory:
         twin = WorkingMemory(self.config, self.shapes, self.trained_range, len(self.seen))
         twin.layers = list(self.layers)
         twin.seen, twin.columns = list(self.seen), self.columns
-        twin.peak_tokens, twin.next_frame = self.peak_tokens, self.next_frame
+        twin.peak_tokens, twin.next_frame = self.peak_tokens, list(self.next_frame)
         return twin
 
     def select_rows(self, index: Tensor) -> None:
         """Reorder, repeat or drop batch rows in place: row i becomes old row ``index[i]`` (int64)."""
         self.layers = [memory.rows(index) if memory.tokens else memory for memory in self.layers]
-        self.seen = [self.seen[row] for row in index.tolist()]
+        chosen = index.tolist()
+        self.seen = [self.seen[row] for row in chosen]
+        self.next_frame = [self.next_frame[row] for row in chosen]
 
     def held_everywhere(self, start: int, end: int) -> Tensor:
         """Which tokens of a span of row 0 every head of every layer still holds, ``[end - start]`` bool."""
@@ -429,4 +450,9 @@ class WorkingMemory:
         self.seen = list(bookkeeping["seen"])
         self.columns = int(bookkeeping["columns"])
         self.peak_tokens = int(bookkeeping["peak_tokens"])
-        self.next_frame = int(bookkeeping["next_frame"])
+        self.next_frame = list(bookkeeping["next_frame"])
+
+
+def _best_first(scores: Tensor) -> Tensor:
+    """Slots by falling score; of equal ones the older first, so that a batch decides as its rows alone."""
+    return scores.sort(dim=-1, descending=True, stable=True).indices

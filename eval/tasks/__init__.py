@@ -1,0 +1,1 @@
+"""Tasks: each one short file with its examples, prompt and metric."""

@@ -1,0 +1,1 @@
+"""The command line; `hiermem.cli.main` is where it starts."""

@@ -1,0 +1,85 @@
+"""What the memory costs: reading a text against the bare backbone on the same chunks, in one run.
+
+The bare limit is transformers' own model body (no logits) on the same chunks over an untouched cache of
+`budget` tokens that is cropped back after each chunk: same dtype, same threads.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+if TYPE_CHECKING:
+    from hiermem.config import HierMemConfig
+    from hiermem.model import HierMemModel
+
+
+def _seconds(device: torch.device, read: Callable[[int], object], at: int) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    read(at)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _bare_reader(model: "HierMemModel", ids: Tensor, budget: int, chunk: int) -> Callable[[int], object]:
+    cache = DynamicCache(config=model.backbone.config)
+    body = model.backbone.base_model
+    body(input_ids=ids[:, :budget], past_key_values=cache, use_cache=True)
+
+    def read(at: int) -> None:
+        body(input_ids=ids[:, at : at + chunk], past_key_values=cache, use_cache=True)
+        cache.crop(-chunk)
+
+    return read
+
+
+def _memory_reader(model: "HierMemModel", ids: Tensor, config: "HierMemConfig") -> Callable[[int], object]:
+    memory = model.new_working_memory(config.working)
+    chunk = config.chunk
+    for at in range(0, config.working.budget + chunk, chunk):  # until the first eviction is behind
+        model.adapter.read_chunk(memory, ids[:, at : at + chunk], [min(chunk, ids.shape[1] - at)])
+    return lambda at: model.adapter.read_chunk(memory, ids[:, at : at + chunk], [chunk])
+
+
+def measure(
+    model: "HierMemModel", ids: Tensor, configs: dict[str, "HierMemConfig"], rounds: int
+) -> list[dict[str, Any]]:
+    """Interleaved timings of one chunk at a time; rows with medians and the ratio to the bare limit.
+
+    Args:
+        ids: ``[1, n]`` int64, at least a few chunks.
+        configs: configurations of the same chunk and budget, by name.
+        rounds: chunks timed for each system.
+    """
+    first = next(iter(configs.values()))
+    chunk, budget = first.chunk, first.working.budget
+    ids = ids.to(model.device)
+    with torch.inference_mode():
+        readers = {"bare limit": _bare_reader(model, ids, budget, chunk)}
+        readers |= {name: _memory_reader(model, ids, config) for name, config in configs.items()}
+        times: dict[str, list[float]] = {name: [] for name in readers}
+        for turn in range(rounds + 1):
+            at = (turn * chunk) % (ids.shape[1] - chunk)
+            for name, reader in readers.items():
+                seconds = _seconds(model.device, reader, at)
+                if turn:  # the first round warms up
+                    times[name].append(seconds)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return [
+        {
+            "system": name,
+            "chunk": chunk,
+            "budget": budget,
+            "tokens_per_second": chunk / median,
+            "ratio_to_bare": medians["bare limit"] / median,
+            "rounds": rounds,
+        }
+        for name, median in medians.items()
+    ]

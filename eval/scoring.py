@@ -1,0 +1,42 @@
+"""Teacher-forced scoring of a text that is read once, in constant memory."""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from hiermem.memory.working import WorkingMemory
+    from hiermem.model import HierMemModel
+
+
+def stream_nll(model: "HierMemModel", memory: "WorkingMemory", ids: Tensor) -> Iterator[Tensor]:
+    """Negative log-likelihood in nats of each token after the first, given all that came before.
+
+    Args:
+        memory: where the text goes on; it moves along.
+        ids: ``[n]`` int64.
+
+    Yields float32 tensors, one per chunk; together they hold ``n - 1`` values, each token scored once.
+    """
+    ids = ids.to(model.device)
+    last: Tensor | None = None
+    at = 0
+    while at < len(ids):
+        take = min(model.config.chunk, memory.room([True]), len(ids) - at)
+        logits = model.adapter.read_chunk(memory, ids[None, at : at + take], [take], logits=0)[0]
+        targets = ids[at : at + take]
+        if last is not None:
+            logits = torch.cat((last, logits))
+        else:
+            targets = targets[1:]
+        last, at = logits[-1:], at + take
+        yield F.cross_entropy(logits[:-1].float(), targets, reduction="none").cpu()
+
+
+def perplexity(nll_sum: float, count: int) -> float:
+    """exp of the mean negative log-likelihood; infinite when nothing was counted."""
+    return math.exp(nll_sum / count) if count else math.inf

@@ -1,0 +1,111 @@
+"""PG-19: streaming perplexity over books (Rae et al., arXiv 1911.05507)."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hiermem.errors import InputError
+from hiermem.eval.scoring import perplexity, stream_nll
+
+if TYPE_CHECKING:
+    from hiermem.model import HierMemModel
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Which part of each book is read and scored, in tokens.
+
+    Attributes:
+        start: first token that is read.
+        tokens: how many are read; None reads to the end.
+        score_from: predictions made before this token of the slice are not scored.
+    """
+
+    start: int = 0
+    tokens: int | None = None
+    score_from: int = 0
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.score_from < 0 or (self.tokens is not None and self.tokens < 2):
+            raise InputError("--start-token and --score-from must not be negative, --max-tokens at least 2.")
+        if self.tokens is not None and self.score_from > self.tokens - 2:
+            raise InputError(
+                f"--score-from {self.score_from} leaves nothing of {self.tokens} tokens to score."
+            )
+
+
+def books(data: Path, split: str, book: str | None, limit: int | None) -> dict[str, str]:
+    """Texts by book id, from one file or from ``data/split/*.txt``."""
+    files = [data] if data.is_file() else sorted((data / split).glob(f"{book or '*'}.txt"))
+    if not files:
+        raise InputError(
+            f"There is no book {book or '*'}.txt under {data / split}: give a folder in the layout of PG-19, "
+            f"or one text file."
+        )
+    try:
+        return {file.stem: file.read_text(encoding="utf-8") for file in files[:limit]}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"A book under {data} cannot be read as UTF-8 text: {error}.") from error
+
+
+def evaluate(
+    model: "HierMemModel", texts: dict[str, str], part: Slice, progress: bool = True
+) -> dict[str, Any]:
+    """Perplexity per token and per word and bits per byte: per book, and their means over books.
+
+    The mean is the exponential of the mean log-perplexity over books; `n` counts scored tokens.
+    """
+    rows = [
+        {"book": name, **_evaluate_book(model, name, text, part, progress)} for name, text in texts.items()
+    ]
+    mean = {
+        name: math.exp(sum(math.log(row[name]) for row in rows) / len(rows))
+        for name in ("perplexity", "word_perplexity")
+    }
+    mean["bits_per_byte"] = sum(row["bits_per_byte"] for row in rows) / len(rows)
+    return {"metrics": mean, "n": sum(row["n"] for row in rows), "rows": rows}
+
+
+def _evaluate_book(
+    model: "HierMemModel", name: str, text: str, part: Slice, progress: bool
+) -> dict[str, Any]:
+    from tqdm.auto import tqdm
+
+    encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    end = len(encoded.input_ids) if part.tokens is None else part.start + part.tokens
+    ids = torch.tensor(encoded.input_ids[part.start : end])
+    if len(ids) < part.score_from + 2:
+        raise InputError(
+            f"Book {name} has {len(encoded.input_ids)} tokens, too few to score any after token "
+            f"{part.start + part.score_from}: lower --start-token or --score-from."
+        )
+    spans = encoded.offset_mapping[part.start : end][part.score_from + 1 :]
+    scored = text[spans[0][0] : spans[-1][1]]
+    memory = model.new_working_memory(model.config.working)
+    blocks: list[torch.Tensor] = []
+    with (
+        torch.inference_mode(),
+        tqdm(
+            total=len(ids),
+            unit="tok",
+            unit_scale=True,
+            desc=name,
+            disable=None if progress else True,
+            delay=2,
+        ) as bar,
+    ):
+        for block in stream_nll(model, memory, ids):
+            blocks.append(block)
+            bar.update(len(block))
+    nll = torch.cat(blocks)[part.score_from :]
+    total = float(nll.double().sum())
+    return {
+        "perplexity": perplexity(total, len(nll)),
+        "word_perplexity": perplexity(total, len(scored.split())),
+        "bits_per_byte": total / math.log(2) / len(scored.encode("utf-8")),
+        "n": len(nll),
+        "live_tokens_max": memory.peak_tokens,
+    }

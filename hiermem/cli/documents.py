@@ -1,0 +1,202 @@
+"""`hiermem read`, `ask`, `verify` and `demo`: a document becomes a memory, and the memory answers."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hiermem.cli import options as opt
+from hiermem.errors import InputError, MemoryMissingError
+
+if TYPE_CHECKING:
+    from hiermem.asking import Answer
+    from hiermem.memory.state import MemoryState
+    from hiermem.model import HierMemModel
+
+Document = Annotated[
+    str, typer.Argument(help="A UTF-8 text file, - for standard input, or python-reference.")
+]
+MemoryDir = Annotated[Path, typer.Argument(help="Folder of a saved memory.")]
+
+
+def read(
+    doc: Document,
+    out: Annotated[Path, typer.Option(help="Folder to keep the memory in.")],
+    append: Annotated[bool, typer.Option(help="Read DOC after what the memory at --out holds.")] = False,
+    model: opt.Model = "smollm2",
+    preset: opt.Preset = "full",
+    policy: opt.Policy = None,
+    budget: opt.Budget = None,
+    segment: opt.Segment = None,
+    chunk: opt.Chunk = None,
+    positions: opt.Positions = None,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    json: opt.Json = False,
+) -> None:
+    """Read a document into a memory on disk.
+
+    Stopped by Ctrl-C, it saves what it has read; the same command goes on from there.
+
+    Examples:
+
+        hiermem read book.txt --out book.hmem
+
+        cat notes.txt | hiermem read - --out book.hmem --append
+
+        hiermem read python-reference --out ref.hmem --policy window --budget 1024
+    """
+    text = opt.read_document(doc)
+    config = opt.configuration(preset, policy, budget, segment, chunk, positions)
+    reader = opt.load_model(model, config, dtype, device)
+    memory, rest = _place(reader, out, text, append)
+    before, start = memory.tokens, time.perf_counter()
+    if rest:
+        try:
+            reader.read(rest, memory)
+        except KeyboardInterrupt:
+            if memory.tokens:
+                memory.save(out)
+            sys.stderr.write(f"hiermem: stopped after {memory.tokens} tokens; the same command goes on.\n")
+            raise
+    seconds = time.perf_counter() - start
+    memory.save(out)
+    tokens = memory.tokens - before
+    result = {
+        "tokens": memory.tokens,
+        "segments": memory.segments,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds if tokens else 0.0,
+        "peak_rss_bytes": opt.peak_rss_bytes(),
+        "live_tokens_max": memory.working.peak_tokens,
+        "memory_bytes": memory.nbytes,
+        "new_tokens": tokens,
+        "out": str(out),
+    }
+    words = (
+        f"Read {tokens} tokens in {seconds:.1f} s ({result['tokens_per_second']:.0f} a second); "
+        f"the memory at {out} holds {memory.tokens} tokens in {memory.segments} segments, at most "
+        f"{memory.working.peak_tokens} of them live per KV head. Peak memory {_mib(opt.peak_rss_bytes())}."
+    )
+    opt.emit(result, json, words)
+
+
+def _place(reader: "HierMemModel", out: Path, text: str, append: bool) -> tuple["MemoryState", str]:
+    """The memory to read into, and what of the text is still to be read."""
+    from hiermem.memory.state import MemoryState
+
+    try:
+        memory = MemoryState.load(out, reader)
+    except MemoryMissingError:
+        if append:
+            raise
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out} exists and is not a memory: give a new folder to --out.") from None
+        return reader.new_memory(), text
+    if append:
+        return memory, text
+    known = memory.text
+    if text.startswith(known):
+        return memory, text[len(known) :]
+    raise InputError(
+        f"The memory at {out} is of another text: give a new folder to --out, or --append to read on in it."
+    )
+
+
+def ask(
+    memory_dir: MemoryDir,
+    question: Annotated[str, typer.Argument(help="What you want to know.")],
+    model: opt.Model = "smollm2",
+    top_k: opt.TopK = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length limit of the answer in tokens.")] = 64,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    json: opt.Json = False,
+) -> None:
+    """Answer a question from a saved memory, with sources.
+
+    Examples:
+
+        hiermem ask book.hmem "Who is the captain?"
+
+        hiermem ask ref.hmem "What does the with statement do?" --top-k 2 --json
+    """
+    from hiermem.memory.state import MemoryState
+
+    if not question.strip():
+        raise InputError("The question is empty: ask something.")
+    if max_new_tokens < 1 or (top_k is not None and top_k < 0):
+        raise InputError("--max-new-tokens must be at least 1 and --top-k not negative.")
+    if problems := MemoryState.verify(memory_dir):
+        raise InputError(problems[0])
+    reader = opt.load_model(model, None, dtype, device)
+    memory = MemoryState.load(memory_dir, reader)
+    start = time.perf_counter()
+    answer = reader.ask(memory, question, top_k=top_k, max_new_tokens=max_new_tokens)
+    sources = [vars(source) for source in answer.sources]
+    result = {"answer": answer.text, "sources": sources, "seconds": time.perf_counter() - start}
+    opt.emit(result, json, _words(answer))
+
+
+def verify(memory_dir: MemoryDir, json: opt.Json = False) -> None:
+    """Check every file of a saved memory; exit status 1 if something is wrong.
+
+    Example:
+
+        hiermem verify book.hmem
+    """
+    from hiermem.memory.state import MemoryState
+
+    problems = MemoryState.verify(memory_dir)
+    opt.emit(
+        {"ok": not problems, "problems": problems}, json, "\n".join(problems) or f"{memory_dir} is sound."
+    )
+    if problems:
+        raise typer.Exit(1)
+
+
+DEMO_QUESTIONS = (
+    "What does the assert statement do?",
+    "What happens when a generator function is called?",
+    "What is the purpose of the with statement?",
+)
+
+
+def demo(model: opt.Model = "smollm2", json: opt.Json = False) -> None:
+    """Read the whole reference of the Python language and ask it three questions."""
+    text = opt.read_document("python-reference")
+    reader = opt.load_model(model, opt.configuration("full"), None, None)
+    start = time.perf_counter()
+    memory = reader.read(text)
+    seconds = time.perf_counter() - start
+    intro = (
+        f"Read {memory.tokens} tokens in {seconds:.0f} s ({memory.tokens / seconds:.0f} a second) "
+        f"with at most {memory.working.peak_tokens} live per KV head; the backbone was trained on "
+        f"{reader.adapter.trained_range}. Peak memory {_mib(opt.peak_rss_bytes())}."
+    )
+    answers = [(question, reader.ask(memory, question)) for question in DEMO_QUESTIONS]
+    rows = [
+        {"question": question, "answer": answer.text, "sources": [vars(source) for source in answer.sources]}
+        for question, answer in answers
+    ]
+    words = "\n\n".join([intro, *(f"{question}\n{_words(answer)}" for question, answer in answers)])
+    opt.emit({"tokens": memory.tokens, "seconds": seconds, "answers": rows}, json, words)
+
+
+def _words(answer: "Answer") -> str:
+    """An answer and its sources for a person to read."""
+    lines = [f"→ {answer.text}"]
+    for source in answer.sources:
+        excerpt = " ".join(source.text.split())
+        excerpt = excerpt if len(excerpt) <= 300 else excerpt[:297] + "…"
+        lines.append(
+            f"  [segment {source.segment}, characters {source.start} to {source.end}, "
+            f"score {source.score:.2f}] {excerpt}"
+        )
+    return "\n".join(lines)
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,50 @@
+"""`hiermem`: read a document, ask it, evaluate, measure."""
+
+import os
+import sys
+
+import typer
+
+from hiermem.cli import bench, documents, evaluate
+from hiermem.errors import HierMemError
+
+app = typer.Typer(
+    name="hiermem",
+    help="Read documents of any length in constant memory, and ask them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command("read")(documents.read)
+app.command("ask")(documents.ask)
+app.command("verify")(documents.verify)
+app.command("demo")(documents.demo)
+app.add_typer(evaluate.app, name="eval")
+app.add_typer(bench.app, name="bench")
+
+
+def main() -> None:
+    """Run the command line; errors are one plain sentence on standard error and exit status 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(standalone_mode=False)
+    except HierMemError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("Stopped.", 130)
+    except typer.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of the command line parser
+            _fail(f"{error.format_message()} See `hiermem --help`.", 2)
+        raise
+
+
+def _fail(message: str, status: int) -> None:
+    sys.stderr.write(f"hiermem: {message}\n")
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

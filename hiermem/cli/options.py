@@ -1,0 +1,141 @@
+"""Options that several commands share, and the model they describe."""
+
+import json
+import resource
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hiermem.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hiermem.config import HierMemConfig
+    from hiermem.model import HierMemModel
+
+Model = Annotated[str, typer.Option(help="Hub id or folder of a model, or smollm2 (bundled).")]
+Preset = Annotated[str, typer.Option(help="Named configuration: full, streaming or bare.")]
+Policy = Annotated[str | None, typer.Option(help="What the working memory keeps: window, attention or none.")]
+Budget = Annotated[int | None, typer.Option(help="Live tokens per KV head after each decision.")]
+Segment = Annotated[int | None, typer.Option(help="Tokens per long-term record; a multiple of --chunk.")]
+Chunk = Annotated[int | None, typer.Option(help="Tokens read at once, and between two evictions.")]
+Positions = Annotated[str | None, typer.Option(help="Positions of old tokens: distance, absolute, compact.")]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Segments to recall for a question.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the model's own.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
+Limit = Annotated[int | None, typer.Option(help="Use only so many examples.")]
+Data = Annotated[Path, typer.Option(help="Folder or file with the data.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def configuration(
+    preset: str,
+    policy: str | None = None,
+    budget: int | None = None,
+    segment: int | None = None,
+    chunk: int | None = None,
+    positions: str | None = None,
+    top_k: int | None = None,
+) -> "HierMemConfig":
+    """The preset with what was given on the command line put in its place."""
+    from hiermem.config import HierMemConfig
+
+    config = HierMemConfig.preset(preset)
+    given = {"policy": policy, "budget": budget, "positions": positions, "update_interval": chunk}
+    chunk = chunk or min(config.chunk, segment or config.segment)
+    segment = segment or max(config.segment, chunk)
+    try:
+        working = replace(
+            config.working, **{name: value for name, value in given.items() if value is not None}
+        )
+        longterm = config.longterm if top_k is None else replace(config.longterm, top_k=top_k)
+        return HierMemConfig(working=working, longterm=longterm, chunk=chunk, segment=segment)
+    except ValueError as error:
+        raise InputError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from error
+
+
+def load_model(
+    name: str, config: "HierMemConfig | None", dtype: str | None, device: str | None
+) -> "HierMemModel":
+    """The model of the command line's options.
+
+    Raises:
+        InputError: no such model, dtype or device.
+    """
+    import torch
+
+    from hiermem.model import HierMemModel
+
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"There is no dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
+    try:
+        where = torch.device(device) if device else None
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"The device {device!r} cannot be used here: choose cpu, or cuda with a GPU."
+        ) from error
+    with quiet_transformers():
+        return HierMemModel.from_pretrained(
+            name, config, dtype=getattr(torch, dtype) if dtype else None, device=where
+        )
+
+
+@contextmanager
+def quiet_transformers() -> "Iterator[None]":
+    """Keep transformers' own progress bars and advice off the screen."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    yield
+
+
+def emit(result: dict[str, Any], as_json: bool, text: str) -> None:
+    """Print a command's result: one JSON object, or words."""
+    sys.stdout.write((json.dumps(result, ensure_ascii=False) if as_json else text) + "\n")
+
+
+def read_document(doc: str) -> str:
+    """A document by name: `-`, a bundled document, or a UTF-8 text file.
+
+    Raises:
+        InputError: it is missing, empty or not a UTF-8 text.
+    """
+    from hiermem.bundled import BUNDLED_DOCUMENTS
+
+    if doc in BUNDLED_DOCUMENTS:
+        return BUNDLED_DOCUMENTS[doc]()
+    try:
+        data = sys.stdin.buffer.read() if doc == "-" else Path(doc).read_bytes()
+    except OSError as error:
+        names = ", ".join(BUNDLED_DOCUMENTS)
+        raise InputError(
+            f"The document {doc!r} cannot be read ({error.strerror or error}): "
+            f"give a text file, - for standard input, or {names}."
+        ) from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"The document {doc!r} is not UTF-8 text: convert it to plain text first."
+        ) from error
+    if "\0" in text:
+        raise InputError(f"The document {doc!r} holds binary data: convert it to plain text first.")
+    if not text.strip():
+        raise InputError(f"The document {doc!r} is empty: give a text with at least one character.")
+    return text
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,119 @@
+"""Tiny readers for the tests: models of all families with a byte-level tokenizer, and texts to read."""
+
+import copy
+import random
+from functools import lru_cache
+from typing import Any
+
+import torch
+from families import CONFIGS
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from hiermem.config import HierMemConfig
+from hiermem.memory.longterm import LongTermConfig
+from hiermem.memory.state import MemoryState
+from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
+from hiermem.model import HierMemModel
+from hiermem.retrieval.lexical import LexicalKeyConfig
+
+VOCABULARY = 320
+SAMPLE = (
+    "the captain of ship called Orion sailed north with barrels salt and a cat; nobody knew why. "
+    "At dawn ice closed in, café naïve 東京 🚢 wind fell silent while men sang old songs about home"
+)
+
+
+def text_of(words: int, seed: int = 0) -> str:
+    """A reproducible text with punctuation, line breaks and characters of one to four bytes."""
+    chosen = random.Random(seed).choices(SAMPLE.split(), k=words)
+    return "".join(word + ("\n\n" if i % 23 == 22 else " ") for i, word in enumerate(chosen))
+
+
+@lru_cache
+def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with a few merges, optionally with a beginning-of-sequence token."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator([text_of(300)], trainer)
+    if bos:
+        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def backbone(family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
+    """A tiny random model whose vocabulary fits the tokenizer."""
+    config = copy.deepcopy(CONFIGS[family])
+    config.vocab_size = VOCABULARY
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def settings(chunk: int = 16, segment: int = 48, top_k: int = 2, **working: Any) -> HierMemConfig:
+    """A configuration in proportion to the tiny models' range of 64 positions."""
+    defaults = {"policy": "attention", "budget": 24, "sinks": 2, "update_interval": 16}
+    return HierMemConfig(
+        chunk=chunk,
+        segment=segment,
+        working=WorkingMemoryConfig(**(defaults | working)),
+        longterm=LongTermConfig(top_k=top_k, lexical=LexicalKeyConfig(dim=256)),
+    )
+
+
+def reader(
+    family: str = "llama",
+    config: HierMemConfig | None = None,
+    dtype: torch.dtype = torch.float32,
+    bos: bool = False,
+    seed: int = 0,
+) -> HierMemModel:
+    """A model that can read and be asked."""
+    return HierMemModel(config or settings(), backbone(family, dtype, seed), tokenizer(bos)).eval()
+
+
+def over(model: PreTrainedModel, chunk: int = 16, **working: Any) -> HierMemModel:
+    """The library around a model that only sees token ids."""
+    return HierMemModel(settings(chunk, chunk * 2, **working), model).eval()
+
+
+def ids_of(length: int, rows: int = 1, seed: int = 1) -> Tensor:
+    """Random token ids ``[rows, length]`` without special tokens."""
+    return torch.randint(3, 97, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_same_working(one: WorkingMemory, other: WorkingMemory, atol: float = 1e-5) -> None:
+    """Equal bookkeeping and, up to rounding, equal tensors; slots that are empty may differ."""
+    assert one.bookkeeping() == other.bookkeeping()
+    for ours, theirs in zip(one.layers, other.layers, strict=True):
+        named, same = ours.tensors(), theirs.tensors()
+        assert named.keys() == same.keys()
+        assert torch.equal(named["positions"], same["positions"])
+        real = named["positions"] >= 0
+        for name in named:
+            torch.testing.assert_close(named[name][real], same[name][real], atol=atol, rtol=1e-4)
+
+
+def assert_same_memory(one: MemoryState, other: MemoryState, atol: float = 1e-5) -> None:
+    """Equal records, search keys and working memory."""
+    assert (one.tokens, one.segments, one.characters) == (other.tokens, other.segments, other.characters)
+    assert one.text == other.text
+    for ours, theirs in zip(one.records(), other.records(), strict=True):
+        assert (ours.first_token, ours.start, ours.end, ours.text) == (
+            theirs.first_token,
+            theirs.start,
+            theirs.end,
+            theirs.text,
+        )
+        assert torch.equal(ours.ids, theirs.ids)
+    assert torch.equal(one.longterm.store.keys, other.longterm.store.keys)
+    assert_same_working(one.working, other.working, atol)
