@@ -1,9 +1,8 @@
-"""Asking a memory: recall the best segments, put them before the question, answer, name the sources."""
+"""Asking a memory: recall the best segments, put their best passages before the question, name the sources."""
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import InputError
 from hiermem.memory.longterm import Hit, Record
@@ -12,6 +11,26 @@ from hiermem.memory.state import MemoryState
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
 
+_SENTENCE = re.compile(r"(?s).+?(?:[.!?][\"'”’)\]]*\s+|\n\s*\n|\Z)")
+
+
+@dataclass
+class AskConfig:
+    """Settings of an answer.
+
+    Attributes:
+        passage_characters: a recalled segment is cut down to its best run of sentences of about this
+            length: a small model answers better from less text. 0 takes the whole segment.
+        working: whether the working memory stands before the passages too.
+    """
+
+    passage_characters: int = 600
+    working: bool = True
+
+    def __post_init__(self) -> None:
+        if self.passage_characters < 0:
+            raise ValueError(f"passage_characters must not be negative, got {self.passage_characters}")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -19,8 +38,8 @@ class Source:
 
     Attributes:
         segment: index of the recalled segment.
-        start, end: its character span in the document.
-        score: how well its search key fits the question.
+        start, end: character span of the passage in the document.
+        score: how well the segment's search key fits the question.
         text: the characters of that span, exactly.
     """
 
@@ -45,30 +64,63 @@ def ask(
     """Answer ``question`` from ``memory``, which stays as it is."""
     if not question.strip():
         raise InputError("The question is empty: ask something.")
+    config = model.config.asking
     k = model.config.longterm.top_k if top_k is None else top_k
-    hits = recall(memory, question, k)
-    ids = torch.tensor([prompt_ids(model, hits, question)], device=model.device)
-    working = memory.working.copy()
-    text = model.continue_from(working, ids, max_new_tokens)
-    sources = [Source(h.segment, h.record.start, h.record.end, h.score, h.record.text) for h in hits]
-    return Answer(text.strip(), sources)
+    hits = recall(memory, question, k, leave_out_held=config.working)
+    sources = [passage(memory, hit, question, config.passage_characters) for hit in hits]
+    prompt = prompt_text(model.tokenizer, sources, question.strip())
+    ids = model.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
+    working = memory.working.copy() if config.working else model.new_working_memory(model.config.working)
+    return Answer(model.continue_from(working, ids, max_new_tokens).strip(), sources)
 
 
-def recall(memory: MemoryState, question: str, k: int) -> list[Hit]:
-    """The best ``k`` segments for a question, best first, without those still held in working memory."""
+def recall(memory: MemoryState, question: str, k: int, leave_out_held: bool = True) -> list[Hit]:
+    """The best ``k`` segments for a question, best first; without those still held in working memory."""
 
     def is_gone(record: Record) -> bool:
         end = record.first_token + len(record.ids)
         return not bool(memory.working.held_everywhere(record.first_token, end).all())
 
-    return memory.longterm.search(question, k, wanted=is_gone) if k else []
+    wanted = is_gone if leave_out_held else lambda _: True
+    return memory.longterm.search(question, k, wanted) if k else []
 
 
-def prompt_ids(model: "HierMemModel", hits: list[Hit], question: str) -> list[int]:
-    """Recalled tokens in document order, then the question."""
-    ids: list[int] = []
-    newline = model.tokenizer("\n\n", add_special_tokens=False).input_ids
-    for hit in sorted(hits, key=lambda hit: hit.segment):
-        ids += newline + hit.record.ids.tolist()
-    asked = f"\n\nQuestion: {question.strip()}\nAnswer:"
-    return ids + model.tokenizer(asked, add_special_tokens=False).input_ids
+def passage(memory: MemoryState, hit: Hit, question: str, characters: int) -> Source:
+    """The run of sentences of a recalled segment that fits the question best."""
+    text, origin = hit.record.text, hit.record.start
+    start, end = 0, len(text)
+    if 0 < characters < len(text):
+        runs = _runs(text, characters)
+        keys = memory.longterm.key.document_keys([text[a:b] for a, b in runs])
+        start, end = runs[int((keys @ memory.longterm.key.query_key(question)).argmax())]
+    return Source(hit.segment, origin + start, origin + end, hit.score, text[start:end])
+
+
+def _runs(text: str, characters: int) -> list[tuple[int, int]]:
+    """Spans of consecutive sentences, one from each sentence on, of about ``characters`` length."""
+    bounds = [0]
+    for match in _SENTENCE.finditer(text):
+        while match.end() - bounds[-1] > characters:  # no end of a sentence in sight: cut between words
+            space = text.rfind(" ", bounds[-1] + 1, bounds[-1] + characters)
+            bounds.append(space + 1 if space > 0 else bounds[-1] + characters)
+        bounds.append(match.end())
+    runs: list[tuple[int, int]] = []
+    last = 0
+    for first, start in enumerate(bounds[:-1]):
+        last = max(last, first + 1)
+        while last + 1 < len(bounds) and bounds[last + 1] - start <= characters:
+            last += 1
+        if not runs or bounds[last] > runs[-1][1]:
+            runs.append((start, bounds[last]))
+    return runs
+
+
+def prompt_text(tokenizer: Any, sources: list[Source], question: str) -> str:
+    """Passages in document order, then the question; in the tokenizer's chat template if it has one."""
+    passages = [source.text.strip() for source in sorted(sources, key=lambda source: source.start)]
+    if getattr(tokenizer, "chat_template", None):
+        asked = [f"Question: {question}\nGive a short answer from the passages."] if passages else [question]
+        content = "\n\n".join(["Passages:", *passages, *asked] if passages else asked)
+        messages = [{"role": "user", "content": content}]
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    return "\n\n".join([*passages, f"Question: {question}\nAnswer:"])

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 ATTENTION_NAME = "hiermem"
 
 _reading: ContextVar[WorkingMemory] = ContextVar("hiermem_working_memory")
+_locks: WeakKeyDictionary[PreTrainedModel, threading.RLock] = WeakKeyDictionary()
 
 
 # ---- attention
@@ -85,7 +87,8 @@ def _weights(
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     if mask is not None:
-        logits = logits + mask
+        # The clamp keeps a row of padding, which sees nothing, finite in float16.
+        logits = (logits + mask).clamp(min=torch.finfo(logits.dtype).min)
     return logits.softmax(dim=-1, dtype=torch.float32)
 
 
@@ -98,18 +101,16 @@ def _show_attention(
     scaling: float,
     softcap: float | None,
 ) -> None:
-    """Show the policy the attention of every `query_stride`-th query, the chunk's last one included."""
+    """Show the policy the attention of the queries that it wants to see."""
     B, H, Q, D = query.shape
     G, S = key.shape[1], key.shape[2]
-    stride = memory.policy.query_stride
-    first = (Q - 1) % stride
-    shown = torch.arange(first, Q, stride, device=query.device)
+    columns = memory.shown_queries()
     with torch.no_grad():
-        some = query[:, :, first::stride].reshape(B, G, -1, D)
+        some = query[:, :, columns].reshape(B, G, -1, D)
         if mask is not None:
-            mask = mask.unflatten(-2, (H // G, Q))[..., first::stride, :].flatten(-3, -2)
+            mask = mask.unflatten(-2, (H // G, Q))[..., columns, :].flatten(-3, -2)
         weights = _weights(some, key, mask, scaling, softcap)
-        memory.observe(layer, weights.view(B, G, H // G, -1, S), shown)
+        memory.observe(layer, weights.view(B, G, H // G, len(columns), S), columns)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
@@ -207,7 +208,7 @@ class Backbone:
         self.trained_range = _trained_range(self.config)
         self.shapes = _layer_shapes(model, self.config)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._lock = threading.RLock()
+        self._lock = _locks.setdefault(model, threading.RLock())
 
     def new_memory(self, config: WorkingMemoryConfig, batch: int = 1) -> WorkingMemory:
         """An empty working memory that fits this backbone."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from hiermem.asking import AskConfig
 from hiermem.errors import InputError
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.working import WorkingMemoryConfig
@@ -24,6 +25,7 @@ class HierMemConfig(PreTrainedConfig):
         chunk: tokens that go through the backbone at once; divides `segment`.
         working: settings of the working memory.
         longterm: settings of the long-term memory.
+        asking: settings of an answer.
     """
 
     model_type = "hiermem"
@@ -35,12 +37,15 @@ class HierMemConfig(PreTrainedConfig):
     chunk: int = 512
     working: WorkingMemoryConfig = field(default_factory=WorkingMemoryConfig)
     longterm: LongTermConfig = field(default_factory=LongTermConfig)
+    asking: AskConfig = field(default_factory=AskConfig)
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.working, dict):
             self.working = WorkingMemoryConfig(**self.working)
         if isinstance(self.longterm, dict):
             self.longterm = LongTermConfig(**self.longterm)
+        if isinstance(self.asking, dict):
+            self.asking = AskConfig(**self.asking)
         if self.chunk < 1 or self.segment < 1 or self.segment % self.chunk:
             raise ValueError(
                 f"the segment must be a multiple of the chunk, got a segment of {self.segment} "
@@ -50,8 +55,8 @@ class HierMemConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain JSON types."""
-        parts = {"working": asdict(self.working), "longterm": asdict(self.longterm)}
-        return {**super().to_dict(), **parts}
+        parts = ("working", "longterm", "asking")
+        return {**super().to_dict(), **{name: asdict(getattr(self, name)) for name in parts}}
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "HierMemConfig":
@@ -67,7 +72,7 @@ class HierMemConfig(PreTrainedConfig):
 
     def settings(self) -> dict[str, Any]:
         """The settings that are hiermem's own, as the constructor takes them."""
-        names = ("backbone", "backbone_revision", "segment", "chunk", "working", "longterm")
+        names = ("backbone", "backbone_revision", "segment", "chunk", "working", "longterm", "asking")
         return {name: getattr(self, name) for name in names}
 
     def with_working(self, **changes: Any) -> "HierMemConfig":

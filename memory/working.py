@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hiermem.memory.layer import LayerMemory, LayerShape
-from hiermem.memory.policies import POLICIES, CacheView, EvictionPolicy
+from hiermem.memory.policies import POLICIES, CacheView, EvictionPolicy, ShownQueries
 from hiermem.memory.positions import POSITION_MODES, frame_start
 
 
@@ -190,28 +190,45 @@ class WorkingMemory:
             self._masks[key] = None if width == 1 else self._causal_mask(memory.tokens, chunk, repeats, dtype)
         return self._masks[key]
 
-    def observe(self, layer: int, attention: Tensor, shown: Tensor) -> None:
-        """Let the policy see the attention ``[B, G, R, Q', S]`` of the queries at columns ``shown [Q']``."""
-        chunk, memory = self._current(), self.layers[layer]
+    def shown_queries(self) -> Tensor:
+        """Columns of the chunk's queries that the policy looks at: every `query_stride`-th true position.
+
+        They depend on positions alone, so cutting a text into other chunks shows the same queries. Where
+        rows differ, all columns are shown, and `observe` gives the others no weight.
+        """
+        chunk, stride = self._current(), self.policy.query_stride
+        width, device = chunk.positions.shape[1], chunk.positions.device
+        if chunk.padded or len({seen % stride for seen in self.seen}) > 1:
+            return torch.arange(width, device=device)
+        return torch.arange(width, device=device)[(stride - 1 - self.seen[0]) % stride :: stride]
+
+    def observe(self, layer: int, attention: Tensor, columns: Tensor) -> None:
+        """Let the policy see the attention ``[B, G, R, Q', S]`` of the queries at ``columns [Q']``."""
+        chunk, memory, stride = self._current(), self.layers[layer], self.policy.query_stride
         B, G, _, _, S = attention.shape
-        fresh = self.policy.new_state(B, G, S - memory.tokens, attention.device)
+        width = chunk.positions.shape[1]
+        fresh = self.policy.new_state(B, G, width, attention.device)
         state = {
             name: torch.cat((memory.state[name], new), dim=2) if memory.state else new
             for name, new in fresh.items()
         }
-        width = chunk.positions.shape[1]
-        weights = torch.full((B, shown.numel()), width / shown.numel(), device=attention.device)
-        if chunk.padded:
-            weights = weights.masked_fill(chunk.positions[:, shown] < 0, 0.0)
-        self._pending_state[layer] = self.policy.observe(state, attention, weights, width)
+        real = torch.tensor(chunk.valid, device=attention.device).unsqueeze(1)
+        position = chunk.positions[:, columns]
+        counted = (position >= 0) & (position % stride == stride - 1)
+        shown = ShownQueries(
+            slots=columns + S - width,
+            weights=counted.float() * stride,
+            ages=(real - 1 - columns).clamp(min=0),
+            real=real,
+        )
+        self._pending_state[layer] = self.policy.observe(state, attention, shown)
 
     def commit(self) -> None:
         """Take the chunk in; where an interval is complete, evict and move the frame."""
         chunk = self._current()
         if len(self._pending) != len(self.layers):
             raise RuntimeError("a chunk was committed that not every layer has read")
-        for index, memory in enumerate(self.layers):
-            self.layers[index] = self._grown(index, memory, chunk)
+        self.layers = [self._grown(index, memory, chunk) for index, memory in enumerate(self.layers)]
         before = self._frame_starts(self.seen)
         self.seen = [seen + new for seen, new in zip(self.seen, chunk.valid, strict=True)]
         self.columns += chunk.positions.shape[1]
@@ -282,14 +299,13 @@ class WorkingMemory:
     def _decide(self, due: Sequence[bool], frames_before: Sequence[int]) -> None:
         windows = any(shape.window for shape in self.shapes)
         if self.policy.evicts or windows or any(memory.holes for memory in self.layers):
-            for index in range(len(self.layers)):
-                self.layers[index] = self._evicted(index, due)
+            self.layers = [self._evicted(index, due) for index in range(len(self.layers))]
         if self.config.positions == "compact":
             self.next_frame = [
                 used if now else frame
                 for used, now, frame in zip(self._most_held(), due, self.next_frame, strict=True)
             ]
-            self.layers = [self._compacted(index, due) for index in range(len(self.layers))]
+            self.layers = [self._compacted(index) for index in range(len(self.layers))]
         elif self._frame_starts(self.seen) != list(frames_before):
             self.layers = [self._reframed(index) for index in range(len(self.layers))]
 
@@ -350,15 +366,14 @@ class WorkingMemory:
         starts = torch.tensor(self._frame_starts(self.seen), device=memory.positions.device)
         return self._turned(index, (memory.positions - starts.view(-1, 1, 1)).clamp(min=0))
 
-    def _compacted(self, index: int, due: Sequence[bool]) -> LayerMemory:
+    def _compacted(self, index: int) -> LayerMemory:
         """Compact mode: cached tokens take the positions right before the next query, without gaps."""
         memory = self.layers[index]
-        assert memory.positions is not None and memory.frames is not None
+        assert memory.positions is not None
         device = memory.positions.device
         end = torch.tensor(self.next_frame, device=device).view(-1, 1, 1)
         frames = (torch.arange(memory.tokens, device=device) + end - memory.tokens).clamp(min=0)
-        is_due = torch.tensor(due, device=device).view(-1, 1, 1)
-        return self._turned(index, torch.where(is_due, frames, memory.frames))
+        return self._turned(index, frames.expand_as(memory.positions))
 
     def _most_held(self) -> list[int]:
         """Most tokens that any KV head holds, per batch row."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hiermem.errors import NonFiniteError
@@ -25,7 +26,7 @@ class StoreConfig:
         kind: `flat` is exact (FAISS), `hnsw` a graph and `ivf` inverted lists (FAISS, approximate, for
             more than about 100,000 segments), `torch` an exact search without FAISS.
         hnsw_links: links per node of the graph.
-        ivf_lists: number of inverted lists; they are trained on the first ``40 * ivf_lists`` keys, and
+        ivf_lists: number of inverted lists; they are trained once there are ``40 * ivf_lists`` keys, and
             the search is exact until then.
         ivf_probes: inverted lists that one search looks into.
     """
@@ -43,27 +44,28 @@ class StoreConfig:
 
 
 class RecallStore(ABC):
-    """Keys in the order they were added; ids are their indices.
+    """Keys in the order they were added; ids are their indices. Safe to use from several threads.
 
     The keys themselves are the truth and stay in `keys`; an index is derived from them.
     """
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
+        self._lock = threading.RLock()
         self._blocks: list[Tensor] = []
-        self._count = 0
 
     def __len__(self) -> int:
-        return self._count
+        return sum(len(block) for block in self._blocks)
 
     @property
     def keys(self) -> Tensor:
         """All keys, ``[N, D]`` float32."""
-        if not self._blocks:
-            return torch.zeros(0, self.dim)
-        if len(self._blocks) > 1:
-            self._blocks = [torch.cat(self._blocks)]
-        return self._blocks[0]
+        with self._lock:
+            if not self._blocks:
+                return torch.zeros(0, self.dim)
+            if len(self._blocks) > 1:
+                self._blocks = [torch.cat(self._blocks)]
+            return self._blocks[0]
 
     def add(self, keys: Tensor) -> None:
         """Add ``keys [n, D]`` float32.
@@ -73,14 +75,12 @@ class RecallStore(ABC):
         """
         if keys.ndim != 2 or keys.shape[1] != self.dim:
             raise ValueError(f"expected keys of shape [n, {self.dim}], got {list(keys.shape)}")
-        bad = ~keys.isfinite().all(dim=1)
-        if bad.any():
-            segment = self._count + int(bad.nonzero()[0])
-            raise NonFiniteError(f"the search key of segment {segment} is not finite: it was not stored")
-        keys = keys.detach().to("cpu", torch.float32)
-        self._index(keys)
-        self._blocks.append(keys)
-        self._count += len(keys)
+        with self._lock:
+            bad = ~keys.isfinite().all(dim=1)
+            if bad.any():
+                segment = len(self) + int(bad.nonzero()[0])
+                raise NonFiniteError(f"the search key of segment {segment} is not finite: it was not stored")
+            self._blocks.append(keys.detach().to("cpu", torch.float32))
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The ``min(k, N)`` best keys for each of ``queries [B, D]``.
@@ -88,14 +88,11 @@ class RecallStore(ABC):
         Returns:
             scores ``[B, K]`` float32, best first, and ids ``[B, K]`` int64.
         """
-        k = min(k, len(self))
-        if k < 1:
-            return torch.zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.int64)
-        return self._search(queries.detach().to("cpu", torch.float32), k)
-
-    @abstractmethod
-    def _index(self, keys: Tensor) -> None:
-        """Take new keys into the index; called before they join `keys`."""
+        with self._lock:
+            k = min(k, len(self))
+            if k < 1:
+                return torch.zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.int64)
+            return self._search(queries.detach().to("cpu", torch.float32), k)
 
     @abstractmethod
     def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -105,53 +102,49 @@ class RecallStore(ABC):
 class TorchStore(RecallStore):
     """Exact search by one matrix product: the reference for the others."""
 
-    def _index(self, keys: Tensor) -> None:
-        pass
-
     def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         scores, ids = (queries @ self.keys.T).topk(k, dim=1)
         return scores, ids
 
 
 class FaissStore(RecallStore):
-    """FAISS, exact or approximate; searching from several threads is safe, adding takes a lock."""
+    """FAISS, exact or approximate. A search first takes in the keys that the index does not know yet.
+
+    So keys and index cannot drift apart, wherever adding is interrupted.
+    """
 
     def __init__(self, dim: int, config: StoreConfig) -> None:
         super().__init__(dim)
         import faiss  # here, so that the torch store works where FAISS is missing
 
         self.config = config
-        self._lock = threading.Lock()
+        self._untrained = config.kind == "ivf"
         self._faiss: Any
         if config.kind == "hnsw":
             self._faiss = faiss.IndexHNSWFlat(dim, config.hnsw_links, faiss.METRIC_INNER_PRODUCT)
         else:
             self._faiss = faiss.IndexFlatIP(dim)
 
-    def _index(self, keys: Tensor) -> None:
-        with self._lock:
-            if self._ivf_is_due(len(keys)):
-                self._faiss = self._trained_ivf(torch.cat((self.keys, keys)))
-            else:
-                self._faiss.add(np.ascontiguousarray(keys.numpy()))
-
     def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        self._catch_up()
         scores, ids = self._faiss.search(np.ascontiguousarray(queries.numpy()), k)
         return torch.from_numpy(scores), torch.from_numpy(ids)
 
-    def _ivf_is_due(self, new: int) -> bool:
-        needed = 40 * self.config.ivf_lists
-        return self.config.kind == "ivf" and len(self) < needed <= len(self) + new
+    def _catch_up(self) -> None:
+        keys = np.ascontiguousarray(self.keys.numpy())
+        if self._untrained and len(keys) >= 40 * self.config.ivf_lists:
+            self._faiss, self._untrained = self._trained_ivf(keys), False
+        elif self._faiss.ntotal < len(keys):
+            self._faiss.add(keys[self._faiss.ntotal :])
 
-    def _trained_ivf(self, keys: Tensor) -> Any:
+    def _trained_ivf(self, keys: NDArray[np.float32]) -> Any:
         import faiss
 
         coarse = faiss.IndexFlatIP(self.dim)
         index = faiss.IndexIVFFlat(coarse, self.dim, self.config.ivf_lists, faiss.METRIC_INNER_PRODUCT)
         index.nprobe = self.config.ivf_probes
-        array = np.ascontiguousarray(keys.numpy())
-        index.train(array)
-        index.add(array)
+        index.train(keys)
+        index.add(keys)
         return index
 
 

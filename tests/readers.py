@@ -2,8 +2,9 @@
 
 import copy
 import random
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from families import CONFIGS
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from hiermem.config import HierMemConfig
 from hiermem.memory.longterm import LongTermConfig
+from hiermem.memory.policies import POLICIES, AttentionPolicy
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 from hiermem.model import HierMemModel
@@ -23,6 +25,17 @@ SAMPLE = (
     "the captain of ship called Orion sailed north with barrels salt and a cat; nobody knew why. "
     "At dawn ice closed in, café naïve 東京 🚢 wind fell silent while men sang old songs about home"
 )
+
+
+@dataclass(frozen=True)
+class KeenPolicy(AttentionPolicy):
+    """The attention policy in proportion to the tiny models' range, so that heads keep different tokens."""
+
+    near: int = 3
+    name: ClassVar[str] = "keen"
+
+
+POLICIES["keen"] = KeenPolicy
 
 
 def text_of(words: int, seed: int = 0) -> str:
@@ -61,7 +74,7 @@ def backbone(family: str = "llama", dtype: torch.dtype = torch.float32, seed: in
 
 def settings(chunk: int = 16, segment: int = 48, top_k: int = 2, **working: Any) -> HierMemConfig:
     """A configuration in proportion to the tiny models' range of 64 positions."""
-    defaults = {"policy": "attention", "budget": 24, "sinks": 2, "update_interval": 16}
+    defaults = {"policy": "keen", "budget": 24, "sinks": 2, "update_interval": 16}
     return HierMemConfig(
         chunk=chunk,
         segment=segment,

@@ -75,7 +75,7 @@ def interleaved(name: str) -> PreTrainedModel:
 # ---- exactly the backbone
 
 
-@pytest.mark.parametrize("policy", ["none", "window", "attention"])
+@pytest.mark.parametrize("policy", ["none", "window", "keen"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_loss_are_the_backbones(family: str, policy: str) -> None:
     model, ids = tiny(family), ids_of(60, rows=2)
@@ -286,6 +286,28 @@ def test_interrupted_reading_goes_on_as_if_nothing_had_happened(
         assert memory.tokens == 16 * (call - 1)
         assert memory.text == text[: memory.characters]
         assert_same_memory(model.read(text[memory.characters :], memory), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["before it is kept", "after"])
+def test_interrupted_writing_goes_on_as_if_nothing_had_happened(
+    later: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chunk is in the working memory already when its segment's record is written."""
+    model, text = reader(), text_of(120)
+    whole, memory = model.read(text), model.new_memory()
+    write = memory.longterm.write
+
+    def interrupted(records: Any) -> None:
+        if later:
+            write(records)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory.longterm, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.read(text, memory)
+    assert memory.tokens == 32 and not memory.longterm.records
+    assert_same_memory(model.read(text[memory.characters :], memory), whole, atol=1e-6)
 
 
 # ---- where keys stand

@@ -79,7 +79,7 @@ def test_distances_are_true_while_they_fit(case: tuple[int, int, int], distance:
         assert shown == seen - start
 
 
-@pytest.mark.parametrize("policy", ["none", "window", "attention"])
+@pytest.mark.parametrize("policy", ["none", "window", "keen"])
 @pytest.mark.parametrize("interval", [1, 5, 16, 64])
 def test_what_a_model_sees_of_distances(policy: str, interval: int) -> None:
     model = over(tiny("llama"), 8, policy=policy, update_interval=interval, budget=30, sinks=3)
@@ -126,7 +126,7 @@ def test_compact_positions_have_no_gaps() -> None:
 
 
 def test_absolute_positions_count_on_for_ever() -> None:
-    model = over(tiny("llama"), 8, policy="attention", positions="absolute", budget=20)
+    model = over(tiny("llama"), 8, policy="keen", positions="absolute", budget=20)
     memory = model.new_working_memory(model.config.working, 1)
     with torch.no_grad():
         model.read_ids(memory, ids_of(208))

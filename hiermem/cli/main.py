@@ -28,13 +28,11 @@ def main() -> None:
     """Run the command line; errors are one plain sentence on standard error and exit status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False) or 0)
     except HierMemError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
         _fail("Stopped.", 130)
-    except typer.Exit as exit_:
-        sys.exit(exit_.exit_code)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the command line parser
             _fail(f"{error.format_message()} See `hiermem --help`.", 2)

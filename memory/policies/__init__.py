@@ -1,7 +1,7 @@
 """Eviction policies: each one short file; this is the one place that lists them."""
 
 from hiermem.memory.policies.attention import AttentionPolicy
-from hiermem.memory.policies.base import CacheView, EvictionPolicy
+from hiermem.memory.policies.base import CacheView, EvictionPolicy, ShownQueries
 from hiermem.memory.policies.none import NoPolicy
 from hiermem.memory.policies.window import WindowPolicy
 
@@ -9,4 +9,12 @@ POLICIES: dict[str, type[EvictionPolicy]] = {
     policy.name: policy for policy in (NoPolicy, WindowPolicy, AttentionPolicy)
 }
 
-__all__ = ["POLICIES", "AttentionPolicy", "CacheView", "EvictionPolicy", "NoPolicy", "WindowPolicy"]
+__all__ = [
+    "POLICIES",
+    "AttentionPolicy",
+    "CacheView",
+    "EvictionPolicy",
+    "NoPolicy",
+    "ShownQueries",
+    "WindowPolicy",
+]

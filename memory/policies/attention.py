@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hiermem.memory.policies.base import CacheView, EvictionPolicy
+from hiermem.memory.policies.base import CacheView, EvictionPolicy, ShownQueries
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,20 @@ class AttentionPolicy(EvictionPolicy):
     def new_state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
         return {"received": torch.zeros(batch, heads, tokens, device=device)}
 
-    def observe(
-        self, state: dict[str, Tensor], attention: Tensor, weights: Tensor, queries: int
-    ) -> dict[str, Tensor]:
+    def observe(self, state: dict[str, Tensor], attention: Tensor, shown: ShownQueries) -> dict[str, Tensor]:
         R, T = attention.shape[2], attention.shape[-1]
-        age = torch.arange(attention.shape[3] - 1, -1, -1, device=attention.device) * self.query_stride
-        fading = weights * self.decay ** age.float() / R  # [B, Q]
-        fading = fading[:, None, :, None]
-        # Columns that some shown query is near to; slots stand in for positions, which differ from them only
-        # where something between was evicted, and recent tokens are not.
-        band = min(queries + self.near, T)
-        distance = torch.arange(band - 1, -1, -1, device=attention.device) - age.unsqueeze(1)  # [Q, band]
-        far = attention[..., : T - band].sum(2), attention[..., T - band :].sum(2)
-        far_band = far[1].masked_fill(distance < self.near, 0.0)
-        received = torch.cat(((far[0] * fading).sum(2), (far_band * fading).sum(2)), dim=-1)
-        return {"received": state["received"] * self.decay**queries + received}
+        fading = shown.weights * self.decay ** shown.ages.float() / R
+        # Slots stand in for distances: they differ only where something between was evicted, and what is
+        # near to a new query is recent. Only the last `band` slots can be near to any.
+        band = min(T, T - int(shown.slots[0]) + self.near) if shown.slots.numel() else 0
+        slots = torch.arange(T - band, T, device=attention.device)
+        is_near = shown.slots.unsqueeze(1) - slots < self.near  # [Q, band]
+        attention = attention.sum(2)
+        far = attention[..., : T - band], attention[..., T - band :].masked_fill(is_near, 0.0)
+        rows = fading[:, None, None, :]
+        received = torch.cat([(rows @ part).squeeze(2) for part in far], dim=-1)
+        faded = self.decay ** shown.real.unsqueeze(-1).float()
+        return {"received": state["received"] * faded + received}
 
     def scores(self, view: CacheView) -> Tensor:
         return view.state["received"]

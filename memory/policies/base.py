@@ -28,6 +28,23 @@ class CacheView:
 
 
 @dataclass(frozen=True)
+class ShownQueries:
+    """Which of a chunk's queries a policy is shown.
+
+    Attributes:
+        slots: each query's own slot among the cached tokens, ``[Q]`` int64.
+        weights: how many queries each stands for, ``[B, Q]`` float32; 0 does not count, as for padding.
+        ages: tokens of the same row read after it in this chunk, ``[B, Q]`` int64.
+        real: tokens of each row in this chunk, ``[B, 1]`` int64.
+    """
+
+    slots: Tensor
+    weights: Tensor
+    ages: Tensor
+    real: Tensor
+
+
+@dataclass(frozen=True)
 class EvictionPolicy(ABC):
     """Scores cached tokens; the working memory keeps the best ones within its budget.
 
@@ -59,16 +76,13 @@ class EvictionPolicy(ABC):
         """Per-token state of tokens that have just entered the cache; none by default."""
         return {}
 
-    def observe(
-        self, state: dict[str, Tensor], attention: Tensor, weights: Tensor, queries: int
-    ) -> dict[str, Tensor]:
+    def observe(self, state: dict[str, Tensor], attention: Tensor, shown: ShownQueries) -> dict[str, Tensor]:
         """Take note of the attention that cached tokens received from a chunk of new queries.
 
         Args:
             state: the per-token state, each ``[B, G, T, …]``, new tokens included.
-            attention: post-softmax attention of the shown queries, ``[B, G, R, Q, T]``.
-            weights: how many real queries each shown one stands for, ``[B, Q]`` float32, 0 for padding.
-            queries: length of the chunk in tokens.
+            attention: post-softmax attention of the shown queries, ``[B, G, R, Q, T]`` float32; Q may be 0.
+            shown: which queries these are.
 
         Returns the new state.
         """

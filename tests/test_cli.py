@@ -1,0 +1,222 @@
+"""The command line: what it prints, and how it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from readers import backbone, text_of, tokenizer
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random backbone and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-model")
+    backbone().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short text file."""
+    file = tmp_path_factory.mktemp("book") / "book.txt"
+    file.write_text(text_of(300) + "The pass key is 48213. Remember it. " + text_of(200, seed=1), "utf-8")
+    return file
+
+
+SMALL = ["--budget", "24", "--segment", "32", "--chunk", "16"]
+
+
+def run(*arguments: object, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    """`hiermem ARGUMENTS` in a process of its own, offline."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "hiermem.cli.main", *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, env=environment, check=False)
+
+
+def result(*arguments: object, stdin: bytes | None = None) -> dict[str, Any]:
+    """The one JSON object that a command prints."""
+    done = run(*arguments, "--json", stdin=stdin)
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def memory(tiny_model: Path, book: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The memory of the book."""
+    out = tmp_path_factory.mktemp("memories") / "book.hmem"
+    report = result("read", book, "--out", out, "--model", tiny_model, *SMALL)
+    assert report["live_tokens_max"] <= 24 + 16 < report["tokens"]
+    assert report["segments"] == -(-report["tokens"] // 32)
+    keys = ("seconds", "tokens_per_second", "peak_rss_bytes", "memory_bytes")
+    assert all(report[key] > 0 for key in keys)
+    return out
+
+
+def test_ask_quotes_the_document(tiny_model: Path, book: Path, memory: Path) -> None:
+    answer = result("ask", memory, "What is the pass key?", "--model", tiny_model, "--max-new-tokens", 4)
+    text = book.read_text("utf-8")
+    assert answer["sources"]
+    assert all(text[s["start"] : s["end"]] == s["text"] for s in answer["sources"])
+    assert any("48213" in source["text"] for source in answer["sources"])
+
+
+def test_reading_again_reads_nothing_and_a_longer_text_goes_on(
+    tiny_model: Path, book: Path, tmp_path: Path
+) -> None:
+    text, out = book.read_text("utf-8"), tmp_path / "m.hmem"
+    common = ["--out", out, "--model", tiny_model, *SMALL]
+    cut = text.index("The pass key")
+    first = result("read", "-", *common, stdin=text[:cut].encode())
+    assert result("read", "-", *common, stdin=text[:cut].encode())["new_tokens"] == 0
+    second = result("read", book, *common)
+    assert second["tokens"] == first["tokens"] + second["new_tokens"]
+    third = result("read", "-", *common, "--append", stdin=b" The end.")
+    assert third["tokens"] == second["tokens"] + third["new_tokens"] > second["tokens"]
+    refused = run("read", "-", *common, stdin=b"Another text altogether.")
+    assert refused.returncode == 2
+    assert b"another text" in refused.stderr
+
+
+def test_verify_names_the_damaged_file(memory: Path, tmp_path: Path) -> None:
+    assert result("verify", memory) == {"ok": True, "problems": []}
+    copy = tmp_path / "copy.hmem"
+    copy.mkdir()
+    for file in memory.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    damaged = next(copy.glob("records-*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    done = run("verify", copy, "--json")
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    assert not report["ok"]
+    assert damaged.name in report["problems"][0]
+
+
+def test_interrupted_reading_is_saved_and_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+    """SIGINT in the middle of reading leaves a memory that the same command completes."""
+    import signal
+    import time
+
+    doc, out = tmp_path / "long.txt", tmp_path / "m.hmem"
+    doc.write_text(text_of(60_000), "utf-8")
+    arguments = ["read", doc, "--out", out, "--model", tiny_model, *SMALL]
+    command = [sys.executable, "-m", "hiermem.cli.main", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(12)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors.decode()
+    assert b"Traceback" not in errors
+    assert b"the same command goes on" in errors
+    assert result("verify", out)["ok"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["read", "missing.txt", "--out", "OUT"], "cannot be read"),
+        (["read", "EMPTY", "--out", "OUT"], "is empty"),
+        (["read", "BINARY", "--out", "OUT"], "convert it to plain text"),
+        (["read", "BOOK", "--out", "OUT", "--model", "no-such-model"], "could not be loaded"),
+        (["read", "BOOK", "--out", "OUT", "--policy", "random"], "unknown policy 'random'"),
+        (["read", "BOOK", "--out", "OUT", "--budget", "0"], "budget must be at least 1"),
+        (["read", "BOOK", "--out", "OUT", "--preset", "huge"], "no preset 'huge'"),
+        (["read", "BOOK", "--out", "OUT", "--segment", "100", "--chunk", "64"], "multiple of the chunk"),
+        (["read", "BOOK", "--out", "OUT", "--dtype", "int3"], "no dtype 'int3'"),
+        (["read", "BOOK", "--out", "OUT", "--device", "warp"], "'warp' cannot be used"),
+        (["read", "BOOK", "--out", "FULL"], "is not a memory"),
+        (["read", "BOOK"], "--out"),
+        (["ask", "MEMORY", " "], "question is empty"),
+        (["ask", "OUT", "Why?"], "There is no memory"),
+        (["ask", "MEMORY", "Why?", "--model", "OTHER"], "another"),
+        (["verify", "OUT"], "There is no memory"),
+        (["eval", "pg19", "--data", "OUT"], "There is no book"),
+        (["eval", "pg19", "--data", "BOOK", "--start-token", "99999"], "too few"),
+        (["eval", "pg19", "--data", "BOOK", "--max-tokens", "1"], "--max-tokens at least 2"),
+        (["eval", "pg19", "--data", "BINARY"], "cannot be read as UTF-8"),
+        (["eval", "pg19", "--data", "BOOK", "--policy", "random"], "unknown policy 'random'"),
+        (["eval", "passkey", "--haystack", "missing.txt"], "cannot be read"),
+        (["eval", "passkey", "--haystack", "BOOK", "--lengths", "many"], "whole numbers"),
+        (["eval", "passkey", "--haystack", "BOOK", "--lengths", "999999"], "The haystack has"),
+        (["eval", "passkey", "--haystack", "BOOK", "--limit", "0"], "--limit must be at least 1"),
+        (["eval", "retrieval", "--data", "OUT"], "does not hold PubMedQA"),
+        (["eval", "nonsense"], "No such command"),
+        (["bench", "overhead", "--text", "BOOK"], "give one of at least"),
+        (["bench", "flat", "--text", "EMPTY"], "is empty"),
+    ],
+)
+def test_bad_input_gets_one_sentence(
+    arguments: list[str], expected: str, tiny_model: Path, book: Path, memory: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.txt").write_bytes(b" \n")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.doc").write_text("mine")
+    other = tmp_path / "other"
+    backbone(seed=1).save_pretrained(other)
+    tokenizer().save_pretrained(other)
+    places = {
+        "OUT": tmp_path / "out.hmem",
+        "EMPTY": tmp_path / "empty.txt",
+        "BINARY": tmp_path / "binary.txt",
+        "FULL": tmp_path / "full",
+        "BOOK": book,
+        "MEMORY": memory,
+        "OTHER": other,
+    }
+    needs_model = arguments[0] != "verify" and arguments[:2] != ["eval", "retrieval"]
+    given = [str(places.get(argument, argument)) for argument in arguments]
+    if needs_model and "--model" not in given and "nonsense" not in given:
+        given += ["--model", str(tiny_model)]
+    done = run(*given)
+    message = done.stderr.decode()
+    assert done.returncode == 2, message
+    assert expected in message
+    assert "Traceback" not in message
+    assert len(message.strip().splitlines()) == 1
+    assert done.stdout == b""
+    assert not (tmp_path / "out.hmem").exists()
+
+
+def test_eval_tasks_report_json(tiny_model: Path, book: Path) -> None:
+    pg19 = result("eval", "pg19", "--data", book, "--model", tiny_model, "--budget", 24, "--chunk", 16)
+    assert pg19["task"] == "pg19"
+    assert pg19["n"] > 100
+    assert {"perplexity", "word_perplexity", "bits_per_byte"} == set(pg19["metrics"])
+    passkey = result(
+        "eval",
+        "passkey",
+        "--haystack",
+        book,
+        "--model",
+        tiny_model,
+        *SMALL,
+        "--lengths",
+        "100,200",
+        "--limit",
+        2,
+    )
+    assert [row["length"] for row in passkey["rows"]] == [100, 200]
+    assert all(row["n"] == 2 and 0 <= row["accuracy"] <= 1 for row in passkey["rows"])
+
+
+def test_bench_reports_json(tiny_model: Path, book: Path) -> None:
+    common = ["--text", book, "--model", tiny_model, "--budget", 24, "--chunk", 16]
+    rows = result("bench", "overhead", *common, "--rounds", 2)["rows"]
+    assert [row["system"] for row in rows] == ["bare limit", "window", "attention"]
+    assert rows[0]["ratio_to_bare"] == 1.0
+    flat = result("bench", "flat", *common)
+    assert flat["live_tokens_max"] <= 24 + 16
+    assert len(flat["tokens_per_second_by_tenth"]) == 10
+
+
+def test_help_has_examples() -> None:
+    for command in (["read"], ["ask"], ["verify"], ["eval", "pg19"], ["eval", "passkey"], ["bench", "flat"]):
+        done = run(*command, "--help")
+        assert done.returncode == 0
+        assert b"Example" in done.stdout

@@ -1,0 +1,95 @@
+"""Configurations: presets, files, and a plain sentence for what cannot be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from hiermem.config import PRESETS, HierMemConfig
+from hiermem.errors import InputError
+from hiermem.memory.longterm import LongTermConfig
+from hiermem.memory.working import WorkingMemoryConfig
+from hiermem.retrieval.lexical import LexicalKeyConfig
+from hiermem.retrieval.store import StoreConfig
+
+UNUSUAL = {
+    "backbone": "some/model",
+    "backbone_revision": "abc",
+    "segment": 96,
+    "chunk": 32,
+    "working": WorkingMemoryConfig("attention", 77, 3, 0.25, 19, "compact", 1000),
+    "longterm": LongTermConfig(7, StoreConfig("ivf", 5, 6, 7), LexicalKeyConfig(64, 5, 0.7, 9)),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_full_configurations(name: str) -> None:
+    config = HierMemConfig.preset(name)
+    assert isinstance(config.working, WorkingMemoryConfig) and isinstance(config.longterm, LongTermConfig)
+    assert config.segment % config.chunk == 0
+    changed = HierMemConfig.preset(name, segment=96, chunk=48)
+    assert (changed.segment, changed.chunk) == (96, 48)
+    assert changed.working == config.working and changed.longterm == config.longterm
+    assert HierMemConfig.preset(name).settings() == config.settings()
+
+
+def test_presets_differ_as_they_say() -> None:
+    assert HierMemConfig.preset("full").longterm.top_k > 0
+    for name in ("bare", "streaming"):
+        assert HierMemConfig.preset(name).longterm.top_k == 0
+    bare, streaming = HierMemConfig.preset("bare").working, HierMemConfig.preset("streaming").working
+    assert (bare.policy, bare.positions) == ("none", "absolute")
+    assert (streaming.policy, streaming.positions) == ("window", "compact")
+
+
+def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="choose one of full, streaming, bare"):
+        HierMemConfig.preset("no such")
+
+
+@pytest.mark.parametrize("config", [*(make() for make in PRESETS.values()), HierMemConfig(**UNUSUAL)])
+def test_files_hold_every_setting(config: HierMemConfig, tmp_path: Path) -> None:
+    config.save_pretrained(tmp_path)
+    for again in (HierMemConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert isinstance(again, HierMemConfig)
+        assert again.settings() == config.settings()
+        assert again.format_version == config.format_version
+    written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert written["model_type"] == "hiermem"
+    assert HierMemConfig.from_dict(json.loads(config.to_json_string())).settings() == config.settings()
+
+
+def test_settings_of_one_configuration_do_not_leak_into_another() -> None:
+    one, other = HierMemConfig(), HierMemConfig()
+    one.working.budget = 9
+    assert other.working.budget != 9
+
+
+def test_with_working_changes_that_alone() -> None:
+    config = HierMemConfig(**UNUSUAL)
+    changed = config.with_working(budget=55)
+    assert changed.working == WorkingMemoryConfig("attention", 55, 3, 0.25, 19, "compact", 1000)
+    assert changed.longterm == config.longterm and changed.backbone == config.backbone
+    assert config.working.budget == 77
+    with pytest.raises(ValueError, match="at least 1"):
+        config.with_working(budget=0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        ({"segment": 100, "chunk": 64}, "segment must be a multiple of the chunk, got a segment of 100"),
+        ({"segment": 0}, "multiple of the chunk"),
+        ({"chunk": 0}, "multiple of the chunk"),
+        ({"working": {"policy": "no such"}}, "choose one of"),
+        ({"working": {"budget": -3}}, "at least 1 token per KV head, got -3"),
+        ({"longterm": {"top_k": -1}}, "must not be negative, got -1"),
+        ({"longterm": {"store": {"kind": "no such"}}}, "choose one of"),
+        ({"longterm": {"lexical": {"dim": 0}}}, "at least 1"),
+    ],
+)
+def test_bad_settings_are_explained(bad: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        HierMemConfig(**bad)

@@ -1,0 +1,154 @@
+"""Policies: what the attention policy adds up equals a slow sum over full attention matrices."""
+
+from typing import Any
+
+import pytest
+import torch
+from readers import backbone, ids_of, over
+from torch import Tensor
+
+from hiermem.backbone import _weights
+from hiermem.memory.policies import (
+    POLICIES,
+    AttentionPolicy,
+    CacheView,
+    EvictionPolicy,
+    NoPolicy,
+    WindowPolicy,
+)
+from hiermem.model import HierMemModel
+
+NEAR, DECAY = 3, 0.997
+
+
+def eager_attention(family: str, ids: Tensor) -> list[Tensor]:
+    """Attention matrices ``[H, N, N]`` of every layer, from transformers itself."""
+    model = backbone(family)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        return [matrix[0] for matrix in model(ids, output_attentions=True).attentions]
+
+
+def slow_received(matrix: Tensor, groups: int, chunk: int, stride: int) -> Tensor:
+    """The fading sum for every token, ``[G, N]``, from one full matrix; loops and nothing else."""
+    heads, length, _ = matrix.shape
+    received = torch.zeros(groups, length, dtype=torch.float64)
+    for first in range(0, length, chunk):
+        last = min(first + chunk, length) - 1
+        shown = list(range(last, first - 1, -stride))
+        received *= DECAY ** (last + 1 - first)
+        for query in shown:
+            weight = (last + 1 - first) / len(shown) * DECAY ** (last - query)
+            for key in range(query - NEAR + 1):
+                for head in range(heads):
+                    group = head // (heads // groups)
+                    received[group, key] += weight * float(matrix[head, query, key]) / (heads // groups)
+    return received
+
+
+def received(model: HierMemModel, ids: Tensor, parts: list[int]) -> list[Tensor]:
+    """The policy's state of every layer after reading ``ids`` in ``parts``, ``[G, N]``."""
+    memory = model.new_working_memory(model.config.working, 1)
+    with torch.no_grad():
+        for part in ids.split(parts, dim=1):
+            model.adapter.read_chunk(memory, part, [part.shape[1]])
+    return [layer.state["received"][0] for layer in memory.layers]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-neox", "opt"])
+def test_received_attention_is_the_sum_over_full_matrices(family: str) -> None:
+    ids = ids_of(36)
+    model = over(backbone(family), policy="keen", budget=64, update_interval=64, sinks=2)
+    states = received(model, ids, [8, 8, 8, 8, 4])
+    for state, matrix in zip(states, eager_attention(family, ids), strict=True):
+        slow = slow_received(matrix, state.shape[0], 8, AttentionPolicy.query_stride)
+        # A sliding layer may have let go of what it no longer sees.
+        torch.testing.assert_close(state.double(), slow[:, -state.shape[1] :], atol=1e-4, rtol=1e-3)
+
+
+def test_chunks_that_end_on_the_stride_change_nothing() -> None:
+    """Guaranteed where all chunks but the last are multiples of `query_stride`."""
+    model, ids = over(backbone(), policy="keen", budget=64, update_interval=64), ids_of(48)
+    whole = received(model, ids, [48])
+    for parts in ([16, 32], [4] * 12, [8, 12, 28]):
+        for one, other in zip(received(model, ids, parts), whole, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_other_chunks_look_at_the_same_queries() -> None:
+    model, ids = over(backbone(), policy="keen", budget=64, update_interval=64), ids_of(48)
+    whole = received(model, ids, [48])
+    for parts in ([1] * 48, [5, 43], [7] * 6 + [6]):
+        for one, other in zip(received(model, ids, parts), whole, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_padding_does_not_fade() -> None:
+    model = over(backbone(), 8, policy="keen", budget=64, update_interval=64)
+    ids = ids_of(400, rows=2)
+    mask = torch.ones_like(ids)
+    mask[1, 24:] = 0
+    with torch.no_grad():
+        batch = model(ids, attention_mask=mask).past_key_values.memory.layers[0]
+        alone = model(ids[1:, :24]).past_key_values.memory.layers[0]
+    real = batch.positions[1, 0] >= 0
+    torch.testing.assert_close(batch.state["received"][1][:, real], alone.state["received"][0])
+
+
+def test_padding_is_not_looked_at() -> None:
+    model, ids = over(backbone(), 8, policy="keen", budget=64, update_interval=64), ids_of(40, rows=2)
+    mask = torch.ones_like(ids)
+    mask[1, 24:] = 0
+    with torch.no_grad():
+        batch = model(ids, attention_mask=mask).past_key_values.memory
+        alone = model(ids[1:, :24]).past_key_values.memory
+    for layer, single in zip(batch.layers, alone.layers, strict=True):
+        state, expected = layer.state["received"][1, :, :24], single.state["received"][0]
+        torch.testing.assert_close(state / state.sum(), expected / expected.sum(), atol=1e-5, rtol=1e-4)
+        assert (layer.state["received"][1, :, 24:] == 0).all()
+
+
+def test_padding_is_finite_in_half_precision() -> None:
+    """The lowest half number plus a strongly negative logit overflows where a query sees nothing."""
+    query, key = torch.full((1, 1, 2, 4), 10.0).half(), torch.full((1, 1, 3, 4), -10.0).half()
+    nothing = torch.full((1, 1, 2, 3), torch.finfo(torch.float16).min).half()
+    assert _weights(query, key, nothing, 1.0, None).isfinite().all()
+
+
+def test_a_policy_that_does_not_look_costs_no_state() -> None:
+    for policy in ("none", "window"):
+        model = over(backbone(), policy=policy)
+        assert all(not layer.state for layer in model(ids_of(40)).past_key_values.memory.layers)
+
+
+# ---- scores and protection
+
+
+def view(positions: list[int], seen: int, **state: Tensor) -> CacheView:
+    return CacheView(torch.tensor([[positions]]), torch.tensor([[[seen]]]), state)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_sinks_and_recent_are_worth_everything_and_empty_slots_nothing(name: str) -> None:
+    policy: EvictionPolicy = POLICIES[name](sinks=2, recent=3)
+    state = {"received": torch.tensor([[[9.0, 1.0, 0.5, 8.0, 2.0, 0.0, 0.0, 0.0]]])}
+    scores = policy.protected_scores(view([-1, 0, 1, 4, 6, 7, 8, 9], 10, **state))[0, 0]
+    assert scores[0] == -torch.inf
+    assert (scores[[1, 2, 5, 6, 7]] == torch.inf).all()
+    assert scores[[3, 4]].isfinite().all()
+
+
+def test_newer_is_better_for_the_window() -> None:
+    scores = WindowPolicy(sinks=0).protected_scores(view([3, 5, 9], 10))[0, 0]
+    assert (scores.diff() > 0).all()
+
+
+def test_all_is_worth_the_same_without_a_policy() -> None:
+    assert not NoPolicy.evicts
+    assert NoPolicy(sinks=0).protected_scores(view([3, 5, 9], 10)).unique().numel() == 1
+
+
+@pytest.mark.parametrize("bad", [{"sinks": -1}, {"recent": -1}, {"decay": 0.0}, {"decay": 1.1}, {"near": -1}])
+def test_bad_settings_are_explained(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="negative"):
+        AttentionPolicy(**bad)

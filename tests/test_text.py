@@ -1,0 +1,115 @@
+"""Text in pieces gives the tokens and the character spans of the whole text."""
+
+import random
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from readers import backbone, text_of, tokenizer
+from readers import settings as small
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from hiermem import text as text_module
+from hiermem.errors import BackboneUnsupportedError, InputError
+from hiermem.model import HierMemModel
+from hiermem.text import TokenBlock, stream_tokens
+
+PIECES = st.lists(st.text(st.sampled_from(" \n\n.aehno東🚢é\u0301'"), max_size=60), max_size=12)
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows so small that a test crosses many; words stay shorter than the margin."""
+    monkeypatch.setattr(text_module, "WINDOW", 150)
+    monkeypatch.setattr(text_module, "MARGIN", 60)
+
+
+def joined(blocks: Iterable[TokenBlock]) -> tuple[list[int], list[int], str]:
+    ids: list[int] = []
+    starts: list[int] = []
+    text = ""
+    for block in blocks:
+        assert len(block.ids) == len(block.starts)
+        ids, starts, text = ids + block.ids, starts + block.starts, text + block.text
+    return ids, starts, text
+
+
+def test_windows_give_the_tokens_of_the_whole_text() -> None:
+    text = text_of(400)
+    encoded = tokenizer()(text, return_offsets_mapping=True)
+    ids, starts, covered = joined(stream_tokens(tokenizer(), [text], 0))
+    assert covered == text and len(text) > 10 * text_module.WINDOW
+    assert ids == encoded.input_ids
+    assert starts == [start for start, _ in encoded.offset_mapping]
+
+
+@settings(deadline=None, max_examples=60)
+@given(PIECES, st.integers(0, 1000))
+def test_pieces_give_what_the_whole_text_gives(pieces: list[str], offset: int) -> None:
+    text = "".join(pieces)
+    whole = joined(stream_tokens(tokenizer(), [text], offset))
+    assert joined(stream_tokens(tokenizer(), iter(pieces), offset)) == whole
+    assert joined(stream_tokens(tokenizer(), text, offset)) == whole  # character by character
+    ids, starts, covered = whole
+    assert covered == text
+    assert starts == sorted(starts)
+    assert tokenizer().decode(ids, clean_up_tokenization_spaces=False) == text
+    if text:
+        assert starts[0] == offset and starts[-1] < offset + len(text)
+
+
+def test_text_without_any_break_is_covered() -> None:
+    text = "x" * 2000 + "東" * 700
+    ids, starts, covered = joined(stream_tokens(tokenizer(), [text], 0))
+    assert covered == text and starts == sorted(starts)
+    assert tokenizer().decode(ids) == text
+
+
+def test_memory_is_bounded_by_the_window() -> None:
+    sizes = [len(block.text) for block in stream_tokens(tokenizer(), [text_of(500)], 0)]
+    assert max(sizes) <= text_module.WINDOW + text_module.MARGIN
+
+
+def test_what_a_tokenizer_puts_first_stands_first_alone() -> None:
+    """Llama's tokenizer marks the first word of what it is given; later windows are not first."""
+    core = Tokenizer(models.BPE({"\u2581": 0, "x": 1, "y": 2}, []))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    marking = PreTrainedTokenizerFast(tokenizer_object=core)
+    text = "xxxyx" * 300
+    ids, starts, covered = joined(stream_tokens(marking, [text], 0))
+    assert covered == text and starts == sorted(starts)
+    assert ids == marking(text).input_ids
+
+
+def dropping_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that drops white space, as many do."""
+    core = Tokenizer(models.WordLevel({"<unk>": 0, "ship": 1, "cat": 2}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+
+
+def test_characters_that_a_tokenizer_drops_belong_to_a_token() -> None:
+    text = "  " + " ".join(random.Random(0).choices(["ship", "cat", "moon"], k=200)) + "   "
+    ids, starts, covered = joined(stream_tokens(dropping_tokenizer(), [text], 7))
+    assert covered == text and starts[0] == 7
+    assert ids == dropping_tokenizer()(text).input_ids
+
+
+def test_a_text_of_which_no_token_is_made_is_empty() -> None:
+    model = HierMemModel(small(), backbone(), dropping_tokenizer())
+    with pytest.raises(InputError, match="document is empty"):
+        model.read(" \n ")
+    memory = model.read("ship cat")
+    assert model.read("ship", model.read("cat", memory)).tokens == 4
+    with pytest.raises(InputError, match="document is empty"):
+        model.read("\n", memory)
+
+
+def test_a_slow_tokenizer_is_refused() -> None:
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(BackboneUnsupportedError, match="use a fast tokenizer"):
+        list(stream_tokens(Slow(), ["text"]))
