@@ -1,4 +1,4 @@
-"""Asking a memory: recall the best segments, put their best passages before the question, name the sources."""
+"""Asking a memory: recall segments, put their best passages before the question, name the sources."""
 
 import re
 from dataclasses import dataclass
