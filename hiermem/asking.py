@@ -21,11 +21,12 @@ class AskConfig:
     Attributes:
         passage_characters: a recalled segment is cut down to its best run of sentences of about this
             length: a small model answers better from less text. 0 takes the whole segment.
-        working: whether the working memory stands before the passages too.
+        working: whether the working memory stands before the passages too; segments that it still holds
+            are then not recalled. It always stands in where nothing is recalled.
     """
 
-    passage_characters: int = 600
-    working: bool = True
+    passage_characters: int = 300
+    working: bool = False
 
     def __post_init__(self) -> None:
         if self.passage_characters < 0:
@@ -70,7 +71,8 @@ def ask(
     sources = [passage(memory, hit, question, config.passage_characters) for hit in hits]
     prompt = prompt_text(model.tokenizer, sources, question.strip())
     ids = model.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
-    working = memory.working.copy() if config.working else model.new_working_memory(model.config.working)
+    alone = hits and not config.working
+    working = model.new_working_memory(model.config.working) if alone else memory.working.copy()
     return Answer(model.continue_from(working, ids, max_new_tokens).strip(), sources)
 
 
@@ -119,7 +121,7 @@ def prompt_text(tokenizer: Any, sources: list[Source], question: str) -> str:
     """Passages in document order, then the question; in the tokenizer's chat template if it has one."""
     passages = [source.text.strip() for source in sorted(sources, key=lambda source: source.start)]
     if getattr(tokenizer, "chat_template", None):
-        asked = [f"Question: {question}\nGive a short answer from the passages."] if passages else [question]
+        asked = [f"Question: {question}\nAnswer from the passages."] if passages else [question]
         content = "\n\n".join(["Passages:", *passages, *asked] if passages else asked)
         messages = [{"role": "user", "content": content}]
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))

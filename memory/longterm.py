@@ -20,7 +20,7 @@ class LongTermConfig:
         lexical: the search key that needs no training.
     """
 
-    top_k: int = 4
+    top_k: int = 2
     store: StoreConfig = field(default_factory=StoreConfig)
     lexical: LexicalKeyConfig = field(default_factory=LexicalKeyConfig)
 

@@ -43,7 +43,7 @@ class WorkingMemoryConfig:
     budget: int = 512
     sinks: int = 4
     recent_share: float = 0.5
-    update_interval: int = 128
+    update_interval: int = 512
     positions: str = "distance"
     trained_range: int | None = None
 
