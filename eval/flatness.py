@@ -1,5 +1,6 @@
 """Whether reading stays flat: speed and resident memory along a long document."""
 
+import resource
 import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -11,16 +12,18 @@ if TYPE_CHECKING:
     from hiermem.model import HierMemModel
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process now, in bytes (Linux)."""
+def used_bytes(device: torch.device) -> int:
+    """Memory in use now: of the GPU, or resident of this process (Linux), in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
     with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * 4096
+        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def measure(model: "HierMemModel", ids: Tensor, settle: int = 16384) -> dict[str, Any]:
     """Read ``ids [n]`` int64 as a document, in tenths.
 
-    Returns speed of each tenth, and by what share resident memory grew after the first ``settle`` tokens.
+    Returns speed of each tenth, and by what share memory in use grew after the first ``settle`` tokens.
     """
     memory = model.new_memory()
     chunk = model.config.chunk
@@ -30,18 +33,16 @@ def measure(model: "HierMemModel", ids: Tensor, settle: int = 16384) -> dict[str
         start = time.perf_counter()
         for at in range(begin, end, 4 * chunk):
             model.read(ids[at : min(at + 4 * chunk, end)], memory, progress=False)
-            if memory.tokens <= settle:
-                settled = max(settled, resident_bytes())
-            peak = max(peak, resident_bytes())
+            if memory.tokens <= settle or not settled:
+                settled = max(settled, used_bytes(model.device))
+            peak = max(peak, used_bytes(model.device))
         speeds.append((end - begin) / (time.perf_counter() - start))
-    if model.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(model.device)
     return {
         "tokens": memory.tokens,
         "tokens_per_second_by_tenth": speeds,
         "last_tenth_to_second": speeds[-1] / speeds[1],
-        "settled_rss_bytes": settled,
-        "peak_rss_bytes": peak,
+        "settled_bytes": settled,
+        "peak_bytes": peak,
         "growth": peak / settled - 1,
         "live_tokens_max": memory.working.peak_tokens,
     }

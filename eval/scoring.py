@@ -27,7 +27,7 @@ def stream_nll(model: "HierMemModel", memory: "WorkingMemory", ids: Tensor) -> I
     at = 0
     while at < len(ids):
         take = min(model.config.chunk, memory.room([True]), len(ids) - at)
-        logits = model.adapter.read_chunk(memory, ids[None, at : at + take], [take], logits=0)[0]
+        logits = model.adapter.read_chunk(memory, ids[None, at : at + take], [take], logits=True)[0]
         targets = ids[at : at + take]
         if last is not None:
             logits = torch.cat((last, logits))
@@ -39,4 +39,7 @@ def stream_nll(model: "HierMemModel", memory: "WorkingMemory", ids: Tensor) -> I
 
 def perplexity(nll_sum: float, count: int) -> float:
     """exp of the mean negative log-likelihood; infinite when nothing was counted."""
-    return math.exp(nll_sum / count) if count else math.inf
+    try:
+        return math.exp(nll_sum / count)
+    except (ZeroDivisionError, OverflowError):
+        return math.inf

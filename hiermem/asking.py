@@ -66,7 +66,7 @@ def ask(
     if not question.strip():
         raise InputError("The question is empty: ask something.")
     config = model.config.asking
-    k = model.config.longterm.top_k if top_k is None else top_k
+    k = memory.longterm.config.top_k if top_k is None else top_k
     hits = recall(memory, question, k, leave_out_held=config.working)
     sources = [passage(memory, hit, question, config.passage_characters) for hit in hits]
     prompt = prompt_text(model.tokenizer, sources, question.strip())

@@ -8,7 +8,6 @@ implementation is set for the length of a `with` block and set back on any exit.
 Dimension names: B batch, Q new queries, H query heads, G KV heads, R = H / G, S visible tokens, D head width.
 """
 
-import inspect
 import sys
 import threading
 from collections.abc import Iterator
@@ -76,7 +75,8 @@ def _attend(
         output = F.dropout(weights.to(value.dtype), dropout, bool(dropout)) @ value
     if memory.policy.query_stride:
         _show_attention(memory, layer, query, key, mask, scaling, softcap)
-    return output.view(B, H, Q, -1).transpose(1, 2).contiguous(), None
+    # Whatever layout the kernel left, one copy gives the one that the model expects.
+    return output.unflatten(2, (H // G, Q)).permute(0, 3, 1, 2, 4).reshape(B, Q, H, -1), None
 
 
 def _weights(
@@ -104,13 +104,13 @@ def _show_attention(
     """Show the policy the attention of the queries that it wants to see."""
     B, H, Q, D = query.shape
     G, S = key.shape[1], key.shape[2]
-    columns = memory.shown_queries()
+    columns = memory.shown.columns
     with torch.no_grad():
         some = query[:, :, columns].reshape(B, G, -1, D)
         if mask is not None:
             mask = mask.unflatten(-2, (H // G, Q))[..., columns, :].flatten(-3, -2)
         weights = _weights(some, key, mask, scaling, softcap)
-        memory.observe(layer, weights.view(B, G, H // G, len(columns), S), columns)
+        memory.observe(layer, weights.view(B, G, H // G, len(columns), S))
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
@@ -207,7 +207,6 @@ class Backbone:
             )
         self.trained_range = _trained_range(self.config)
         self.shapes = _layer_shapes(model, self.config)
-        self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._lock = _locks.setdefault(model, threading.RLock())
 
     def new_memory(self, config: WorkingMemoryConfig, batch: int = 1) -> WorkingMemory:
@@ -228,15 +227,15 @@ class Backbone:
                 _reading.reset(token)
 
     def read_chunk(
-        self, memory: WorkingMemory, input_ids: Tensor, valid: list[int], logits: int | None = None
+        self, memory: WorkingMemory, input_ids: Tensor, valid: list[int], logits: bool = False
     ) -> Tensor:
         """Read one chunk ``input_ids [B, Q] int64`` of which each row's first ``valid`` tokens are real.
 
         Args:
-            logits: None for hidden states, 0 for the logits of all Q positions, n for those of the last n.
+            logits: whether the logits of all Q positions are wanted.
 
         Returns:
-            the final hidden states ``[B, Q, width]``, or logits ``[B, Q or n, vocabulary]``.
+            the final hidden states ``[B, Q, width]``, or logits ``[B, Q, vocabulary]``.
         """
         with self.attached(memory) as cache:
             chunk = memory.begin(valid, input_ids.shape[1], input_ids.device)
@@ -246,12 +245,10 @@ class Backbone:
                 "past_key_values": cache,
                 "use_cache": True,
             }
-            if logits is None:
-                output = self.model.base_model(**arguments).last_hidden_state
+            if logits:
+                output = self.model(**arguments).logits
             else:
-                if self._takes_logits_to_keep:
-                    arguments["logits_to_keep"] = logits
-                output = self.model(**arguments).logits[:, -logits:]
+                output = self.model.base_model(**arguments).last_hidden_state
             memory.commit()
         return output
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -68,6 +69,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         revision: str | None = None,
+        **_: Any,
     ) -> "HierMemModel":
         """Load a plain backbone, a folder that `save_pretrained` wrote, or a bundled model.
 
@@ -78,15 +80,17 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
             device: where to compute; the default is a GPU if there is one.
             revision: commit or tag on the hub.
 
+        Further options, which transformers' Auto classes pass, are not used.
+
         Raises:
             InputError: there is no such model, or it was saved in a newer format.
             BackboneUnsupportedError: its attention cannot run over a working memory.
         """
         folder = Path(name_or_path)
         if (folder / "config.json").is_file():
-            saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            if saved.get("model_type") == HierMemConfig.model_type:
+            if _model_type(folder) == HierMemConfig.model_type:
                 return cls._from_saved(folder, config, dtype=dtype, device=device)
+            name_or_path = folder.resolve()  # a saved model must find its backbone from anywhere
         config = config or HierMemConfig.preset("full")
         settings = {**config.settings(), "backbone": str(name_or_path), "backbone_revision": revision}
         config = HierMemConfig(**settings)
@@ -109,8 +113,14 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         return model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **_: Any) -> None:
-        """Write configuration, memory parameters and tokenizer; the backbone is kept by reference."""
+        """Write configuration, memory parameters and tokenizer; the backbone is kept by reference.
+
+        Raises:
+            InputError: the folder holds another model, which this would overwrite.
+        """
         folder = Path(save_directory)
+        if (folder / "config.json").exists() and _model_type(folder) != HierMemConfig.model_type:
+            raise InputError(f"{folder} holds another model, maybe the backbone: give a folder of its own.")
         folder.mkdir(parents=True, exist_ok=True)
         self.config.save_pretrained(folder)
         save_file(self.memory_parameters(), folder / "model.safetensors", metadata={"format": "pt"})
@@ -261,6 +271,8 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
             past_key_values=BackboneCache(memory),
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
         )
         return str(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
 
@@ -281,7 +293,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
             take = min(self.config.chunk, room, end - at)
             valid = [min(max(length - at, 0), take) for length in lengths]
             needed = first < at + take and last >= at
-            output = self.adapter.read_chunk(memory, ids[:, at : at + take], valid, 0 if needed else None)
+            output = self.adapter.read_chunk(memory, ids[:, at : at + take], valid, needed)
             if needed:
                 blocks.append((at, output))
             at += take
@@ -331,6 +343,13 @@ def _loss(logits: Tensor, labels: Tensor, block: int = 1024) -> Tensor:
     return total / (targets != IGNORED_LABEL).sum()
 
 
+def _model_type(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder / 'config.json'} is not a model's configuration ({error}).") from error
+
+
 def _load_backbone(
     name: str, revision: str | None, dtype: torch.dtype | str | None, device: torch.device
 ) -> tuple[PreTrainedModel, Any]:
@@ -340,7 +359,7 @@ def _load_backbone(
         chosen = dtype or _native_dtype(getattr(config, "dtype", None), device)
         backbone = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=chosen)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise InputError(
             f"The model {name!r} could not be loaded ({_first_sentence(error)}): give a folder with a model, "
             f"the id of one on the hub if you are online, or one of {', '.join(BUNDLED_MODELS)}."
@@ -350,11 +369,12 @@ def _load_backbone(
 
 def _native_dtype(own: torch.dtype | None, device: torch.device) -> torch.dtype:
     """The checkpoint's dtype where the device computes in it at speed, else float32."""
-    if own in (None, torch.float32):
+    if own is None or own == torch.float32:
         return torch.float32
-    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.float32
-    return torch.bfloat16 if device.type == "cpu" or own is None else own
+    if device.type != "cpu":
+        return own
+    has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if has_bf16 else torch.float32
 
 
 def _first_sentence(error: Exception) -> str:
@@ -362,7 +382,7 @@ def _first_sentence(error: Exception) -> str:
 
 
 def _backbone_hash(model: PreTrainedModel, samples: int = 64) -> str:
-    """SHA-256 over names, shapes and evenly spaced values of all parameters: any training changes it."""
+    """SHA-256 over names, shapes and some evenly spaced values of every parameter: training changes it."""
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().flatten()
@@ -374,7 +394,12 @@ def _backbone_hash(model: PreTrainedModel, samples: int = 64) -> str:
 def _tokenizer_hash(tokenizer: Any) -> str:
     if tokenizer is None:
         return "none"
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return type(tokenizer).__name__
+    content = json.loads(backend.to_str())
+    content["padding"] = content["truncation"] = None  # which calls leave behind
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 AutoConfig.register(HierMemConfig.model_type, HierMemConfig)

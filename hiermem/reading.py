@@ -1,6 +1,5 @@
 """The segment loop: a document goes through the backbone chunk by chunk and leaves a memory behind."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -11,7 +10,7 @@ from torch import Tensor
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.memory.longterm import Record
 from hiermem.memory.state import MemoryState
-from hiermem.text import TokenBlock, stream_tokens
+from hiermem.text import MARGIN, TokenBlock, stream_tokens
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -43,8 +42,8 @@ def read(model: "HierMemModel", source: Source, memory: MemoryState, progress: b
         total=total, unit="char", unit_scale=True, desc="reading", disable=None if progress else True, delay=2
     )
     with bar:
-        chunk = math.gcd(model.config.chunk, memory.segment)  # a memory keeps its own segment length
-        for piece in _pieces(_blocks(model.tokenizer, source, memory), chunk, memory.tokens):
+        blocks = _blocks(model.tokenizer, source, memory)
+        for piece in _pieces(blocks, model.config.chunk, memory.segment, memory.tokens):
             moment = memory.snapshot()
             try:
                 _read_piece(model, memory, piece)
@@ -63,7 +62,7 @@ def _blocks(tokenizer: Any, source: Source, memory: MemoryState) -> Iterator[Tok
         yield _decoded(tokenizer, torch.as_tensor(source).flatten().tolist(), start)
         return
     pieces = [source] if isinstance(source, str) else cast(Iterable[str], source)
-    blocks = stream_tokens(tokenizer, pieces, start)
+    blocks = stream_tokens(tokenizer, pieces, start, memory.last_characters(MARGIN))
     prefix = tokenizer("").input_ids if memory.tokens == 0 else []  # a beginning-of-sequence token, or none
     for block in blocks:
         if prefix:
@@ -82,8 +81,8 @@ def _decoded(tokenizer: Any, ids: list[int], start: int) -> TokenBlock:
     return TokenBlock(ids, starts, "".join(texts))
 
 
-def _pieces(blocks: Iterable[TokenBlock], chunk: int, position: int) -> Iterator[Piece]:
-    """Regroup a stream so that chunks end where the document's token count is a multiple of ``chunk``."""
+def _pieces(blocks: Iterable[TokenBlock], chunk: int, segment: int, position: int) -> Iterator[Piece]:
+    """Regroup a stream so that pieces end at multiples of ``chunk`` and of ``segment`` in the document."""
     ids: list[int] = []
     text, start = "", 0
     for block in blocks:
@@ -93,12 +92,12 @@ def _pieces(blocks: Iterable[TokenBlock], chunk: int, position: int) -> Iterator
         bounds = [*block.starts[1:], block.starts[0] + len(block.text)]
         at = 0
         while at < len(block.ids):
-            take = min(chunk - position % chunk, len(block.ids) - at)
+            take = min(chunk - position % chunk, segment - position % segment, len(block.ids) - at)
             origin = block.starts[0]
             ids += block.ids[at : at + take]
             text += block.text[block.starts[at] - origin : bounds[at + take - 1] - origin]
             position, at = position + take, at + take
-            if position % chunk == 0:
+            if position % chunk == 0 or position % segment == 0:
                 yield Piece(ids, start, text)
                 ids, start, text = [], bounds[at - 1], ""
     if ids:

@@ -29,12 +29,15 @@ class TokenBlock:
     text: str
 
 
-def stream_tokens(tokenizer: Any, pieces: Iterable[str], offset: int = 0) -> Iterator[TokenBlock]:
+def stream_tokens(
+    tokenizer: Any, pieces: Iterable[str], offset: int = 0, context: str = ""
+) -> Iterator[TokenBlock]:
     """Tokenise ``pieces`` as if they were one string, in memory bounded by the window.
 
     Args:
         tokenizer: a fast tokenizer (one that gives character offsets). No special tokens are added.
         offset: character offset of the first character in the document.
+        context: characters right before it, which were read earlier.
 
     Raises:
         BackboneUnsupportedError: the tokenizer gives no character offsets.
@@ -43,7 +46,7 @@ def stream_tokens(tokenizer: Any, pieces: Iterable[str], offset: int = 0) -> Ite
         raise BackboneUnsupportedError(
             f"{type(tokenizer).__name__} gives no character offsets, which sources need: use a fast tokenizer"
         )
-    context, pending = "", ""
+    pending = ""
     for piece in pieces:
         pending += piece
         while len(pending) >= WINDOW + MARGIN:
@@ -60,6 +63,8 @@ def _tokenise(tokenizer: Any, context: str, text: str, final: bool) -> tuple[lis
     encoded = tokenizer(context + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     spans = encoded["offset_mapping"]
     first = _token_at(spans, len(context))
+    if context and first < len(spans) and spans[first][0] < len(context):
+        return _tokenise(tokenizer, "", text, final)  # a token would reach back into what has been read
     last = len(spans) if final else _last_boundary(context + text, spans, len(context) + len(text) - MARGIN)
     cut = len(text) if last == len(spans) else spans[last][0] - len(context)
     starts = [max(start - len(context), 0) for start, _ in spans[first:last]]

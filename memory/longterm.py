@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hiermem.retrieval.lexical import LexicalKey, LexicalKeyConfig
+from hiermem.retrieval.slabs import Slabs
 from hiermem.retrieval.store import RecallStore, StoreConfig, new_store
 
 
@@ -33,7 +34,6 @@ class LongTermConfig:
             self.lexical = LexicalKeyConfig(**self.lexical)
 
 
-@dataclass
 class Record:
     """What a segment leaves behind.
 
@@ -41,16 +41,21 @@ class Record:
         first_token: true position of its first token in the document.
         ids: its tokens, ``[n]`` int32.
         start, end: its character span in the document.
-        text: the characters of that span, exactly.
+        utf8: the characters of that span, exactly, ``[bytes]`` uint8.
         embedding: its memory embedding ``[width]``, where the model makes one.
     """
 
-    first_token: int
-    ids: Tensor
-    start: int
-    end: int
-    text: str
-    embedding: Tensor | None = None
+    def __init__(
+        self, first_token: int, ids: Tensor, start: int, end: int, text: str, embedding: Tensor | None = None
+    ) -> None:
+        self.first_token, self.ids, self.start, self.end = first_token, ids, start, end
+        self.utf8 = torch.tensor(list(text.encode("utf-8", "surrogatepass")), dtype=torch.uint8)
+        self.embedding = embedding
+
+    @property
+    def text(self) -> str:
+        """The characters of its span."""
+        return bytes(self.utf8.numpy()).decode("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class LongTermMemory:
         self.store: RecallStore = new_store(config.lexical.dim, config.store)
         self.records: list[Record] = []
         self.open: Record | None = None
+        self._ids, self._utf8 = Slabs(torch.int32), Slabs(torch.uint8)
 
     def __len__(self) -> int:
         return len(self.records) + (self.open is not None)
@@ -90,6 +96,7 @@ class LongTermMemory:
             self.store.add(self.key.document_keys([record.text for record in records]))
             for record in records:
                 self.key.observe(record.text)
+                record.ids, record.utf8 = self._ids.keep(record.ids), self._utf8.keep(record.utf8)
             self.records.extend(records)
             self.open = None
 
@@ -128,20 +135,16 @@ class LongTermMemory:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything as tensors, by file name."""
         records = [*self.records, *([self.open] if self.open else [])]
-        texts = [record.text.encode("utf-8", "surrogatepass") for record in records]
         spans = [
-            [record.first_token, len(record.ids), record.start, record.end, len(text)]
-            for record, text in zip(records, texts, strict=True)
+            [record.first_token, len(record.ids), record.start, record.end, len(record.utf8)]
+            for record in records
         ]
-        ids = [record.ids for record in records]
         embeddings = [record.embedding for record in self.records if record.embedding is not None]
         return {
             "records": {
                 "spans": torch.tensor(spans, dtype=torch.int64).reshape(-1, 5),
-                "ids": torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int32),
-                "text": torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8)
-                if any(texts)
-                else torch.zeros(0, dtype=torch.uint8),
+                "ids": torch.cat([torch.zeros(0, dtype=torch.int32), *(record.ids for record in records)]),
+                "text": torch.cat([torch.zeros(0, dtype=torch.uint8), *(record.utf8 for record in records)]),
             },
             "keys": {"keys": self.store.keys, **self.key.state_dict()},
             "embeddings": {"embeddings": torch.stack(embeddings)} if embeddings else {},

@@ -73,6 +73,15 @@ class MemoryState:
         """All that was read, character by character."""
         return "".join(record.text for record in self.records())
 
+    def last_characters(self, count: int) -> str:
+        """The last ``count`` characters that were read, or fewer."""
+        text = ""
+        for record in reversed(self.records()):
+            if len(text) >= count:
+                break
+            text = record.text + text
+        return text[-count:]
+
     @property
     def nbytes(self) -> int:
         """Bytes of the working memory and of the search keys."""

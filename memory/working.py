@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hiermem.errors import InputError
+from hiermem.memory.chunk import Chunk, causal_mask, exact_mask
 from hiermem.memory.layer import LayerMemory, LayerShape
 from hiermem.memory.policies import POLICIES, CacheView, EvictionPolicy, ShownQueries
 from hiermem.memory.positions import POSITION_MODES, frame_start
@@ -79,23 +81,6 @@ class WorkingMemoryConfig:
         return POLICIES[self.policy](sinks=self.sinks, recent=self.recent)
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """The tokens that are being read.
-
-    Attributes:
-        positions: true positions, ``[B, Q]`` int64, -1 for padding.
-        frames: positions the backbone is shown, ``[B, Q]`` int64.
-        valid: number of real tokens in each row.
-        padded: whether any row has padding.
-    """
-
-    positions: Tensor
-    frames: Tensor
-    valid: tuple[int, ...]
-    padded: bool
-
-
 class WorkingMemory:
     """The KV cache of a backbone for a batch of documents.
 
@@ -117,9 +102,9 @@ class WorkingMemory:
         batch: int = 1,
     ) -> None:
         if config.positions == "distance" and config.update_interval > trained_range:
-            raise ValueError(
-                f"update_interval {config.update_interval} exceeds the backbone's trained range of "
-                f"{trained_range} positions: lower it"
+            raise InputError(
+                f"{config.update_interval} tokens between two evictions exceed the backbone's trained range "
+                f"of {trained_range} positions: lower the chunk (update_interval)."
             )
         self.config = config
         self.shapes = tuple(shapes)
@@ -131,6 +116,7 @@ class WorkingMemory:
         self.peak_tokens = 0
         self.next_frame = [0] * batch
         self._chunk: Chunk | None = None
+        self._shown: ShownQueries | None = None
         self._pending: dict[int, tuple[Tensor, Tensor]] = {}
         self._pending_state: dict[int, dict[str, Tensor]] = {}
         self._masks: dict[tuple[int, int | None, int], Tensor | None] = {}
@@ -140,7 +126,7 @@ class WorkingMemory:
     def take_rows(self, batch: int) -> None:
         """Set the number of rows, which is open until something has been read."""
         if len(self.seen) != batch:
-            if self.columns:
+            if any(self.seen):
                 raise ValueError(f"the memory holds {len(self.seen)} rows, the input has {batch}")
             self.seen, self.next_frame = [0] * batch, [0] * batch
 
@@ -154,16 +140,21 @@ class WorkingMemory:
         columns = torch.arange(width, device=device)
         seen = torch.tensor(self.seen, device=device).unsqueeze(1)
         padded = any(count < width for count in valid)
+        starts = self._frame_starts(self.seen)
+        highest = max(a - b + n for a, b, n in zip(self.seen, starts, valid, strict=True))
+        if highest > self.trained_range and all(shape.rotary is None for shape in self.shapes):
+            raise InputError(
+                f"This backbone has learned positions, which end at {self.trained_range}: use the position "
+                f"mode distance, or compact with a budget that leaves room for {width} new tokens."
+            )
         positions = seen + columns
-        frames = positions - torch.tensor(self._frame_starts(self.seen), device=device).unsqueeze(1)
+        frames = positions - torch.tensor(starts, device=device).unsqueeze(1)
         if padded:
             real = columns < torch.tensor(valid, device=device).unsqueeze(1)
             positions = positions.masked_fill(~real, -1)
             frames = frames.masked_fill(~real, 0)
+        self._forget_chunk()
         self._chunk = Chunk(positions, frames, tuple(valid), padded)
-        self._pending.clear()
-        self._pending_state.clear()
-        self._masks.clear()
         return self._chunk
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,45 +174,45 @@ class WorkingMemory:
         chunk, memory, window = self._current(), self.layers[layer], self._window_in_force(layer)
         shared = not (memory.holes or chunk.padded or window)
         if not shared:
-            return self._exact_mask(memory, chunk, window, repeats, dtype)
+            return exact_mask(memory, chunk, window, repeats, dtype)
         key = (memory.tokens, window, repeats)
         if key not in self._masks:
             width = chunk.positions.shape[1]
-            self._masks[key] = None if width == 1 else self._causal_mask(memory.tokens, chunk, repeats, dtype)
+            self._masks[key] = None if width == 1 else causal_mask(memory.tokens, chunk, repeats, dtype)
         return self._masks[key]
 
-    def shown_queries(self) -> Tensor:
-        """Columns of the chunk's queries that the policy looks at: every `query_stride`-th true position.
+    @property
+    def shown(self) -> ShownQueries:
+        """The chunk's queries that the policy looks at: every `query_stride`-th true position.
 
         They depend on positions alone, so cutting a text into other chunks shows the same queries. Where
-        rows differ, all columns are shown, and `observe` gives the others no weight.
+        rows differ, all columns are shown, and those that do not count weigh nothing.
         """
-        chunk, stride = self._current(), self.policy.query_stride
-        width, device = chunk.positions.shape[1], chunk.positions.device
-        if chunk.padded or len({seen % stride for seen in self.seen}) > 1:
-            return torch.arange(width, device=device)
-        return torch.arange(width, device=device)[(stride - 1 - self.seen[0]) % stride :: stride]
+        if self._shown is None:
+            chunk, stride = self._current(), self.policy.query_stride
+            width, device = chunk.positions.shape[1], chunk.positions.device
+            columns = torch.arange(width, device=device)
+            if not chunk.padded and len({seen % stride for seen in self.seen}) == 1:
+                columns = columns[(stride - 1 - self.seen[0]) % stride :: stride]
+            positions = chunk.positions[:, columns]
+            real = torch.tensor(chunk.valid, device=device).unsqueeze(1)
+            counted = (positions >= 0) & (positions % stride == stride - 1)
+            ages = (real - 1 - columns).clamp(min=0)
+            self._shown = ShownQueries(columns, positions, counted.float() * stride, ages, real)
+        return self._shown
 
-    def observe(self, layer: int, attention: Tensor, columns: Tensor) -> None:
-        """Let the policy see the attention ``[B, G, R, Q', S]`` of the queries at ``columns [Q']``."""
-        chunk, memory, stride = self._current(), self.layers[layer], self.policy.query_stride
-        B, G, _, _, S = attention.shape
-        width = chunk.positions.shape[1]
-        fresh = self.policy.new_state(B, G, width, attention.device)
+    def observe(self, layer: int, attention: Tensor) -> None:
+        """Let the policy see the attention ``[B, G, R, Q', S]`` of the `shown` queries."""
+        chunk, memory = self._current(), self.layers[layer]
+        B, G = attention.shape[:2]
+        new = chunk.positions.unsqueeze(1).expand(B, G, -1)
+        fresh = self.policy.new_state(B, G, new.shape[2], attention.device)
         state = {
-            name: torch.cat((memory.state[name], new), dim=2) if memory.state else new
-            for name, new in fresh.items()
+            name: torch.cat((memory.state[name], value), dim=2) if memory.state else value
+            for name, value in fresh.items()
         }
-        real = torch.tensor(chunk.valid, device=attention.device).unsqueeze(1)
-        position = chunk.positions[:, columns]
-        counted = (position >= 0) & (position % stride == stride - 1)
-        shown = ShownQueries(
-            slots=columns + S - width,
-            weights=counted.float() * stride,
-            ages=(real - 1 - columns).clamp(min=0),
-            real=real,
-        )
-        self._pending_state[layer] = self.policy.observe(state, attention, shown)
+        positions = new if memory.positions is None else torch.cat((memory.positions, new), dim=2)
+        self._pending_state[layer] = self.policy.observe(state, attention, positions, self.shown)
 
     def commit(self) -> None:
         """Take the chunk in; where an interval is complete, evict and move the frame."""
@@ -234,12 +225,17 @@ class WorkingMemory:
         self.columns += chunk.positions.shape[1]
         self.next_frame = [frame + new for frame, new in zip(self.next_frame, chunk.valid, strict=True)]
         self.peak_tokens = max(self.peak_tokens, self.live_tokens)
-        self._chunk = None
-        self._pending.clear()
+        self._forget_chunk()
         interval = self.config.update_interval
         due = [new > 0 and seen % interval == 0 for seen, new in zip(self.seen, chunk.valid, strict=True)]
         if any(due):
             self._decide(due, before)
+
+    def _forget_chunk(self) -> None:
+        self._chunk = self._shown = None
+        self._pending.clear()
+        self._pending_state.clear()
+        self._masks.clear()
 
     def _current(self) -> Chunk:
         if self._chunk is None:
@@ -265,26 +261,6 @@ class WorkingMemory:
         if window is None or max(self.seen) + chunk.positions.shape[1] <= window:
             return None
         return window
-
-    def _causal_mask(self, cached: int, chunk: Chunk, repeats: int, dtype: torch.dtype) -> Tensor:
-        width = chunk.positions.shape[1]
-        mask = torch.full((width, width), torch.finfo(dtype).min, dtype=dtype, device=chunk.positions.device)
-        mask = torch.cat((mask.new_zeros(width, cached), mask.triu(1)), dim=1)
-        return mask.repeat(repeats, 1)
-
-    def _exact_mask(
-        self, memory: LayerMemory, chunk: Chunk, window: int | None, repeats: int, dtype: torch.dtype
-    ) -> Tensor:
-        new = chunk.positions.unsqueeze(1)  # [B, 1, Q]
-        key = new
-        if memory.positions is not None:
-            key = torch.cat((memory.positions, new.expand(-1, memory.positions.shape[1], -1)), dim=2)
-        key, query = key.unsqueeze(2), new.unsqueeze(3)  # [B, G, 1, S], [B, 1, Q, 1]
-        visible = (key >= 0) & (key <= query)
-        if window is not None:
-            visible &= query - key < window
-        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        return mask.masked_fill(~visible, torch.finfo(dtype).min).repeat(1, 1, repeats, 1)
 
     # ---- decisions
 

@@ -84,7 +84,7 @@ def save_directory(
     directory = Path(path)
     _check_request(tensors, info)
     with _plain(f"The memory at {directory} was not saved and is as it was before"):
-        _check_target(directory)
+        check_target(directory)
         _make_directory(directory)
         with _writer_lock(directory):
             _write_and_commit(directory, tensors, info)
@@ -227,7 +227,7 @@ def _check_request(tensors: Iterable[str], info: Mapping[str, Any]) -> None:
         )
 
 
-def _check_target(directory: Path) -> None:
+def check_target(directory: Path) -> None:
     """Refuse a path that holds anything but a memory, nothing, or what a killed first save left."""
     if directory.exists() and not directory.is_dir():
         raise MemoryFileError(f"{directory} is a file; give the path of a directory instead.")

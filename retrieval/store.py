@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hiermem.errors import NonFiniteError
+from hiermem.retrieval.slabs import Slabs
 
 INDEX_KINDS = ("flat", "hnsw", "ivf", "torch")
 
@@ -53,6 +54,7 @@ class RecallStore(ABC):
         self.dim = dim
         self._lock = threading.RLock()
         self._blocks: list[Tensor] = []
+        self._slabs = Slabs(torch.float32, (dim,))
 
     def __len__(self) -> int:
         return sum(len(block) for block in self._blocks)
@@ -80,7 +82,7 @@ class RecallStore(ABC):
             if bad.any():
                 segment = len(self) + int(bad.nonzero()[0])
                 raise NonFiniteError(f"the search key of segment {segment} is not finite: it was not stored")
-            self._blocks.append(keys.detach().to("cpu", torch.float32))
+            self._blocks.append(self._slabs.keep(keys.detach()))
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The ``min(k, N)`` best keys for each of ``queries [B, D]``.

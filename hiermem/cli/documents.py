@@ -9,6 +9,7 @@ import typer
 
 from hiermem.cli import options as opt
 from hiermem.errors import InputError, MemoryMissingError
+from hiermem.retrieval.files import check_target
 
 if TYPE_CHECKING:
     from hiermem.asking import Answer
@@ -38,7 +39,8 @@ def read(
 ) -> None:
     """Read a document into a memory on disk.
 
-    Stopped by Ctrl-C, it saves what it has read; the same command goes on from there.
+    Stopped by Ctrl-C, it saves what it has read; the same command goes on from there. With --append,
+    the memory stays as it was until the whole addition has been read.
 
     Examples:
 
@@ -48,8 +50,9 @@ def read(
 
         hiermem read python-reference --out ref.hmem --policy window --budget 1024
     """
-    text = opt.read_document(doc)
     config = opt.configuration(preset, policy, budget, segment, chunk, positions)
+    check_target(out)
+    text = opt.read_document(doc)
     reader = opt.load_model(model, config, dtype, device)
     memory, rest = _place(reader, out, text, append)
     before, start = memory.tokens, time.perf_counter()
@@ -57,9 +60,13 @@ def read(
         try:
             reader.read(rest, memory)
         except KeyboardInterrupt:
-            if memory.tokens:
+            if append:  # half of an addition could not be told from a whole one
+                sys.stderr.write(f"hiermem: stopped; the memory at {out} is as it was before.\n")
+            elif memory.tokens:
                 memory.save(out)
-            sys.stderr.write(f"hiermem: stopped after {memory.tokens} tokens; the same command goes on.\n")
+                sys.stderr.write(
+                    f"hiermem: stopped after {memory.tokens} tokens; the same command goes on.\n"
+                )
             raise
     seconds = time.perf_counter() - start
     memory.save(out)
@@ -92,9 +99,13 @@ def _place(reader: "HierMemModel", out: Path, text: str, append: bool) -> tuple[
     except MemoryMissingError:
         if append:
             raise
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"{out} exists and is not a memory: give a new folder to --out.") from None
         return reader.new_memory(), text
+    wanted = reader.config
+    if (memory.working.config, memory.segment) != (wanted.working, wanted.segment):
+        raise InputError(
+            f"The memory at {out} was read with other settings: leave --policy, --budget, --segment, "
+            f"--chunk, --positions and --preset as they were, or give a new folder to --out."
+        )
     if append:
         return memory, text
     known = memory.text
@@ -129,8 +140,8 @@ def ask(
         raise InputError("The question is empty: ask something.")
     if max_new_tokens < 1 or (top_k is not None and top_k < 0):
         raise InputError("--max-new-tokens must be at least 1 and --top-k not negative.")
-    if problems := MemoryState.verify(memory_dir):
-        raise InputError(problems[0])
+    if not memory_dir.is_dir():  # before the model is loaded
+        raise MemoryMissingError(f"There is no memory at {memory_dir}: check the path, or read a text first.")
     reader = opt.load_model(model, None, dtype, device)
     memory = MemoryState.load(memory_dir, reader)
     start = time.perf_counter()

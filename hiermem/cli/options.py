@@ -29,7 +29,7 @@ TopK = Annotated[int | None, typer.Option("--top-k", help="Segments to recall fo
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the model's own.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
-Limit = Annotated[int | None, typer.Option(help="Use only so many examples.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many examples.")]
 Data = Annotated[Path, typer.Option(help="Folder or file with the data.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
@@ -50,8 +50,8 @@ def configuration(
 
     config = HierMemConfig.preset(preset)
     given = {"policy": policy, "budget": budget, "positions": positions, "update_interval": chunk}
-    chunk = chunk or min(config.chunk, segment or config.segment)
-    segment = segment or max(config.segment, chunk)
+    chunk = min(config.chunk, config.segment if segment is None else segment) if chunk is None else chunk
+    segment = max(config.segment, chunk) if segment is None else segment
     try:
         working = replace(
             config.working, **{name: value for name, value in given.items() if value is not None}

@@ -39,18 +39,13 @@ class AttentionPolicy(EvictionPolicy):
     def new_state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
         return {"received": torch.zeros(batch, heads, tokens, device=device)}
 
-    def observe(self, state: dict[str, Tensor], attention: Tensor, shown: ShownQueries) -> dict[str, Tensor]:
-        R, T = attention.shape[2], attention.shape[-1]
-        fading = shown.weights * self.decay ** shown.ages.float() / R
-        # Slots stand in for distances: they differ only where something between was evicted, and what is
-        # near to a new query is recent. Only the last `band` slots can be near to any.
-        band = min(T, T - int(shown.slots[0]) + self.near) if shown.slots.numel() else 0
-        slots = torch.arange(T - band, T, device=attention.device)
-        is_near = shown.slots.unsqueeze(1) - slots < self.near  # [Q, band]
-        attention = attention.sum(2)
-        far = attention[..., : T - band], attention[..., T - band :].masked_fill(is_near, 0.0)
-        rows = fading[:, None, None, :]
-        received = torch.cat([(rows @ part).squeeze(2) for part in far], dim=-1)
+    def observe(
+        self, state: dict[str, Tensor], attention: Tensor, positions: Tensor, shown: ShownQueries
+    ) -> dict[str, Tensor]:
+        fading = shown.weights * self.decay ** shown.ages.float() / attention.shape[2]
+        distance = shown.positions[:, None, :, None] - positions.unsqueeze(2)  # [B, G, Q, T]
+        far = attention.sum(2).masked_fill_(distance < self.near, 0.0)
+        received = (fading[:, None, None, :] @ far).squeeze(2)
         faded = self.decay ** shown.real.unsqueeze(-1).float()
         return {"received": state["received"] * faded + received}
 

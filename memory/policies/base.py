@@ -32,13 +32,15 @@ class ShownQueries:
     """Which of a chunk's queries a policy is shown.
 
     Attributes:
-        slots: each query's own slot among the cached tokens, ``[Q]`` int64.
+        columns: their columns in the chunk, ``[Q]`` int64.
+        positions: their true positions, ``[B, Q]`` int64, -1 for padding.
         weights: how many queries each stands for, ``[B, Q]`` float32; 0 does not count, as for padding.
         ages: tokens of the same row read after it in this chunk, ``[B, Q]`` int64.
         real: tokens of each row in this chunk, ``[B, 1]`` int64.
     """
 
-    slots: Tensor
+    columns: Tensor
+    positions: Tensor
     weights: Tensor
     ages: Tensor
     real: Tensor
@@ -82,6 +84,7 @@ class EvictionPolicy(ABC):
         Args:
             state: the per-token state, each ``[B, G, T, …]``, new tokens included.
             attention: post-softmax attention of the shown queries, ``[B, G, R, Q, T]`` float32; Q may be 0.
+            positions: true positions of the cached tokens, ``[B, G, T]`` int64, -1 where empty.
             shown: which queries these are.
 
         Returns the new state.

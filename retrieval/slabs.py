@@ -1,0 +1,35 @@
+"""Long-lived small tensors, packed into large blocks.
+
+Reading allocates and frees large tensors all the time. A small one that stays would pin the freed space
+around it, and the process would grow by a multiple of what it keeps; in blocks of their own they do not.
+"""
+
+import torch
+from torch import Tensor
+
+SLAB_BYTES = 1 << 20
+
+
+class Slabs:
+    """Copies tensors into shared blocks; the copies are views that stay valid for ever.
+
+    Attributes:
+        dtype: of everything that is kept.
+        shape: of one row.
+    """
+
+    def __init__(self, dtype: torch.dtype, shape: tuple[int, ...] = ()) -> None:
+        self.dtype, self.shape = dtype, shape
+        row = torch.empty(shape, dtype=dtype)
+        self._rows = max(SLAB_BYTES // (row.numel() * row.element_size()), 1)
+        self._slab, self._used = torch.empty((0, *shape), dtype=dtype), 0
+
+    def keep(self, rows: Tensor) -> Tensor:
+        """A lasting copy of ``rows [n, *shape]``."""
+        count = len(rows)
+        if self._used + count > len(self._slab):
+            self._slab, self._used = torch.empty((max(self._rows, count), *self.shape), dtype=self.dtype), 0
+        kept = self._slab[self._used : self._used + count]
+        kept.copy_(rows)
+        self._used += count
+        return kept

@@ -1,0 +1,93 @@
+"""Passages, prompts and answers."""
+
+import pytest
+import torch
+from readers import reader, settings, text_of
+
+from hiermem import asking
+from hiermem.asking import AskConfig, Source, prompt_text
+from hiermem.errors import InputError
+from hiermem.memory.longterm import Hit, Record
+
+FACT = "The brass key hangs behind the green clock."
+
+
+def record(text: str, start: int = 0) -> Record:
+    return Record(0, torch.zeros(1, dtype=torch.int32), start, start + len(text), text)
+
+
+@pytest.mark.parametrize("characters", [60, 120, 300, 10_000, 0])
+def test_a_passage_is_a_run_of_sentences_that_holds_the_fact(characters: int) -> None:
+    sentences = [f"Sentence number {i} tells of nothing at all. " for i in range(12)]
+    text = "".join(sentences[:7]) + FACT + " " + "".join(sentences[7:])
+    memory = reader().read(text_of(40))
+    memory.longterm.write([record(text)])
+    source = asking.passage(memory, Hit(3, 1.5, record(text, 100)), "Where hangs the brass key?", characters)
+    assert FACT in source.text
+    assert text[source.start - 100 : source.end - 100] == source.text
+    if characters in (60, 120, 300):
+        assert len(source.text) <= characters
+    else:
+        assert source.text == text
+    assert (source.segment, source.score) == (3, 1.5)
+
+
+@pytest.mark.parametrize("text", ["", "x" * 1000, "no end in sight " * 80, "日本語。" * 200, "\n\n\n" * 90])
+def test_runs_cover_any_text_within_the_limit(text: str) -> None:
+    runs = asking._runs(text, 100)
+    assert all(0 < end - start <= 100 for start, end in runs)
+    covered = sorted({i for start, end in runs for i in range(start, end)})
+    assert covered == list(range(len(text)))
+
+
+def test_passages_stand_in_document_order_before_the_question() -> None:
+    sources = [Source(5, 500, 510, 2.0, "later"), Source(1, 100, 110, 1.0, "sooner")]
+    plain = prompt_text(reader().tokenizer, sources, "Why?")
+    assert plain.index("sooner") < plain.index("later") < plain.index("Why?")
+
+    class Chatty:
+        chat_template = "yes"
+
+        def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
+            return f"<user>{messages[0]['content']}</user>"
+
+    chat = prompt_text(Chatty(), sources, "Why?")
+    assert chat.startswith("<user>") and chat.index("sooner") < chat.index("later") < chat.index("Why?")
+    assert prompt_text(Chatty(), [], "Why?") == "<user>Why?</user>"
+
+
+def test_asking_leaves_the_memory_as_it_is() -> None:
+    model = reader()
+    memory = model.read(text_of(150))
+    before = memory.working.state_dict()
+    answers = [model.ask(memory, "Who sailed north?", max_new_tokens=5) for _ in range(2)]
+    assert answers[0] == answers[1]
+    after = memory.working.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(memory.text[s.start : s.end] == s.text for s in answers[0].sources)
+
+
+def test_the_working_memory_answers_where_nothing_is_recalled() -> None:
+    model = reader(config=settings(top_k=0))
+    prompts = "Who sailed north?"
+    one, other = model.read(text_of(150)), model.read(text_of(150, seed=9))
+    assert model.ask(one, prompts).sources == []
+    assert model.ask(one, prompts).text != model.ask(other, prompts).text
+
+
+def test_what_is_held_is_not_recalled_when_it_stands_before_the_question() -> None:
+    model = reader(config=settings(budget=200, update_interval=16))
+    model.config.asking = AskConfig(working=True)
+    memory = model.read(text_of(30))
+    assert memory.tokens <= 200
+    assert model.ask(memory, "Who sailed north?").sources == []
+    model.config.asking = AskConfig(working=False)
+    assert model.ask(memory, "Who sailed north?").sources
+
+
+def test_an_empty_question_is_refused() -> None:
+    model = reader()
+    with pytest.raises(InputError, match="question is empty"):
+        model.ask(model.read("A text."), "  ")
+    with pytest.raises(ValueError, match="passage_characters"):
+        AskConfig(passage_characters=-1)

@@ -1,0 +1,95 @@
+"""Tasks and scoring against plain arithmetic."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from readers import reader, settings, text_of
+
+from hiermem.errors import InputError
+from hiermem.eval.tasks import passkey, pg19, pubmedqa, retrieval
+from hiermem.memory.longterm import LongTermConfig
+
+
+def test_pg19_scores_each_token_once() -> None:
+    model = reader(config=settings(policy="none", positions="absolute"))
+    text = text_of(30)[:150]
+    ids = model.tokenizer(text, return_tensors="pt").input_ids[:, 5:45]
+    with torch.no_grad():
+        logits = model.backbone(ids).logits[0].log_softmax(-1)
+    expected = -logits[:-1].gather(1, ids[0, 1:, None]).squeeze(1)[10:]
+    result = pg19.evaluate(model, {"b": text}, pg19.Slice(start=5, tokens=40, score_from=10), progress=False)
+    scored = model.tokenizer.decode(ids[0, 11:])
+    assert result["n"] == len(expected) == 29
+    assert result["metrics"]["perplexity"] == pytest.approx(math.exp(float(expected.mean())), rel=1e-4)
+    total = float(expected.sum())
+    words = result["metrics"]["word_perplexity"]
+    assert words == pytest.approx(math.exp(total / len(scored.split())), rel=1e-4)
+    bits = total / math.log(2) / len(scored.encode())
+    assert result["metrics"]["bits_per_byte"] == pytest.approx(bits, rel=1e-4)
+
+
+def test_pg19_means_over_books() -> None:
+    model = reader()
+    texts = {"a": text_of(100), "b": text_of(120, seed=4)}
+    both = pg19.evaluate(model, texts, pg19.Slice(), progress=False)
+    single = [pg19.evaluate(model, {k: v}, pg19.Slice(), progress=False)["metrics"] for k, v in texts.items()]
+    mean = math.sqrt(single[0]["perplexity"] * single[1]["perplexity"])
+    assert both["metrics"]["perplexity"] == pytest.approx(mean)
+
+
+def test_passkey_examples_are_reproducible_and_spread() -> None:
+    model, haystack = reader(), text_of(3000)
+    made = passkey.examples(model, haystack, 400, 5, seed=1)
+    assert made == passkey.examples(model, haystack, 400, 5, seed=1)
+    assert made != passkey.examples(model, haystack, 400, 5, seed=2)
+    places = [
+        example.text.index(passkey.SENTENCE.format(key=example.key)) / len(example.text) for example in made
+    ]
+    assert places == sorted(places)
+    assert all(abs(place - (i + 0.5) / 5) < 0.15 for i, place in enumerate(places))
+    assert len({example.key for example in made}) == 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"), [("It is 12345.", True), ("12345", True), ("54321 or 12345", False), ("none", False)]
+)
+def test_passkey_wants_the_key_first(answer: str, right: bool) -> None:
+    assert passkey.is_right(answer, "12345") is right
+
+
+def write_pubmedqa(folder: Path) -> None:
+    topics = ["aspirin", "insulin", "malaria", "asthma", "vitamins", "sleep"]
+    items = {
+        str(i): {
+            "QUESTION": f"Does {topic} matter?",
+            "CONTEXTS": [f"We studied {topic} in mice.", "Results were clear."],
+            "LONG_ANSWER": f"Yes, {topic} matters.",
+            "final_decision": "yes",
+        }
+        for i, topic in enumerate(topics)
+    }
+    (folder / "ori_pqal.json").write_text(json.dumps(items))
+    (folder / "test_ground_truth.json").write_text(json.dumps({"4": "yes", "1": "no", "2": "yes"}))
+
+
+def test_retrieval_on_the_official_layout(tmp_path: Path) -> None:
+    write_pubmedqa(tmp_path)
+    assert [item.id for item in pubmedqa.load(tmp_path, "test")] == ["4", "1", "2"]
+    assert [item.id for item in pubmedqa.load(tmp_path, "train")] == ["0", "3", "5"]
+    result = retrieval.evaluate(tmp_path, "test", None, LongTermConfig())
+    assert result == {"metrics": {"recall_at_1": 1.0, "recall_at_5": 1.0}, "n": 3}
+    with pytest.raises(InputError, match="no split"):
+        pubmedqa.load(tmp_path, "validation")
+
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
+def test_retrieval_on_pubmedqa() -> None:
+    result = retrieval.evaluate(SHARED / "pubmedqa", "test", 300, LongTermConfig())
+    assert result["n"] == 300
+    assert result["metrics"]["recall_at_1"] >= 0.90
