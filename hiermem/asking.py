@@ -72,7 +72,7 @@ def ask(
     prompt = prompt_text(model.tokenizer, sources, question.strip())
     ids = model.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
     alone = hits and not config.working
-    working = model.new_working_memory(model.config.working) if alone else memory.working.copy()
+    working = model.new_working_memory(memory.working.config) if alone else memory.working.copy()
     return Answer(model.continue_from(working, ids, max_new_tokens).strip(), sources)
 
 

@@ -25,11 +25,13 @@ class Slabs:
         self._slab, self._used = torch.empty((0, *shape), dtype=dtype), 0
 
     def keep(self, rows: Tensor) -> Tensor:
-        """A lasting copy of ``rows [n, *shape]``."""
-        count = len(rows)
-        if self._used + count > len(self._slab):
-            self._slab, self._used = torch.empty((max(self._rows, count), *self.shape), dtype=self.dtype), 0
-        kept = self._slab[self._used : self._used + count]
-        kept.copy_(rows)
-        self._used += count
-        return kept
+        """A lasting copy of ``rows [n, *shape]``; an ordinary tensor, in inference mode too."""
+        with torch.inference_mode(False), torch.no_grad():
+            count = len(rows)
+            if self._used + count > len(self._slab):
+                self._slab = torch.empty((max(self._rows, count), *self.shape), dtype=self.dtype)
+                self._used = 0
+            kept = self._slab[self._used : self._used + count]
+            kept.copy_(rows)
+            self._used += count
+            return kept

@@ -41,7 +41,7 @@ def test_pg19_means_over_books() -> None:
 
 
 def test_passkey_examples_are_reproducible_and_spread() -> None:
-    model, haystack = reader(), text_of(3000)
+    model, haystack = reader(), text_of(3000).replace(" and ", ". ")
     made = passkey.examples(model, haystack, 400, 5, seed=1)
     assert made == passkey.examples(model, haystack, 400, 5, seed=1)
     assert made != passkey.examples(model, haystack, 400, 5, seed=2)
