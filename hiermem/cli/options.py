@@ -49,7 +49,12 @@ def configuration(
     from hiermem.config import HierMemConfig
 
     config = HierMemConfig.preset(preset)
-    given = {"policy": policy, "budget": budget, "positions": positions, "update_interval": chunk}
+    given: dict[str, Any] = {
+        "policy": policy,
+        "budget": budget,
+        "positions": positions,
+        "update_interval": chunk,
+    }
     chunk = min(config.chunk, config.segment if segment is None else segment) if chunk is None else chunk
     segment = max(config.segment, chunk) if segment is None else segment
     try:

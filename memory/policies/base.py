@@ -78,7 +78,9 @@ class EvictionPolicy(ABC):
         """Per-token state of tokens that have just entered the cache; none by default."""
         return {}
 
-    def observe(self, state: dict[str, Tensor], attention: Tensor, shown: ShownQueries) -> dict[str, Tensor]:
+    def observe(
+        self, state: dict[str, Tensor], attention: Tensor, positions: Tensor, shown: ShownQueries
+    ) -> dict[str, Tensor]:
         """Take note of the attention that cached tokens received from a chunk of new queries.
 
         Args:
