@@ -4,6 +4,8 @@ Reading allocates and frees large tensors all the time. A small one that stays w
 around it, and the process would grow by a multiple of what it keeps; in blocks of their own they do not.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,18 +22,18 @@ class Slabs:
 
     def __init__(self, dtype: torch.dtype, shape: tuple[int, ...] = ()) -> None:
         self.dtype, self.shape = dtype, shape
-        row = torch.empty(shape, dtype=dtype)
-        self._rows = max(SLAB_BYTES // (row.numel() * row.element_size()), 1)
-        self._slab, self._used = torch.empty((0, *shape), dtype=dtype), 0
+        self._rows = max(SLAB_BYTES // (math.prod(shape) * dtype.itemsize), 1)
+        self._slab: Tensor | None = None
+        self._used = 0
 
     def keep(self, rows: Tensor) -> Tensor:
         """A lasting copy of ``rows [n, *shape]``; an ordinary tensor, in inference mode too."""
+        count = len(rows)
         with torch.inference_mode(False), torch.no_grad():
-            count = len(rows)
-            if self._used + count > len(self._slab):
+            if self._slab is None or self._used + count > len(self._slab):
                 self._slab = torch.empty((max(self._rows, count), *self.shape), dtype=self.dtype)
                 self._used = 0
             kept = self._slab[self._used : self._used + count]
             kept.copy_(rows)
-            self._used += count
-            return kept
+        self._used += count
+        return kept

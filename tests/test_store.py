@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hiermem.errors import NonFiniteError
+from hiermem.retrieval.slabs import Slabs
 from hiermem.retrieval.store import INDEX_KINDS, FaissStore, RecallStore, StoreConfig, TorchStore, new_store
 
 
@@ -164,3 +165,14 @@ def test_bad_settings_are_explained() -> None:
         StoreConfig(kind="no such")
     with pytest.raises(ValueError, match="at least 1"):
         StoreConfig(hnsw_links=0)
+
+
+def test_slabs_keep_ordinary_tensors_that_never_move() -> None:
+    with torch.inference_mode():
+        slabs = Slabs(torch.float32, (4,))
+        first = slabs.keep(torch.ones(3, 4))
+    rest = [slabs.keep(torch.full((70_000, 4), float(i))) for i in range(3)]
+    assert not first.is_inference()
+    assert torch.equal(first, torch.ones(3, 4))
+    assert all(bool((block == i).all()) for i, block in enumerate(rest))
+    assert slabs.keep(torch.zeros(0, 4)).shape == (0, 4)
