@@ -11,6 +11,8 @@ from hiermem.memory.state import MemoryState
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
 
+# A small model may go on with a question of its own.
+_NEXT_QUESTION = "\n\nQuestion:"
 _SENTENCE = re.compile(r"(?s).+?(?:[.!?][\"'”’)\]]*\s+|\n\s*\n|\Z)")
 
 
@@ -73,7 +75,8 @@ def ask(
     ids = model.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
     alone = hits and not config.working
     working = model.new_working_memory(memory.working.config) if alone else memory.working.copy()
-    return Answer(model.continue_from(working, ids, max_new_tokens).strip(), sources)
+    text = model.continue_from(working, ids, max_new_tokens)
+    return Answer(text.split(_NEXT_QUESTION)[0].strip(), sources)
 
 
 def recall(memory: MemoryState, question: str, k: int, leave_out_held: bool = True) -> list[Hit]:

@@ -170,8 +170,8 @@ def verify(memory_dir: MemoryDir, json: opt.Json = False) -> None:
 
 DEMO_QUESTIONS = (
     "What does the assert statement do?",
-    "What happens when a generator function is called?",
-    "What is the purpose of the with statement?",
+    "What is an Ellipsis literal?",
+    "When is the else clause of a loop executed?",
 )
 
 
