@@ -25,6 +25,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf build
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy
 

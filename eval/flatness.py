@@ -20,7 +20,7 @@ def used_bytes(device: torch.device) -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def measure(model: "HierMemModel", ids: Tensor, settle: int = 16384) -> dict[str, Any]:
+def measure(model: "HierMemModel", ids: Tensor, settle: int) -> dict[str, Any]:
     """Read ``ids [n]`` int64 as a document, in tenths.
 
     Returns speed of each tenth, and by what share memory in use grew after the first ``settle`` tokens.

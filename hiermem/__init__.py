@@ -4,21 +4,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hiermem.asking import Answer, Source
+    from hiermem.asking import Answer, AskConfig, Source
     from hiermem.config import HierMemConfig
     from hiermem.errors import HierMemError
+    from hiermem.memory.longterm import LongTermConfig
     from hiermem.memory.state import MemoryState
+    from hiermem.memory.working import WorkingMemoryConfig
     from hiermem.model import HierMemModel
 
-__all__ = ["Answer", "HierMemConfig", "HierMemError", "HierMemModel", "MemoryState", "Source"]
+__all__ = [
+    "Answer",
+    "AskConfig",
+    "HierMemConfig",
+    "HierMemError",
+    "HierMemModel",
+    "LongTermConfig",
+    "MemoryState",
+    "Source",
+    "WorkingMemoryConfig",
+]
 
 _HOME = {
     "Answer": "hiermem.asking",
+    "AskConfig": "hiermem.asking",
     "HierMemConfig": "hiermem.config",
     "HierMemError": "hiermem.errors",
     "HierMemModel": "hiermem.model",
+    "LongTermConfig": "hiermem.memory.longterm",
     "MemoryState": "hiermem.memory.state",
     "Source": "hiermem.asking",
+    "WorkingMemoryConfig": "hiermem.memory.working",
 }
 
 

@@ -4,9 +4,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from hiermem.errors import InputError
 from hiermem.memory.longterm import Hit, Record
 from hiermem.memory.state import MemoryState
+from hiermem.memory.working import WorkingMemory
+from hiermem.text import beginning, check_text
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -32,7 +37,7 @@ class AskConfig:
 
     def __post_init__(self) -> None:
         if self.passage_characters < 0:
-            raise ValueError(f"passage_characters must not be negative, got {self.passage_characters}")
+            raise InputError(f"passage_characters must not be negative, not {self.passage_characters}.")
 
 
 @dataclass(frozen=True)
@@ -65,17 +70,17 @@ def ask(
     model: "HierMemModel", memory: MemoryState, question: str, top_k: int | None, max_new_tokens: int
 ) -> Answer:
     """Answer ``question`` from ``memory``, which stays as it is."""
+    check_text(question)
     if not question.strip():
         raise InputError("The question is empty: ask something.")
     config = model.config.asking
-    k = memory.longterm.config.top_k if top_k is None else top_k
+    k = model.config.longterm.top_k if top_k is None else top_k
     hits = recall(memory, question, k, leave_out_held=config.working)
-    sources = [passage(memory, hit, question, config.passage_characters) for hit in hits]
-    prompt = prompt_text(model.tokenizer, sources, question.strip())
-    ids = model.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
+    sources = passages(memory, hits, question, config.passage_characters)
     alone = hits and not config.working
     working = model.new_working_memory(memory.working.config) if alone else memory.working.copy()
-    text = model.continue_from(working, ids, max_new_tokens)
+    ids = prompt_ids(model.tokenizer, prompt_text(model.tokenizer, sources, question.strip()), working)
+    text = model.continue_from(working, ids.to(model.device), max_new_tokens)
     return Answer(text.split(_NEXT_QUESTION)[0].strip(), sources)
 
 
@@ -90,15 +95,19 @@ def recall(memory: MemoryState, question: str, k: int, leave_out_held: bool = Tr
     return memory.longterm.search(question, k, wanted) if k else []
 
 
-def passage(memory: MemoryState, hit: Hit, question: str, characters: int) -> Source:
-    """The run of sentences of a recalled segment that fits the question best."""
-    text, origin = hit.record.text, hit.record.start
-    start, end = 0, len(text)
-    if 0 < characters < len(text):
-        runs = _runs(text, characters)
-        keys = memory.longterm.key.document_keys([text[a:b] for a, b in runs])
-        start, end = runs[int((keys @ memory.longterm.key.query_key(question)).argmax())]
-    return Source(hit.segment, origin + start, origin + end, hit.score, text[start:end])
+def passages(memory: MemoryState, hits: list[Hit], question: str, characters: int) -> list[Source]:
+    """The run of sentences of each recalled segment that fits the question best."""
+    key = memory.longterm.key
+    query = key.query_key(question)
+    sources = []
+    for hit in hits:
+        text, origin = hit.record.text, hit.record.start
+        start, end = 0, len(text)
+        if 0 < characters < len(text):
+            runs = _runs(text, characters)
+            start, end = runs[int((key.document_keys([text[a:b] for a, b in runs]) @ query).argmax())]
+        sources.append(Source(hit.segment, origin + start, origin + end, hit.score, text[start:end]))
+    return sources
 
 
 def _runs(text: str, characters: int) -> list[tuple[int, int]]:
@@ -129,3 +138,10 @@ def prompt_text(tokenizer: Any, sources: list[Source], question: str) -> str:
         messages = [{"role": "user", "content": content}]
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     return "\n\n".join([*passages, f"Question: {question}\nAnswer:"])
+
+
+def prompt_ids(tokenizer: Any, prompt: str, working: WorkingMemory) -> Tensor:
+    """Ids ``[1, n]`` of a prompt; where nothing was read before it, it begins as every text does."""
+    ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    first = [] if any(working.seen) else beginning(tokenizer)
+    return torch.tensor([ids if ids[: len(first)] == first else first + ids])

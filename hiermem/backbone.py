@@ -8,7 +8,6 @@ implementation is set for the length of a `with` block and set back on any exit.
 Dimension names: B batch, Q new queries, H query heads, G KV heads, R = H / G, S visible tokens, D head width.
 """
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and
 from transformers.masking_utils import AttentionMaskInterface
 
 from hiermem.errors import BackboneUnsupportedError
-from hiermem.memory.layer import LayerShape
+from hiermem.memory.layer import LayerMemory, LayerShape
 from hiermem.memory.positions import Rotary
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 
@@ -72,9 +71,9 @@ def _attend(
         )
     else:
         weights = _weights(grouped, key, mask, scaling, softcap)
-        output = F.dropout(weights.to(value.dtype), dropout, bool(dropout)) @ value
+        output = F.dropout(weights, dropout, bool(dropout)) @ value
     if memory.policy.query_stride:
-        _show_attention(memory, layer, query, key, mask, scaling, softcap)
+        _show_attention(memory, layer, query, key, scaling, softcap)
     # Whatever layout the kernel left, one copy gives the one that the model expects.
     return output.unflatten(2, (H // G, Q)).permute(0, 3, 1, 2, 4).reshape(B, Q, H, -1), None
 
@@ -82,34 +81,25 @@ def _attend(
 def _weights(
     grouped: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
 ) -> Tensor:
-    """Post-softmax attention ``[B, G, R * Q, S]`` float32."""
+    """Post-softmax attention ``[B, G, R * Q, S]`` in the dtype of the query."""
     logits = (grouped * scaling) @ key.transpose(-1, -2)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     if mask is not None:
-        # The clamp keeps a row of padding, which sees nothing, finite in float16.
-        logits = (logits + mask).clamp(min=torch.finfo(logits.dtype).min)
-    return logits.softmax(dim=-1, dtype=torch.float32)
+        logits += mask
+    return logits.softmax(dim=-1)
 
 
 def _show_attention(
-    memory: WorkingMemory,
-    layer: int,
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    scaling: float,
-    softcap: float | None,
+    memory: WorkingMemory, layer: int, query: Tensor, key: Tensor, scaling: float, softcap: float | None
 ) -> None:
     """Show the policy the attention of the queries that it wants to see."""
-    B, H, Q, D = query.shape
+    B, H, _, D = query.shape
     G, S = key.shape[1], key.shape[2]
     columns = memory.shown.columns
     with torch.no_grad():
         some = query[:, :, columns].reshape(B, G, -1, D)
-        if mask is not None:
-            mask = mask.unflatten(-2, (H // G, Q))[..., columns, :].flatten(-3, -2)
-        weights = _weights(some, key, mask, scaling, softcap)
+        weights = _weights(some, key, memory.mask(layer, H // G, query.dtype, shown=True), scaling, softcap)
         memory.observe(layer, weights.view(B, G, H // G, len(columns), S))
 
 
@@ -206,8 +196,10 @@ class Backbone:
                 f"choose a model that goes through transformers' AttentionInterface"
             )
         self.trained_range = _trained_range(self.config)
-        self.shapes = _layer_shapes(model, self.config)
-        self._lock = _locks.setdefault(model, threading.RLock())
+        windows = _windows(model, self.config)
+        self.shapes = tuple(LayerShape(window=window) for window in windows)
+        rotaries = self._rotaries()
+        self.shapes = tuple(map(LayerShape, windows, rotaries))
 
     def new_memory(self, config: WorkingMemoryConfig, batch: int = 1) -> WorkingMemory:
         """An empty working memory that fits this backbone."""
@@ -216,7 +208,7 @@ class Backbone:
     @contextmanager
     def attached(self, memory: WorkingMemory) -> Iterator[BackboneCache]:
         """Route the model's attention through ``memory``; everything is set back on any exit."""
-        with self._lock:
+        with _locks.setdefault(self.model, threading.RLock()):
             before = self.model.config._attn_implementation
             token = _reading.set(memory)
             self.model.config._attn_implementation = ATTENTION_NAME
@@ -249,8 +241,69 @@ class Backbone:
                 output = self.model(**arguments).logits
             else:
                 output = self.model.base_model(**arguments).last_hidden_state
+            if not memory.complete:
+                raise BackboneUnsupportedError(
+                    f"{type(self.model).__name__} did not send all its layers through the working memory: "
+                    f"choose a decoder-only model, and switch gradient checkpointing off"
+                )
             memory.commit()
         return output
+
+    def _rotaries(self) -> list[Rotary | None]:
+        """How each layer rotates its keys, found by reading single tokens at two positions.
+
+        A token alone sees itself only, so whatever the position its keys differ by the rotation, in all
+        layers. None for a layer that does not rotate, and for all layers of a model with learned positions.
+        """
+        place = min(self.trained_range, 1024) - 1
+        tables = _frequency_tables(self.model)
+        origin = self._alone(0)
+        if not tables:
+            return [None] * len(self.shapes)
+        signed = [*tables, *(-table for table in tables)]
+        candidates: list[Rotary | None] = [None]
+        candidates += [Rotary(table, interleaved) for table in signed for interleaved in (False, True)]
+        return [
+            self._fitting(candidates, one, other, place)
+            for one, other in zip(origin, self._alone(place), strict=True)
+        ]
+
+    def _alone(self, place: int) -> list[LayerMemory]:
+        """What every layer caches of a few tokens, each read alone at position ``place``."""
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        ids = torch.tensor([[1], [2], [3], [vocabulary // 2]], device=self.model.device) % vocabulary
+        config = WorkingMemoryConfig(policy="none", positions="absolute")
+        memory = WorkingMemory(config, self.shapes, self.trained_range, len(ids))
+        memory.seen = [place] * len(ids)
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                self.read_chunk(memory, ids, [1] * len(ids))
+        finally:
+            self.model.train(training)
+        return memory.layers
+
+    def _fitting(
+        self, candidates: list[Rotary | None], one: LayerMemory, other: LayerMemory, place: int
+    ) -> Rotary | None:
+        origin, moved = one.keys, other.keys
+        assert (
+            origin is not None and moved is not None and one.values is not None and other.values is not None
+        )
+        still = torch.allclose(one.values.float(), other.values.float(), rtol=0.05, atol=0.05)
+        shift = torch.full(origin.shape[:3], place, device=origin.device)
+        turned = [origin if rotary is None else rotary.turn(origin, shift) for rotary in candidates]
+        errors = (
+            torch.stack([(keys.float() - moved.float()).norm() for keys in turned]) / moved.float().norm()
+        )
+        best = int(errors.argmin())
+        if not (still and errors[best] < 0.05):  # rounding alone stays far below, another rotation far above
+            raise BackboneUnsupportedError(
+                f"{type(self.model).__name__} rotates its keys in a way hiermem does not know: "
+                f"choose a model with plain or partial rotary positions"
+            )
+        return candidates[best]
 
 
 def _trained_range(config: Any) -> int:
@@ -268,51 +321,28 @@ def _trained_range(config: Any) -> int:
     return int(known)
 
 
-def _layer_shapes(model: PreTrainedModel, config: Any) -> tuple[LayerShape, ...]:
-    types, arguments = get_layer_types_and_kwargs(config)
+def _windows(model: PreTrainedModel, config: Any) -> list[int | None]:
+    """Width of every layer's sliding window in tokens, None for full attention."""
+    try:
+        types, arguments = get_layer_types_and_kwargs(config)
+    except (ValueError, AttributeError) as error:
+        raise BackboneUnsupportedError(
+            f"{type(model).__name__} has layers of unknown type: {error}"
+        ) from error
     unknown = set(types) - {"full_attention", "sliding_attention"}
     if unknown:
         raise BackboneUnsupportedError(
             f"{type(model).__name__} has layers of type {', '.join(sorted(unknown))}: "
             f"hiermem supports full and sliding-window attention"
         )
-    rotaries = _rotaries(model, types)
-    return tuple(
-        LayerShape(window=kwargs.get("sliding_window"), rotary=rotary)
-        for kwargs, rotary in zip(arguments, rotaries, strict=True)
-    )
+    return [kwargs.get("sliding_window") for kwargs in arguments]
 
 
-def _rotaries(model: PreTrainedModel, types: list[str]) -> list[Rotary | None]:
-    """How each layer rotates its keys; None for all layers of a model with learned positions."""
+def _frequency_tables(model: PreTrainedModel) -> list[Tensor]:
+    """The rotary frequencies that the model's modules hold, in radians per position; none where learned."""
     tables: dict[str, Tensor] = {}
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if name == "inv_freq" or name.endswith("_attention_inv_freq"):
-                tables.setdefault(name.removesuffix("inv_freq").rstrip("_"), buffer.float())
-    if not tables:
-        return [None] * len(types)
-    interleaved = _is_interleaved(model, next(iter(tables.values())))
-    return [Rotary(tables[kind] if kind in tables else tables[""], interleaved) for kind in types]
-
-
-def _is_interleaved(model: PreTrainedModel, frequencies: Tensor) -> bool:
-    """Find the pairing of rotated dimensions by trying the model's own rotation on a unit vector."""
-    source = sys.modules[type(model).__module__]
-    rotate = getattr(source, "apply_rotary_pos_emb", None)
-    if rotate is None:
-        raise BackboneUnsupportedError(
-            f"{source.__name__} has no apply_rotary_pos_emb, so hiermem cannot learn how its keys rotate"
-        )
-    width = 2 * frequencies.numel()
-    unit = torch.zeros(1, 1, 1, width)
-    unit[..., 0] = 1.0
-    ones = torch.ones(1, 1, width)
-    try:
-        turned = rotate(unit, unit, 0 * ones, ones)[1].flatten()  # cos 0, sin 1: a quarter turn
-    except (TypeError, RuntimeError):  # other arguments, or tables of another width
-        turned = unit.flatten()
-    partner = int(turned.abs().argmax())
-    if partner not in (1, width // 2):
-        raise BackboneUnsupportedError(f"{source.__name__} rotates keys in a way hiermem does not know")
-    return partner == 1 and width > 2
+                tables.setdefault(name, buffer.float())
+    return list(tables.values())

@@ -1,5 +1,6 @@
 """The configuration of a whole model, and its presets: named functions that return a full one."""
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, field, replace
 from typing import Any
@@ -47,9 +48,9 @@ class HierMemConfig(PreTrainedConfig):
         if isinstance(self.asking, dict):
             self.asking = AskConfig(**self.asking)
         if self.chunk < 1 or self.segment < 1 or self.segment % self.chunk:
-            raise ValueError(
-                f"the segment must be a multiple of the chunk, got a segment of {self.segment} "
-                f"and a chunk of {self.chunk} tokens"
+            raise InputError(
+                f"The segment must be a multiple of the chunk, not a segment of {self.segment} "
+                f"with a chunk of {self.chunk} tokens."
             )
         super().__post_init__(**kwargs)
 
@@ -63,12 +64,38 @@ class HierMemConfig(PreTrainedConfig):
         """A named configuration, with ``changes`` to its top-level settings.
 
         Raises:
-            InputError: there is no preset of that name.
+            InputError: there is no preset or no setting of that name.
         """
         if name not in PRESETS:
             raise InputError(f"There is no preset {name!r}: choose one of {', '.join(PRESETS)}.")
-        config = PRESETS[name]()
-        return cls(**{**config.settings(), **changes})
+        settings = PRESETS[name]().settings()
+        for unknown in set(changes) - set(settings):
+            raise InputError(
+                f"There is no top-level setting {unknown!r}: choose one of {', '.join(settings)}; "
+                f"with_working() changes the working memory."
+            )
+        return cls(**{**settings, **changes})
+
+    @classmethod
+    def from_saved(cls, folder: str | os.PathLike[str]) -> "HierMemConfig":
+        """The configuration of a model that `HierMemModel.save_pretrained` wrote.
+
+        Raises:
+            InputError: it is damaged, or in a newer format.
+        """
+        try:
+            values, _ = cls.get_config_dict(folder)
+            version = values.get("format_version", 0)
+            if version > FORMAT_VERSION:
+                raise InputError(
+                    f"The model at {folder} is in format {version} and this version reads up to "
+                    f"{FORMAT_VERSION}: upgrade hiermem."
+                )
+            return cls.from_dict(values)
+        except (OSError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"The configuration at {folder} cannot be read: {error}.") from error
 
     def settings(self) -> dict[str, Any]:
         """The settings that are hiermem's own, as the constructor takes them."""

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,13 +27,27 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from hiermem import asking, reading
 from hiermem.backbone import Backbone, BackboneCache
 from hiermem.bundled import BUNDLED_MODELS
-from hiermem.config import FORMAT_VERSION, HierMemConfig
-from hiermem.errors import InputError, MemoryIncompatibleError
+from hiermem.config import HierMemConfig
+from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
 from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.state import MemoryState
-from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
+from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
 
 IGNORED_LABEL = -100
+
+# What transformers' Auto classes pass along.
+_AUTO_OPTIONS = {"trust_remote_code", "adapter_kwargs", "code_revision"}
+
+_CARD = """---
+library_name: hiermem
+base_model: {backbone}
+---
+
+Memory parameters of hiermem for {backbone}, which is not included.
+
+    from hiermem import HierMemModel
+    model = HierMemModel.from_pretrained("this folder")
+"""
 
 
 class HierMemModel(PreTrainedModel, GenerationMixin):
@@ -56,7 +73,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         self.tokenizer = tokenizer
         self.adapter = Backbone(backbone)
         self.generation_config = backbone.generation_config
-        self._fingerprint: dict[str, str] | None = None
+        self._hashed: tuple[int, dict[str, str]] | None = None
 
     # ---- loading and saving
 
@@ -69,7 +86,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         revision: str | None = None,
-        **_: Any,
+        **others: Any,
     ) -> "HierMemModel":
         """Load a plain backbone, a folder that `save_pretrained` wrote, or a bundled model.
 
@@ -80,16 +97,17 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
             device: where to compute; the default is a GPU if there is one.
             revision: commit or tag on the hub.
 
-        Further options, which transformers' Auto classes pass, are not used.
-
         Raises:
-            InputError: there is no such model, or it was saved in a newer format.
+            InputError: there is no such model, it was saved in a newer format, or an option is unknown.
             BackboneUnsupportedError: its attention cannot run over a working memory.
         """
+        unknown = [name for name in others if name not in _AUTO_OPTIONS and not name.startswith("_")]
+        if unknown:
+            raise InputError(f"There is no option {unknown[0]!r}: memory settings go into config.")
         folder = Path(name_or_path)
-        if (folder / "config.json").is_file():
-            if _model_type(folder) == HierMemConfig.model_type:
-                return cls._from_saved(folder, config, dtype=dtype, device=device)
+        if is_saved_model(str(folder)):
+            return cls._from_saved(folder, config, dtype=dtype, device=device)
+        if os.path.isfile(folder / "config.json"):
             name_or_path = folder.resolve()  # a saved model must find its backbone from anywhere
         config = config or HierMemConfig.preset("full")
         settings = {**config.settings(), "backbone": str(name_or_path), "backbone_revision": revision}
@@ -100,20 +118,24 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _from_saved(cls, folder: Path, config: HierMemConfig | None, **kwargs: Any) -> "HierMemModel":
-        saved = HierMemConfig.from_pretrained(folder)
-        if saved.format_version > FORMAT_VERSION:
-            raise InputError(
-                f"The model at {folder} is in format {saved.format_version} and this version reads up to "
-                f"{FORMAT_VERSION}: upgrade hiermem."
-            )
+        saved = HierMemConfig.from_saved(folder)
+        if is_saved_model(saved.backbone):
+            raise InputError(f"The model at {folder} has no backbone but {saved.backbone}: save it again.")
         model = cls.from_pretrained(
             saved.backbone, config or saved, revision=saved.backbone_revision, **kwargs
         )
-        model.load_memory_parameters(load_file(folder / "model.safetensors"))
+        try:
+            model.load_memory_parameters(load_file(folder / "model.safetensors"))
+            if (folder / "tokenizer_config.json").exists():
+                model.tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"The model at {folder} is not complete ({error}): save it again.") from error
         return model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **_: Any) -> None:
-        """Write configuration, memory parameters and tokenizer; the backbone is kept by reference.
+        """Write configuration, memory parameters, tokenizer and a model card, the backbone by reference.
+
+        Every file is replaced whole, `config.json` last.
 
         Raises:
             InputError: the folder holds another model, which this would overwrite.
@@ -122,10 +144,15 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         if (folder / "config.json").exists() and _model_type(folder) != HierMemConfig.model_type:
             raise InputError(f"{folder} holds another model, maybe the backbone: give a folder of its own.")
         folder.mkdir(parents=True, exist_ok=True)
-        self.config.save_pretrained(folder)
-        save_file(self.memory_parameters(), folder / "model.safetensors", metadata={"format": "pt"})
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
+        with TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+            staging = Path(name)
+            self.config.save_pretrained(staging)
+            save_file(self.memory_parameters(), staging / "model.safetensors", metadata={"format": "pt"})
+            (staging / "README.md").write_text(_CARD.format(backbone=self.config.backbone), "utf-8")
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(staging)
+            for file in sorted(staging.iterdir(), key=lambda file: file.name == "config.json"):
+                file.replace(folder / file.name)
 
     def memory_parameters(self) -> dict[str, Tensor]:
         """The parameters that are hiermem's own, by name, contiguous and on the CPU."""
@@ -148,14 +175,13 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         self.load_state_dict(parameters, strict=False)
 
     def fingerprint(self) -> dict[str, str]:
-        """What a saved memory must match: hashes of the backbone and of its tokenizer, and the dtype."""
-        if self._fingerprint is None:
-            self._fingerprint = {
-                "backbone": _backbone_hash(self.backbone),
-                "tokenizer": _tokenizer_hash(self.tokenizer),
-                "dtype": str(self.dtype).removeprefix("torch."),
-            }
-        return self._fingerprint
+        """What a saved memory must match: backbone with its geometry, tokenizer and dtype."""
+        weights = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self.backbone.parameters()]
+        version = hash((*weights, id(self.tokenizer), len(self.tokenizer or ())))
+        if self._hashed is None or self._hashed[0] != version:
+            backbone = _backbone_hash(self.backbone, self.adapter)
+            self._hashed = version, {"backbone": backbone, "tokenizer": _tokenizer_hash(self.tokenizer)}
+        return {**self._hashed[1], "dtype": str(self.dtype).removeprefix("torch.")}
 
     # ---- the two things a reader wants
 
@@ -177,7 +203,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         if self.tokenizer is None:
             raise InputError("This model has no tokenizer: pass one to HierMemModel, or use forward().")
         memory = self._own(memory) if memory is not None else self.new_memory()
-        with torch.inference_mode():
+        with self._inference():
             reading.read(self, source, memory, progress)
         return memory
 
@@ -191,10 +217,12 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
             max_new_tokens: length limit of the answer.
 
         Raises:
-            InputError: the question is empty.
+            InputError: the question is empty, or a number is negative.
             MemoryIncompatibleError: ``memory`` belongs to another model.
         """
-        with torch.inference_mode():
+        if max_new_tokens < 1 or (top_k is not None and top_k < 0):
+            raise InputError("max_new_tokens must be at least 1 and top_k must not be negative.")
+        with self._inference():
             return asking.ask(self, self._own(memory), question, top_k, max_new_tokens)
 
     def new_memory(self) -> MemoryState:
@@ -202,6 +230,19 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         working = self.new_working_memory(self.config.working)
         longterm = LongTermMemory(self.config.longterm)
         return MemoryState(working, longterm, self.config.segment, self.fingerprint())
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Neither gradients nor dropout."""
+        training = [module for module in self.modules() if module.training]
+        try:
+            for module in training:
+                module.training = False
+            with torch.inference_mode():
+                yield
+        finally:
+            for module in training:
+                module.training = True
 
     def _own(self, memory: MemoryState) -> MemoryState:
         if memory.fingerprint != self.fingerprint():
@@ -219,8 +260,10 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         past_key_values: BackboneCache | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
-        **_: Any,
-    ) -> CausalLMOutputWithPast:
+        num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool | None = None,
+        **others: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits and loss over an input of any length, read through the working memory.
 
         Args:
@@ -230,8 +273,20 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
             labels: ``[B, N]`` int64; the token that position i should predict stands at i + 1, -100 is
                 ignored. The loss is the mean over all positions of the whole input.
             logits_to_keep: how many last positions get logits; 0 means all.
+            num_items_in_batch: what the summed loss is divided by in place of the number of labels, as
+                transformers' Trainer wants it where gradients accumulate.
+
+        Raises:
+            InputError: the input is empty, the mask is shorter than the input, no label counts, or an
+                output is asked for that there is not (attentions, hidden states).
+            NonFiniteError: the loss is NaN or infinite.
         """
         B, N = input_ids.shape
+        if N == 0 or (attention_mask is not None and attention_mask.shape[1] < N):
+            raise InputError("The input must have at least one token, and the mask as many as the input.")
+        for name in ("inputs_embeds", "output_attentions", "output_hidden_states"):
+            if others.get(name) is not None and others[name] is not False:
+                raise InputError(f"HierMemModel.forward() does not know {name}: leave it out.")
         memory = past_key_values.memory if past_key_values is not None else None
         memory = memory if memory is not None else self.new_working_memory(self.config.working, B)
         memory.take_rows(B)
@@ -239,11 +294,18 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         aligned = input_ids if order is None else input_ids.gather(1, order)
         wanted = _wanted_columns(order, B, N, logits_to_keep)
         logits = _take_columns(self._read_columns(memory, aligned, lengths, wanted), wanted)
-        loss = None if labels is None else _loss(logits, labels)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=BackboneCache(memory))
+        loss = None if labels is None else _loss(logits, labels, num_items_in_batch)
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=BackboneCache(memory))
+        return output if return_dict is None or return_dict else output.to_tuple()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' `generate` for prompts of any length; arguments and results are its own."""
+        """transformers' `generate` for prompts of any length; arguments and results are its own.
+
+        Raises:
+            InputError: assisted decoding was asked for, which takes tokens back.
+        """
+        if any(kwargs.get(name) is not None for name in ("assistant_model", "prompt_lookup_num_tokens")):
+            raise InputError("Assisted decoding takes tokens back, which a memory cannot: leave it out.")
         if kwargs.get("past_key_values") is None:
             kwargs["past_key_values"] = BackboneCache(self.new_working_memory(self.config.working))
         return super().generate(*args, **kwargs)
@@ -253,13 +315,18 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         return self.adapter.new_memory(config, batch)
 
     def read_ids(self, memory: WorkingMemory, ids: Tensor) -> Tensor:
-        """Read ``ids [1, n]`` without computing logits; returns the last chunk's hidden states."""
-        at, hidden = 0, None
-        while at < ids.shape[1]:
-            take = min(self.config.chunk, memory.room([True]), ids.shape[1] - at)
+        """Read ``ids [1, n]`` without computing logits; returns the last chunk's states ``[1, Q, width]``.
+
+        Raises:
+            NonFiniteError: the backbone produced NaN or infinity; the place is named.
+        """
+        for at, take in chunks(memory, [ids.shape[1]], self.config.chunk):
             hidden = self.adapter.read_chunk(memory, ids[:, at : at + take], [take])
-            at += take
-        assert hidden is not None
+            if not hidden.isfinite().all():
+                raise NonFiniteError(
+                    f"The backbone's states of tokens {memory.seen[0] - take} to {memory.seen[0]} are not "
+                    f"finite: read with dtype float32, or leave that passage out."
+                )
         return hidden
 
     def continue_from(self, memory: WorkingMemory, ids: Tensor, max_new_tokens: int) -> str:
@@ -284,19 +351,14 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         self, memory: WorkingMemory, ids: Tensor, lengths: Sequence[int], wanted: Tensor
     ) -> list[tuple[int, Tensor]]:
         """Read left-aligned rows chunk by chunk; logits of the chunks that hold a wanted column."""
-        at, blocks = 0, []
+        blocks = []
         first, last = int(wanted.min()), int(wanted.max())
-        end = ids.shape[1]
-        while at < end:
-            active = [length > at for length in lengths]
-            room = memory.room(active) if any(active) else end - at
-            take = min(self.config.chunk, room, end - at)
+        for at, take in chunks(memory, lengths, self.config.chunk, ids.shape[1]):
             valid = [min(max(length - at, 0), take) for length in lengths]
             needed = first < at + take and last >= at
             output = self.adapter.read_chunk(memory, ids[:, at : at + take], valid, needed)
             if needed:
                 blocks.append((at, output))
-            at += take
         return blocks
 
 
@@ -327,10 +389,10 @@ def _take_columns(blocks: list[tuple[int, Tensor]], wanted: Tensor) -> Tensor:
     return logits.gather(1, index.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
 
-def _loss(logits: Tensor, labels: Tensor, block: int = 1024) -> Tensor:
-    """Mean negative log-likelihood in nats; float32 for a block of positions at a time."""
+def _loss(logits: Tensor, labels: Tensor, items: Tensor | int | None, block: int = 1024) -> Tensor:
+    """Negative log-likelihood in nats, by default the mean; float32 for a block of positions at a time."""
     if logits.shape[1] != labels.shape[1]:
-        raise ValueError("labels need logits at all positions: leave logits_to_keep at 0")
+        raise InputError("Labels need logits at all positions: leave logits_to_keep at 0.")
     predictions, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(logits.device)
     total = torch.zeros((), device=logits.device)
     for at in range(0, len(targets), block):
@@ -340,7 +402,18 @@ def _loss(logits: Tensor, labels: Tensor, block: int = 1024) -> Tensor:
             ignore_index=IGNORED_LABEL,
             reduction="sum",
         )
-    return total / (targets != IGNORED_LABEL).sum()
+    count = (targets != IGNORED_LABEL).sum() if items is None else items
+    if not count:
+        raise InputError("No label counts: there must be one that is not -100 after the first position.")
+    loss = total / count
+    if not loss.isfinite():
+        raise NonFiniteError("The loss is not finite: compute in float32, or lower the learning rate.")
+    return loss
+
+
+def is_saved_model(name: str) -> bool:
+    """Whether ``name`` is a folder that `HierMemModel.save_pretrained` wrote."""
+    return os.path.isfile(Path(name) / "config.json") and _model_type(Path(name)) == HierMemConfig.model_type
 
 
 def _model_type(folder: Path) -> str | None:
@@ -359,7 +432,7 @@ def _load_backbone(
         chosen = dtype or _native_dtype(getattr(config, "dtype", None), device)
         backbone = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=chosen)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except Exception as error:  # whatever transformers makes of a folder that is not a model
         raise InputError(
             f"The model {name!r} could not be loaded ({_first_sentence(error)}): give a folder with a model, "
             f"the id of one on the hub if you are online, or one of {', '.join(BUNDLED_MODELS)}."
@@ -373,17 +446,27 @@ def _native_dtype(own: torch.dtype | None, device: torch.device) -> torch.dtype:
         return torch.float32
     if device.type != "cpu":
         return own
-    has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if has_bf16 else torch.float32
+    return torch.bfloat16 if _has_bf16_units() else torch.float32
+
+
+def _has_bf16_units() -> bool:
+    """Whether the processor multiplies in bf16 by itself; elsewhere bf16 is emulated, slower than float32."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _first_sentence(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
 
 
-def _backbone_hash(model: PreTrainedModel, samples: int = 64) -> str:
-    """SHA-256 over names, shapes and some evenly spaced values of every parameter: training changes it."""
-    digest = hashlib.sha256(type(model).__name__.encode())
+def _backbone_hash(model: PreTrainedModel, adapter: Backbone, samples: int = 64) -> str:
+    """SHA-256 over geometry, names, shapes and some evenly spaced values of every parameter."""
+    digest = hashlib.sha256(f"{type(model).__name__} {adapter.trained_range}".encode())
+    for shape in adapter.shapes:
+        digest.update(f"{shape.window}".encode())
+        if shape.rotary is not None:
+            digest.update(f"{shape.rotary.interleaved}{shape.rotary.frequencies.tolist()}".encode())
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().flatten()
         some = flat[:: max(flat.numel() // samples, 1)].float().cpu()

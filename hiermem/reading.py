@@ -4,18 +4,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.memory.longterm import Record
 from hiermem.memory.state import MemoryState
-from hiermem.text import MARGIN, TokenBlock, stream_tokens
+from hiermem.text import MARGIN, TokenBlock, beginning, decoded, stream_tokens
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
 
-Source = str | Tensor | Sequence[int] | Iterable[str]
+Source = str | Tensor | np.ndarray | Sequence[int] | Iterable[str]
 
 
 @dataclass(frozen=True)
@@ -26,44 +27,54 @@ class Piece:
         ids: token ids, at most one chunk of them.
         start: character offset of the first token in the document.
         text: the characters from there to the next chunk.
+        whole: whether it ends between two characters; a character may take several tokens.
     """
 
     ids: list[int]
     start: int
     text: str
+    whole: bool
 
 
 def read(model: "HierMemModel", source: Source, memory: MemoryState, progress: bool) -> None:
-    """Read ``source`` into ``memory``; on any exception the memory stands at the last complete chunk."""
+    """Read ``source`` into ``memory``; on any exception the memory stands where reading can go on."""
     from tqdm.auto import tqdm
 
     before, total = memory.tokens, len(source) if isinstance(source, str) else None
     bar = tqdm(
         total=total, unit="char", unit_scale=True, desc="reading", disable=None if progress else True, delay=2
     )
-    with bar:
+    moment = memory.snapshot()
+    try:
         blocks = _blocks(model.tokenizer, source, memory)
         for piece in _pieces(blocks, model.config.chunk, memory.segment, memory.tokens):
-            moment = memory.snapshot()
-            try:
-                _read_piece(model, memory, piece)
-            except BaseException:
-                memory.restore(moment)
-                raise
+            _read_piece(model, memory, piece)
+            if piece.whole:
+                moment = memory.snapshot()
             bar.update(len(piece.text) if total is not None else 0)
             bar.set_postfix(tokens=memory.tokens, segments=memory.segments, refresh=False)
+    except BaseException:
+        memory.restore(moment)
+        raise
+    finally:
+        bar.close()
     if memory.tokens == before:
         raise InputError("The document is empty: give a text with at least one character.")
 
 
 def _blocks(tokenizer: Any, source: Source, memory: MemoryState) -> Iterator[TokenBlock]:
     start = memory.characters
-    if isinstance(source, Tensor) or (isinstance(source, Sequence) and source and isinstance(source[0], int)):
-        yield _decoded(tokenizer, torch.as_tensor(source).flatten().tolist(), start)
+    ids = _token_ids(source)
+    if ids is not None:
+        if ids and not 0 <= min(ids) <= max(ids) < len(tokenizer):
+            raise InputError(f"The token ids do not fit the tokenizer, which has {len(tokenizer)} tokens.")
+        yield decoded(tokenizer, ids, start)
         return
+    if not isinstance(source, Iterable) or isinstance(source, bytes | bytearray):
+        raise InputError(f"A document is text, pieces of text or token ids, not {type(source).__name__}.")
     pieces = [source] if isinstance(source, str) else cast(Iterable[str], source)
     blocks = stream_tokens(tokenizer, pieces, start, memory.last_characters(MARGIN))
-    prefix = tokenizer("").input_ids if memory.tokens == 0 else []  # a beginning-of-sequence token, or none
+    prefix = beginning(tokenizer) if memory.tokens == 0 else []
     for block in blocks:
         if prefix:
             block = TokenBlock(prefix + block.ids, [start] * len(prefix) + block.starts, block.text)
@@ -71,14 +82,17 @@ def _blocks(tokenizer: Any, source: Source, memory: MemoryState) -> Iterator[Tok
         yield block
 
 
-def _decoded(tokenizer: Any, ids: list[int], start: int) -> TokenBlock:
-    """Token ids as a block; its text is what they decode to, one by one."""
-    texts = tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
-    starts = []
-    for text in texts:
-        starts.append(start)
-        start += len(text)
-    return TokenBlock(ids, starts, "".join(texts))
+def _token_ids(source: Source) -> list[int] | None:
+    """The ids of a document given as token ids, else None."""
+    if isinstance(source, Tensor | np.ndarray):
+        if source.ndim > 1 and source.shape[0] != 1:
+            raise InputError(f"One document is read at a time: the token ids have {source.shape[0]} rows.")
+        return source.flatten().tolist()
+    if isinstance(source, bytes | bytearray):
+        return None
+    if isinstance(source, Sequence) and len(source) and isinstance(source[0], int | np.integer):
+        return [int(i) for i in cast(Sequence[int], source)]
+    return None
 
 
 def _pieces(blocks: Iterable[TokenBlock], chunk: int, segment: int, position: int) -> Iterator[Piece]:
@@ -89,30 +103,27 @@ def _pieces(blocks: Iterable[TokenBlock], chunk: int, segment: int, position: in
         if not block.ids:
             continue
         start = start if ids else block.starts[0]
-        bounds = [*block.starts[1:], block.starts[0] + len(block.text)]
+        origin = block.starts[0]
+        bounds = [*block.starts[1:], origin + len(block.text)]
         at = 0
         while at < len(block.ids):
             take = min(chunk - position % chunk, segment - position % segment, len(block.ids) - at)
-            origin = block.starts[0]
             ids += block.ids[at : at + take]
             text += block.text[block.starts[at] - origin : bounds[at + take - 1] - origin]
             position, at = position + take, at + take
             if position % chunk == 0 or position % segment == 0:
-                yield Piece(ids, start, text)
+                yield Piece(ids, start, text, whole=block.starts[at - 1] < bounds[at - 1])
                 ids, start, text = [], bounds[at - 1], ""
     if ids:
-        yield Piece(ids, start, text)
+        yield Piece(ids, start, text, whole=True)
 
 
 def _read_piece(model: "HierMemModel", memory: MemoryState, piece: Piece) -> None:
     first = memory.tokens
-    segment = first // memory.segment
-    hidden = model.read_ids(memory.working, torch.tensor([piece.ids], device=model.device))
-    if not bool(hidden[:, -1].isfinite().all()):
-        raise NonFiniteError(
-            f"The backbone's state in segment {segment} (tokens {first} to {memory.tokens}) is not finite: "
-            f"read with --dtype float32, or leave that passage out."
-        )
+    try:
+        model.read_ids(memory.working, torch.tensor([piece.ids], device=model.device))
+    except NonFiniteError as error:
+        raise NonFiniteError(f"Segment {first // memory.segment} cannot be read. {error}") from error
     record = _extended(memory.longterm.open, piece, first)
     if memory.tokens % memory.segment == 0:
         memory.longterm.write([record])

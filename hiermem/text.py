@@ -4,7 +4,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hiermem.errors import BackboneUnsupportedError
+from tokenizers.decoders import DecodeStream
+
+from hiermem.errors import BackboneUnsupportedError, InputError
 
 WINDOW = 1 << 16
 """Characters tokenised at a time."""
@@ -29,6 +31,42 @@ class TokenBlock:
     text: str
 
 
+def check_text(text: Any) -> None:
+    """Refuse what tokenizers do not take."""
+    if not isinstance(text, str):
+        raise InputError(f"A document is made of text, not of {type(text).__name__}.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"The text is not valid Unicode at character {error.start}: repair its encoding first."
+        ) from error
+
+
+def beginning(tokenizer: Any) -> list[int]:
+    """The beginning-of-sequence token where the tokenizer puts one before a text, else nothing."""
+    first = tokenizer("").input_ids[:1]
+    return first if first and first[0] == tokenizer.bos_token_id else []
+
+
+def decoded(tokenizer: Any, ids: list[int], start: int = 0) -> TokenBlock:
+    """Token ids as a block with the text that they stand for, which begins at character ``start``."""
+    stream = DecodeStream(skip_special_tokens=False)
+    starts: list[int] = []
+    texts: list[str] = []
+    waiting: list[int] = []  # tokens of a character that is not complete yet
+    for token in ids:
+        starts.append(start)
+        waiting.append(token)
+        text = stream.step(tokenizer.backend_tokenizer, token)
+        if text is not None:
+            texts.append(text)
+            start, waiting = start + len(text), []
+    if waiting:
+        texts.append(tokenizer.decode(waiting, clean_up_tokenization_spaces=False))
+    return TokenBlock(ids, starts, "".join(texts))
+
+
 def stream_tokens(
     tokenizer: Any, pieces: Iterable[str], offset: int = 0, context: str = ""
 ) -> Iterator[TokenBlock]:
@@ -41,6 +79,7 @@ def stream_tokens(
 
     Raises:
         BackboneUnsupportedError: the tokenizer gives no character offsets.
+        InputError: a piece is not text, or holds half of a surrogate pair.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise BackboneUnsupportedError(
@@ -48,6 +87,7 @@ def stream_tokens(
         )
     pending = ""
     for piece in pieces:
+        check_text(piece)
         pending += piece
         while len(pending) >= WINDOW + MARGIN:
             ids, starts, cut = _tokenise(tokenizer, context, pending[: WINDOW + MARGIN], final=False)

@@ -28,25 +28,43 @@ class Chunk:
     padded: bool
 
 
-def causal_mask(cached: int, chunk: Chunk, repeats: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask ``[R * Q, S]`` where all cached tokens are seen and new ones causally."""
-    width = chunk.positions.shape[1]
-    mask = torch.full((width, width), torch.finfo(dtype).min, dtype=dtype, device=chunk.positions.device)
-    mask = torch.cat((mask.new_zeros(width, cached), mask.triu(1)), dim=1)
-    return mask.repeat(repeats, 1)
+def _never(dtype: torch.dtype) -> float:
+    """What is added to the logits of an unseen key: so low that its weight is 0, so high that logits added
+    to it stay finite, and a row that sees nothing with them."""
+    return torch.finfo(dtype).min / 2
+
+
+def causal_mask(cached: int, chunk: Chunk, columns: Tensor, repeats: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask ``[R * Q', S]`` where all cached tokens are seen and new ones causally.
+
+    Args:
+        columns: the chunk's queries that are wanted, ``[Q']`` int64.
+    """
+    width, device = chunk.positions.shape[1], chunk.positions.device
+    unseen = torch.arange(-cached, width, device=device) > columns.unsqueeze(1)
+    return (
+        torch.zeros(unseen.shape, dtype=dtype, device=device)
+        .masked_fill_(unseen, _never(dtype))
+        .repeat(repeats, 1)
+    )
 
 
 def exact_mask(
-    memory: LayerMemory, chunk: Chunk, window: int | None, repeats: int, dtype: torch.dtype
+    memory: LayerMemory,
+    chunk: Chunk,
+    columns: Tensor,
+    window: int | None,
+    repeats: int,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Additive mask ``[B, 1 or G, R * Q, S]`` from true positions: padding, holes, sliding windows."""
+    """Additive mask ``[B, 1 or G, R * Q', S]`` from true positions: padding, holes, sliding windows."""
     new = chunk.positions.unsqueeze(1)  # [B, 1, Q]
     key = new
     if memory.positions is not None:
         key = torch.cat((memory.positions, new.expand(-1, memory.positions.shape[1], -1)), dim=2)
-    key, query = key.unsqueeze(2), new.unsqueeze(3)  # [B, G, 1, S], [B, 1, Q, 1]
+    key, query = key.unsqueeze(2), new[:, :, columns].unsqueeze(3)  # [B, G, 1, S], [B, 1, Q', 1]
     visible = (key >= 0) & (key <= query)
     if window is not None:
         visible &= query - key < window
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill(~visible, torch.finfo(dtype).min).repeat(1, 1, repeats, 1)
+    return mask.masked_fill_(~visible, _never(dtype)).repeat(1, 1, repeats, 1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hiermem.errors import InputError
 from hiermem.retrieval.lexical import LexicalKey, LexicalKeyConfig
 from hiermem.retrieval.slabs import Slabs
 from hiermem.retrieval.store import RecallStore, StoreConfig, new_store
@@ -27,7 +28,7 @@ class LongTermConfig:
 
     def __post_init__(self) -> None:
         if self.top_k < 0:
-            raise ValueError(f"top_k must not be negative, got {self.top_k}")
+            raise InputError(f"top_k must not be negative, not {self.top_k}.")
         if isinstance(self.store, dict):
             self.store = StoreConfig(**self.store)
         if isinstance(self.lexical, dict):
@@ -49,7 +50,8 @@ class Record:
         self, first_token: int, ids: Tensor, start: int, end: int, text: str, embedding: Tensor | None = None
     ) -> None:
         self.first_token, self.ids, self.start, self.end = first_token, ids, start, end
-        self.utf8 = torch.tensor(list(text.encode("utf-8", "surrogatepass")), dtype=torch.uint8)
+        utf8 = bytearray(text.encode("utf-8", "surrogatepass"))
+        self.utf8 = torch.frombuffer(utf8, dtype=torch.uint8) if utf8 else torch.zeros(0, dtype=torch.uint8)
         self.embedding = embedding
 
     @property

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from hiermem.errors import MemoryCorruptError, MemoryIncompatibleError
+from hiermem.errors import InputError, MemoryCorruptError, MemoryIncompatibleError
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, Record
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 from hiermem.retrieval.files import load_directory, save_directory, verify_directory
@@ -139,6 +139,8 @@ class MemoryState:
             working.load_state(tensors, info["working"]["bookkeeping"])
             longterm = LongTermMemory.from_tensors(LongTermConfig(**info["longterm"]["config"]), files)
             return cls(working, longterm, int(info["segment"]), info["fingerprint"])
+        except InputError as error:
+            raise MemoryIncompatibleError(f"The memory at {path} cannot be used here. {error}") from error
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise MemoryCorruptError(
                 f"The memory at {path} is whole but does not make sense ({error}): build it again."
@@ -153,7 +155,10 @@ class MemoryState:
 def _check_fingerprint(saved: dict[str, str], present: dict[str, str], path: Any) -> None:
     for name, value in saved.items():
         if present.get(name) != value:
+            remedy = (
+                f"load the model with dtype {value}" if name == "dtype" else "load the model that made it"
+            )
             raise MemoryIncompatibleError(
                 f"The memory at {path} was read with another {name} ({value}, this model has "
-                f"{present.get(name)}): load the model that made it, or read the document again."
+                f"{present.get(name)}): {remedy}, or read the document again."
             )

@@ -10,7 +10,7 @@ Dimension names: B batch, G KV heads, R query heads per KV head, Q new queries, 
 D head width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,24 +51,24 @@ class WorkingMemoryConfig:
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
-            raise ValueError(f"unknown policy {self.policy!r}: choose one of {', '.join(POLICIES)}")
+            raise InputError(f"Unknown policy {self.policy!r}: choose one of {', '.join(POLICIES)}.")
         if self.positions not in POSITION_MODES:
-            raise ValueError(
-                f"unknown position mode {self.positions!r}: choose one of {', '.join(POSITION_MODES)}"
+            raise InputError(
+                f"Unknown position mode {self.positions!r}: choose one of {', '.join(POSITION_MODES)}."
             )
         if self.budget < 1:
-            raise ValueError(f"the budget must be at least 1 token per KV head, got {self.budget}")
+            raise InputError(f"The budget must be at least 1 token per KV head, not {self.budget}.")
         if self.update_interval < 1:
-            raise ValueError(f"update_interval must be at least 1 token, got {self.update_interval}")
+            raise InputError(f"Decisions must be at least 1 token apart, not {self.update_interval}.")
         if self.sinks < 0 or not 0.0 <= self.recent_share <= 1.0:
-            raise ValueError(
-                f"sinks must not be negative and recent_share must lie in 0..1, "
-                f"got {self.sinks} and {self.recent_share}"
+            raise InputError(
+                f"The sinks must not be negative and recent_share must lie in 0..1, "
+                f"not {self.sinks} and {self.recent_share}."
             )
         if self.sinks + self.recent > self.budget:
-            raise ValueError(
+            raise InputError(
                 f"{self.sinks} sinks and {self.recent} recent tokens exceed the budget of {self.budget}: "
-                f"raise the budget, or lower sinks or recent_share"
+                f"raise the budget."
             )
 
     @property
@@ -106,6 +106,12 @@ class WorkingMemory:
                 f"{config.update_interval} tokens between two evictions exceed the backbone's trained range "
                 f"of {trained_range} positions: lower the chunk (update_interval)."
             )
+        room = trained_range - config.update_interval
+        if config.positions == "compact" and config.policy != "none" and config.budget > room:
+            raise InputError(
+                f"A budget of {config.budget} and {config.update_interval} tokens between evictions exceed "
+                f"the backbone's trained range of {trained_range} positions: lower one of them."
+            )
         self.config = config
         self.shapes = tuple(shapes)
         self.trained_range = trained_range
@@ -119,7 +125,7 @@ class WorkingMemory:
         self._shown: ShownQueries | None = None
         self._pending: dict[int, tuple[Tensor, Tensor]] = {}
         self._pending_state: dict[int, dict[str, Tensor]] = {}
-        self._masks: dict[tuple[int, int | None, int], Tensor | None] = {}
+        self._masks: dict[tuple[int, int, bool], Tensor] = {}
 
     # ---- reading one chunk
 
@@ -127,7 +133,7 @@ class WorkingMemory:
         """Set the number of rows, which is open until something has been read."""
         if len(self.seen) != batch:
             if any(self.seen):
-                raise ValueError(f"the memory holds {len(self.seen)} rows, the input has {batch}")
+                raise InputError(f"The memory holds {len(self.seen)} rows, the input has {batch}.")
             self.seen, self.next_frame = [0] * batch, [0] * batch
 
     def room(self, rows: Sequence[bool]) -> int:
@@ -166,19 +172,26 @@ class WorkingMemory:
         self._pending[layer] = (keys, values)
         return keys, values
 
-    def mask(self, layer: int, repeats: int, dtype: torch.dtype) -> Tensor | None:
+    def mask(self, layer: int, repeats: int, dtype: torch.dtype, shown: bool = False) -> Tensor | None:
         """Additive attention mask of the current chunk, broadcastable to ``[B, G, R * Q, S]``.
 
         None where a single query sees everything. Query heads of a KV group are laid out as R * Q rows.
+
+        Args:
+            shown: only the rows of the `shown` queries.
         """
         chunk, memory, window = self._current(), self.layers[layer], self._window_in_force(layer)
-        shared = not (memory.holes or chunk.padded or window)
-        if not shared:
-            return exact_mask(memory, chunk, window, repeats, dtype)
-        key = (memory.tokens, window, repeats)
-        if key not in self._masks:
-            width = chunk.positions.shape[1]
-            self._masks[key] = None if width == 1 else causal_mask(memory.tokens, chunk, repeats, dtype)
+        width = chunk.positions.shape[1]
+        exact = memory.holes or chunk.padded or window
+        if not exact and width == 1:
+            return None
+        key = (memory.tokens, repeats, shown)
+        if not exact and key in self._masks:
+            return self._masks[key]
+        columns = self.shown.columns if shown else torch.arange(width, device=chunk.positions.device)
+        if exact:
+            return exact_mask(memory, chunk, columns, window, repeats, dtype)
+        self._masks[key] = causal_mask(memory.tokens, chunk, columns, repeats, dtype)
         return self._masks[key]
 
     @property
@@ -198,7 +211,7 @@ class WorkingMemory:
             real = torch.tensor(chunk.valid, device=device).unsqueeze(1)
             counted = (positions >= 0) & (positions % stride == stride - 1)
             ages = (real - 1 - columns).clamp(min=0)
-            self._shown = ShownQueries(columns, positions, counted.float() * stride, ages, real)
+            self._shown = ShownQueries(columns, positions, counted.float() * stride, ages, real, width)
         return self._shown
 
     def observe(self, layer: int, attention: Tensor) -> None:
@@ -212,12 +225,19 @@ class WorkingMemory:
             for name, value in fresh.items()
         }
         positions = new if memory.positions is None else torch.cat((memory.positions, new), dim=2)
-        self._pending_state[layer] = self.policy.observe(state, attention, positions, self.shown)
+        gaps = memory.holes or chunk.padded
+        shown = replace(self.shown, span=positions.shape[2]) if gaps else self.shown
+        self._pending_state[layer] = self.policy.observe(state, attention, positions, shown)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every layer has read the current chunk."""
+        return len(self._pending) == len(self.layers)
 
     def commit(self) -> None:
         """Take the chunk in; where an interval is complete, evict and move the frame."""
         chunk = self._current()
-        if len(self._pending) != len(self.layers):
+        if not self.complete:
             raise RuntimeError("a chunk was committed that not every layer has read")
         self.layers = [self._grown(index, memory, chunk) for index, memory in enumerate(self.layers)]
         before = self._frame_starts(self.seen)
@@ -442,6 +462,25 @@ class WorkingMemory:
         self.columns = int(bookkeeping["columns"])
         self.peak_tokens = int(bookkeeping["peak_tokens"])
         self.next_frame = list(bookkeeping["next_frame"])
+
+
+def chunks(
+    memory: WorkingMemory, lengths: Sequence[int], size: int, width: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Cut left-aligned rows of ``lengths`` tokens into pieces that end where a decision is due.
+
+    Args:
+        size: most tokens in a piece.
+        width: columns of the rows, padding included; None if the longest has none.
+
+    Yields first column and width of each piece; each must be read before the next is asked for.
+    """
+    at, end = 0, max(lengths) if width is None else width
+    while at < end:
+        active = [length > at for length in lengths]
+        take = min(size, end - at, memory.room(active) if any(active) else end)
+        yield at, take
+        at += take
 
 
 def _best_first(scores: Tensor) -> Tensor:

@@ -250,15 +250,41 @@ def _make_directory(directory: Path) -> None:
 
 
 @contextmanager
+def only_writer(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Be the only writer at ``path`` from a load to a save; `save_directory` works within.
+
+    Raises:
+        MemoryLockedError: another writer holds the memory.
+        MemoryFileError: ``path`` is a file or a directory of other things, or cannot be made.
+    """
+    directory = Path(path)
+    with _plain(f"A memory at {directory} cannot be written"):
+        check_target(directory)
+        _make_directory(directory)
+    with _writer_lock(directory):
+        try:
+            yield
+        finally:
+            if not (directory / _MANIFEST).exists():  # nothing was saved: leave nothing behind
+                with suppress(OSError):
+                    (directory / _LOCK).unlink()
+                    directory.rmdir()
+
+
+@contextmanager
 def _writer_lock(directory: Path) -> Iterator[None]:
     """Hold the memory as its only writer; the lock ends with the process, its file stays."""
+    lock = FileLock(directory.resolve() / _LOCK, timeout=0, is_singleton=True)  # a thread may nest it
     try:
-        with FileLock(directory / _LOCK, timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise MemoryLockedError(
             f"Another process is writing the memory at {directory}; wait for it to finish."
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _write_and_commit(

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hiermem.errors import NonFiniteError
+from hiermem.errors import InputError, NonFiniteError
 from hiermem.retrieval.slabs import Slabs
 
 INDEX_KINDS = ("flat", "hnsw", "ivf", "torch")
@@ -39,9 +39,9 @@ class StoreConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in INDEX_KINDS:
-            raise ValueError(f"unknown index {self.kind!r}: choose one of {', '.join(INDEX_KINDS)}")
+            raise InputError(f"Unknown index {self.kind!r}: choose one of {', '.join(INDEX_KINDS)}.")
         if min(self.hnsw_links, self.ivf_lists, self.ivf_probes) < 1:
-            raise ValueError("hnsw_links, ivf_lists and ivf_probes must be at least 1")
+            raise InputError("hnsw_links, ivf_lists and ivf_probes must be at least 1.")
 
 
 class RecallStore(ABC):
@@ -76,7 +76,7 @@ class RecallStore(ABC):
             NonFiniteError: a key holds NaN or infinity; nothing is added.
         """
         if keys.ndim != 2 or keys.shape[1] != self.dim:
-            raise ValueError(f"expected keys of shape [n, {self.dim}], got {list(keys.shape)}")
+            raise InputError(f"Keys must have the shape [n, {self.dim}], not {list(keys.shape)}.")
         with self._lock:
             bad = ~keys.isfinite().all(dim=1)
             if bad.any():
@@ -117,7 +117,13 @@ class FaissStore(RecallStore):
 
     def __init__(self, dim: int, config: StoreConfig) -> None:
         super().__init__(dim)
-        import faiss  # here, so that the torch store works where FAISS is missing
+        try:
+            import faiss  # here, so that the torch store works where FAISS is missing
+        except ImportError as error:
+            raise InputError(
+                f"The index {config.kind!r} needs FAISS: install hiermem with the extra cpu or gpu, or "
+                f"choose the index torch."
+            ) from error
 
         self.config = config
         self._untrained = config.kind == "ivf"

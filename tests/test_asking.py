@@ -22,7 +22,9 @@ def test_a_passage_is_a_run_of_sentences_that_holds_the_fact(characters: int) ->
     text = "".join(sentences[:7]) + FACT + " " + "".join(sentences[7:])
     memory = reader().read(text_of(40))
     memory.longterm.write([record(text)])
-    source = asking.passage(memory, Hit(3, 1.5, record(text, 100)), "Where hangs the brass key?", characters)
+    (source,) = asking.passages(
+        memory, [Hit(3, 1.5, record(text, 100))], "Where hangs the brass key?", characters
+    )
     assert FACT in source.text
     assert text[source.start - 100 : source.end - 100] == source.text
     if characters in (60, 120, 300):

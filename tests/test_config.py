@@ -80,12 +80,12 @@ def test_with_working_changes_that_alone() -> None:
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [
-        ({"segment": 100, "chunk": 64}, "segment must be a multiple of the chunk, got a segment of 100"),
+        ({"segment": 100, "chunk": 64}, "segment must be a multiple of the chunk, not a segment of 100"),
         ({"segment": 0}, "multiple of the chunk"),
         ({"chunk": 0}, "multiple of the chunk"),
         ({"working": {"policy": "no such"}}, "choose one of"),
-        ({"working": {"budget": -3}}, "at least 1 token per KV head, got -3"),
-        ({"longterm": {"top_k": -1}}, "must not be negative, got -1"),
+        ({"working": {"budget": -3}}, "at least 1 token per KV head, not -3"),
+        ({"longterm": {"top_k": -1}}, "must not be negative, not -1"),
         ({"longterm": {"store": {"kind": "no such"}}}, "choose one of"),
         ({"longterm": {"lexical": {"dim": 0}}}, "at least 1"),
     ],

@@ -32,7 +32,7 @@ from hiermem.errors import (
     MemoryTooNewError,
 )
 from hiermem.retrieval import files
-from hiermem.retrieval.files import load_directory, save_directory, verify_directory
+from hiermem.retrieval.files import load_directory, only_writer, save_directory, verify_directory
 
 NAMES = ("index", "levels", "state")
 
@@ -539,6 +539,26 @@ def test_a_second_writer_is_refused_and_readers_are_not(memory: Path) -> None:
         holder.kill()
     save_version(memory, 2)
     assert load_version(memory) == 2
+
+
+def test_an_only_writer_may_save_and_leaves_nothing_where_nothing_was_saved(tmp_path: Path) -> None:
+    place = tmp_path / "new" / "memory"
+    with pytest.raises(ZeroDivisionError), only_writer(place):
+        raise ZeroDivisionError
+    assert not place.exists()
+    with only_writer(place):
+        save_version(place, 1)
+        save_version(place, 2)
+    assert load_version(place) == 2
+
+
+def test_an_only_writer_keeps_other_processes_out_until_it_is_done(memory: Path) -> None:
+    program = "import sys, filelock\nfilelock.FileLock(sys.argv[1], timeout=0).acquire()"
+    other = [sys.executable, "-c", program, str(memory / ".lock")]
+    with only_writer(memory):
+        save_version(memory, 2)
+        assert subprocess.run(other, capture_output=True).returncode == 1
+    assert subprocess.run(other, capture_output=True).returncode == 0
 
 
 def commit_after_manifest(patch: pytest.MonkeyPatch, memory: Path, commits: int) -> None:

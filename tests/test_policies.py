@@ -8,6 +8,8 @@ from readers import backbone, ids_of, over
 from torch import Tensor
 
 from hiermem.backbone import _weights
+from hiermem.memory.chunk import Chunk, exact_mask
+from hiermem.memory.layer import LayerMemory
 from hiermem.memory.policies import (
     POLICIES,
     AttentionPolicy,
@@ -29,20 +31,15 @@ def eager_attention(family: str, ids: Tensor) -> list[Tensor]:
         return [matrix[0] for matrix in model(ids, output_attentions=True).attentions]
 
 
-def slow_received(matrix: Tensor, groups: int, chunk: int, stride: int) -> Tensor:
+def slow_received(matrix: Tensor, groups: int, stride: int) -> Tensor:
     """The fading sum for every token, ``[G, N]``, from one full matrix; loops and nothing else."""
     heads, length, _ = matrix.shape
     received = torch.zeros(groups, length, dtype=torch.float64)
-    for first in range(0, length, chunk):
-        last = min(first + chunk, length) - 1
-        shown = list(range(last, first - 1, -stride))
-        received *= DECAY ** (last + 1 - first)
-        for query in shown:
-            weight = (last + 1 - first) / len(shown) * DECAY ** (last - query)
-            for key in range(query - NEAR + 1):
-                for head in range(heads):
-                    group = head // (heads // groups)
-                    received[group, key] += weight * float(matrix[head, query, key]) / (heads // groups)
+    for query in range(stride - 1, length, stride):
+        for key in range(query - NEAR + 1):
+            for head in range(heads):
+                share = stride * DECAY ** (length - 1 - query) / (heads // groups)
+                received[head // (heads // groups), key] += share * float(matrix[head, query, key])
     return received
 
 
@@ -61,7 +58,7 @@ def test_received_attention_is_the_sum_over_full_matrices(family: str) -> None:
     model = over(backbone(family), policy="keen", budget=64, update_interval=64, sinks=2)
     states = received(model, ids, [8, 8, 8, 8, 4])
     for state, matrix in zip(states, eager_attention(family, ids), strict=True):
-        slow = slow_received(matrix, state.shape[0], 8, AttentionPolicy.query_stride)
+        slow = slow_received(matrix, state.shape[0], AttentionPolicy.query_stride)
         # A sliding layer may have let go of what it no longer sees.
         torch.testing.assert_close(state.double(), slow[:, -state.shape[1] :], atol=1e-4, rtol=1e-3)
 
@@ -109,10 +106,12 @@ def test_padding_is_not_looked_at() -> None:
 
 
 def test_padding_is_finite_in_half_precision() -> None:
-    """The lowest half number plus a strongly negative logit overflows where a query sees nothing."""
-    query, key = torch.full((1, 1, 2, 4), 10.0).half(), torch.full((1, 1, 3, 4), -10.0).half()
-    nothing = torch.full((1, 1, 2, 3), torch.finfo(torch.float16).min).half()
-    assert _weights(query, key, nothing, 1.0, None).isfinite().all()
+    """The lowest half number plus a strongly negative logit would overflow where a query sees nothing."""
+    query, key = torch.full((1, 1, 2, 4), 10.0).half(), torch.full((1, 1, 2, 4), -10.0).half()
+    padding = torch.full((1, 2), -1)
+    chunk = Chunk(padding, padding, (0,), True)
+    mask = exact_mask(LayerMemory(), chunk, torch.arange(2), None, 1, torch.float16)
+    assert _weights(query, key, mask, 1.0, None).isfinite().all()
 
 
 def test_a_policy_that_does_not_look_costs_no_state() -> None:

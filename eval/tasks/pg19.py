@@ -9,6 +9,7 @@ import torch
 
 from hiermem.errors import InputError
 from hiermem.eval.scoring import perplexity, stream_nll
+from hiermem.text import beginning
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -39,11 +40,16 @@ class Slice:
 
 def books(data: Path, split: str, book: str | None, limit: int | None) -> dict[str, str]:
     """Texts by book id, from one file or from ``data/split/*.txt``."""
-    files = [data] if data.is_file() else sorted((data / split).glob(f"{book or '*'}.txt"))
+    if data.is_file():
+        if book is not None:
+            raise InputError(f"{data} is one book: leave --book out, or give the folder above it.")
+        files = [data]
+    else:
+        files = [file for file in sorted((data / split).glob("*.txt")) if book in (None, file.stem)]
     if not files:
         raise InputError(
-            f"There is no book {book or '*'}.txt under {data / split}: give a folder in the layout of PG-19, "
-            f"or one text file."
+            f"There is no book{f' {book}' if book else ''} under {data / split}: give a folder in the layout "
+            f"of PG-19 (train, validation, test with one text file for each book), or one text file."
         )
     try:
         return {file.stem: file.read_text(encoding="utf-8") for file in files[:limit]}
@@ -76,8 +82,9 @@ def _evaluate_book(
 
     encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     end = len(encoded.input_ids) if part.tokens is None else part.start + part.tokens
-    ids = torch.tensor(encoded.input_ids[part.start : end])
-    if len(ids) < part.score_from + 2:
+    first = beginning(model.tokenizer)
+    ids = torch.tensor(first + encoded.input_ids[part.start : end])
+    if len(ids) < len(first) + part.score_from + 2:
         raise InputError(
             f"Book {name} has {len(encoded.input_ids)} tokens, too few to score any after token "
             f"{part.start + part.score_from}: lower --start-token or --score-from."
@@ -100,7 +107,7 @@ def _evaluate_book(
         for block in stream_nll(model, memory, ids):
             blocks.append(block)
             bar.update(len(block))
-    nll = torch.cat(blocks)[part.score_from :]
+    nll = torch.cat(blocks)[len(first) + part.score_from :]
     total = float(nll.double().sum())
     return {
         "perplexity": perplexity(total, len(nll)),

@@ -35,7 +35,8 @@ def overhead(
         raise InputError("--rounds must be at least 1.")
     document = opt.read_document(text)
     configs = {
-        policy: opt.configuration("full", policy, budget, chunk=chunk) for policy in ("window", "attention")
+        policy: opt.configuration(model, "full", policy, budget, chunk=chunk)
+        for policy in ("window", "attention")
     }
     reader = opt.load_model(model, None, dtype, device)
     ids = reader.tokenizer(document, return_tensors="pt", verbose=False).input_ids
@@ -54,10 +55,11 @@ def overhead(
 def flat(
     text: Document = "python-reference",
     model: opt.Model = "smollm2",
-    preset: opt.Preset = "full",
+    preset: opt.Preset = None,
     policy: opt.Policy = None,
     budget: opt.Budget = None,
     chunk: opt.Chunk = None,
+    settle: Annotated[int, typer.Option(min=1, help="Growth is counted after so many tokens.")] = 16384,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     json: opt.Json = False,
@@ -73,16 +75,17 @@ def flat(
     from hiermem.eval.flatness import measure
 
     document = opt.read_document(text)
-    config = opt.configuration(preset, policy, budget, chunk=chunk)
+    config = opt.configuration(model, preset, policy, budget, chunk=chunk)
     reader = opt.load_model(model, config, dtype, device)
     ids = torch.tensor(reader.tokenizer(document, verbose=False).input_ids)
-    if len(ids) < 20 * config.chunk:
-        raise InputError(f"The text has {len(ids)} tokens: give one of at least {20 * config.chunk}.")
-    result = measure(reader, ids)
+    needed = max(2 * settle, 20 * config.chunk)
+    if len(ids) < needed:
+        raise InputError(f"The text has {len(ids)} tokens: give one of at least {needed}.")
+    result = measure(reader, ids, settle)
     words = (
         f"{result['tokens']} tokens; speed by tenth "
         + " ".join(f"{speed:.0f}" for speed in result["tokens_per_second_by_tenth"])
         + f" tokens/s (last to second {result['last_tenth_to_second']:.2f}); resident memory grew by "
-        f"{result['growth']:.1%} after the first 16k tokens."
+        f"{result['growth']:.1%} after the first {settle} tokens."
     )
     opt.emit(result, json, words)

@@ -9,7 +9,7 @@ import typer
 
 from hiermem.cli import options as opt
 from hiermem.errors import InputError, MemoryMissingError
-from hiermem.retrieval.files import check_target
+from hiermem.retrieval.files import check_target, only_writer
 
 if TYPE_CHECKING:
     from hiermem.asking import Answer
@@ -27,7 +27,7 @@ def read(
     out: Annotated[Path, typer.Option(help="Folder to keep the memory in.")],
     append: Annotated[bool, typer.Option(help="Read DOC after what the memory at --out holds.")] = False,
     model: opt.Model = "smollm2",
-    preset: opt.Preset = "full",
+    preset: opt.Preset = None,
     policy: opt.Policy = None,
     budget: opt.Budget = None,
     segment: opt.Segment = None,
@@ -50,26 +50,17 @@ def read(
 
         hiermem read python-reference --out ref.hmem --policy window --budget 1024
     """
-    config = opt.configuration(preset, policy, budget, segment, chunk, positions)
+    config = opt.configuration(model, preset, policy, budget, segment, chunk, positions)
     check_target(out)
     text = opt.read_document(doc)
     reader = opt.load_model(model, config, dtype, device)
-    memory, rest = _place(reader, out, text, append)
-    before, start = memory.tokens, time.perf_counter()
-    if rest:
-        try:
-            reader.read(rest, memory)
-        except KeyboardInterrupt:
-            if append:  # half of an addition could not be told from a whole one
-                sys.stderr.write(f"hiermem: stopped; the memory at {out} is as it was before.\n")
-            elif memory.tokens:
-                memory.save(out)
-                sys.stderr.write(
-                    f"hiermem: stopped after {memory.tokens} tokens; the same command goes on.\n"
-                )
-            raise
-    seconds = time.perf_counter() - start
-    memory.save(out)
+    with only_writer(out):
+        memory, rest = _place(reader, out, text, append)
+        before, start = memory.tokens, time.perf_counter()
+        if rest:
+            _read_or_keep(reader, rest, memory, out, append)
+        seconds = time.perf_counter() - start
+        memory.save(out)
     tokens = memory.tokens - before
     result = {
         "tokens": memory.tokens,
@@ -88,6 +79,19 @@ def read(
         f"{memory.working.peak_tokens} of them live per KV head. Peak memory {_mib(opt.peak_rss_bytes())}."
     )
     opt.emit(result, json, words)
+
+
+def _read_or_keep(reader: "HierMemModel", text: str, memory: "MemoryState", out: Path, append: bool) -> None:
+    """Read; on Ctrl-C keep what can be gone on with."""
+    try:
+        reader.read(text, memory)
+    except KeyboardInterrupt:
+        if append:  # half of an addition could not be told from a whole one
+            sys.stderr.write(f"hiermem: stopped; the memory at {out} is as it was before.\n")
+        elif memory.tokens:
+            memory.save(out)
+            sys.stderr.write(f"hiermem: stopped after {memory.tokens} tokens; the same command goes on.\n")
+        raise
 
 
 def _place(reader: "HierMemModel", out: Path, text: str, append: bool) -> tuple["MemoryState", str]:
@@ -178,7 +182,7 @@ DEMO_QUESTIONS = (
 def demo(model: opt.Model = "smollm2", json: opt.Json = False) -> None:
     """Read the whole reference of the Python language and ask it three questions."""
     text = opt.read_document("python-reference")
-    reader = opt.load_model(model, opt.configuration("full"), None, None)
+    reader = opt.load_model(model, opt.configuration(model, "full"), None, None)
     start = time.perf_counter()
     memory = reader.read(text)
     seconds = time.perf_counter() - start

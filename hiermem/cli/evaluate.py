@@ -1,6 +1,7 @@
 """`hiermem eval TASK`: quality of any configuration on public tasks."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,9 +48,11 @@ def pg19(
     part = task.Slice(start_token, max_tokens, score_from)
     texts = task.books(data, split, book, limit)
     if policy == "full":
-        config = opt.configuration("bare", chunk=chunk)
+        if budget is not None or positions is not None:
+            raise InputError("Full attention keeps everything in place: leave --budget and --positions out.")
+        config = opt.configuration(model, "bare", chunk=chunk)
     else:
-        config = opt.configuration("full", policy, budget, chunk=chunk, positions=positions)
+        config = opt.configuration(model, "full", policy, budget, chunk=chunk, positions=positions)
     reader = opt.load_model(model, config, dtype, device)
     start = time.perf_counter()
     result = task.evaluate(reader, texts, part)
@@ -71,7 +74,7 @@ def passkey(
     limit: Annotated[int, typer.Option(help="Examples per length.")] = 20,
     seed: opt.Seed = 0,
     model: opt.Model = "smollm2",
-    preset: opt.Preset = "full",
+    preset: opt.Preset = None,
     policy: opt.Policy = None,
     budget: opt.Budget = None,
     segment: opt.Segment = None,
@@ -96,7 +99,7 @@ def passkey(
     if limit < 1:
         raise InputError("--limit must be at least 1.")
     text = opt.read_document(str(haystack))
-    config = opt.configuration(preset, policy, budget, segment, chunk, top_k=top_k)
+    config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k)
     reader = opt.load_model(model, config, dtype, device)
     start = time.perf_counter()
     result = task.evaluate(reader, text, wanted, limit, seed)
@@ -116,12 +119,13 @@ def retrieval(
 
         hiermem eval retrieval --data pubmedqa --split test --limit 300 --json
     """
+    from hiermem.config import HierMemConfig
     from hiermem.eval.tasks import retrieval as task
 
-    config = opt.configuration("full")
+    longterm = HierMemConfig.preset("full").longterm
     start = time.perf_counter()
-    result = task.evaluate(data, split, limit, config.longterm)
-    _report("retrieval", result, {"split": split, "longterm": config.to_dict()["longterm"]}, start, json)
+    result = task.evaluate(data, split, limit, longterm)
+    _report("retrieval", result, {"split": split, "longterm": asdict(longterm)}, start, json)
 
 
 def _settings(model: str, config: Any) -> dict[str, Any]:

@@ -28,15 +28,22 @@ def main() -> None:
     """Run the command line; errors are one plain sentence on standard error and exit status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        status = app(standalone_mode=False) or 0
     except HierMemError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
-        _fail("Stopped.", 130)
+        status = 130
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(f"The system refused{where}: {error.strerror or error}.", 2)
     except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error of the command line parser
-            _fail(f"{error.format_message()} See `hiermem --help`.", 2)
-        raise
+        if not hasattr(error, "format_message"):
+            raise
+        # A usage error of the command line parser; without a message it has just printed the help.
+        _fail(f"{error.format_message().rstrip('.')}. See `hiermem --help`.", 2)
+    if status == 130:  # Ctrl-C, which the command line parser turns into a status
+        _fail("stopped.", 130)
+    sys.exit(status)
 
 
 def _fail(message: str, status: int) -> None:

@@ -1,9 +1,9 @@
 """Options that several commands share, and the model they describe."""
 
 import json
+import math
 import resource
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,19 +13,22 @@ import typer
 from hiermem.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from hiermem.config import HierMemConfig
     from hiermem.model import HierMemModel
 
 Model = Annotated[str, typer.Option(help="Hub id or folder of a model, or smollm2 (bundled).")]
-Preset = Annotated[str, typer.Option(help="Named configuration: full, streaming or bare.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="Named configuration: full (default for a plain backbone), streaming or bare."),
+]
 Policy = Annotated[str | None, typer.Option(help="What the working memory keeps: window, attention or none.")]
-Budget = Annotated[int | None, typer.Option(help="Live tokens per KV head after each decision.")]
-Segment = Annotated[int | None, typer.Option(help="Tokens per long-term record; a multiple of --chunk.")]
-Chunk = Annotated[int | None, typer.Option(help="Tokens read at once, and between two evictions.")]
+Budget = Annotated[int | None, typer.Option(min=1, help="Live tokens per KV head after each decision.")]
+Segment = Annotated[
+    int | None, typer.Option(min=1, help="Tokens per long-term record; a multiple of --chunk.")
+]
+Chunk = Annotated[int | None, typer.Option(min=1, help="Tokens read at once, and between two evictions.")]
 Positions = Annotated[str | None, typer.Option(help="Positions of old tokens: distance, absolute, compact.")]
-TopK = Annotated[int | None, typer.Option("--top-k", help="Segments to recall for a question.")]
+TopK = Annotated[int | None, typer.Option("--top-k", min=0, help="Segments to recall for a question.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the model's own.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
@@ -37,7 +40,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def configuration(
-    preset: str,
+    model: str,
+    preset: str | None,
     policy: str | None = None,
     budget: int | None = None,
     segment: int | None = None,
@@ -45,26 +49,28 @@ def configuration(
     positions: str | None = None,
     top_k: int | None = None,
 ) -> "HierMemConfig":
-    """The preset with what was given on the command line put in its place."""
+    """The preset, or a saved model's own settings, with what was given on the command line in its place."""
     from hiermem.config import HierMemConfig
+    from hiermem.model import is_saved_model
 
-    config = HierMemConfig.preset(preset)
-    given: dict[str, Any] = {
+    if preset is None and is_saved_model(model):
+        config = HierMemConfig.from_saved(model)
+    else:
+        config = HierMemConfig.preset(preset or "full")
+    changes: dict[str, Any] = {
         "policy": policy,
         "budget": budget,
         "positions": positions,
         "update_interval": chunk,
     }
-    chunk = min(config.chunk, config.segment if segment is None else segment) if chunk is None else chunk
-    segment = max(config.segment, chunk) if segment is None else segment
-    try:
-        working = replace(
-            config.working, **{name: value for name, value in given.items() if value is not None}
-        )
-        longterm = config.longterm if top_k is None else replace(config.longterm, top_k=top_k)
-        return HierMemConfig(working=working, longterm=longterm, chunk=chunk, segment=segment)
-    except ValueError as error:
-        raise InputError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from error
+    working = replace(config.working, **{name: v for name, v in changes.items() if v is not None})
+    if chunk is None:
+        chunk = config.chunk if segment is None else math.gcd(config.chunk, segment)
+    if segment is None:
+        segment = -(-config.segment // chunk) * chunk
+    longterm = config.longterm if top_k is None else replace(config.longterm, top_k=top_k)
+    settings = {"working": working, "longterm": longterm, "chunk": chunk, "segment": segment}
+    return HierMemConfig(**{**config.settings(), **settings})
 
 
 def load_model(
@@ -83,25 +89,27 @@ def load_model(
         raise InputError(f"There is no dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
     try:
         where = torch.device(device) if device else None
-        torch.empty(0, device=where)
+        torch.zeros(1, device=where).item()
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"The device {device!r} cannot be used here: choose cpu, or cuda with a GPU."
         ) from error
-    with quiet_transformers():
-        return HierMemModel.from_pretrained(
-            name, config, dtype=getattr(torch, dtype) if dtype else None, device=where
-        )
+    quiet_transformers()
+    return HierMemModel.from_pretrained(
+        name, config, dtype=getattr(torch, dtype) if dtype else None, device=where
+    )
 
 
-@contextmanager
-def quiet_transformers() -> "Iterator[None]":
-    """Keep transformers' own progress bars and advice off the screen."""
+def quiet_transformers() -> None:
+    """Keep transformers' own progress bars, retries and advice off the screen."""
+    import logging as standard
+
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    yield
+    for name in ("huggingface_hub", "httpx"):
+        standard.getLogger(name).setLevel(standard.ERROR)
 
 
 def emit(result: dict[str, Any], as_json: bool, text: str) -> None:

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from hiermem.errors import InputError
 from hiermem.memory.policies.base import CacheView, EvictionPolicy, ShownQueries
 
 
@@ -27,13 +28,13 @@ class AttentionPolicy(EvictionPolicy):
     near: int = 32
 
     name: ClassVar[str] = "attention"
-    query_stride: ClassVar[int] = 4
+    query_stride: ClassVar[int] = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0.0 < self.decay <= 1.0 or self.near < 0:
-            raise ValueError(
-                f"decay must be above 0 and at most 1 and near not negative, got {self.decay} and {self.near}"
+            raise InputError(
+                f"The decay must lie in 0..1 and near must not be negative, not {self.decay}, {self.near}."
             )
 
     def new_state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
@@ -42,10 +43,13 @@ class AttentionPolicy(EvictionPolicy):
     def observe(
         self, state: dict[str, Tensor], attention: Tensor, positions: Tensor, shown: ShownQueries
     ) -> dict[str, Tensor]:
-        fading = shown.weights * self.decay ** shown.ages.float() / attention.shape[2]
-        distance = shown.positions[:, None, :, None] - positions.unsqueeze(2)  # [B, G, Q, T]
-        far = attention.sum(2).masked_fill_(distance < self.near, 0.0)
-        received = (fading[:, None, None, :] @ far).squeeze(2)
+        B, G, R, Q, T = attention.shape
+        first = max(T - shown.span - self.near, 0)  # slots are in order: all before are far from every query
+        distance = shown.positions[:, None, :, None] - positions[:, :, None, first:]  # [B, G, Q, T - first]
+        attention[..., first:].masked_fill_((distance < self.near).unsqueeze(2), 0.0)
+        fading = shown.weights * self.decay ** shown.ages.float() / R
+        fading = fading.to(attention.dtype)[:, None, None, None].expand(B, G, 1, R, Q).flatten(3)
+        received = (fading @ attention.flatten(2, 3)).squeeze(2)
         faded = self.decay ** shown.real.unsqueeze(-1).float()
         return {"received": state["received"] * faded + received}
 

@@ -11,6 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from hiermem.errors import InputError
+
 
 @dataclass(frozen=True)
 class CacheView:
@@ -37,6 +39,7 @@ class ShownQueries:
         weights: how many queries each stands for, ``[B, Q]`` float32; 0 does not count, as for padding.
         ages: tokens of the same row read after it in this chunk, ``[B, Q]`` int64.
         real: tokens of each row in this chunk, ``[B, 1]`` int64.
+        span: how many last slots of the cache the chunk takes up; all of them where slots may be empty.
     """
 
     columns: Tensor
@@ -44,6 +47,7 @@ class ShownQueries:
     weights: Tensor
     ages: Tensor
     real: Tensor
+    span: int
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,9 @@ class EvictionPolicy(ABC):
 
     def __post_init__(self) -> None:
         if self.sinks < 0 or self.recent < 0:
-            raise ValueError(f"sinks and recent must not be negative, got {self.sinks} and {self.recent}")
+            raise InputError(
+                f"Sinks and recent tokens must not be negative, not {self.sinks} and {self.recent}."
+            )
 
     @abstractmethod
     def scores(self, view: CacheView) -> Tensor:
@@ -85,7 +91,8 @@ class EvictionPolicy(ABC):
 
         Args:
             state: the per-token state, each ``[B, G, T, …]``, new tokens included.
-            attention: post-softmax attention of the shown queries, ``[B, G, R, Q, T]`` float32; Q may be 0.
+            attention: post-softmax attention of the shown queries, ``[B, G, R, Q, T]`` in the backbone's
+                dtype; Q may be 0. It is the policy's to write into.
             positions: true positions of the cached tokens, ``[B, G, T]`` int64, -1 where empty.
             shown: which queries these are.
 
