@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DOC    ?= python-reference
 DATA   ?= ../shared/data
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench peers clean
 
 setup: $(VENV)/ready
 
@@ -31,6 +31,15 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m hiermem.cli.main bench overhead
+
+# kvpress pins an older transformers, so it lives in an environment of its own.
+peers: .venv-peers/ready
+
+.venv-peers/ready: constraints-peers.txt
+	$(PYTHON) -m venv --clear .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --upgrade pip
+	.venv-peers/bin/python -m pip install --quiet -c constraints-peers.txt kvpress torch
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

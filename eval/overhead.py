@@ -27,7 +27,7 @@ def _seconds(device: torch.device, read: Callable[[int], object], at: int) -> fl
     return time.perf_counter() - start
 
 
-def _bare_reader(model: "HierMemModel", ids: Tensor, budget: int, chunk: int) -> Callable[[int], object]:
+def bare_reader(model: "HierMemModel", ids: Tensor, budget: int, chunk: int) -> Callable[[int], object]:
     cache = DynamicCache(config=model.backbone.config)
     body = model.backbone.base_model
     body(input_ids=ids[:, :budget], past_key_values=cache, use_cache=True)
@@ -64,7 +64,7 @@ def measure(
     chunk, budget = first.chunk, first.working.budget
     ids = ids.to(model.device)
     with torch.inference_mode():
-        readers = {"bare limit": _bare_reader(model, ids, budget, chunk)}
+        readers = {"bare limit": bare_reader(model, ids, budget, chunk)}
         readers |= {name: _memory_reader(model, ids, config) for name, config in configs.items()}
         times: dict[str, list[float]] = {name: [] for name in readers}
         for turn in range(rounds + 1):

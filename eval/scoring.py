@@ -1,8 +1,8 @@
-"""Teacher-forced scoring of a text that is read once, in constant memory."""
+"""Teacher-forced scoring: of a text that is read once, and of answers to a prompt."""
 
-import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,24 +12,26 @@ from hiermem.errors import NonFiniteError
 from hiermem.memory.working import WorkingMemory, chunks
 
 if TYPE_CHECKING:
+    from hiermem.asking import Prompt
     from hiermem.model import HierMemModel
 
 
 def stream_nll(model: "HierMemModel", memory: WorkingMemory, ids: Tensor) -> Iterator[Tensor]:
     """Negative log-likelihood in nats of each token after the first, given all that came before.
 
-    Raises NonFiniteError where it is NaN or infinite.
-
     Args:
         memory: where the text goes on; it moves along.
         ids: ``[n]`` int64.
 
     Yields float32 tensors, one per chunk; together they hold ``n - 1`` values, each token scored once.
+
+    Raises:
+        NonFiniteError: a value is NaN or infinite.
     """
     ids = ids.to(model.device)
     last: Tensor | None = None
     for at, take in chunks(memory, [len(ids)], model.config.chunk):
-        logits = model.adapter.read_chunk(memory, ids[None, at : at + take], [take], logits=True)[0]
+        logits = model.adapter.read_chunk(memory, ids[None, at : at + take], [take], logits=take)[0]
         targets = ids[at : at + take]
         if last is not None:
             logits = torch.cat((last, logits))
@@ -42,9 +44,61 @@ def stream_nll(model: "HierMemModel", memory: WorkingMemory, ids: Tensor) -> Ite
         yield nll
 
 
-def perplexity(nll_sum: float, count: int) -> float:
-    """exp of the mean negative log-likelihood; infinite when nothing was counted."""
-    try:
-        return math.exp(nll_sum / count)
-    except (ZeroDivisionError, OverflowError):
-        return math.inf
+def opened(model: "HierMemModel", prompt: "Prompt") -> "Prompt":
+    """The same prompt, read up to its last token: what is scored after it need not read it again."""
+    if prompt.ids.shape[1] > 1:
+        model.read_ids(prompt.working, prompt.ids[:, :-1])
+    return replace(prompt, ids=prompt.ids[:, -1:])
+
+
+class AnswerScore(NamedTuple):
+    """How a prompt is followed by an answer.
+
+    Attributes:
+        nll: negative log-likelihood in nats of each token of the answer, ``[n]`` float32.
+        exact: whether greedy decoding would give exactly this answer first.
+    """
+
+    nll: Tensor
+    exact: bool
+
+
+def score_answer(model: "HierMemModel", prompt: "Prompt", answer: str, lead: str = "") -> AnswerScore:
+    """Read ``prompt`` and score ``answer`` as what follows it; the prompt's memory moves on.
+
+    Args:
+        lead: words between the two, which are not scored.
+    """
+    begun = torch.tensor([model.tokenizer(lead, add_special_tokens=False).input_ids], dtype=torch.int64)
+    targets = model.tokenizer(answer, add_special_tokens=False, return_tensors="pt").input_ids[0]
+    targets = targets.to(model.device)
+    ids = torch.cat((prompt.ids, begun.to(model.device), targets[None, :-1]), dim=1)
+    logits = _last_logits(model, prompt.working, ids, len(targets))
+    nll = F.cross_entropy(logits, targets, reduction="none").cpu()
+    return AnswerScore(nll, bool((logits.argmax(-1) == targets).all()))
+
+
+def score_options(model: "HierMemModel", prompt: "Prompt", options: Sequence[str]) -> list[float]:
+    """Log-likelihood in nats of each option as the answer to ``prompt``, which is read once."""
+    tokens = [model.tokenizer(option, add_special_tokens=False).input_ids for option in options]
+    first = _last_logits(model, prompt.working, prompt.ids, 1)[0].log_softmax(-1)
+    scores = []
+    for ids in tokens:
+        score = float(first[ids[0]])
+        if len(ids) > 1:
+            rest = torch.tensor(ids, device=model.device)
+            logits = _last_logits(model, prompt.working.copy(), rest[None, :-1], len(ids) - 1)
+            score -= float(F.cross_entropy(logits, rest[1:], reduction="sum"))
+        scores.append(score)
+    return scores
+
+
+def _last_logits(model: "HierMemModel", memory: WorkingMemory, ids: Tensor, count: int) -> Tensor:
+    """Float32 logits of the last ``count`` positions of ``ids [1, n]``, ``[count, vocabulary]``."""
+    end, blocks = ids.shape[1], []
+    for at, take in chunks(memory, [end], model.config.chunk):
+        wanted = min(max(at + take - (end - count), 0), take)
+        output = model.adapter.read_chunk(memory, ids[:, at : at + take], [take], logits=wanted)
+        if wanted:
+            blocks.append(output[0])
+    return torch.cat(blocks).float()

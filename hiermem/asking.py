@@ -1,7 +1,7 @@
 """Asking a memory: recall segments, put their best passages before the question, name the sources."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,11 +28,13 @@ class AskConfig:
     Attributes:
         passage_characters: a recalled segment is cut down to its best run of sentences of about this
             length: a small model answers better from less text. 0 takes the whole segment.
+        instruction: what follows the question; nothing where there are no passages.
         working: whether the working memory stands before the passages too; segments that it still holds
             are then not recalled. It always stands in where nothing is recalled.
     """
 
     passage_characters: int = 300
+    instruction: str = "Answer from the passages."
     working: bool = False
 
     def __post_init__(self) -> None:
@@ -66,10 +68,36 @@ class Answer:
     sources: list[Source]
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A question made ready for the backbone.
+
+    Attributes:
+        working: what was read before; it belongs to this prompt and moves when the prompt is read.
+        ids: tokens to be read next, ``[1, n]`` int64 on the model's device.
+        sources: the passages among them, best first.
+    """
+
+    working: WorkingMemory
+    ids: Tensor
+    sources: list[Source]
+
+    def fork(self) -> "Prompt":
+        """The same prompt with a memory of its own; costs nothing."""
+        return replace(self, working=self.working.copy())
+
+
 def ask(
     model: "HierMemModel", memory: MemoryState, question: str, top_k: int | None, max_new_tokens: int
 ) -> Answer:
     """Answer ``question`` from ``memory``, which stays as it is."""
+    prompt = prepare(model, memory, question, top_k)
+    text = model.continue_from(prompt.working, prompt.ids, max_new_tokens)
+    return Answer(text.split(_NEXT_QUESTION)[0].strip(), prompt.sources)
+
+
+def prepare(model: "HierMemModel", memory: MemoryState, question: str, top_k: int | None = None) -> Prompt:
+    """Recall what fits ``question`` and put it before the question; ``memory`` stays as it is."""
     check_text(question)
     if not question.strip():
         raise InputError("The question is empty: ask something.")
@@ -79,9 +107,9 @@ def ask(
     sources = passages(memory, hits, question, config.passage_characters)
     alone = hits and not config.working
     working = model.new_working_memory(memory.working.config) if alone else memory.working.copy()
-    ids = prompt_ids(model.tokenizer, prompt_text(model.tokenizer, sources, question.strip()), working)
-    text = model.continue_from(working, ids.to(model.device), max_new_tokens)
-    return Answer(text.split(_NEXT_QUESTION)[0].strip(), sources)
+    texts = [source.text.strip() for source in sorted(sources, key=lambda source: source.start)]
+    text = prompt_text(model.tokenizer, texts, question.strip(), config.instruction)
+    return Prompt(working, prompt_ids(model.tokenizer, text, working).to(model.device), sources)
 
 
 def recall(memory: MemoryState, question: str, k: int, leave_out_held: bool = True) -> list[Hit]:
@@ -129,11 +157,10 @@ def _runs(text: str, characters: int) -> list[tuple[int, int]]:
     return runs
 
 
-def prompt_text(tokenizer: Any, sources: list[Source], question: str) -> str:
-    """Passages in document order, then the question; in the tokenizer's chat template if it has one."""
-    passages = [source.text.strip() for source in sorted(sources, key=lambda source: source.start)]
+def prompt_text(tokenizer: Any, passages: list[str], question: str, instruction: str) -> str:
+    """Passages, then the question; in the tokenizer's chat template if it has one."""
     if getattr(tokenizer, "chat_template", None):
-        asked = [f"Question: {question}\nAnswer from the passages."] if passages else [question]
+        asked = [f"Question: {question}\n{instruction}".strip()] if passages else [question]
         content = "\n\n".join(["Passages:", *passages, *asked] if passages else asked)
         messages = [{"role": "user", "content": content}]
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -195,6 +196,7 @@ class Backbone:
                 f"the attention of {type(model).__name__} cannot be exchanged: "
                 f"choose a model that goes through transformers' AttentionInterface"
             )
+        self._keeps_logits = "logits_to_keep" in signature(model.forward).parameters
         self.trained_range = _trained_range(self.config)
         windows = _windows(model, self.config)
         self.shapes = tuple(LayerShape(window=window) for window in windows)
@@ -219,15 +221,15 @@ class Backbone:
                 _reading.reset(token)
 
     def read_chunk(
-        self, memory: WorkingMemory, input_ids: Tensor, valid: list[int], logits: bool = False
+        self, memory: WorkingMemory, input_ids: Tensor, valid: list[int], logits: int = 0
     ) -> Tensor:
         """Read one chunk ``input_ids [B, Q] int64`` of which each row's first ``valid`` tokens are real.
 
         Args:
-            logits: whether the logits of all Q positions are wanted.
+            logits: of how many last positions the logits are wanted.
 
         Returns:
-            the final hidden states ``[B, Q, width]``, or logits ``[B, Q, vocabulary]``.
+            the final hidden states ``[B, Q, width]``, or logits ``[B, logits, vocabulary]``.
         """
         with self.attached(memory) as cache:
             chunk = memory.begin(valid, input_ids.shape[1], input_ids.device)
@@ -238,7 +240,9 @@ class Backbone:
                 "use_cache": True,
             }
             if logits:
-                output = self.model(**arguments).logits
+                if self._keeps_logits:
+                    arguments["logits_to_keep"] = logits
+                output = self.model(**arguments).logits[:, -logits:]
             else:
                 output = self.model.base_model(**arguments).last_hidden_state
             if not memory.complete:

@@ -106,6 +106,10 @@ class HierMemConfig(PreTrainedConfig):
         """The same configuration with other settings of the working memory."""
         return type(self)(**{**self.settings(), "working": replace(self.working, **changes)})
 
+    def with_asking(self, **changes: Any) -> "HierMemConfig":
+        """The same configuration with other settings of an answer."""
+        return type(self)(**{**self.settings(), "asking": replace(self.asking, **changes)})
+
 
 def full() -> HierMemConfig:
     """Working memory pruned by received attention, and long-term recall."""

@@ -350,15 +350,16 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
     def _read_columns(
         self, memory: WorkingMemory, ids: Tensor, lengths: Sequence[int], wanted: Tensor
     ) -> list[tuple[int, Tensor]]:
-        """Read left-aligned rows chunk by chunk; logits of the chunks that hold a wanted column."""
+        """Read left-aligned rows chunk by chunk; blocks of logits, each with its first column."""
         blocks = []
         first, last = int(wanted.min()), int(wanted.max())
         for at, take in chunks(memory, lengths, self.config.chunk, ids.shape[1]):
             valid = [min(max(length - at, 0), take) for length in lengths]
-            needed = first < at + take and last >= at
-            output = self.adapter.read_chunk(memory, ids[:, at : at + take], valid, needed)
-            if needed:
-                blocks.append((at, output))
+            begin = max(first, at)
+            needed = at + take - begin if last >= at else 0
+            output = self.adapter.read_chunk(memory, ids[:, at : at + take], valid, max(needed, 0))
+            if needed > 0:
+                blocks.append((begin, output))
         return blocks
 
 

@@ -251,6 +251,10 @@ class WorkingMemory:
         if any(due):
             self._decide(due, before)
 
+    def settle(self) -> None:
+        """Decide now, in the middle of an interval: what is cached shrinks to the budget."""
+        self._decide([True] * len(self.seen), self._frame_starts(self.seen))
+
     def _forget_chunk(self) -> None:
         self._chunk = self._shown = None
         self._pending.clear()

@@ -5,7 +5,7 @@ import torch
 from readers import reader, settings, text_of
 
 from hiermem import asking
-from hiermem.asking import AskConfig, Source, prompt_text
+from hiermem.asking import AskConfig, prepare, prompt_text
 from hiermem.errors import InputError
 from hiermem.memory.longterm import Hit, Record
 
@@ -42,9 +42,8 @@ def test_runs_cover_any_text_within_the_limit(text: str) -> None:
     assert covered == list(range(len(text)))
 
 
-def test_passages_stand_in_document_order_before_the_question() -> None:
-    sources = [Source(5, 500, 510, 2.0, "later"), Source(1, 100, 110, 1.0, "sooner")]
-    plain = prompt_text(reader().tokenizer, sources, "Why?")
+def test_passages_stand_before_the_question() -> None:
+    plain = prompt_text(reader().tokenizer, ["sooner", "later"], "Why?", "Be brief.")
     assert plain.index("sooner") < plain.index("later") < plain.index("Why?")
 
     class Chatty:
@@ -53,9 +52,20 @@ def test_passages_stand_in_document_order_before_the_question() -> None:
         def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
             return f"<user>{messages[0]['content']}</user>"
 
-    chat = prompt_text(Chatty(), sources, "Why?")
-    assert chat.startswith("<user>") and chat.index("sooner") < chat.index("later") < chat.index("Why?")
-    assert prompt_text(Chatty(), [], "Why?") == "<user>Why?</user>"
+    chat = prompt_text(Chatty(), ["sooner", "later"], "Why?", "Be brief.")
+    assert chat.startswith("<user>") and chat.index("later") < chat.index("Why?") < chat.index("Be brief.")
+    assert prompt_text(Chatty(), [], "Why?", "Be brief.") == "<user>Why?</user>"
+
+
+def test_passages_stand_in_document_order() -> None:
+    model, filler = reader(), text_of(200)
+    memory = model.read(f"The key is brass, the brass key. {filler} A key hangs here. {filler}")
+    prompt = prepare(model, memory, "Where hangs the brass key?")
+    starts = [source.start for source in prompt.sources]
+    shown = model.tokenizer.decode(prompt.ids[0])
+    places = [shown.index(source.text.strip()) for source in prompt.sources]
+    assert len(places) == 2
+    assert (places[0] < places[1]) == (starts[0] < starts[1])
 
 
 def test_asking_leaves_the_memory_as_it_is() -> None:

@@ -9,6 +9,8 @@ import torch
 from readers import reader, settings, text_of
 
 from hiermem.errors import InputError
+from hiermem.eval.haystack import Haystack
+from hiermem.eval.journal import Journal
 from hiermem.eval.tasks import passkey, pg19, pubmedqa, retrieval
 from hiermem.memory.longterm import LongTermConfig
 
@@ -20,7 +22,8 @@ def test_pg19_scores_each_token_once() -> None:
     with torch.no_grad():
         logits = model.backbone(ids).logits[0].log_softmax(-1)
     expected = -logits[:-1].gather(1, ids[0, 1:, None]).squeeze(1)[10:]
-    result = pg19.evaluate(model, {"b": text}, pg19.Slice(start=5, tokens=40, score_from=10), progress=False)
+    part = pg19.Slice(start=5, tokens=40, score_from=10)
+    result = pg19.evaluate(model, {"b": text}, part, Journal(None, {}), progress=False)
     scored = model.tokenizer.decode(ids[0, 11:])
     assert result["n"] == len(expected) == 29
     assert result["metrics"]["perplexity"] == pytest.approx(math.exp(float(expected.mean())), rel=1e-4)
@@ -34,17 +37,40 @@ def test_pg19_scores_each_token_once() -> None:
 def test_pg19_means_over_books() -> None:
     model = reader()
     texts = {"a": text_of(100), "b": text_of(120, seed=4)}
-    both = pg19.evaluate(model, texts, pg19.Slice(), progress=False)
-    single = [pg19.evaluate(model, {k: v}, pg19.Slice(), progress=False)["metrics"] for k, v in texts.items()]
+    both = pg19.evaluate(model, texts, pg19.Slice(), Journal(None, {}), progress=False)
+    single = [
+        pg19.evaluate(model, {k: v}, pg19.Slice(), Journal(None, {}), progress=False)["metrics"]
+        for k, v in texts.items()
+    ]
     mean = math.sqrt(single[0]["perplexity"] * single[1]["perplexity"])
     assert both["metrics"]["perplexity"] == pytest.approx(mean)
 
 
+@pytest.mark.parametrize(("window", "overlap"), [(7, 1), (16, 5), (40, 3), (100, 1)])
+def test_windows_score_each_token_once_and_know_only_the_overlap(window: int, overlap: int) -> None:
+    model = reader(config=settings(8, policy="none", positions="absolute"))
+    text = text_of(60)
+    ids = model.tokenizer(text, return_tensors="pt").input_ids[:, :60]
+    expected = []
+    with torch.no_grad():
+        for start in range(0, 60, window):
+            known = min(overlap, start)
+            part = ids[:, start - known : start + window]
+            logits = model.backbone(part).logits[0].log_softmax(-1)
+            nll = -logits[:-1].gather(1, part[0, 1:, None]).squeeze(1)
+            expected.append(nll[max(known - 1, 0) :])
+    mean = float(torch.cat(expected).mean())
+    part = pg19.Slice(tokens=60, window=window, overlap=overlap)
+    result = pg19.evaluate(model, {"b": text}, part, Journal(None, {}), progress=False)
+    assert result["n"] == 59
+    assert result["metrics"]["perplexity"] == pytest.approx(math.exp(mean), rel=1e-4)
+
+
 def test_passkey_examples_are_reproducible_and_spread() -> None:
-    model, haystack = reader(), text_of(3000).replace(" and ", ". ")
-    made = passkey.examples(model, haystack, 400, 5, seed=1)
-    assert made == passkey.examples(model, haystack, 400, 5, seed=1)
-    assert made != passkey.examples(model, haystack, 400, 5, seed=2)
+    haystack = Haystack(reader().tokenizer, text_of(3000).replace(" and ", ". "))
+    made = passkey.examples(haystack, 400, 5, seed=1)
+    assert made == passkey.examples(haystack, 400, 5, seed=1)
+    assert made != passkey.examples(haystack, 400, 5, seed=2)
     places = [
         example.text.index(passkey.SENTENCE.format(key=example.key)) / len(example.text) for example in made
     ]

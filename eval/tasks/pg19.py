@@ -1,6 +1,7 @@
 """PG-19: streaming perplexity over books (Rae et al., arXiv 1911.05507)."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hiermem.errors import InputError
-from hiermem.eval.scoring import perplexity, stream_nll
+from hiermem.eval.journal import Journal
+from hiermem.eval.metrics import perplexity
+from hiermem.eval.scoring import stream_nll
+from hiermem.memory.working import WorkingMemory
 from hiermem.text import beginning
 
 if TYPE_CHECKING:
@@ -23,15 +27,22 @@ class Slice:
         start: first token that is read.
         tokens: how many are read; None reads to the end.
         score_from: predictions made before this token of the slice are not scored.
+        window: forget everything after so many tokens; None never does.
+        overlap: tokens of the last window that are read again, unscored, before the next: 1 gives isolated
+            segments, 32 HMT without its memory (its sensory tokens).
     """
 
     start: int = 0
     tokens: int | None = None
     score_from: int = 0
+    window: int | None = None
+    overlap: int = 1
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.score_from < 0 or (self.tokens is not None and self.tokens < 2):
             raise InputError("--start-token and --score-from must not be negative, --max-tokens at least 2.")
+        if self.overlap < 1 or (self.window is not None and self.window < 1):
+            raise InputError("--window and --overlap must be at least 1.")
         if self.tokens is not None and self.score_from > self.tokens - 2:
             raise InputError(
                 f"--score-from {self.score_from} leaves nothing of {self.tokens} tokens to score."
@@ -58,14 +69,18 @@ def books(data: Path, split: str, book: str | None, limit: int | None) -> dict[s
 
 
 def evaluate(
-    model: "HierMemModel", texts: dict[str, str], part: Slice, progress: bool = True
+    model: "HierMemModel",
+    texts: dict[str, str],
+    part: Slice,
+    journal: Journal,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Perplexity per token and per word and bits per byte: per book, and their means over books.
 
     The mean is the exponential of the mean log-perplexity over books; `n` counts scored tokens.
     """
     rows = [
-        {"book": name, **_evaluate_book(model, name, text, part, progress)} for name, text in texts.items()
+        journal.row(name, _evaluate_book, model, name, text, part, progress) for name, text in texts.items()
     ]
     mean = {
         name: math.exp(sum(math.log(row[name]) for row in rows) / len(rows))
@@ -91,8 +106,8 @@ def _evaluate_book(
         )
     spans = encoded.offset_mapping[part.start : end][part.score_from + 1 :]
     scored = text[spans[0][0] : spans[-1][1]]
-    memory = model.new_working_memory(model.config.working)
     blocks: list[torch.Tensor] = []
+    live = 0
     with (
         torch.inference_mode(),
         tqdm(
@@ -104,15 +119,37 @@ def _evaluate_book(
             delay=2,
         ) as bar,
     ):
-        for block in stream_nll(model, memory, ids):
+        for memory, block in _windows(model, ids, part):
             blocks.append(block)
+            live = max(live, memory.peak_tokens)
             bar.update(len(block))
     nll = torch.cat(blocks)[len(first) + part.score_from :]
     total = float(nll.double().sum())
     return {
+        "book": name,
         "perplexity": perplexity(total, len(nll)),
         "word_perplexity": perplexity(total, len(scored.split())),
         "bits_per_byte": total / math.log(2) / len(scored.encode("utf-8")),
         "n": len(nll),
-        "live_tokens_max": memory.peak_tokens,
+        "curve": _curve(nll),
+        "live_tokens_max": live,
     }
+
+
+def _curve(nll: torch.Tensor, parts: int = 32) -> list[float]:
+    """Mean negative log-likelihood in nats along the text, in equal parts."""
+    return [float(piece.mean()) for piece in nll.chunk(min(parts, len(nll)))]
+
+
+def _windows(
+    model: "HierMemModel", ids: torch.Tensor, part: Slice
+) -> Iterator[tuple[WorkingMemory, torch.Tensor]]:
+    """Negative log-likelihood of every token after the first, once, and the memory it was read with."""
+    step = part.window or len(ids)
+    for start in range(0, len(ids), step):
+        known = min(part.overlap, start)
+        memory = model.new_working_memory(model.config.working)
+        unscored = max(known - 1, 0)
+        for block in stream_nll(model, memory, ids[start - known : start + step]):
+            yield memory, block[unscored:]
+            unscored = max(unscored - len(block), 0)

@@ -1,12 +1,32 @@
-"""PubMedQA in its official layout: `ori_pqal.json` beside `test_ground_truth.json`."""
+"""PubMedQA (Jin et al., arXiv 1909.06146) as a long-context task: M abstracts fused, then each question.
+
+The fused form is that of HMT (arXiv 2405.06067): all contexts first, read once, and asked M times.
+"""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import InputError
+from hiermem.eval.journal import Journal
+from hiermem.eval.metrics import accuracy, bootstrap, macro_f1, perplexity
+from hiermem.eval.scoring import opened, score_answer, score_options
+from hiermem.eval.systems import System, new_system
+
+if TYPE_CHECKING:
+    from hiermem.model import HierMemModel
 
 SPLITS = ("train", "test")
+LABELS = ("yes", "no", "maybe")
+OPTIONS = ("Yes", "No", "Maybe")
+RIGHT = "right"
+"""A system that is given the right abstract and nothing else: what perfect recall would give."""
+
+ASKING = {"instruction": "Answer yes, no or maybe."}
+"""Settings of the prompt, chosen on the training half."""
 
 
 @dataclass(frozen=True)
@@ -53,3 +73,78 @@ def _item(key: str, raw: dict) -> Item:
         long_answer=raw["LONG_ANSWER"],
         decision=raw["final_decision"],
     )
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Abstracts in one text, with the character span of each."""
+
+    text: str
+    spans: list[tuple[int, int]]
+
+
+def fused(items: Sequence[Item]) -> Fused:
+    """The abstracts of ``items``, in order."""
+    text, spans = "", []
+    for item in items:
+        spans.append((len(text), len(text) + len(item.abstract)))
+        text += item.abstract + "\n\n"
+    return Fused(text.strip(), spans)
+
+
+def evaluate(
+    model: "HierMemModel", system: str, items: Sequence[Item], together: int, journal: Journal
+) -> dict[str, Any]:
+    """Accuracy and macro-F1 of the decision, perplexity of the long answer, recall of the right abstract.
+
+    Args:
+        together: M, how many records are fused.
+    """
+    from tqdm.auto import tqdm
+
+    asked = new_system("full" if system == RIGHT else system, model)
+    rows = []
+    with tqdm(total=len(items), desc=f"PubMedQA, M = {together}", disable=None, delay=2) as bar:
+        for first in range(0, len(items), together):
+            group = items[first : first + together]
+            whole = fused(group)
+            read = cache(asked.read)  # once, and only if a question is still open
+            for item, span in zip(group, whole.spans, strict=True):
+                text = item.abstract if system == RIGHT else whole.text
+                rows.append(journal.row(item.id, _row, model, asked, read, text, item, span))
+                bar.update()
+    given, wanted = [row["given"] for row in rows], [row["wanted"] for row in rows]
+    right = [one == other for one, other in zip(given, wanted, strict=True)]
+    tokens = sum(row["tokens"] for row in rows)
+    metrics = {
+        "accuracy": accuracy(right),
+        "macro_f1": macro_f1(given, wanted, LABELS),
+        "long_answer_perplexity": perplexity(sum(row["nll"] for row in rows), tokens),
+    }
+    if all(row["recalled"] is not None for row in rows):
+        metrics["recall"] = accuracy([row["recalled"] for row in rows])
+    return {"metrics": metrics, "intervals": {"accuracy": bootstrap(right)}, "n": len(rows)}
+
+
+def _row(
+    model: "HierMemModel",
+    system: System[Any],
+    read: Callable[[str], Any],
+    text: str,
+    item: Item,
+    span: tuple[int, int],
+) -> dict[str, Any]:
+    prompt = opened(model, system.prompt(read(text), item.question))
+    options = score_options(model, prompt.fork(), OPTIONS)
+    answer = score_answer(model, prompt, item.long_answer)
+    recalled = None
+    if prompt.sources:
+        recalled = any(source.start < span[1] and source.end > span[0] for source in prompt.sources)
+    return {
+        "given": LABELS[options.index(max(options))],
+        "wanted": item.decision,
+        "scores": options,
+        "nll": float(answer.nll.sum()),
+        "tokens": len(answer.nll),
+        "recalled": recalled,
+    }

@@ -1,6 +1,7 @@
 """`hiermem bench`: what the memory costs, and whether it stays flat."""
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
 
@@ -49,6 +50,101 @@ def overhead(
         for row in rows
     )
     opt.emit({"rows": rows}, json, words)
+
+
+@app.command()
+def length(
+    text: Document = "python-reference",
+    lengths: Annotated[
+        str, typer.Option(help="Tokens to read, comma-separated; the text is repeated where it is shorter.")
+    ] = "2048,8192,32768,131072,262144",
+    systems: Annotated[
+        str, typer.Option(help="Comma-separated: hiermem, full (transformers), bare limit.")
+    ] = ",".join(("hiermem", "full", "bare limit")),
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of every point, interleaved; medians count.")] = 1,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds after which a point is given up.")] = 600,
+    model: opt.Model = "smollm2",
+    policy: opt.Policy = None,
+    budget: Annotated[int, typer.Option(min=1, help="Live tokens per KV head.")] = 512,
+    chunk: Annotated[int, typer.Option(min=1, help="Tokens read at once.")] = 512,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    out: opt.Out = None,
+    json: opt.Json = False,
+) -> None:
+    """Reading speed, time to the first answer token, decoding speed and memory against length.
+
+    Every point runs in a process of its own; a system that failed is not tried at greater lengths.
+
+    Example:
+
+        hiermem bench length --text book.txt --lengths 2048,8192,32768 --out speed.json
+    """
+    from hiermem.eval.journal import Journal
+    from hiermem.eval.speed import SYSTEMS, Point, sweep
+
+    chosen, wanted = [name.strip() for name in systems.split(",")], opt.whole_numbers(lengths, "--lengths")
+    for name in set(chosen) - set(SYSTEMS):
+        raise InputError(f"There is no system {name!r}: choose of {', '.join(SYSTEMS)}.")
+    if min(wanted) < 2 * chunk:
+        raise InputError(f"--lengths must be at least two chunks, which is {2 * chunk}.")
+    config = opt.configuration(model, "full", policy, budget, chunk=chunk)
+    opt.read_document(text)
+    common = ["--text", text, "--model", model, "--policy", config.working.policy]
+    common += ["--budget", str(budget), "--chunk", str(chunk), "--limit", str(limit)]
+    common += [*(["--dtype", dtype] if dtype else []), *(["--device", device] if device else [])]
+    start = [sys.executable, "-m", "hiermem.cli.main", "bench", "point"]
+    points = [
+        Point(name, tokens, [*start, "--system", name, "--tokens", str(tokens), *common])
+        for tokens in wanted
+        for name in chosen
+    ]
+    settings = {"lengths": wanted, "systems": chosen, "repeats": repeats, "options": common}
+    journal = Journal(out, {"task": "length", "chunk": chunk, "budget": budget, **settings})
+    report = journal.finished()
+    if report is None:
+        report = {"task": "length", **sweep(points, repeats, journal), "config": journal.settings}
+        journal.finish(report)
+    opt.emit(report, json, "\n".join(map(_length_words, report["rows"])))
+
+
+def _length_words(row: dict[str, Any]) -> str:
+    begin = f"{row['system']:>10} {row['length']:>8} tokens: "
+    if "failed" in row:
+        return begin + row["failed"]
+    words = f"{row['tokens_per_second']:7.0f} tokens/s, peak {row['peak_rss_bytes'] / 2**20:6.0f} MiB"
+    if "first_token_seconds" in row:
+        words += (
+            f", first answer token {row['first_token_seconds']:.2f} s, "
+            f"{row['decoded_tokens_per_second']:.1f} decoded/s, KV {row['kv_bytes'] / 2**20:.1f} MiB"
+        )
+    return begin + words
+
+
+@app.command(hidden=True)
+def point(
+    system: Annotated[str, typer.Option(help="hiermem, full or bare limit.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to read.")],
+    limit: Annotated[float, typer.Option(help="Seconds after which to give up.")],
+    text: Document,
+    model: opt.Model,
+    policy: opt.Policy,
+    budget: opt.Budget,
+    chunk: opt.Chunk,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+) -> None:
+    """Measure one point of `bench length` in this process."""
+    import torch
+
+    from hiermem.eval.speed import measure
+
+    document = opt.read_document(text)
+    config = opt.configuration(model, "full", policy, budget, chunk=chunk)
+    reader = opt.load_model(model, config, dtype, device)
+    ids = torch.tensor(reader.tokenizer(document, verbose=False).input_ids)
+    ids = ids.repeat(-(-tokens // len(ids)))[:tokens]
+    opt.emit(measure(reader, ids, system, limit), True, "")
 
 
 @app.command()

@@ -1,6 +1,9 @@
 """`hiermem eval TASK`: quality of any configuration on public tasks."""
 
+import shlex
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,10 +12,12 @@ import typer
 
 from hiermem.cli import options as opt
 from hiermem.errors import InputError
+from hiermem.eval.journal import Journal
 
 app = typer.Typer(help="Measure quality on public tasks.", no_args_is_help=True)
 
 Split = Annotated[str, typer.Option(help="train, validation or test.")]
+System = Annotated[str, typer.Option(help="hiermem, or a peer: full, truncated, streaming, bm25, closed.")]
 
 
 @app.command()
@@ -23,6 +28,8 @@ def pg19(
     start_token: Annotated[int, typer.Option(help="First token that is read.")] = 0,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens read of each book.")] = None,
     score_from: Annotated[int, typer.Option(help="Score only predictions made from this token on.")] = 0,
+    window: Annotated[int | None, typer.Option(help="Forget everything after so many tokens.")] = None,
+    overlap: Annotated[int, typer.Option(help="Tokens read again, unscored, at the start of a window.")] = 1,
     model: opt.Model = "smollm2",
     policy: Annotated[
         str, typer.Option(help="window, attention, none, or full: plain full attention.")
@@ -33,6 +40,7 @@ def pg19(
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     limit: opt.Limit = None,
+    out: opt.Out = None,
     json: opt.Json = False,
 ) -> None:
     """Streaming perplexity over books: teacher-forced, each token scored once.
@@ -41,11 +49,13 @@ def pg19(
 
         hiermem eval pg19 --data pg19 --policy window --budget 512 --max-tokens 32768
 
-        hiermem eval pg19 --data book.txt --policy full --max-tokens 8192 --json
+        hiermem eval pg19 --data book.txt --policy full --window 8192 --json
+
+        hiermem eval pg19 --data pg19 --policy full --window 512 --overlap 32  # HMT without its memory
     """
     from hiermem.eval.tasks import pg19 as task
 
-    part = task.Slice(start_token, max_tokens, score_from)
+    part = task.Slice(start_token, max_tokens, score_from, window, overlap)
     texts = task.books(data, split, book, limit)
     if policy == "full":
         if budget is not None or positions is not None:
@@ -53,16 +63,12 @@ def pg19(
         config = opt.configuration(model, "bare", chunk=chunk)
     else:
         config = opt.configuration(model, "full", policy, budget, chunk=chunk, positions=positions)
-    reader = opt.load_model(model, config, dtype, device)
-    start = time.perf_counter()
-    result = task.evaluate(reader, texts, part)
-    settings = {
-        "split": split,
-        "start_token": start_token,
-        "max_tokens": max_tokens,
-        "score_from": score_from,
-    }
-    _report("pg19", result, {**_settings(model, config), **settings, "policy": policy}, start, json)
+    settings = {"books": list(texts), "split": split, **asdict(part), "policy": policy}
+
+    def run(journal: Journal) -> dict[str, Any]:
+        return task.evaluate(opt.load_model(model, config, dtype, device), texts, part, journal)
+
+    _run("pg19", run, {**_settings(model, config, dtype), **settings}, out, json)
 
 
 @app.command()
@@ -71,7 +77,7 @@ def passkey(
     lengths: Annotated[
         str, typer.Option(help="Text lengths in tokens, comma-separated.")
     ] = "1024,8192,32768",
-    limit: Annotated[int, typer.Option(help="Examples per length.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Examples per length.")] = 20,
     seed: opt.Seed = 0,
     model: opt.Model = "smollm2",
     preset: opt.Preset = None,
@@ -82,6 +88,7 @@ def passkey(
     top_k: opt.TopK = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
+    out: opt.Out = None,
     json: opt.Json = False,
 ) -> None:
     """Find a five-digit key in a long text: greedy answer, exact match.
@@ -92,18 +99,154 @@ def passkey(
     """
     from hiermem.eval.tasks import passkey as task
 
-    try:
-        wanted = [int(length) for length in lengths.split(",")]
-    except ValueError as error:
-        raise InputError(f"--lengths takes whole numbers with commas between, not {lengths!r}.") from error
-    if limit < 1:
-        raise InputError("--limit must be at least 1.")
+    wanted = opt.whole_numbers(lengths, "--lengths")
     text = opt.read_document(str(haystack))
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k)
-    reader = opt.load_model(model, config, dtype, device)
-    start = time.perf_counter()
-    result = task.evaluate(reader, text, wanted, limit, seed)
-    _report("passkey", result, {**_settings(model, config), "seed": seed}, start, json)
+    settings = {"haystack": haystack.name, "lengths": wanted, "limit": limit, "seed": seed}
+
+    def run(journal: Journal) -> dict[str, Any]:
+        return task.evaluate(opt.load_model(model, config, dtype, device), text, wanted, limit, seed, journal)
+
+    _run("passkey", run, {**_settings(model, config, dtype), **settings}, out, json)
+
+
+@app.command()
+def needles(
+    data: opt.Data,
+    split: Split = "test",
+    system: Annotated[
+        str, typer.Option(help="pruned: the policy alone; full: all kept; hiermem: with recall.")
+    ] = "pruned",
+    policy: opt.Policy = None,
+    keep: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the text that is kept.")] = 0.25,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of each text.")] = 2000,
+    limit: Annotated[int, typer.Option(min=1, help="Number of texts.")] = 100,
+    seed: opt.Seed = 0,
+    dump: Annotated[
+        Path | None, typer.Option(help="Write the prompts to this JSONL file, run nothing.")
+    ] = None,
+    model: opt.Model = "smollm2",
+    chunk: opt.Chunk = None,
+    positions: opt.Positions = None,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    out: opt.Out = None,
+    json: opt.Json = False,
+) -> None:
+    """Four numbered codes in real text, one asked for after the text was pruned to a share of its tokens.
+
+    Examples:
+
+        hiermem eval needles --data pg19 --policy attention --keep 0.25 --length 2000 --limit 100
+
+        hiermem eval needles --data pg19 --limit 100 --dump prompts.jsonl
+    """
+    from hiermem.eval.haystack import Haystack
+    from hiermem.eval.tasks import needles as task
+    from hiermem.eval.tasks import pg19
+
+    budget = max(round(keep * length), 1)
+    config = opt.configuration(model, "full", policy, budget, chunk=chunk, positions=positions)
+    texts = pg19.books(data, split, None, None)
+    settings = {"books": list(texts), "system": system, "keep": keep, "length": length, "limit": limit}
+
+    def run(journal: Journal) -> dict[str, Any]:
+        reader = opt.load_model(model, config, dtype, device)
+        haystacks = [Haystack(reader.tokenizer, text) for text in texts.values()]
+        made = task.examples(haystacks, length, limit, seed)
+        if dump is not None:
+            task.dump(reader, made, dump)
+            return {"metrics": {}, "n": len(made), "prompts": str(dump)}
+        return task.evaluate(reader, system, made, journal)
+
+    _run("needles", run, {**_settings(model, config, dtype), **settings, "seed": seed}, out, json)
+
+
+@app.command()
+def pubmedqa(
+    data: opt.Data,
+    split: Split = "test",
+    together: Annotated[int, typer.Option(min=1, help="M: abstracts fused into one text.")] = 10,
+    system: System = "hiermem",
+    model: opt.Model = "smollm2",
+    preset: opt.Preset = None,
+    policy: opt.Policy = None,
+    budget: opt.Budget = None,
+    segment: opt.Segment = None,
+    chunk: opt.Chunk = None,
+    top_k: opt.TopK = None,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    limit: opt.Limit = None,
+    out: opt.Out = None,
+    json: opt.Json = False,
+) -> None:
+    """PubMedQA with M abstracts read first, then their questions: decision, long answer, recall.
+
+    The system `right` is given the right abstract and nothing else.
+
+    Examples:
+
+        hiermem eval pubmedqa --data pubmedqa --together 50
+
+        hiermem eval pubmedqa --data pubmedqa --together 50 --system bm25 --limit 100 --json
+    """
+    from hiermem.eval.tasks import pubmedqa as task
+
+    config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k)
+    config = config.with_asking(**task.ASKING)
+    items = task.load(data, split)[:limit]
+    settings = {"split": split, "limit": limit, "together": together, "system": system}
+
+    def run(journal: Journal) -> dict[str, Any]:
+        return task.evaluate(opt.load_model(model, config, dtype, device), system, items, together, journal)
+
+    _run("pubmedqa", run, {**_settings(model, config, dtype), **settings}, out, json)
+
+
+@app.command("babi-long")
+def babi_long(
+    haystack: Annotated[Path, typer.Option(help="Text file that the facts are scattered in.")],
+    lengths: Annotated[
+        str, typer.Option(help="Text lengths in tokens, comma-separated; 0: the facts alone.")
+    ] = "0,1024,8192,32768",
+    limit: Annotated[int, typer.Option(min=1, help="Texts per length.")] = 4,
+    stories: Annotated[int, typer.Option(min=1, help="Stories of each of five kinds in a text.")] = 2,
+    seed: opt.Seed = 0,
+    system: System = "hiermem",
+    model: opt.Model = "smollm2",
+    preset: opt.Preset = None,
+    policy: opt.Policy = None,
+    budget: opt.Budget = None,
+    segment: opt.Segment = None,
+    chunk: opt.Chunk = None,
+    top_k: opt.TopK = None,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    out: opt.Out = None,
+    json: opt.Json = False,
+) -> None:
+    """Little stories of people, places and things scattered in a long text; five kinds of question.
+
+    Example:
+
+        hiermem eval babi-long --haystack book.txt --lengths 1024,8192 --limit 5 --seed 1
+    """
+    from hiermem.eval.haystack import Haystack
+    from hiermem.eval.tasks import babilong as task
+
+    wanted = opt.whole_numbers(lengths, "--lengths")
+    text = opt.read_document(str(haystack))
+    config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k)
+    config = config.with_asking(**task.ASKING)
+    size = task.Size(lengths=wanted, texts=limit, rounds=stories, seed=seed)
+    settings = {"haystack": haystack.name, **asdict(size), "system": system}
+
+    def run(journal: Journal) -> dict[str, Any]:
+        reader = opt.load_model(model, config, dtype, device)
+        return task.evaluate(reader, system, Haystack(reader.tokenizer, text), size, journal)
+
+    _run("babi-long", run, {**_settings(model, config, dtype), **settings}, out, json)
 
 
 @app.command()
@@ -111,6 +254,7 @@ def retrieval(
     data: opt.Data,
     split: Split = "test",
     limit: opt.Limit = None,
+    out: opt.Out = None,
     json: opt.Json = False,
 ) -> None:
     """Find each PubMedQA question's own abstract among all abstracts.
@@ -123,22 +267,48 @@ def retrieval(
     from hiermem.eval.tasks import retrieval as task
 
     longterm = HierMemConfig.preset("full").longterm
-    start = time.perf_counter()
-    result = task.evaluate(data, split, limit, longterm)
-    _report("retrieval", result, {"split": split, "longterm": asdict(longterm)}, start, json)
+    settings = {"split": split, "limit": limit, "longterm": asdict(longterm)}
+
+    def run(journal: Journal) -> dict[str, Any]:
+        return task.evaluate(data, split, limit, longterm)
+
+    _run("retrieval", run, settings, out, json)
 
 
-def _settings(model: str, config: Any) -> dict[str, Any]:
-    settings = config.to_dict()
-    return {"model": model, **{name: settings[name] for name in ("segment", "chunk", "working", "longterm")}}
+def _settings(model: str, config: Any, dtype: str | None) -> dict[str, Any]:
+    known = config.to_dict()
+    parts = ("segment", "chunk", "working", "longterm", "asking")
+    return {"model": model, "dtype": dtype, **{name: known[name] for name in parts}}
 
 
-def _report(task: str, result: dict[str, Any], config: dict[str, Any], start: float, as_json: bool) -> None:
-    report = {"task": task, **result, "config": config, "seconds": time.perf_counter() - start}
-    lines = [f"{name}: {value:.4g}" for name, value in result["metrics"].items()]
-    for row in result.get("rows", []):
+def _run(
+    task: str,
+    run: Callable[[Journal], dict[str, Any]],
+    config: dict[str, Any],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Evaluate, or take the result of an earlier run with the same settings, and print it."""
+    journal = Journal(out, {"task": task, **config})
+    report = journal.finished()
+    if report is None:
+        start = time.perf_counter()
+        result = run(journal)
+        seconds = time.perf_counter() - start
+        command = f"hiermem {shlex.join(sys.argv[1:])}"
+        report = {
+            "task": task,
+            **result,
+            "config": journal.settings,
+            "seconds": seconds,
+            "command": command,
+        }
+        journal.finish(report)
+    lines = [f"{name}: {value:.4g}" for name, value in report["metrics"].items()]
+    for row in report.get("rows", []):
+        row = {name: value for name, value in row.items() if not isinstance(value, list)}
         lines.append(
             "  " + "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
         )
-    lines.append(f"n = {result['n']}, {report['seconds']:.1f} s")
+    lines.append(f"n = {report['n']}, {report['seconds']:.1f} s")
     opt.emit(report, as_json, "\n".join(lines))

@@ -34,6 +34,10 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; defaul
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many examples.")]
 Data = Annotated[Path, typer.Option(help="Folder or file with the data.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Keep the result in this JSON file; a run that was stopped goes on from its parts."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -146,6 +150,18 @@ def read_document(doc: str) -> str:
     if not text.strip():
         raise InputError(f"The document {doc!r} is empty: give a text with at least one character.")
     return text
+
+
+def whole_numbers(given: str, option: str) -> list[int]:
+    """Numbers with commas between.
+
+    Raises:
+        InputError: they are not.
+    """
+    try:
+        return [int(number) for number in given.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} takes whole numbers with commas between, not {given!r}.") from error
 
 
 def peak_rss_bytes() -> int:

@@ -1,0 +1,199 @@
+"""Speed and memory against length: every point in a process of its own, so that its peak is its own."""
+
+import json
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hiermem.errors import HierMemError
+from hiermem.eval.journal import Journal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hiermem.model import HierMemModel
+
+SYSTEMS = ("hiermem", "full", "bare limit")
+QUESTION = "What happened in the end?"
+DECODED = 32
+WARM_UP = 4
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement.
+
+    Attributes:
+        system: `hiermem`, `full` (transformers with full attention) or `bare limit` (transformers' body on
+            the same chunks over an untouched cache of `budget` tokens: what reading costs without a memory).
+        length: tokens that are read.
+        command: a program that calls `measure` and prints the result as one JSON object.
+    """
+
+    system: str
+    length: int
+    command: Sequence[str]
+
+
+class TooLong(HierMemError):
+    """A measurement took longer than its limit."""
+
+
+def sweep(points: Sequence[Point], repeats: int, journal: Journal) -> dict[str, Any]:
+    """All points, interleaved ``repeats`` times; medians, and the ratio to the bare limit.
+
+    A system that failed at one length is not tried at a greater one.
+    """
+    from tqdm.auto import tqdm
+
+    measured: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    failed: dict[str, str] = {}
+    rounds = [(turn, point) for turn in range(repeats) for point in sorted(points, key=lambda p: p.length)]
+    for turn, point in tqdm(rounds, desc="bench", disable=None):
+        if point.system in failed:
+            continue
+        row = journal.row(f"{point.system}/{point.length}/{turn}", _in_own_process, point)
+        if "failed" in row:
+            failed[point.system] = row["failed"]
+        measured.setdefault((point.system, point.length), []).append(row)
+    rows = [_median(system, length, runs) for (system, length), runs in measured.items()]
+    limits = {row["length"]: row for row in rows if row["system"] == "bare limit" and "failed" not in row}
+    for row in rows:
+        if "failed" not in row and row["length"] in limits:
+            row["ratio_to_bare"] = row["tokens_per_second"] / limits[row["length"]]["tokens_per_second"]
+    return {"metrics": {}, "rows": rows, "n": len(rows)}
+
+
+def _median(system: str, length: int, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    named = {"system": system, "length": length}
+    if any("failed" in run for run in runs):
+        return {**named, "failed": next(run["failed"] for run in runs if "failed" in run)}
+    return {**named, **{name: statistics.median(run[name] for run in runs) for name in runs[0]}}
+
+
+def _in_own_process(point: Point) -> dict[str, Any]:
+    done = subprocess.run(point.command, capture_output=True, check=False)
+    if done.returncode == 0:
+        return json.loads(done.stdout)
+    if done.returncode in (-9, 137):
+        return {"failed": "more memory than the machine has"}
+    reason = done.stderr.decode("utf-8", "replace").strip().split("\n")[-1].removeprefix("hiermem: ")
+    return {"failed": reason or f"exit status {done.returncode}"}
+
+
+def measure(model: "HierMemModel", ids: "Tensor", system: str, limit: float) -> dict[str, Any]:
+    """One point in this process.
+
+    Args:
+        ids: ``[n]`` int64, what is read.
+        limit: seconds after which `TooLong` is raised.
+    """
+    import torch
+
+    run = {"hiermem": _hiermem, "full": _full, "bare limit": _bare_limit}[system]
+    clock = _Clock(limit, model.device.type == "cuda")
+    with torch.inference_mode():
+        row = run(model, ids.to(model.device), clock)
+    row["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if model.device.type == "cuda":
+        row["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
+    return row
+
+
+class _Clock:
+    """Seconds of reading, with what it takes to measure a GPU; raises `TooLong` past the limit."""
+
+    def __init__(self, limit: float, cuda: bool) -> None:
+        self.limit, self.cuda, self.begin = limit, cuda, time.perf_counter()
+
+    def now(self) -> float:
+        if self.cuda:
+            import torch
+
+            torch.cuda.synchronize()
+        moment = time.perf_counter()
+        if moment - self.begin > self.limit:
+            raise TooLong(f"more than {self.limit:.0f} s")
+        return moment
+
+    def seconds(self, work: Callable[..., object], *arguments: Any) -> float:
+        before = self.now()
+        work(*arguments)
+        return self.now() - before
+
+
+def _speeds(read: float, length: int, first: float, decode: float) -> dict[str, Any]:
+    return {
+        "tokens_per_second": length / read,
+        "first_token_seconds": first,
+        "decoded_tokens_per_second": DECODED / decode,
+    }
+
+
+def _hiermem(model: "HierMemModel", ids: "Tensor", clock: _Clock) -> dict[str, Any]:
+    chunk = model.config.chunk
+    model.read(ids[: WARM_UP * chunk], progress=False)
+    memory, read = model.new_memory(), 0.0
+    for at in range(0, len(ids), 8 * chunk):
+        part = ids[at : at + 8 * chunk]
+        read += clock.seconds(model.read, part, memory, False)
+    model.ask(memory, QUESTION, max_new_tokens=1)
+    first = clock.seconds(model.ask, memory, QUESTION, None, 1)
+    decode = clock.seconds(_decode, model, memory.working.copy())
+    return {**_speeds(read, len(ids), first, decode), "kv_bytes": memory.working.nbytes}
+
+
+def _decode(model: "HierMemModel", working: Any) -> None:
+    import torch
+
+    token = torch.ones((1, 1), dtype=torch.int64, device=model.device)
+    for _ in range(DECODED):
+        logits = model.adapter.read_chunk(working, token, [1], logits=1)
+        token = logits[:, -1:].argmax(-1)
+
+
+def _full(model: "HierMemModel", ids: "Tensor", clock: _Clock) -> dict[str, Any]:
+    from transformers import DynamicCache
+
+    backbone, chunk = model.backbone, model.config.chunk
+    question = model.tokenizer(QUESTION, return_tensors="pt").input_ids.to(model.device)
+
+    def body(cache: Any, part: "Tensor") -> None:
+        backbone.base_model(input_ids=part[None], past_key_values=cache, use_cache=True)
+
+    warm = DynamicCache(config=backbone.config)
+    for at in range(0, min(WARM_UP * chunk, len(ids)), chunk):
+        body(warm, ids[at : at + chunk])
+    cache, read = DynamicCache(config=backbone.config), 0.0
+    for at in range(0, len(ids), chunk):
+        read += clock.seconds(body, cache, ids[at : at + chunk])
+
+    def step(tokens: "Tensor") -> "Tensor":
+        output = backbone(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1:].argmax(-1)
+
+    def decode() -> None:
+        token = question[:, -1:]
+        for _ in range(DECODED):
+            token = step(token)
+
+    first = clock.seconds(step, question)
+    seconds = clock.seconds(decode)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    return {**_speeds(read, len(ids), first, seconds), "kv_bytes": held}
+
+
+def _bare_limit(model: "HierMemModel", ids: "Tensor", clock: _Clock) -> dict[str, Any]:
+    from hiermem.eval.overhead import bare_reader
+
+    chunk, budget = model.config.chunk, model.config.working.budget
+    read = bare_reader(model, ids[None], budget, chunk)
+    for at in range(0, min(WARM_UP * chunk, len(ids) - chunk), chunk):
+        read(at)
+    starts = range(0, len(ids) - chunk + 1, chunk)
+    seconds = sum(clock.seconds(read, at) for at in starts)
+    return {"tokens_per_second": len(starts) * chunk / seconds}

@@ -1,0 +1,221 @@
+"""What is compared: hiermem and the systems a user would otherwise pick, all around the same backbone.
+
+Every system reads a text once and is then asked any number of times. What it shows the backbone before the
+question is all that tells them apart: prompts, decoding and scoring are the same.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from hiermem.asking import Prompt, prepare, prompt_ids, prompt_text
+from hiermem.config import HierMemConfig
+from hiermem.errors import InputError
+from hiermem.memory.state import MemoryState
+from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
+
+if TYPE_CHECKING:
+    from hiermem.model import HierMemModel
+
+Context = TypeVar("Context")
+
+_HERE = "\x1equestion\x1e"
+
+
+class System(ABC, Generic[Context]):
+    """Reads a text, then makes prompts that a backbone goes on from.
+
+    Args:
+        model: the backbone with hiermem around it; its configuration holds the budgets.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, model: "HierMemModel") -> None:
+        self.model = model
+
+    @abstractmethod
+    def read(self, text: str) -> Context:
+        """What is left of a text after reading it."""
+
+    @abstractmethod
+    def prompt(self, context: Context, question: str) -> Prompt:
+        """The question with what the system shows before it; the context stays as it is."""
+
+
+class HierMem(System[MemoryState]):
+    """hiermem as it is configured."""
+
+    name = "hiermem"
+
+    def read(self, text: str) -> MemoryState:
+        return self.model.read(text, progress=False)
+
+    def prompt(self, context: MemoryState, question: str) -> Prompt:
+        return prepare(self.model, context, question)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A prompt that was read up to the end of its text.
+
+    Attributes:
+        working: what was read.
+        after: what the prompt goes on with, around the question.
+    """
+
+    working: WorkingMemory
+    after: str
+
+
+class InContext(System[Opened]):
+    """The whole text in the prompt, over a working memory of any policy."""
+
+    def working(self) -> WorkingMemoryConfig:
+        """Settings of the working memory that the prompt is read into."""
+        return self.model.config.working
+
+    def read(self, text: str) -> Opened:
+        model = self.model
+        whole = prompt_text(model.tokenizer, [text], _HERE, model.config.asking.instruction)
+        before, after = whole.split(text, 1) if text else ("", whole)
+        working = model.new_working_memory(self.working())
+        ids = prompt_ids(model.tokenizer, before + text, working).to(model.device)
+        self.check_length(ids.shape[1])
+        model.read_ids(working, ids)
+        return Opened(working, after)
+
+    def check_length(self, tokens: int) -> None:
+        """Refuse a text that the system cannot read; by default there is none."""
+
+    def prompt(self, context: Opened, question: str) -> Prompt:
+        ids = prompt_ids(self.model.tokenizer, context.after.replace(_HERE, question), context.working)
+        return Prompt(context.working.copy(), ids.to(self.model.device), [])
+
+
+class Pruned(InContext):
+    """The configured policy alone: pruned to the budget before the question is seen, and no recall."""
+
+    name = "pruned"
+
+    def read(self, text: str) -> Opened:
+        opened = super().read(text)
+        opened.working.settle()
+        return opened
+
+
+class Full(InContext):
+    """The bare backbone with full attention over the whole text."""
+
+    name = "full"
+
+    def working(self) -> WorkingMemoryConfig:
+        return HierMemConfig.preset("bare").working
+
+    def check_length(self, tokens: int) -> None:
+        """Refuse a text that is longer than what the backbone was trained on."""
+        trained = self.model.adapter.trained_range
+        if tokens > trained:
+            raise InputError(
+                f"The text has {tokens} tokens and the backbone was trained on {trained}: "
+                f"full attention does not fit."
+            )
+
+
+class Truncated(Full):
+    """The bare backbone with full attention over the last tokens only, as many as it was trained on."""
+
+    name = "truncated"
+    room: ClassVar[int] = 512
+    """Positions left free for the question and its answer."""
+
+    def read(self, text: str) -> Opened:
+        tokenizer = self.model.tokenizer
+        spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        starts = [start for start, _ in spans.offset_mapping]
+        kept = self.model.adapter.trained_range - self.room
+        return super().read(text[starts[-kept] :] if len(starts) > kept else text)
+
+
+class Streaming(InContext):
+    """Sinks and a sliding window without gaps (StreamingLLM, arXiv 2309.17453) of the configured budget."""
+
+    name = "streaming"
+
+    def working(self) -> WorkingMemoryConfig:
+        return replace(self.model.config.working, policy="window", positions="compact")
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """Passages of a text and their index."""
+
+    passages: list[str]
+    index: Any
+
+
+class Bm25(System[Indexed]):
+    """Retrieval of the best passages by BM25 before the bare backbone: the plain RAG that one would pick."""
+
+    name = "bm25"
+    passage_tokens: ClassVar[int] = 128
+    top_k: ClassVar[int] = 4
+
+    def read(self, text: str) -> Indexed:
+        try:
+            from rank_bm25 import BM25Okapi
+        except ImportError as error:
+            raise InputError(
+                "The system bm25 needs rank-bm25: install hiermem with the extra eval."
+            ) from error
+        encoded = self.model.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        starts = [start for start, _ in encoded.offset_mapping[:: self.passage_tokens]]
+        passages = [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
+        return Indexed(passages, BM25Okapi([_words(passage) for passage in passages]))
+
+    def prompt(self, context: Indexed, question: str) -> Prompt:
+        scores = context.index.get_scores(_words(question))
+        best = sorted(range(len(scores)), key=lambda i: -scores[i])[: self.top_k]
+        passages = [context.passages[i].strip() for i in sorted(best)]
+        return _fresh(self.model, passages, question)
+
+
+class Closed(System[None]):
+    """The bare backbone without the text: what it knows or guesses."""
+
+    name = "closed"
+
+    def read(self, text: str) -> None:
+        return None
+
+    def prompt(self, context: None, question: str) -> Prompt:
+        return _fresh(self.model, [], question)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _fresh(model: "HierMemModel", passages: list[str], question: str) -> Prompt:
+    working = model.new_working_memory(HierMemConfig.preset("bare").working)
+    text = prompt_text(model.tokenizer, passages, question, model.config.asking.instruction)
+    return Prompt(working, prompt_ids(model.tokenizer, text, working).to(model.device), [])
+
+
+SYSTEMS: dict[str, type[System[Any]]] = {
+    system.name: system for system in (HierMem, Pruned, Full, Truncated, Streaming, Bm25, Closed)
+}
+
+
+def new_system(name: str, model: "HierMemModel") -> System[Any]:
+    """A system by name.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in SYSTEMS:
+        raise InputError(f"There is no system {name!r}: choose one of {', '.join(SYSTEMS)}.")
+    return SYSTEMS[name](model)

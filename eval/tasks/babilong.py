@@ -1,0 +1,240 @@
+"""Facts in a haystack: stories of bAbI kind scattered in book text, after BABILong (arXiv 2406.10149).
+
+The stories come from a small world of our own, simulated from a seed: people walk between places, take,
+drop and hand over things; places lie in directions from one another. Five classic kinds of question follow
+from what happened (bAbI, arXiv 1502.05698): one, two and three supporting facts, and relations with two and
+three arguments. Each story has names of its own, so that one text holds many of them and is read once.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hiermem.errors import InputError
+from hiermem.eval.haystack import Haystack, hidden
+from hiermem.eval.journal import Journal
+from hiermem.eval.metrics import accuracy, bootstrap
+from hiermem.eval.systems import new_system
+
+if TYPE_CHECKING:
+    from hiermem.model import HierMemModel
+
+QUESTIONS = ("one fact", "two facts", "three facts", "two arguments", "three arguments")
+ASKING = {"instruction": "Answer with one word."}
+"""Settings of the prompt."""
+
+_PEOPLE = """
+Mary John Sandra Daniel Julie Bill Fred Jeff Emily Antoine Sumit Yann Bernhard Greg Lily Brian Jason Winona
+Gertrude Jessica Hannah Oscar Nadia Pedro Ingrid Kofi Mei Ravi Tomas Zoe Aisha Bruno Clara Dmitri
+""".split()
+_PLACES = """
+kitchen garden office bathroom bedroom hallway cellar attic stable library barn chapel pantry orchard workshop
+bakery harbour tower market school museum station theatre laundry nursery veranda courtyard greenhouse armoury
+cloister foundry gallery infirmary jetty kennel larder mill observatory parlour quarry
+""".split()
+_THINGS = """
+apple football milk lantern umbrella violin compass ladder kettle mirror basket hammer candle pillow notebook
+scarf teapot telescope suitcase trumpet needle bucket saddle anchor broom cushion drum easel
+""".split()
+_DIRECTIONS = {"north": "south", "south": "north", "east": "west", "west": "east"}
+
+
+@dataclass(frozen=True)
+class Story:
+    """A few facts in order, a question about them, and its answer.
+
+    Attributes:
+        kind: one of `QUESTIONS`.
+        choices: words that an answer could be, the right one among them.
+    """
+
+    kind: str
+    facts: tuple[str, ...]
+    question: str
+    answer: str
+    choices: tuple[str, ...]
+
+
+class Names:
+    """Names that are given out once each, so that no two stories of a text share one."""
+
+    def __init__(self, draw: random.Random) -> None:
+        self._left = {"people": [*_PEOPLE], "places": [*_PLACES], "things": [*_THINGS]}
+        for names in self._left.values():
+            draw.shuffle(names)
+
+    def take(self, kind: str, count: int) -> list[str]:
+        """``count`` names of people, places or things.
+
+        Raises:
+            InputError: there are not so many left.
+        """
+        names = self._left[kind]
+        if len(names) < count:
+            raise InputError("There are not enough names for so many stories in one text: lower --stories.")
+        taken, self._left[kind] = names[:count], names[count:]
+        return taken
+
+
+class World:
+    """People, places and things, and what has happened so far."""
+
+    def __init__(self, draw: random.Random, people: Sequence[str], places: Sequence[str]) -> None:
+        self.draw, self.people, self.places = draw, [*people], [*places]
+        self.at: dict[str, str] = {}
+        self.holder: dict[str, str] = {}
+        self.facts: list[str] = []
+
+    def go(self, person: str, place: str) -> None:
+        """``person`` walks to ``place``, with all that he or she holds."""
+        verb = self.draw.choice(("went to", "walked to", "travelled to", "moved to"))
+        self.at[person] = place
+        self.facts.append(f"{person} {verb} the {place}.")
+
+    def take(self, person: str, thing: str) -> None:
+        """``person`` picks ``thing`` up."""
+        verb = self.draw.choice(("took", "picked up", "grabbed"))
+        self.holder[thing] = person
+        self.facts.append(f"{person} {verb} the {thing} there.")
+
+    def give(self, person: str, thing: str, other: str) -> None:
+        """``person`` hands ``thing`` to ``other``."""
+        verb = self.draw.choice(("gave", "handed", "passed"))
+        self.holder[thing] = other
+        self.facts.append(f"{person} {verb} the {thing} to {other}.")
+
+    def elsewhere(self, person: str) -> str:
+        """A place where ``person`` is not."""
+        return self.draw.choice([place for place in self.places if place != self.at.get(person)])
+
+    def story(self, kind: str, question: str, answer: str, choices: Sequence[str]) -> Story:
+        """The story so far, with a question."""
+        return Story(kind, tuple(self.facts), question, answer, tuple(choices))
+
+
+def story(kind: str, names: Names, draw: random.Random) -> Story:
+    """A story of one kind with names of its own; its length varies."""
+    people, places, things = names.take("people", 2), names.take("places", 3), names.take("things", 1)
+    world, thing = World(draw, people, places), things[0]
+    if kind == "two arguments":
+        return _relation(kind, places, draw)
+    for person in people * draw.randint(1, 2):
+        world.go(person, world.elsewhere(person))
+    person, other = draw.sample(people, 2)
+    if kind == "one fact":
+        return world.story(kind, f"Where is {person}?", world.at[person], places)
+    world.take(person, thing)
+    if kind == "three arguments":
+        world.give(person, thing, other)
+        question, answer = draw.choice(
+            ((f"Who gave the {thing} to {other}?", person), (f"Who received the {thing}?", other))
+        )
+        return world.story(kind, question, answer, people)
+    before = world.at[person]
+    world.go(person, world.elsewhere(person))
+    world.go(other, world.elsewhere(other))
+    now = world.at[person]
+    if kind == "two facts":
+        return world.story(kind, f"Where is the {thing}?", now, places)
+    return world.story(kind, f"Where was the {thing} before the {now}?", before, places)
+
+
+def _relation(kind: str, places: Sequence[str], draw: random.Random) -> Story:
+    first, middle, last = draw.sample(list(places), 3)
+    one, other = draw.sample(sorted(_DIRECTIONS), 2)
+    facts = (f"The {first} is {one} of the {middle}.", f"The {last} is {other} of the {middle}.")
+    question, answer = draw.choice(
+        (
+            (f"What is {one} of the {middle}?", first),
+            (f"What is the {first} {one} of?", middle),
+            (f"What is {other} of the {middle}?", last),
+        )
+    )
+    return Story(kind, facts, question, answer, tuple(places))
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with the facts of several stories in it."""
+
+    text: str
+    stories: list[Story]
+
+
+def document(haystack: Haystack, length: int, rounds: int, draw: random.Random) -> Document:
+    """``length`` tokens of book text (0: none) with ``rounds`` stories of each kind, each in its order."""
+    names = Names(draw)
+    stories = [story(kind, names, draw) for _ in range(rounds) for kind in QUESTIONS]
+    placed = []
+    for told in stories:
+        depths = sorted(draw.random() for _ in told.facts)
+        placed += list(zip(depths, told.facts, strict=True))
+    placed.sort(key=lambda fact: fact[0])
+    depths, facts = [depth for depth, _ in placed], [fact for _, fact in placed]
+    text = haystack.cut(length, draw) if length else ""
+    return Document(hidden(text, facts, depths).strip(), stories)
+
+
+def is_right(answer: str, told: Story) -> bool:
+    """Exact match: of all that could be the answer, the first sentence names the right one and no other."""
+    words = re.findall(r"\w+", re.split(r"[.\n]", answer.strip(), maxsplit=1)[0].casefold())
+    named = {choice for choice in told.choices if choice.casefold() in words}
+    asked = {choice for choice in told.choices if choice.casefold() in told.question.casefold()}
+    return named - (asked - {told.answer}) == {told.answer}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is evaluated.
+
+    Attributes:
+        lengths: tokens of book text, one row of the result each.
+        texts: texts of each length.
+        rounds: stories of each kind in a text.
+    """
+
+    lengths: Sequence[int]
+    texts: int
+    rounds: int
+    seed: int
+
+
+def evaluate(
+    model: "HierMemModel", system: str, haystack: Haystack, size: Size, journal: Journal
+) -> dict[str, Any]:
+    """Exact match for each length and kind of question."""
+    from tqdm.auto import tqdm
+
+    asked = new_system(system, model)
+
+    def ask(made: Document) -> dict[str, Any]:
+        context, rows = asked.read(made.text), []
+        for told in made.stories:
+            prompt = asked.prompt(context, told.question)
+            answer = model.continue_from(prompt.working, prompt.ids, 12)
+            rows.append({"kind": told.kind, "answer": answer, "right": is_right(answer, told)})
+        return {"answers": rows}
+
+    rows: list[dict[str, Any]] = []
+    with tqdm(total=len(size.lengths) * size.texts, desc="babi-long", disable=None, delay=2) as bar:
+        for length in size.lengths:
+            answers: list[dict[str, Any]] = []
+            for index in range(size.texts):
+                draw = random.Random(f"{size.seed}/{length}/{index}")
+                made = document(haystack, length, size.rounds, draw)
+                answers += journal.row(f"{length}/{index}", ask, made)["answers"]
+                bar.update()
+            rows.append({"length": length, **_summary(answers)})
+    mean = sum(row["exact"] for row in rows) / len(rows)
+    return {"metrics": {"exact": mean}, "rows": rows, "n": sum(row["n"] for row in rows)}
+
+
+def _summary(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    right = [answer["right"] for answer in answers]
+    kinds = {
+        kind: accuracy([answer["right"] for answer in answers if answer["kind"] == kind])
+        for kind in QUESTIONS
+    }
+    return {"exact": accuracy(right), "interval": bootstrap(right), **kinds, "n": len(right)}

@@ -1,0 +1,98 @@
+"""Needles: four numbered facts of one kind in real text, one of them asked after the text has been read.
+
+What a policy keeps is decided before the question is seen, so it must keep all four.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hiermem.asking import prompt_text
+from hiermem.errors import InputError
+from hiermem.eval.haystack import Haystack, hidden
+from hiermem.eval.journal import Journal
+from hiermem.eval.metrics import bootstrap
+from hiermem.eval.scoring import score_answer
+from hiermem.eval.systems import Opened, new_system
+
+if TYPE_CHECKING:
+    from hiermem.model import HierMemModel
+
+NEEDLES = 4
+KINDS = ("locker", "vault", "safe", "gate", "cabin", "wagon")
+SENTENCE = "The code of {kind} {number} is {code}."
+QUESTION = "What is the code of {kind} {number}?"
+LEAD = "The code of {kind} {number} is"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text with four codes, the question for one of them, and how its answer begins."""
+
+    text: str
+    question: str
+    lead: str
+    answer: str
+
+
+def examples(haystacks: Sequence[Haystack], length: int, count: int, seed: int) -> list[Example]:
+    """``count`` texts of about ``length`` tokens, from the haystacks in turn.
+
+    Raises:
+        InputError: a haystack is shorter than ``length`` tokens.
+    """
+    draw = random.Random(f"{seed}/{length}")
+    made = []
+    for index in range(count):
+        text = haystacks[index % len(haystacks)].cut(length, draw)
+        kind, asked = draw.choice(KINDS), draw.randrange(NEEDLES)
+        codes = [str(draw.randrange(10000, 100000)) for _ in range(NEEDLES)]
+        depths = [(needle + draw.random()) / NEEDLES for needle in range(NEEDLES)]
+        sentences = [SENTENCE.format(kind=kind, number=n + 1, code=code) for n, code in enumerate(codes)]
+        question = QUESTION.format(kind=kind, number=asked + 1)
+        lead = LEAD.format(kind=kind, number=asked + 1)
+        made.append(Example(hidden(text, sentences, depths), question, lead, f" {codes[asked]}"))
+    return made
+
+
+def dump(model: "HierMemModel", made: Sequence[Example], path: Path) -> None:
+    """Write the prompts as JSON lines, so that other libraries can be asked the very same.
+
+    Each has ``context`` (what may be compressed), ``question`` (what follows) and ``answer``.
+    """
+    mark = "\x1e"
+    lines = []
+    for example in made:
+        instruction = model.config.asking.instruction
+        prompt = prompt_text(model.tokenizer, [example.text], mark + example.question, instruction)
+        context, question = prompt.split(example.text, 1)
+        row = {"context": context + example.text, "question": question.replace(mark, "") + example.lead}
+        lines.append(json.dumps({**row, "answer": example.answer}, ensure_ascii=False) + "\n")
+    try:
+        path.write_text("".join(lines), "utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): check --dump.") from error
+
+
+def evaluate(model: "HierMemModel", system: str, made: Sequence[Example], journal: Journal) -> dict[str, Any]:
+    """Negative log-likelihood per token of the right code, exact match, and the share of tokens kept."""
+    from tqdm.auto import tqdm
+
+    asked = new_system(system, model)
+
+    def row(example: Example) -> dict[str, Any]:
+        context = asked.read(example.text)
+        kept = 1.0
+        if isinstance(context, Opened):
+            kept = context.working.live_tokens / context.working.seen[0]
+        score = score_answer(model, asked.prompt(context, example.question), example.answer, example.lead)
+        return {"nll": float(score.nll.mean()), "exact": score.exact, "kept": kept}
+
+    bar = tqdm(made, desc="needles", disable=None, delay=2)
+    rows = [journal.row(str(index), row, example) for index, example in enumerate(bar)]
+    means = {name: sum(each[name] for each in rows) / len(rows) for name in ("nll", "exact", "kept")}
+    intervals = {name: bootstrap([float(each[name]) for each in rows]) for name in ("nll", "exact")}
+    return {"metrics": means, "intervals": intervals, "n": len(rows)}

@@ -1,0 +1,316 @@
+"""Tasks, metrics and peers: what is asked, how it is scored, what each system shows the backbone."""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from readers import reader, settings, text_of
+
+from hiermem.asking import prepare, prompt_ids, prompt_text
+from hiermem.errors import InputError
+from hiermem.eval.haystack import Haystack, hidden
+from hiermem.eval.journal import Journal
+from hiermem.eval.metrics import bootstrap, macro_f1
+from hiermem.eval.scoring import opened, score_answer, score_options
+from hiermem.eval.systems import SYSTEMS, Bm25, Full, InContext, Pruned, Truncated, new_system
+from hiermem.eval.tasks import babilong, needles, pubmedqa
+from hiermem.model import HierMemModel
+
+WIDE = settings(budget=512, update_interval=16, positions="absolute", policy="none")
+
+
+def wide() -> HierMemModel:
+    """A model that was trained on more positions than any prompt here takes."""
+    model = reader(config=WIDE)
+    model.adapter.trained_range = 4096
+    return model
+
+
+# ---- metrics
+
+
+def test_macro_f1_is_the_mean_over_labels() -> None:
+    given, wanted = ["yes", "yes", "no", "no"], ["yes", "no", "no", "maybe"]
+    assert macro_f1(given, wanted, ("yes", "no", "maybe")) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+
+
+def test_bootstrap_narrows_with_more_values() -> None:
+    few, many = bootstrap([0.0, 1.0] * 10), bootstrap([0.0, 1.0] * 1000)
+    assert few[0] < many[0] < 0.5 < many[1] < few[1]
+    assert bootstrap([0.0, 1.0] * 10) == few
+
+
+# ---- scores
+
+
+def test_answers_are_scored_as_the_model_reads_them() -> None:
+    model = wide()
+    memory = model.read(text_of(60))
+    prompt, answer, lead = prepare(model, memory, "Who sailed?"), " the captain", " It was"
+    ids = model.tokenizer(lead + answer, add_special_tokens=False).input_ids
+    count = len(model.tokenizer(answer, add_special_tokens=False).input_ids)
+    whole = torch.cat((prompt.ids, torch.tensor([ids])), dim=1)
+    with torch.no_grad():
+        logits = model.backbone(whole).logits[0, -count - 1 : -1].log_softmax(-1)
+        score = score_answer(model, prompt.fork(), answer, lead)
+        again = score_answer(model, opened(model, prompt.fork()), answer, lead)
+    expected = -logits.gather(1, whole[0, -count:, None]).squeeze(1)
+    torch.testing.assert_close(score.nll, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(score.nll, again.nll, atol=1e-4, rtol=1e-4)
+    assert score.exact == bool((logits.argmax(-1) == whole[0, -count:]).all())
+
+
+def test_options_are_scored_like_answers() -> None:
+    model = wide()
+    prompt = prepare(model, model.read(text_of(60)), "Who sailed?")
+    options = ("no", "Orion", "a cat")
+    with torch.no_grad():
+        scores = score_options(model, prompt.fork(), options)
+        singly = [-float(score_answer(model, prompt.fork(), option).nll.sum()) for option in options]
+    assert scores == pytest.approx(singly, rel=1e-4)
+
+
+# ---- systems
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@torch.inference_mode()
+def test_a_question_leaves_no_trace(name: str) -> None:
+    pytest.importorskip("rank_bm25")
+    system, text = new_system(name, wide()), text_of(120)
+    context = system.read(text)
+    first = system.prompt(context, "Who sailed north?")
+    before = score_answer(system.model, first.fork(), " the captain").nll
+    score_answer(system.model, system.prompt(context, "Who fell silent?"), " wind")
+    again = system.prompt(context, "Who sailed north?")
+    assert torch.equal(score_answer(system.model, again, " the captain").nll, before)
+
+
+@torch.inference_mode()
+def test_full_attention_reads_the_whole_prompt() -> None:
+    model, text = wide(), text_of(100).strip()
+    system = Full(model)
+    score = score_answer(model, system.prompt(system.read(text), "Who?"), " nobody").nll
+    whole = prompt_text(model.tokenizer, [text], "Who?", model.config.asking.instruction)
+    before, after = whole.split(text)
+    empty = model.new_working_memory(model.config.working)
+    ids = [prompt_ids(model.tokenizer, part, empty) for part in (before + text, after, " nobody")]
+    logits = model.backbone(torch.cat(ids, dim=1)).logits[0, -ids[2].shape[1] - 1 : -1].log_softmax(-1)
+    expected = -logits.gather(1, ids[2][0, :, None]).squeeze(1)
+    torch.testing.assert_close(score, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_full_attention_refuses_what_does_not_fit_and_truncation_cuts_it() -> None:
+    model, text = reader(config=WIDE), text_of(1200)
+    model.adapter.trained_range = Truncated.room + 40
+    with pytest.raises(InputError, match="does not fit"):
+        Full(model).read(text)
+    kept = Truncated(model).read(text).working.seen[0]
+    assert 40 <= kept <= Truncated.room + 40
+
+
+def test_pruning_keeps_the_budget_before_the_question() -> None:
+    model = reader(config=settings(policy="window", budget=24, update_interval=16))
+    assert InContext(model).read(text_of(100)).working.live_tokens > 24
+    assert Pruned(model).read(text_of(100)).working.live_tokens == 24
+
+
+def test_bm25_shows_the_passage_with_the_words() -> None:
+    pytest.importorskip("rank_bm25")
+    model = wide()
+    text = text_of(900) + " The brass key hangs behind the clock. " + text_of(900, seed=1)
+    system = Bm25(model)
+    prompt = system.prompt(system.read(text), "Where hangs the brass key?")
+    assert "behind the clock" in model.tokenizer.decode(prompt.ids[0])
+    assert prompt.ids.shape[1] < 6 * system.passage_tokens
+
+
+def test_an_unknown_system_is_refused() -> None:
+    with pytest.raises(InputError, match="choose one of hiermem"):
+        new_system("magic", wide())
+
+
+# ---- haystacks and needles
+
+
+def test_hidden_sentences_stand_between_sentences_in_order() -> None:
+    text = "One two. Three four! Five six? " * 20
+    made = hidden(text, ["First.", "Second.", "Third."], [0.1, 0.5, 0.9])
+    assert made.replace("First. ", "").replace("Second. ", "").replace("Third. ", "") == text
+    places = [made.index(word) / len(made) for word in ("First.", "Second.", "Third.")]
+    assert places == pytest.approx([0.1, 0.5, 0.9], abs=0.05)
+
+
+def haystack(words: int = 2500) -> Haystack:
+    return Haystack(reader().tokenizer, text_of(words).replace(" and ", ". "))
+
+
+def test_needles_are_reproducible_and_asked_evenly() -> None:
+    made = needles.examples([haystack()], 400, 40, seed=3)
+    assert made == needles.examples([haystack()], 400, 40, seed=3)
+    for example in made:
+        codes = re.findall(r"The code of \w+ (\d) is (\d{5})\.", example.text)
+        assert [number for number, _ in codes] == ["1", "2", "3", "4"]
+        asked = re.findall(r"\d", example.question)[0]
+        assert dict(codes)[asked] == example.answer.strip()
+    assert {re.findall(r"\d", example.question)[0] for example in made} == set("1234")
+
+
+def test_dumped_needles_are_the_prompts_that_are_scored(tmp_path: Path) -> None:
+    model, made = wide(), needles.examples([haystack()], 200, 3, seed=1)
+    needles.dump(model, made, tmp_path / "prompts.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text("utf-8").splitlines()]
+    instruction = model.config.asking.instruction
+    for row, example in zip(rows, made, strict=True):
+        whole = prompt_text(model.tokenizer, [example.text], example.question, instruction)
+        assert row["context"] + row["question"] == whole + example.lead
+        assert row["context"].endswith(example.text)
+        assert row["answer"] == example.answer
+
+
+@torch.inference_mode()
+def test_needles_keep_their_share() -> None:
+    model = reader(config=settings(policy="window", budget=50, update_interval=16))
+    result = needles.evaluate(model, "pruned", needles.examples([haystack()], 200, 3, 1), Journal(None, {}))
+    assert 0.15 < result["metrics"]["kept"] < 0.25
+    assert result["metrics"]["nll"] > 0
+
+
+# ---- babi-long
+
+
+def follow(facts: tuple[str, ...]) -> tuple[dict[str, list[str]], dict[str, str], list[tuple[str, str, str]]]:
+    """Read a story as a person would: places of people over time, holders of things, gifts."""
+    been: dict[str, list[str]] = {}
+    holder: dict[str, str] = {}
+    gifts = []
+    for fact in facts:
+        if match := re.fullmatch(r"(\w+) (?:went|walked|travelled|moved) to the (\w+)\.", fact):
+            been.setdefault(match[1], []).append(match[2])
+        elif match := re.fullmatch(r"(\w+) (?:took|picked up|grabbed) the (\w+) there\.", fact):
+            holder[match[2]] = match[1]
+        elif match := re.fullmatch(r"(\w+) (?:gave|handed|passed) the (\w+) to (\w+)\.", fact):
+            assert holder[match[2]] == match[1]
+            holder[match[2]] = match[3]
+            gifts.append((match[1], match[2], match[3]))
+        else:
+            raise AssertionError(fact)
+    return been, holder, gifts
+
+
+def expected_answer(told: babilong.Story) -> str:
+    question = told.question
+    if told.kind == "two arguments":
+        relations = [re.fullmatch(r"The (\w+) is (\w+) of the (\w+)\.", fact) for fact in told.facts]
+        triples = [(match[1], match[2], match[3]) for match in relations if match]
+        if match := re.fullmatch(r"What is (\w+) of the (\w+)\?", question):
+            return next(a for a, way, b in triples if (way, b) == (match[1], match[2]))
+        match = re.fullmatch(r"What is the (\w+) (\w+) of\?", question)
+        assert match
+        return next(b for a, way, b in triples if (a, way) == (match[1], match[2]))
+    been, holder, gifts = follow(told.facts)
+    if match := re.fullmatch(r"Where is (\w+)\?", question):
+        return been[match[1]][-1]
+    if match := re.fullmatch(r"Where is the (\w+)\?", question):
+        return been[holder[match[1]]][-1]
+    if match := re.fullmatch(r"Where was the (\w+) before the (\w+)\?", question):
+        places = been[holder[match[1]]]
+        assert places[-1] == match[2]
+        return places[-2]
+    if match := re.fullmatch(r"Who gave the (\w+) to (\w+)\?", question):
+        return next(giver for giver, thing, other in gifts if (thing, other) == (match[1], match[2]))
+    match = re.fullmatch(r"Who received the (\w+)\?", question)
+    assert match
+    return next(other for _, thing, other in gifts if thing == match[1])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stories_have_the_answers_that_a_reader_finds(seed: int) -> None:
+    draw = random.Random(seed)
+    names = babilong.Names(draw)
+    for kind in babilong.QUESTIONS:
+        told = babilong.story(kind, names, draw)
+        assert told.answer == expected_answer(told)
+        assert told.answer in told.choices
+
+
+def test_a_document_holds_every_fact_in_order() -> None:
+    made = babilong.document(haystack(), 600, 2, random.Random(5))
+    assert len(made.stories) == 10
+    for told in made.stories:
+        at = 0
+        for fact in told.facts:
+            at = made.text.index(fact, at) + len(fact)
+    named = [name for told in made.stories for name in told.choices]
+    assert len(named) == len(set(named))
+
+
+def test_too_many_stories_are_refused() -> None:
+    with pytest.raises(InputError, match="--stories"):
+        babilong.document(haystack(), 600, 9, random.Random(5))
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("The kitchen.", True),
+        ("kitchen", True),
+        ("It was in the kitchen.\nNot the attic.", True),
+        ("the kitchen or the attic", False),
+        ("the attic", False),
+        ("The apple was in the kitchen before the barn.", True),
+        ("", False),
+    ],
+)
+def test_an_exact_answer_names_the_right_one_only(answer: str, right: bool) -> None:
+    told = babilong.Story(
+        "three facts", (), "Where was the apple before the barn?", "kitchen", ("kitchen", "attic", "barn")
+    )
+    assert babilong.is_right(answer, told) is right
+
+
+@torch.inference_mode()
+def test_babi_long_reports_every_kind() -> None:
+    size = babilong.Size(lengths=[0, 300], texts=2, rounds=1, seed=0)
+    result = babilong.evaluate(reader(), "hiermem", haystack(), size, Journal(None, {}))
+    assert [row["length"] for row in result["rows"]] == [0, 300]
+    assert all(row["n"] == 10 and set(babilong.QUESTIONS) <= set(row) for row in result["rows"])
+
+
+# ---- PubMedQA
+
+
+def items() -> list[pubmedqa.Item]:
+    return [
+        pubmedqa.Item(str(i), f"Does {t} help?", f"{text_of(30, i)} {t} helped.", f"{t} helps.", d)
+        for i, (t, d) in enumerate(
+            zip(("zinc", "tea", "ice", "iron", "sleep"), ["yes", "no", "maybe", "yes", "no"], strict=True)
+        )
+    ]
+
+
+def test_fused_spans_quote_the_abstracts() -> None:
+    made = pubmedqa.fused(items())
+    assert [made.text[a:b].strip() for a, b in made.spans] == [item.abstract.strip() for item in items()]
+
+
+@pytest.mark.parametrize("system", ["hiermem", "right", "closed"])
+@torch.inference_mode()
+def test_pubmedqa_asks_each_question_once(system: str) -> None:
+    result = pubmedqa.evaluate(wide(), system, items(), 3, Journal(None, {}))
+    assert result["n"] == 5
+    assert 0 <= result["metrics"]["accuracy"] <= 1
+    assert result["metrics"]["long_answer_perplexity"] > 1
+    assert ("recall" in result["metrics"]) == (system == "hiermem")
+
+
+def test_a_text_is_read_once_for_all_its_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, reads = wide(), []
+    real = HierMemModel.read
+    monkeypatch.setattr(HierMemModel, "read", lambda *a, **k: reads.append(1) or real(*a, **k))
+    with torch.inference_mode():
+        pubmedqa.evaluate(model, "hiermem", items(), 3, Journal(None, {}))
+    assert len(reads) == 2
