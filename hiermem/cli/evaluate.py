@@ -275,6 +275,27 @@ def retrieval(
     _run("retrieval", run, settings, out, json)
 
 
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder with the JSON files that --out wrote.")],
+    page: Annotated[Path, typer.Option(help="Markdown page to write; its plots go beside it.")] = Path(
+        "report.md"
+    ),
+    json: opt.Json = False,
+) -> None:
+    """Make one page with tables and plots from a folder of results.
+
+    Example:
+
+        hiermem report docs/results --page docs/results.md
+    """
+    from hiermem.eval.report import build
+
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}: give the one that --out wrote into.")
+    written = [str(path) for path in build(folder, page)]
+    opt.emit({"written": written}, json, f"Wrote {', '.join(written)}.")
+
+
 def _settings(model: str, config: Any, dtype: str | None) -> dict[str, Any]:
     known = config.to_dict()
     parts = ("segment", "chunk", "working", "longterm", "asking")

@@ -20,6 +20,7 @@ app.command("read")(documents.read)
 app.command("ask")(documents.ask)
 app.command("verify")(documents.verify)
 app.command("demo")(documents.demo)
+app.command("report")(evaluate.report)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")
 

@@ -1,0 +1,237 @@
+"""One Markdown page with tables and plots from the JSON results of a folder."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hiermem.errors import InputError
+
+Report = dict[str, Any]
+
+
+def build(folder: Path, page: Path) -> list[Path]:
+    """Write ``page`` and, beside it, its plots; returns all files written.
+
+    Raises:
+        InputError: the folder holds no results.
+    """
+    by_task: dict[str, list[Report]] = defaultdict(list)
+    for file in sorted(folder.glob("*.json")):
+        try:
+            report = json.loads(file.read_text("utf-8"))
+            by_task[report["task"]].append(report)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} is no result of hiermem ({error!r}): move it elsewhere.") from error
+    if not by_task:
+        raise InputError(f"There are no results in {folder}: make some with `hiermem eval … --out`.")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    lines, plots = ["# Results", ""], []
+    for task in [*(name for name in _SECTIONS if name in by_task), *sorted(set(by_task) - set(_SECTIONS))]:
+        title, section = _SECTIONS.get(task, (task, _plain))
+        lines += [f"## {title}", "", *section(by_task[task])]
+        plot = _PLOTS.get(task)
+        if plot is not None:
+            plots.append(page.parent / f"{task}.png")
+            plot(by_task[task], plots[-1])
+            lines += ["", f"![{title}]({plots[-1].name})"]
+        lines += ["", *_commands(by_task[task]), ""]
+    page.write_text("\n".join(lines).rstrip() + "\n", "utf-8")
+    return [page, *plots]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """A Markdown table; numbers are given three to four significant digits, None is left empty."""
+    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000):
+        return f"{int(value):,}"
+    return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _commands(reports: Sequence[Report]) -> list[str]:
+    known = [report["command"] for report in reports if "command" in report]
+    return ["Made by:", "", "```sh", *known, "```"] if known else []
+
+
+def _plain(reports: Sequence[Report]) -> list[str]:
+    names = sorted({name for report in reports for name in report["metrics"]})
+    return table([*names, "n"], [[*(r["metrics"].get(name) for name in names), r["n"]] for r in reports])
+
+
+def _system(report: Report) -> str:
+    """A configuration in a few words."""
+    config = report["config"]
+    system = config.get("system", "hiermem")
+    if system not in ("hiermem", "pruned"):
+        return system
+    words = config["working"]["policy"] if "working" in config else ""
+    return words if system == "pruned" else f"hiermem ({words})"
+
+
+def _pivot(reports: Sequence[Report], column: Callable[[Report], Any], metric: str, label: str) -> list[str]:
+    """Systems down, ``column`` across, one metric in the cells."""
+    columns = sorted({column(report) for report in reports})
+    cells: dict[str, dict[Any, Any]] = defaultdict(dict)
+    for report in reports:
+        if metric in report["metrics"]:
+            cells[_system(report)][column(report)] = report["metrics"][metric]
+    header = [label, *(_cell(value) for value in columns)]
+    return table(header, [[system, *(row.get(c) for c in columns)] for system, row in cells.items()])
+
+
+def _length(reports: Sequence[Report]) -> list[str]:
+    header = [
+        "system",
+        "tokens",
+        "tokens/s",
+        "of the bare limit",
+        "peak MiB",
+        "first token s",
+        "decoded/s",
+        "KV MiB",
+    ]
+    rows = []
+    for row in _rows(reports):
+        if "failed" in row:
+            rows.append([row["system"], row["length"], row["failed"], *[None] * 5])
+            continue
+        kv = row["kv_bytes"] / 2**20 if "kv_bytes" in row else None
+        peak = row["peak_rss_bytes"] / 2**20
+        speed = [row["tokens_per_second"], row.get("ratio_to_bare"), peak, row.get("first_token_seconds")]
+        rows.append([row["system"], row["length"], *speed, row.get("decoded_tokens_per_second"), kv])
+    return table(header, rows)
+
+
+def _rows(reports: Sequence[Report]) -> list[dict[str, Any]]:
+    return [row for report in reports for row in report["rows"]]
+
+
+def _pg19(reports: Sequence[Report]) -> list[str]:
+    """Perplexities; where a full-attention run is there, the share of the gap to the window it closes."""
+    books = sorted({row["book"] for row in _rows(reports)})
+    full = next((r for r in reports if r["config"]["policy"] == "full" and r["config"]["window"]), None)
+    windows = {
+        r["config"]["working"]["budget"]: r["metrics"]["perplexity"]
+        for r in reports
+        if r["config"]["policy"] == "window"
+    }
+    rows = []
+    for report in sorted(reports, key=_pg19_order):
+        config, mean = report["config"], report["metrics"]["perplexity"]
+        budget = config["working"]["budget"] if config["policy"] != "full" else None
+        share = None
+        if full is not None and budget in windows and windows[budget] > full["metrics"]["perplexity"]:
+            share = (windows[budget] - mean) / (windows[budget] - full["metrics"]["perplexity"])
+        one = {row["book"]: row["perplexity"] for row in report["rows"]}
+        name = config["policy"] + (f", windows of {config['window']}" if config["window"] else "")
+        rows.append([name, budget, mean, share, *(one.get(book) for book in books)])
+    return table(["policy", "budget", "mean", "share of the gap closed", *books], rows)
+
+
+def _pg19_order(report: Report) -> tuple[bool, int, str]:
+    config = report["config"]
+    return config["policy"] == "full", config["working"]["budget"], config["policy"]
+
+
+def _pubmedqa(reports: Sequence[Report]) -> list[str]:
+    lines: list[str] = []
+    for metric, words in (
+        ("accuracy", "Accuracy"),
+        ("macro_f1", "Macro-F1"),
+        ("recall", "Recall of the right abstract"),
+        ("long_answer_perplexity", "Perplexity of the long answer"),
+    ):
+        lines += [f"{words}, by M abstracts read together:", ""]
+        lines += [*_pivot(reports, lambda r: r["config"]["together"], metric, "system"), ""]
+    return lines[:-1]
+
+
+def _needles(reports: Sequence[Report]) -> list[str]:
+    rows = [
+        [
+            _system(r),
+            r["config"]["keep"],
+            r["metrics"]["nll"],
+            r["metrics"]["exact"],
+            r["metrics"]["kept"],
+            r["n"],
+        ]
+        for r in sorted(reports, key=lambda r: (r["config"]["keep"], r["metrics"]["nll"]))
+    ]
+    return table(["system", "keep", "NLL per answer token", "exact", "really kept", "n"], rows)
+
+
+def _by_length(metric: str) -> Callable[[Sequence[Report]], list[str]]:
+    def section(reports: Sequence[Report]) -> list[str]:
+        lengths = sorted({row["length"] for row in _rows(reports)})
+        cells: dict[str, dict[int, Any]] = defaultdict(dict)
+        for report in reports:
+            for row in report["rows"]:
+                cells[_system(report)][row["length"]] = f"{row[metric]:.2f} ({row['n']})"
+        header = ["system", *(f"{length:,} tokens (n)" for length in lengths)]
+        return table(header, [[name, *(row.get(n) for n in lengths)] for name, row in cells.items()])
+
+    return section
+
+
+def _plot_length(reports: Sequence[Report], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    speed, memory = figure.subplots(1, 2)
+    by_system: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in _rows(reports):
+        if "failed" not in row:
+            by_system[row["system"]].append(row)
+    for name, rows in by_system.items():
+        rows.sort(key=lambda row: row["length"])
+        lengths = [row["length"] for row in rows]
+        speed.plot(lengths, [row["tokens_per_second"] for row in rows], marker="o", label=name)
+        memory.plot(lengths, [row["peak_rss_bytes"] / 2**20 for row in rows], marker="o", label=name)
+    for axes, title in ((speed, "reading, tokens per second"), (memory, "peak resident memory, MiB")):
+        axes.set(xscale="log", xlabel="tokens read", title=title, ylim=(0, None))
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _plot_pg19(reports: Sequence[Report], path: Path) -> None:
+    """Mean log-perplexity along the books, relative to that of all systems together."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for report in sorted(reports, key=_pg19_order):
+        curves = [row["curve"] for row in report["rows"]]
+        config = report["config"]
+        budget = "" if config["policy"] == "full" else f" {config['working']['budget']}"
+        place = np.linspace(0, 1, len(curves[0]) + 1)[1:]
+        axes.plot(
+            place,
+            np.cumsum(np.mean(curves, 0)) / np.arange(1, len(place) + 1),
+            label=config["policy"] + budget,
+        )
+    axes.set(xlabel="share of the text read", ylabel="mean log-perplexity so far, nats", title="PG-19")
+    axes.legend(fontsize="small", ncols=2)
+    figure.savefig(path, dpi=120)
+
+
+_SECTIONS: dict[str, tuple[str, Callable[[Sequence[Report]], list[str]]]] = {
+    "length": ("Speed and memory against length", _length),
+    "pg19": ("PG-19 perplexity", _pg19),
+    "pubmedqa": ("PubMedQA, fused", _pubmedqa),
+    "retrieval": ("PubMedQA retrieval", _plain),
+    "needles": ("Needles", _needles),
+    "passkey": ("Pass key", _by_length("accuracy")),
+    "babi-long": ("babi-long", _by_length("exact")),
+}
+_PLOTS: dict[str, Callable[[Sequence[Report], Path], None]] = {"length": _plot_length, "pg19": _plot_pg19}
