@@ -146,7 +146,17 @@ def test_interrupted_reading_is_saved_and_goes_on(tiny_model: Path, tmp_path: Pa
         (["eval", "passkey", "--haystack", "missing.txt"], "cannot be read"),
         (["eval", "passkey", "--haystack", "BOOK", "--lengths", "many"], "whole numbers"),
         (["eval", "passkey", "--haystack", "BOOK", "--lengths", "999999"], "The haystack has"),
-        (["eval", "passkey", "--haystack", "BOOK", "--limit", "0"], "--limit must be at least 1"),
+        (["eval", "needles", "--data", "BOOK", "--keep", "2"], "'--keep'"),
+        (["eval", "needles", "--data", "BOOK", "--length", "100000"], "so no text of 100000 tokens"),
+        (["eval", "needles", "--data", "BOOK", "--length", "100", "--system", "magic"], "no system 'magic'"),
+        (["eval", "pubmedqa", "--data", "missing"], "official layout"),
+        (["eval", "babi-long", "--haystack", "missing.txt"], "cannot be read"),
+        (["eval", "babi-long", "--haystack", "BOOK", "--lengths", "many"], "whole numbers"),
+        (["eval", "babi-long", "--haystack", "BOOK", "--stories", "0"], "'--stories'"),
+        (["bench", "length", "--text", "BOOK", "--systems", "magic"], "no system 'magic'"),
+        (["bench", "length", "--text", "BOOK", "--lengths", "10"], "at least two chunks"),
+        (["report", "missing"], "no folder missing"),
+        (["eval", "passkey", "--haystack", "BOOK", "--limit", "0"], "'--limit'"),
         (["eval", "retrieval", "--data", "OUT"], "does not hold PubMedQA"),
         (["eval", "nonsense"], "No such command"),
         (["bench", "overhead", "--text", "BOOK"], "give one of at least"),
@@ -216,6 +226,28 @@ def test_bench_reports_json(tiny_model: Path, book: Path) -> None:
     flat = result("bench", "flat", *common, "--settle", 64)
     assert flat["live_tokens_max"] <= 24 + 16
     assert len(flat["tokens_per_second_by_tenth"]) == 10
+
+
+def test_a_result_is_kept_and_not_computed_again(tiny_model: Path, book: Path, tmp_path: Path) -> None:
+    common = ["eval", "needles", "--data", book, "--model", tiny_model, "--length", 100, "--chunk", 16]
+    command = [*common, "--limit", 2, "--positions", "absolute", "--out", tmp_path / "out" / "needles.json"]
+    first = result(*command)
+    assert first["n"] == 2
+    assert first["command"].startswith("hiermem eval needles")
+    assert result(*command) == first
+    page = tmp_path / "page.md"
+    assert str(page) in result("report", tmp_path / "out", "--page", page)["written"]
+    done = run(*command[:-4], "--keep", "0.5", *command[-2:])
+    assert done.returncode == 2
+    assert b"other settings" in done.stderr
+
+
+def test_bench_length_reports_every_point(tiny_model: Path, book: Path) -> None:
+    small = ["--text", book, "--model", tiny_model, "--budget", 24, "--chunk", 16, "--lengths", "64"]
+    rows = result("bench", "length", *small)["rows"]
+    assert [row["system"] for row in rows] == ["hiermem", "full", "bare limit"]
+    assert all(row["tokens_per_second"] > 0 and row["peak_rss_bytes"] > 0 for row in rows)
+    assert all("ratio_to_bare" in row for row in rows)
 
 
 def test_help_has_examples() -> None:

@@ -1,0 +1,60 @@
+"""The length benchmark: what failed is said, what was measured is kept, and ratios are to the bare limit."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from readers import ids_of, reader
+
+from hiermem.eval.journal import Journal
+from hiermem.eval.speed import SYSTEMS, Point, TooLong, measure, sweep
+
+
+def printing(speed: float) -> list[str]:
+    row = {"tokens_per_second": speed, "peak_rss_bytes": 1}
+    return [sys.executable, "-c", f"print('{json.dumps(row)}')"]
+
+
+def failing(words: str) -> list[str]:
+    return [sys.executable, "-c", f"raise SystemExit({words!r})"]
+
+
+def test_a_system_that_failed_is_not_tried_at_greater_lengths(tmp_path: Path) -> None:
+    points = [
+        Point("full", 300, failing("must not run")),
+        Point("full", 200, failing("more than 1 s")),
+        Point("full", 100, printing(50.0)),
+        Point("bare limit", 100, printing(100.0)),
+    ]
+    result = sweep(points, 1, Journal(tmp_path / "out.json", {}))
+    rows = {(row["system"], row["length"]): row for row in result["rows"]}
+    assert rows["full", 200]["failed"] == "more than 1 s"
+    assert ("full", 300) not in rows
+    assert rows["full", 100]["ratio_to_bare"] == 0.5
+    again = sweep(
+        [Point(p.system, p.length, failing("ran again")) for p in points],
+        1,
+        Journal(tmp_path / "out.json", {}),
+    )
+    assert again == result
+
+
+def test_a_killed_process_ran_out_of_memory() -> None:
+    killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    (row,) = sweep([Point("full", 100, killed)], 1, Journal(None, {}))["rows"]
+    assert row["failed"] == "more memory than the machine has"
+
+
+@pytest.mark.parametrize("system", ["full", "bare limit"])
+def test_a_point_over_its_limit_is_given_up(system: str) -> None:
+    model = reader()
+    with pytest.raises(TooLong, match="more than 0 s"):
+        measure(model, ids_of(64)[0], system, limit=0.0)
+
+
+def test_systems_are_those_that_can_be_measured() -> None:
+    assert SYSTEMS == ("hiermem", "full", "bare limit")
+    row = measure(reader(), torch.arange(3, 60), "bare limit", limit=60)
+    assert row["tokens_per_second"] > 0
