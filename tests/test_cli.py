@@ -182,7 +182,7 @@ def test_bad_input_gets_one_sentence(
         "MEMORY": memory,
         "OTHER": other,
     }
-    needs_model = arguments[0] != "verify" and arguments[:2] != ["eval", "retrieval"]
+    needs_model = arguments[0] not in ("verify", "report") and arguments[:2] != ["eval", "retrieval"]
     given = [str(places.get(argument, argument)) for argument in arguments]
     if needs_model and "--model" not in given and "nonsense" not in given:
         given += ["--model", str(tiny_model)]
