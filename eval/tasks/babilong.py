@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack, hidden
 from hiermem.eval.journal import Journal
@@ -201,6 +203,7 @@ class Size:
     seed: int
 
 
+@torch.inference_mode()
 def evaluate(
     model: "HierMemModel", system: str, haystack: Haystack, size: Size, journal: Journal
 ) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from hiermem.asking import prompt_text
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack, hidden
@@ -77,6 +79,7 @@ def dump(model: "HierMemModel", made: Sequence[Example], path: Path) -> None:
         raise InputError(f"{path} cannot be written ({error.strerror}): check --dump.") from error
 
 
+@torch.inference_mode()
 def evaluate(model: "HierMemModel", system: str, made: Sequence[Example], journal: Journal) -> dict[str, Any]:
     """Negative log-likelihood per token of the right code, exact match, and the share of tokens kept."""
     from tqdm.auto import tqdm

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from hiermem.errors import InputError
 from hiermem.eval.journal import Journal
 from hiermem.eval.metrics import accuracy, bootstrap, macro_f1, perplexity
@@ -92,6 +94,7 @@ def fused(items: Sequence[Item]) -> Fused:
     return Fused(text.strip(), spans)
 
 
+@torch.inference_mode()
 def evaluate(
     model: "HierMemModel", system: str, items: Sequence[Item], together: int, journal: Journal
 ) -> dict[str, Any]:
