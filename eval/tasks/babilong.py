@@ -1,7 +1,7 @@
 """Facts in a haystack: stories of bAbI kind scattered in book text, after BABILong (arXiv 2406.10149).
 
-The stories come from a small world of our own, simulated from a seed: people walk between places, take,
-drop and hand over things; places lie in directions from one another. Five classic kinds of question follow
+The stories come from a small world of our own, simulated from a seed: people walk between places, take
+and hand over things; places lie in directions from one another. Five classic kinds of question follow
 from what happened (bAbI, arXiv 1502.05698): one, two and three supporting facts, and relations with two and
 three arguments. Each story has names of its own, so that one text holds many of them and is read once.
 """
@@ -40,7 +40,7 @@ _THINGS = """
 apple football milk lantern umbrella violin compass ladder kettle mirror basket hammer candle pillow notebook
 scarf teapot telescope suitcase trumpet needle bucket saddle anchor broom cushion drum easel
 """.split()
-_DIRECTIONS = {"north": "south", "south": "north", "east": "west", "west": "east"}
+_DIRECTIONS = ("east", "north", "south", "west")
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,11 @@ class Names:
 
 
 class World:
-    """People, places and things, and what has happened so far."""
+    """Where people are, and what has happened so far."""
 
-    def __init__(self, draw: random.Random, people: Sequence[str], places: Sequence[str]) -> None:
-        self.draw, self.people, self.places = draw, [*people], [*places]
+    def __init__(self, draw: random.Random, places: Sequence[str]) -> None:
+        self.draw, self.places = draw, [*places]
         self.at: dict[str, str] = {}
-        self.holder: dict[str, str] = {}
         self.facts: list[str] = []
 
     def go(self, person: str, place: str) -> None:
@@ -98,13 +97,11 @@ class World:
     def take(self, person: str, thing: str) -> None:
         """``person`` picks ``thing`` up."""
         verb = self.draw.choice(("took", "picked up", "grabbed"))
-        self.holder[thing] = person
         self.facts.append(f"{person} {verb} the {thing} there.")
 
     def give(self, person: str, thing: str, other: str) -> None:
         """``person`` hands ``thing`` to ``other``."""
         verb = self.draw.choice(("gave", "handed", "passed"))
-        self.holder[thing] = other
         self.facts.append(f"{person} {verb} the {thing} to {other}.")
 
     def elsewhere(self, person: str) -> str:
@@ -119,7 +116,7 @@ class World:
 def story(kind: str, names: Names, draw: random.Random) -> Story:
     """A story of one kind with names of its own; its length varies."""
     people, places, things = names.take("people", 2), names.take("places", 3), names.take("things", 1)
-    world, thing = World(draw, people, places), things[0]
+    world, thing = World(draw, places), things[0]
     if kind == "two arguments":
         return _relation(kind, places, draw)
     for person in people * draw.randint(1, 2):
@@ -145,7 +142,7 @@ def story(kind: str, names: Names, draw: random.Random) -> Story:
 
 def _relation(kind: str, places: Sequence[str], draw: random.Random) -> Story:
     first, middle, last = draw.sample(list(places), 3)
-    one, other = draw.sample(sorted(_DIRECTIONS), 2)
+    one, other = draw.sample(_DIRECTIONS, 2)
     facts = (f"The {first} is {one} of the {middle}.", f"The {last} is {other} of the {middle}.")
     question, answer = draw.choice(
         (
