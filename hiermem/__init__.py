@@ -4,13 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hiermem.asking import Answer, AskConfig, Source
+    from hiermem.asking import Answer, AskConfig
     from hiermem.config import HierMemConfig
     from hiermem.errors import HierMemError
     from hiermem.memory.longterm import LongTermConfig
     from hiermem.memory.state import MemoryState
     from hiermem.memory.working import WorkingMemoryConfig
     from hiermem.model import HierMemModel
+    from hiermem.passages import Source
 
 __all__ = [
     "Answer",
@@ -32,7 +33,7 @@ _HOME = {
     "HierMemModel": "hiermem.model",
     "LongTermConfig": "hiermem.memory.longterm",
     "MemoryState": "hiermem.memory.state",
-    "Source": "hiermem.asking",
+    "Source": "hiermem.passages",
     "WorkingMemoryConfig": "hiermem.memory.working",
 }
 

@@ -1,6 +1,5 @@
 """Asking a memory: recall segments, put their best passages before the question, name the sources."""
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from hiermem.errors import InputError
 from hiermem.memory.longterm import Hit, Record
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
+from hiermem.passages import Source, select
 from hiermem.text import beginning, check_text
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 # A small model may go on with a question of its own.
 _NEXT_QUESTION = "\n\nQuestion:"
-_SENTENCE = re.compile(r"(?s).+?(?:[.!?][\"'”’)\]]*\s+|\n\s*\n|\Z)")
 
 
 @dataclass
@@ -26,38 +25,24 @@ class AskConfig:
     """Settings of an answer.
 
     Attributes:
-        passage_characters: a recalled segment is cut down to its best run of sentences of about this
-            length: a small model answers better from less text. 0 takes the whole segment.
+        passage_characters: length of all passages together, whole sentences of the recalled segments: a
+            small model answers better from less text. 0 takes the whole segments.
+        least_score: sentences below this share of the best one's score are left out.
         instruction: what follows the question; nothing where there are no passages.
         working: whether the working memory stands before the passages too; segments that it still holds
             are then not recalled. It always stands in where nothing is recalled.
     """
 
-    passage_characters: int = 300
+    passage_characters: int = 600
+    least_score: float = 0.7
     instruction: str = "Answer from the passages."
     working: bool = False
 
     def __post_init__(self) -> None:
         if self.passage_characters < 0:
             raise InputError(f"passage_characters must not be negative, not {self.passage_characters}.")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where an answer may come from.
-
-    Attributes:
-        segment: index of the recalled segment.
-        start, end: character span of the passage in the document.
-        score: how well the segment's search key fits the question.
-        text: the characters of that span, exactly.
-    """
-
-    segment: int
-    start: int
-    end: int
-    score: float
-    text: str
+        if not 0 <= self.least_score <= 1:
+            raise InputError(f"least_score must be between 0 and 1, not {self.least_score}.")
 
 
 @dataclass(frozen=True)
@@ -104,7 +89,8 @@ def prepare(model: "HierMemModel", memory: MemoryState, question: str, top_k: in
     config = model.config.asking
     k = model.config.longterm.top_k if top_k is None else top_k
     hits = recall(memory, question, k, leave_out_held=config.working)
-    sources = passages(memory, hits, question, config.passage_characters)
+    key = memory.longterm.key
+    sources = select(hits, question, key, config.passage_characters, config.least_score)
     alone = hits and not config.working
     working = model.new_working_memory(memory.working.config) if alone else memory.working.copy()
     texts = [source.text.strip() for source in sorted(sources, key=lambda source: source.start)]
@@ -121,40 +107,6 @@ def recall(memory: MemoryState, question: str, k: int, leave_out_held: bool = Tr
 
     wanted = is_gone if leave_out_held else lambda _: True
     return memory.longterm.search(question, k, wanted) if k else []
-
-
-def passages(memory: MemoryState, hits: list[Hit], question: str, characters: int) -> list[Source]:
-    """The run of sentences of each recalled segment that fits the question best."""
-    key = memory.longterm.key
-    query = key.query_key(question)
-    sources = []
-    for hit in hits:
-        text, origin = hit.record.text, hit.record.start
-        start, end = 0, len(text)
-        if 0 < characters < len(text):
-            runs = _runs(text, characters)
-            start, end = runs[int((key.document_keys([text[a:b] for a, b in runs]) @ query).argmax())]
-        sources.append(Source(hit.segment, origin + start, origin + end, hit.score, text[start:end]))
-    return sources
-
-
-def _runs(text: str, characters: int) -> list[tuple[int, int]]:
-    """Spans of consecutive sentences, one from each sentence on, of about ``characters`` length."""
-    bounds = [0]
-    for match in _SENTENCE.finditer(text):
-        while match.end() - bounds[-1] > characters:  # no end of a sentence in sight: cut between words
-            space = text.rfind(" ", bounds[-1] + 1, bounds[-1] + characters)
-            bounds.append(space + 1 if space > 0 else bounds[-1] + characters)
-        bounds.append(match.end())
-    runs: list[tuple[int, int]] = []
-    last = 0
-    for first, start in enumerate(bounds[:-1]):
-        last = max(last, first + 1)
-        while last + 1 < len(bounds) and bounds[last + 1] - start <= characters:
-            last += 1
-        if not runs or bounds[last] > runs[-1][1]:
-            runs.append((start, bounds[last]))
-    return runs
 
 
 def prompt_text(tokenizer: Any, passages: list[str], question: str, instruction: str) -> str:

@@ -22,7 +22,7 @@ class LongTermConfig:
         lexical: the search key that needs no training.
     """
 
-    top_k: int = 2
+    top_k: int = 8
     store: StoreConfig = field(default_factory=StoreConfig)
     lexical: LexicalKeyConfig = field(default_factory=LexicalKeyConfig)
 

@@ -1,0 +1,93 @@
+"""Passages: the sentences of recalled segments that fit a question best.
+
+A small model answers better from little text, so whole segments are not shown to it. Sentences are compared
+with the question by the segments' own search key, as a cosine: long ones have no advantage.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+
+import torch
+
+from hiermem.memory.longterm import Hit
+from hiermem.retrieval.lexical import LexicalKey
+
+_SENTENCE = re.compile(r"(?s).+?(?:[.!?][\"'”’)\]]*\s+|\n\s*\n|\Z)")
+_LONGEST = 300  # characters of a sentence; a longer one is cut between words
+_SHORTEST_KEY = 2.0  # length of a key below which a cosine says little: about four words
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an answer may come from.
+
+    Attributes:
+        segment: index of the recalled segment.
+        start, end: character span of the passage in the document.
+        score: how well the passage fits the question, against other passages of the same answer.
+        text: the characters of that span, exactly.
+    """
+
+    segment: int
+    start: int
+    end: int
+    score: float
+    text: str
+
+
+def select(
+    hits: Sequence[Hit], question: str, key: LexicalKey, characters: int, least_score: float
+) -> list[Source]:
+    """The best sentences of all hits, best first; neighbours are one passage.
+
+    Args:
+        key: the search key of the memory, with its statistics.
+        characters: length of all passages together; 0 takes whole segments.
+        least_score: sentences below this share of the best score are left out.
+    """
+    if not characters:
+        return [_source(hit, 0, len(hit.record.text), hit.score) for hit in hits]
+    spans = [(place, a, z) for place, hit in enumerate(hits) for a, z in sentences(hit.record.text)]
+    if not spans:
+        return []
+    keys = key.document_keys([hits[place].record.text[a:z] for place, a, z in spans])
+    fits = (keys @ key.query_key(question)) / keys.norm(dim=1).clamp_min(_SHORTEST_KEY)
+    chosen = _best(fits, [z - a for _, a, z in spans], characters, least_score)
+    sources = []
+    for _, run in groupby(enumerate(chosen), lambda pair: (pair[1] - pair[0], spans[pair[1]][0])):
+        members = [index for _, index in run]
+        place, first, last = spans[members[0]][0], spans[members[0]], spans[members[-1]]
+        sources.append(_source(hits[place], first[1], last[2], float(fits[members].max())))
+    return sorted(sources, key=lambda source: -source.score)
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Spans of the sentences of ``text``, which they cover; none is longer than 300 characters."""
+    bounds = [0]
+    for match in _SENTENCE.finditer(text):
+        while match.end() - bounds[-1] > _LONGEST:
+            space = text.rfind(" ", bounds[-1] + 1, bounds[-1] + _LONGEST)
+            bounds.append(space + 1 if space > 0 else bounds[-1] + _LONGEST)
+        bounds.append(match.end())
+    return list(pairwise(bounds))
+
+
+def _best(fits: torch.Tensor, lengths: Sequence[int], characters: int, least_score: float) -> list[int]:
+    """Indices, ascending, of the best sentences that have room together; the best one always has."""
+    order = fits.argsort(descending=True, stable=True).tolist()
+    least = float(fits.max()) * least_score
+    chosen, room = order[:1], characters - lengths[order[0]]
+    for index in order[1:]:
+        if fits[index] < least:
+            break
+        if lengths[index] <= room:
+            chosen.append(index)
+            room -= lengths[index]
+    return sorted(chosen)
+
+
+def _source(hit: Hit, start: int, end: int, score: float) -> Source:
+    origin = hit.record.start
+    return Source(hit.segment, origin + start, origin + end, score, hit.record.text[start:end])
