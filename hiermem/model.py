@@ -1,9 +1,6 @@
 """`HierMemModel`: a causal language model with a hierarchy of memories around any backbone."""
 
-import hashlib
-import json
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +23,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hiermem import asking, reading
 from hiermem.backbone import Backbone, BackboneCache
-from hiermem.bundled import BUNDLED_MODELS
+from hiermem.columns import left_aligned, take_columns, wanted_columns
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
+from hiermem.loading import backbone_hash, is_saved_model, load_backbone, model_type, tokenizer_hash
 from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
@@ -113,7 +111,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         settings = {**config.settings(), "backbone": str(name_or_path), "backbone_revision": revision}
         config = HierMemConfig(**settings)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        backbone, tokenizer = _load_backbone(str(name_or_path), revision, dtype, device)
+        backbone, tokenizer = load_backbone(str(name_or_path), revision, dtype, device)
         return cls(config, backbone, tokenizer).to(device).eval()
 
     @classmethod
@@ -141,7 +139,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
             InputError: the folder holds another model, which this would overwrite.
         """
         folder = Path(save_directory)
-        if (folder / "config.json").exists() and _model_type(folder) != HierMemConfig.model_type:
+        if (folder / "config.json").exists() and model_type(folder) != HierMemConfig.model_type:
             raise InputError(f"{folder} holds another model, maybe the backbone: give a folder of its own.")
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".saving-") as name:
@@ -179,8 +177,8 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         weights = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self.backbone.parameters()]
         version = hash((*weights, id(self.tokenizer), len(self.tokenizer or ())))
         if self._hashed is None or self._hashed[0] != version:
-            backbone = _backbone_hash(self.backbone, self.adapter)
-            self._hashed = version, {"backbone": backbone, "tokenizer": _tokenizer_hash(self.tokenizer)}
+            backbone = backbone_hash(self.backbone, self.adapter)
+            self._hashed = version, {"backbone": backbone, "tokenizer": tokenizer_hash(self.tokenizer)}
         return {**self._hashed[1], "dtype": str(self.dtype).removeprefix("torch.")}
 
     # ---- the two things a reader wants
@@ -290,10 +288,10 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         memory = past_key_values.memory if past_key_values is not None else None
         memory = memory if memory is not None else self.new_working_memory(self.config.working, B)
         memory.take_rows(B)
-        order, lengths = _left_aligned(attention_mask, B, N)
+        order, lengths = left_aligned(attention_mask, B, N)
         aligned = input_ids if order is None else input_ids.gather(1, order)
-        wanted = _wanted_columns(order, B, N, logits_to_keep)
-        logits = _take_columns(self._read_columns(memory, aligned, lengths, wanted), wanted)
+        wanted = wanted_columns(order, B, N, logits_to_keep)
+        logits = take_columns(self._read_columns(memory, aligned, lengths, wanted), wanted)
         loss = None if labels is None else _loss(logits, labels, num_items_in_batch)
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=BackboneCache(memory))
         return output if return_dict is None or return_dict else output.to_tuple()
@@ -363,33 +361,6 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         return blocks
 
 
-def _left_aligned(mask: Tensor | None, B: int, N: int) -> tuple[Tensor | None, list[int]]:
-    """Where each row's real tokens are ``[B, N]``, real ones first, and how many; None if none is padding."""
-    if mask is None:
-        return None, [N] * B
-    real = mask[:, -N:].bool()
-    lengths = real.sum(1).tolist()
-    if all(length == N for length in lengths):
-        return None, lengths
-    return (~real).to(torch.uint8).argsort(dim=1, stable=True), lengths
-
-
-def _wanted_columns(order: Tensor | None, B: int, N: int, keep: int) -> Tensor:
-    """Aligned column of each position whose logits are wanted, ``[B, keep or N]`` int64."""
-    columns = torch.arange(N).expand(B, N) if order is None else order.argsort(dim=1)
-    return columns[:, -keep:]
-
-
-def _take_columns(blocks: list[tuple[int, Tensor]], wanted: Tensor) -> Tensor:
-    """Logits at the wanted columns, ``[B, keep or N, vocabulary]``."""
-    first = blocks[0][0]
-    logits = blocks[0][1] if len(blocks) == 1 else torch.cat([block for _, block in blocks], dim=1)
-    index = (wanted - first).to(logits.device)
-    if torch.equal(index, torch.arange(logits.shape[1], device=index.device).expand(len(index), -1)):
-        return logits
-    return logits.gather(1, index.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-
-
 def _loss(logits: Tensor, labels: Tensor, items: Tensor | int | None, block: int = 1024) -> Tensor:
     """Negative log-likelihood in nats, by default the mean; float32 for a block of positions at a time."""
     if logits.shape[1] != labels.shape[1]:
@@ -410,80 +381,6 @@ def _loss(logits: Tensor, labels: Tensor, items: Tensor | int | None, block: int
     if not loss.isfinite():
         raise NonFiniteError("The loss is not finite: compute in float32, or lower the learning rate.")
     return loss
-
-
-def is_saved_model(name: str) -> bool:
-    """Whether ``name`` is a folder that `HierMemModel.save_pretrained` wrote."""
-    return os.path.isfile(Path(name) / "config.json") and _model_type(Path(name)) == HierMemConfig.model_type
-
-
-def _model_type(folder: Path) -> str | None:
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{folder / 'config.json'} is not a model's configuration ({error}).") from error
-
-
-def _load_backbone(
-    name: str, revision: str | None, dtype: torch.dtype | str | None, device: torch.device
-) -> tuple[PreTrainedModel, Any]:
-    path = str(BUNDLED_MODELS[name]()) if name in BUNDLED_MODELS else name
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
-        chosen = dtype or _native_dtype(getattr(config, "dtype", None), device)
-        backbone = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=chosen)
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except Exception as error:  # whatever transformers makes of a folder that is not a model
-        raise InputError(
-            f"The model {name!r} could not be loaded ({_first_sentence(error)}): give a folder with a model, "
-            f"the id of one on the hub if you are online, or one of {', '.join(BUNDLED_MODELS)}."
-        ) from error
-    return backbone, tokenizer
-
-
-def _native_dtype(own: torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The checkpoint's dtype where the device computes in it at speed, else float32."""
-    if own is None or own == torch.float32:
-        return torch.float32
-    if device.type != "cpu":
-        return own
-    return torch.bfloat16 if _has_bf16_units() else torch.float32
-
-
-def _has_bf16_units() -> bool:
-    """Whether the processor multiplies in bf16 by itself; elsewhere bf16 is emulated, slower than float32."""
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
-
-
-def _backbone_hash(model: PreTrainedModel, adapter: Backbone, samples: int = 64) -> str:
-    """SHA-256 over geometry, names, shapes and some evenly spaced values of every parameter."""
-    digest = hashlib.sha256(f"{type(model).__name__} {adapter.trained_range}".encode())
-    for shape in adapter.shapes:
-        digest.update(f"{shape.window}".encode())
-        if shape.rotary is not None:
-            digest.update(f"{shape.rotary.interleaved}{shape.rotary.frequencies.tolist()}".encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        some = flat[:: max(flat.numel() // samples, 1)].float().cpu()
-        digest.update(f"{name}{list(tensor.shape)}".encode() + some.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _tokenizer_hash(tokenizer: Any) -> str:
-    if tokenizer is None:
-        return "none"
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return type(tokenizer).__name__
-    content = json.loads(backend.to_str())
-    content["padding"] = content["truncation"] = None  # which calls leave behind
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 AutoConfig.register(HierMemConfig.model_type, HierMemConfig)
