@@ -1,23 +1,14 @@
 """Whether reading stays flat: speed and resident memory along a long document."""
 
-import resource
-import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
+
+from hiermem.machine import now, used_bytes
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
-
-
-def used_bytes(device: torch.device) -> int:
-    """Memory in use now: of the GPU, or resident of this process (Linux), in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def measure(model: "HierMemModel", ids: Tensor, settle: int) -> dict[str, Any]:
@@ -30,13 +21,13 @@ def measure(model: "HierMemModel", ids: Tensor, settle: int) -> dict[str, Any]:
     bounds = [round(len(ids) * tenth / 10 / chunk) * chunk for tenth in range(10)] + [len(ids)]
     speeds, settled, peak = [], 0, 0
     for begin, end in pairwise(bounds):
-        start = time.perf_counter()
+        start = now(model.device)
         for at in range(begin, end, 4 * chunk):
             model.read(ids[at : min(at + 4 * chunk, end)], memory, progress=False)
             if memory.tokens <= settle or not settled:
                 settled = max(settled, used_bytes(model.device))
             peak = max(peak, used_bytes(model.device))
-        speeds.append((end - begin) / (time.perf_counter() - start))
+        speeds.append((end - begin) / (now(model.device) - start))
     return {
         "tokens": memory.tokens,
         "tokens_per_second_by_tenth": speeds,

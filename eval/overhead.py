@@ -4,7 +4,6 @@ The bare limit is transformers' own model body (no logits) on the same chunks ov
 `budget` tokens that is cropped back after each chunk: same dtype, same threads.
 """
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +11,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from hiermem.machine import now
+
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
     from hiermem.model import HierMemModel
-
-
-def _seconds(device: torch.device, read: Callable[[int], object], at: int) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    read(at)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def bare_reader(model: "HierMemModel", ids: Tensor, budget: int, chunk: int) -> Callable[[int], object]:
@@ -70,9 +61,10 @@ def measure(
         for turn in range(rounds + 1):
             at = (turn * chunk) % (ids.shape[1] - chunk)
             for name, reader in readers.items():
-                seconds = _seconds(model.device, reader, at)
+                start = now(model.device)
+                reader(at)
                 if turn:  # the first round warms up
-                    times[name].append(seconds)
+                    times[name].append(now(model.device) - start)
     means = {name: sum(values) / rounds for name, values in times.items()}
     return [
         {

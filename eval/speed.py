@@ -1,18 +1,18 @@
 """Speed and memory against length: every point in a process of its own, so that its peak is its own."""
 
 import json
-import resource
 import statistics
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import HierMemError
 from hiermem.eval.journal import Journal
+from hiermem.machine import now, peak_rss_bytes
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from hiermem.model import HierMemModel
@@ -95,27 +95,23 @@ def measure(model: "HierMemModel", ids: "Tensor", system: str, limit: float) -> 
     import torch
 
     run = {"hiermem": _hiermem, "full": _full, "bare limit": _bare_limit}[system]
-    clock = _Clock(limit, model.device.type == "cuda")
+    clock = _Clock(limit, model.device)
     with torch.inference_mode():
         row = run(model, ids.to(model.device), clock)
-    row["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    row["peak_rss_bytes"] = peak_rss_bytes()
     if model.device.type == "cuda":
         row["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
     return row
 
 
 class _Clock:
-    """Seconds of reading, with what it takes to measure a GPU; raises `TooLong` past the limit."""
+    """Seconds of reading; raises `TooLong` past the limit."""
 
-    def __init__(self, limit: float, cuda: bool) -> None:
-        self.limit, self.cuda, self.begin = limit, cuda, time.perf_counter()
+    def __init__(self, limit: float, device: "torch.device") -> None:
+        self.limit, self.device, self.begin = limit, device, now(device)
 
     def now(self) -> float:
-        if self.cuda:
-            import torch
-
-            torch.cuda.synchronize()
-        moment = time.perf_counter()
+        moment = now(self.device)
         if moment - self.begin > self.limit:
             raise TooLong(f"more than {self.limit:.0f} s")
         return moment

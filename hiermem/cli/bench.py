@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from hiermem.cli import options as opt
+from hiermem.cli import results
 from hiermem.errors import InputError
 
 app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
@@ -99,16 +100,20 @@ def length(
         for tokens in wanted
         for name in chosen
     ]
-    settings = {"lengths": wanted, "systems": chosen, "repeats": repeats, "options": common}
-    journal = Journal(out, {"task": "length", "chunk": chunk, "budget": budget, **settings})
-    report = journal.finished()
-    if report is None:
-        report = {"task": "length", **sweep(points, repeats, journal), "config": journal.settings}
-        journal.finish(report)
-    opt.emit(report, json, "\n".join(map(_length_words, report["rows"])))
+    settings = {"lengths": wanted, "systems": chosen, "repeats": repeats, "policy": config.working.policy}
+    settings |= {"model": model, "budget": budget, "chunk": chunk, "dtype": dtype, "device": device}
+
+    def run(journal: Journal) -> dict[str, Any]:
+        return sweep(points, repeats, journal)
+
+    results.run("length", run, settings, out, json, _length_words)
 
 
-def _length_words(row: dict[str, Any]) -> str:
+def _length_words(report: dict[str, Any]) -> str:
+    return "\n".join(map(_row_words, report["rows"]))
+
+
+def _row_words(row: dict[str, Any]) -> str:
     begin = f"{row['system']:>10} {row['length']:>8} tokens: "
     if "failed" in row:
         return begin + row["failed"]

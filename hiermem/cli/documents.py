@@ -9,6 +9,7 @@ import typer
 
 from hiermem.cli import options as opt
 from hiermem.errors import InputError, MemoryMissingError
+from hiermem.machine import peak_rss_bytes
 from hiermem.retrieval.files import check_target, only_writer
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def read(
         "segments": memory.segments,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds if tokens else 0.0,
-        "peak_rss_bytes": opt.peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss_bytes(),
         "live_tokens_max": memory.working.peak_tokens,
         "memory_bytes": memory.nbytes,
         "new_tokens": tokens,
@@ -76,7 +77,7 @@ def read(
     words = (
         f"Read {tokens} tokens in {seconds:.1f} s ({result['tokens_per_second']:.0f} a second); "
         f"the memory at {out} holds {memory.tokens} tokens in {memory.segments} segments, at most "
-        f"{memory.working.peak_tokens} of them live per KV head. Peak memory {_mib(opt.peak_rss_bytes())}."
+        f"{memory.working.peak_tokens} of them live per KV head. Peak memory {_mib(peak_rss_bytes())}."
     )
     opt.emit(result, json, words)
 
@@ -189,7 +190,7 @@ def demo(model: opt.Model = "smollm2", json: opt.Json = False) -> None:
     intro = (
         f"Read {memory.tokens} tokens in {seconds:.0f} s ({memory.tokens / seconds:.0f} a second) "
         f"with at most {memory.working.peak_tokens} live per KV head; the backbone was trained on "
-        f"{reader.adapter.trained_range}. Peak memory {_mib(opt.peak_rss_bytes())}."
+        f"{reader.adapter.trained_range}. Peak memory {_mib(peak_rss_bytes())}."
     )
     answers = [(question, reader.ask(memory, question)) for question in DEMO_QUESTIONS]
     rows = [

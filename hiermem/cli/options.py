@@ -2,7 +2,6 @@
 
 import json
 import math
-import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,7 @@ Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; d
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many examples.")]
-Data = Annotated[Path, typer.Option(help="Folder or file with the data.")]
+Data = Annotated[Path, typer.Option(help="Folder or file with the data, or its name on the hub.")]
 Out = Annotated[
     Path | None,
     typer.Option(help="Keep the result in this JSON file; a run that was stopped goes on from its parts."),
@@ -55,7 +54,7 @@ def configuration(
 ) -> "HierMemConfig":
     """The preset, or a saved model's own settings, with what was given on the command line in its place."""
     from hiermem.config import HierMemConfig
-    from hiermem.model import is_saved_model
+    from hiermem.loading import is_saved_model
 
     if preset is None and is_saved_model(model):
         config = HierMemConfig.from_saved(model)
@@ -162,9 +161,3 @@ def whole_numbers(given: str, option: str) -> list[int]:
         return [int(number) for number in given.split(",")]
     except ValueError as error:
         raise InputError(f"{option} takes whole numbers with commas between, not {given!r}.") from error
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
