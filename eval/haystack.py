@@ -8,7 +8,8 @@ from typing import Any
 from hiermem.errors import InputError
 
 _SENTENCE_END = re.compile(r"[.!?][\"'”’]?\s+")
-_SHORTEST = 32
+SHORTEST = 32
+"""Tokens of the shortest piece."""
 
 
 class Haystack:
@@ -21,7 +22,11 @@ class Haystack:
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        self.text, self.spans = text, encoded.offset_mapping
+        self.text, self.spans, self._tokenizer = text, encoded.offset_mapping, tokenizer
+
+    def tokens(self, text: str) -> int:
+        """How many tokens ``text`` has."""
+        return len(self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def cut(self, length: int, draw: random.Random) -> str:
         """A piece of ``length`` tokens from a place drawn at random.
@@ -29,10 +34,10 @@ class Haystack:
         Raises:
             InputError: the text is shorter.
         """
-        if length < _SHORTEST or len(self.spans) < length:
+        if length < SHORTEST or len(self.spans) < length:
             raise InputError(
                 f"The haystack has {len(self.spans)} tokens, so no text of {length} tokens can be cut: "
-                f"give lengths from {_SHORTEST} to {len(self.spans)}."
+                f"give lengths from {SHORTEST} to {len(self.spans)}."
             )
         first = draw.randrange(len(self.spans) - length + 1)
         return self.text[self.spans[first][0] : self.spans[first + length - 1][1]]

@@ -69,19 +69,29 @@ def score_answer(model: "HierMemModel", prompt: "Prompt", answer: str, lead: str
     Args:
         lead: words between the two, which are not scored.
     """
-    begun = torch.tensor([model.tokenizer(lead, add_special_tokens=False).input_ids], dtype=torch.int64)
     targets = model.tokenizer(answer, add_special_tokens=False, return_tensors="pt").input_ids[0]
+    return score_tokens(model, replace(prompt, ids=_begun(model, prompt, lead)), targets)
+
+
+def score_tokens(model: "HierMemModel", prompt: "Prompt", targets: Tensor) -> AnswerScore:
+    """Read ``prompt`` and score ``targets [n]`` int64 as what follows it; the prompt's memory moves on."""
     targets = targets.to(model.device)
-    ids = torch.cat((prompt.ids, begun.to(model.device), targets[None, :-1]), dim=1)
+    ids = torch.cat((prompt.ids, targets[None, :-1]), dim=1)
     logits = _last_logits(model, prompt.working, ids, len(targets))
     nll = F.cross_entropy(logits, targets, reduction="none").cpu()
     return AnswerScore(nll, bool((logits.argmax(-1) == targets).all()))
 
 
-def score_options(model: "HierMemModel", prompt: "Prompt", options: Sequence[str]) -> list[float]:
-    """Log-likelihood in nats of each option as the answer to ``prompt``, which is read once."""
+def score_options(
+    model: "HierMemModel", prompt: "Prompt", options: Sequence[str], lead: str = ""
+) -> list[float]:
+    """Log-likelihood in nats of each option as the answer to ``prompt``, which is read once.
+
+    Args:
+        lead: words between the two, which are not scored.
+    """
     tokens = [model.tokenizer(option, add_special_tokens=False).input_ids for option in options]
-    first = _last_logits(model, prompt.working, prompt.ids, 1)[0].log_softmax(-1)
+    first = _last_logits(model, prompt.working, _begun(model, prompt, lead), 1)[0].log_softmax(-1)
     scores = []
     for ids in tokens:
         score = float(first[ids[0]])
@@ -91,6 +101,12 @@ def score_options(model: "HierMemModel", prompt: "Prompt", options: Sequence[str
             score -= float(F.cross_entropy(logits, rest[1:], reduction="sum"))
         scores.append(score)
     return scores
+
+
+def _begun(model: "HierMemModel", prompt: "Prompt", lead: str) -> Tensor:
+    """What is left of a prompt to read, with how its answer begins: ``[1, n]`` int64."""
+    words = torch.tensor([model.tokenizer(lead, add_special_tokens=False).input_ids], dtype=torch.int64)
+    return torch.cat((prompt.ids, words.to(model.device)), dim=1)
 
 
 def _last_logits(model: "HierMemModel", memory: WorkingMemory, ids: Tensor, count: int) -> Tensor:

@@ -234,7 +234,7 @@ def test_stories_have_the_answers_that_a_reader_finds(seed: int) -> None:
     for kind in babilong.QUESTIONS:
         told = babilong.story(kind, names, draw)
         assert told.answer == expected_answer(told)
-        assert told.answer in told.choices
+        assert told.answer not in f"{told.question} {told.lead}"
 
 
 def test_a_document_holds_every_fact_in_order() -> None:
@@ -244,7 +244,8 @@ def test_a_document_holds_every_fact_in_order() -> None:
         at = 0
         for fact in told.facts:
             at = made.text.index(fact, at) + len(fact)
-    named = [name for told in made.stories for name in told.choices]
+    names = {*babilong._PEOPLE, *babilong._PLACES, *babilong._THINGS}
+    named = [name for told in made.stories for name in {*re.findall(r"\w+", " ".join(told.facts))} & names]
     assert len(named) == len(set(named))
 
 
@@ -253,31 +254,13 @@ def test_too_many_stories_are_refused() -> None:
         babilong.document(haystack(), 600, 9, random.Random(5))
 
 
-@pytest.mark.parametrize(
-    ("answer", "right"),
-    [
-        ("The kitchen.", True),
-        ("kitchen", True),
-        ("It was in the kitchen.\nNot the attic.", True),
-        ("the kitchen or the attic", False),
-        ("the attic", False),
-        ("The apple was in the kitchen before the barn.", True),
-        ("", False),
-    ],
-)
-def test_an_exact_answer_names_the_right_one_only(answer: str, right: bool) -> None:
-    told = babilong.Story(
-        "three facts", (), "Where was the apple before the barn?", "kitchen", ("kitchen", "attic", "barn")
-    )
-    assert babilong.is_right(answer, told) is right
-
-
 @torch.inference_mode()
 def test_babi_long_reports_every_kind() -> None:
     size = babilong.Size(lengths=[0, 300], texts=2, rounds=1, seed=0)
     result = babilong.evaluate(reader(), "hiermem", haystack(), size, Journal(None, {}))
     assert [row["length"] for row in result["rows"]] == [0, 300]
     assert all(row["n"] == 10 and set(babilong.QUESTIONS) <= set(row) for row in result["rows"])
+    assert all(row["nll"] > 0 for row in result["rows"])
 
 
 # ---- PubMedQA

@@ -7,7 +7,6 @@ three arguments. Each story has names of its own, so that one text holds many of
 """
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hiermem.errors import InputError
-from hiermem.eval.haystack import Haystack, hidden
+from hiermem.eval.haystack import SHORTEST, Haystack, hidden
 from hiermem.eval.journal import Journal
 from hiermem.eval.metrics import accuracy, bootstrap
+from hiermem.eval.scoring import score_answer
 from hiermem.eval.systems import new_system
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
 
 QUESTIONS = ("one fact", "two facts", "three facts", "two arguments", "three arguments")
-ASKING = {"instruction": "Answer with one word."}
-"""Settings of the prompt."""
-
 _PEOPLE = """
 Mary John Sandra Daniel Julie Bill Fred Jeff Emily Antoine Sumit Yann Bernhard Greg Lily Brian Jason Winona
 Gertrude Jessica Hannah Oscar Nadia Pedro Ingrid Kofi Mei Ravi Tomas Zoe Aisha Bruno Clara Dmitri
@@ -45,18 +42,17 @@ _DIRECTIONS = ("east", "north", "south", "west")
 
 @dataclass(frozen=True)
 class Story:
-    """A few facts in order, a question about them, and its answer.
+    """A few facts in order, a question about them, how its answer begins, and the word it goes on with.
 
     Attributes:
         kind: one of `QUESTIONS`.
-        choices: words that an answer could be, the right one among them.
     """
 
     kind: str
     facts: tuple[str, ...]
     question: str
+    lead: str
     answer: str
-    choices: tuple[str, ...]
 
 
 class Names:
@@ -108,9 +104,9 @@ class World:
         """A place where ``person`` is not."""
         return self.draw.choice([place for place in self.places if place != self.at.get(person)])
 
-    def story(self, kind: str, question: str, answer: str, choices: Sequence[str]) -> Story:
+    def story(self, kind: str, question: str, lead: str, answer: str) -> Story:
         """The story so far, with a question."""
-        return Story(kind, tuple(self.facts), question, answer, tuple(choices))
+        return Story(kind, tuple(self.facts), question, lead, answer)
 
 
 def story(kind: str, names: Names, draw: random.Random) -> Story:
@@ -123,35 +119,35 @@ def story(kind: str, names: Names, draw: random.Random) -> Story:
         world.go(person, world.elsewhere(person))
     person, other = draw.sample(people, 2)
     if kind == "one fact":
-        return world.story(kind, f"Where is {person}?", world.at[person], places)
+        return world.story(kind, f"Where is {person}?", f"{person} is in the", world.at[person])
     world.take(person, thing)
     if kind == "three arguments":
         world.give(person, thing, other)
-        question, answer = draw.choice(
-            ((f"Who gave the {thing} to {other}?", person), (f"Who received the {thing}?", other))
-        )
-        return world.story(kind, question, answer, people)
+        gave = (f"Who gave the {thing} to {other}?", f"The {thing} was given to {other} by", person)
+        received = (f"Who received the {thing}?", f"The {thing} was given to", other)
+        return world.story(kind, *draw.choice((gave, received)))
     before = world.at[person]
     world.go(person, world.elsewhere(person))
     world.go(other, world.elsewhere(other))
     now = world.at[person]
     if kind == "two facts":
-        return world.story(kind, f"Where is the {thing}?", now, places)
-    return world.story(kind, f"Where was the {thing} before the {now}?", before, places)
+        return world.story(kind, f"Where is the {thing}?", f"The {thing} is in the", now)
+    question, lead = f"Where was the {thing} before the {now}?", f"Before the {now}, the {thing} was in the"
+    return world.story(kind, question, lead, before)
 
 
 def _relation(kind: str, places: Sequence[str], draw: random.Random) -> Story:
     first, middle, last = draw.sample(list(places), 3)
     one, other = draw.sample(_DIRECTIONS, 2)
     facts = (f"The {first} is {one} of the {middle}.", f"The {last} is {other} of the {middle}.")
-    question, answer = draw.choice(
+    question = draw.choice(
         (
-            (f"What is {one} of the {middle}?", first),
-            (f"What is the {first} {one} of?", middle),
-            (f"What is {other} of the {middle}?", last),
+            (f"What is {one} of the {middle}?", f"{one.capitalize()} of the {middle} is the", first),
+            (f"What is the {first} {one} of?", f"The {first} is {one} of the", middle),
+            (f"What is {other} of the {middle}?", f"{other.capitalize()} of the {middle} is the", last),
         )
     )
-    return Story(kind, facts, question, answer, tuple(places))
+    return Story(kind, facts, *question)
 
 
 @dataclass(frozen=True)
@@ -163,7 +159,10 @@ class Document:
 
 
 def document(haystack: Haystack, length: int, rounds: int, draw: random.Random) -> Document:
-    """``length`` tokens of book text (0: none) with ``rounds`` stories of each kind, each in its order."""
+    """Book text with ``rounds`` stories of each kind, each in its order: ``length`` tokens with the stories.
+
+    Where the stories alone are longer, there is no book text.
+    """
     names = Names(draw)
     stories = [story(kind, names, draw) for _ in range(rounds) for kind in QUESTIONS]
     placed = []
@@ -172,16 +171,9 @@ def document(haystack: Haystack, length: int, rounds: int, draw: random.Random) 
         placed += list(zip(depths, told.facts, strict=True))
     placed.sort(key=lambda fact: fact[0])
     depths, facts = [depth for depth, _ in placed], [fact for _, fact in placed]
-    text = haystack.cut(length, draw) if length else ""
+    room = length - haystack.tokens(" ".join(facts))
+    text = haystack.cut(room, draw) if room >= SHORTEST else ""
     return Document(hidden(text, facts, depths).strip(), stories)
-
-
-def is_right(answer: str, told: Story) -> bool:
-    """Exact match: of all that could be the answer, the first sentence names the right one and no other."""
-    words = re.findall(r"\w+", re.split(r"[.\n]", answer.strip(), maxsplit=1)[0].casefold())
-    named = {choice for choice in told.choices if choice.casefold() in words}
-    asked = {choice for choice in told.choices if choice.casefold() in told.question.casefold()}
-    return named - (asked - {told.answer}) == {told.answer}
 
 
 @dataclass(frozen=True)
@@ -189,7 +181,7 @@ class Size:
     """How much is evaluated.
 
     Attributes:
-        lengths: tokens of book text, one row of the result each.
+        lengths: tokens of a text, stories included, one row of the result each.
         texts: texts of each length.
         rounds: stories of each kind in a text.
     """
@@ -204,7 +196,7 @@ class Size:
 def evaluate(
     model: "HierMemModel", system: str, haystack: Haystack, size: Size, journal: Journal
 ) -> dict[str, Any]:
-    """Exact match for each length and kind of question."""
+    """Exact match and negative log-likelihood of the answer, for each length and kind of question."""
     from tqdm.auto import tqdm
 
     asked = new_system(system, model)
@@ -213,8 +205,8 @@ def evaluate(
         context, rows = asked.read(made.text), []
         for told in made.stories:
             prompt = asked.prompt(context, told.question)
-            answer = model.continue_from(prompt.working, prompt.ids, 12)
-            rows.append({"kind": told.kind, "answer": answer, "right": is_right(answer, told)})
+            score = score_answer(model, prompt, f" {told.answer}", told.lead)
+            rows.append({"kind": told.kind, "nll": float(score.nll.sum()), "exact": score.exact})
         return {"answers": rows}
 
     rows: list[dict[str, Any]] = []
@@ -232,9 +224,10 @@ def evaluate(
 
 
 def _summary(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    right = [answer["right"] for answer in answers]
+    right = [answer["exact"] for answer in answers]
     kinds = {
-        kind: accuracy([answer["right"] for answer in answers if answer["kind"] == kind])
+        kind: accuracy([answer["exact"] for answer in answers if answer["kind"] == kind])
         for kind in QUESTIONS
     }
-    return {"exact": accuracy(right), "interval": bootstrap(right), **kinds, "n": len(right)}
+    nll = sum(answer["nll"] for answer in answers) / len(answers)
+    return {"exact": accuracy(right), "interval": bootstrap(right), "nll": nll, **kinds, "n": len(right)}

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hiermem.errors import InputError
+from hiermem.eval import hub
 from hiermem.eval.journal import Journal
 from hiermem.eval.metrics import perplexity
 from hiermem.eval.scoring import stream_nll
@@ -50,7 +52,13 @@ class Slice:
 
 
 def books(data: Path, split: str, book: str | None, limit: int | None) -> dict[str, str]:
-    """Texts by book id, from one file or from ``data/split/*.txt``."""
+    """Texts by book id: from one file, from ``data/split/*.txt``, or from a dataset on the hub."""
+    if hub.is_name(data):
+        found = ((Path(row["url"]).name, row["text"]) for row in hub.rows(str(data), split))
+        texts = dict(islice((each for each in found if book in (None, each[0])), limit))
+        if not texts:
+            raise InputError(f"There is no book {book} in {data} ({split}): give another --book.")
+        return texts
     if data.is_file():
         if book is not None:
             raise InputError(f"{data} is one book: leave --book out, or give the folder above it.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hiermem.errors import InputError
+from hiermem.eval import hub
 from hiermem.eval.journal import Journal
 from hiermem.eval.metrics import accuracy, bootstrap, macro_f1, perplexity
 from hiermem.eval.scoring import opened, score_answer, score_options
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from hiermem.model import HierMemModel
 
 SPLITS = ("train", "test")
+ALL = "all"
 LABELS = ("yes", "no", "maybe")
-OPTIONS = ("Yes", "No", "Maybe")
+OPTIONS = (" yes", " no", " maybe")
+LEAD = "The answer is"
 RIGHT = "right"
 """A system that is given the right abstract and nothing else: what perfect recall would give."""
 
-ASKING = {"instruction": "Answer yes, no or maybe."}
+ASKING = {"instruction": "Answer yes, no or maybe.", "passage_characters": 1800, "least_score": 0.0}
 """Settings of the prompt, chosen on the training half."""
 
 
@@ -50,9 +53,18 @@ class Item:
 def load(data: Path, split: str) -> list[Item]:
     """The 500 official test questions, in the order of their list, or the other 500 for training.
 
+    A dataset on the hub is taken as a whole (split `all`): the list of test questions is not there.
+
     Raises:
         InputError: the files are missing or of another shape, or there is no such split.
     """
+    if hub.is_name(data):
+        if split != ALL:
+            raise InputError(
+                f"{data} on the hub has no list of test questions: give --split {ALL}, or the folder of "
+                f"ori_pqal.json and test_ground_truth.json."
+            )
+        return [_hub_item(row) for row in hub.rows(str(data), "train", "pqa_labeled")]
     if split not in SPLITS:
         raise InputError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
     try:
@@ -74,6 +86,16 @@ def _item(key: str, raw: dict) -> Item:
         abstract="\n".join(raw["CONTEXTS"]),
         long_answer=raw["LONG_ANSWER"],
         decision=raw["final_decision"],
+    )
+
+
+def _hub_item(row: dict) -> Item:
+    return Item(
+        id=str(row["pubid"]),
+        question=row["question"],
+        abstract="\n".join(row["context"]["contexts"]),
+        long_answer=row["long_answer"],
+        decision=row["final_decision"],
     )
 
 
@@ -138,7 +160,7 @@ def _row(
     span: tuple[int, int],
 ) -> dict[str, Any]:
     prompt = opened(model, system.prompt(read(text), item.question))
-    options = score_options(model, prompt.fork(), OPTIONS)
+    options = score_options(model, prompt.fork(), OPTIONS, LEAD)
     answer = score_answer(model, prompt, item.long_answer)
     recalled = None
     if prompt.sources:

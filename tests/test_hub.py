@@ -1,0 +1,73 @@
+"""Data by its name on the hub, here from local folders in the hub's layout."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("datasets")
+from hiermem.errors import InputError
+from hiermem.eval import hub
+from hiermem.eval.tasks import pg19, pubmedqa
+
+BOOKS = [{"url": f"http://www.gutenberg.org/ebooks/{i}", "text": f"Book {i}."} for i in (11, 7, 42)]
+RECORD = {
+    "pubid": 5,
+    "question": "Does zinc help?",
+    "context": {"contexts": ["We gave zinc.", "It helped."]},
+    "long_answer": "Zinc helps.",
+    "final_decision": "yes",
+}
+
+
+@pytest.fixture
+def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two datasets as the hub lays them out, which any name is looked up in."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    for name, split, rows in (("books", "test", BOOKS), ("records", "train", [RECORD])):
+        file = tmp_path / name / "data" / f"{split}.jsonl"
+        file.parent.mkdir(parents=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    card = (
+        "configs:\n- config_name: pqa_labeled\n  data_files:\n  - split: train\n    path: data/train.jsonl\n"
+    )
+    (tmp_path / "records" / "README.md").write_text(f"---\n{card}---\n", "utf-8")
+    real = hub.rows
+
+    def local(name: str, *arguments: Any) -> Any:
+        return real(str(tmp_path / Path(name).name), *arguments)
+
+    monkeypatch.setattr(hub, "rows", local)
+    return tmp_path
+
+
+def test_names_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "pg19").mkdir(parents=True)
+    assert hub.is_name(Path("emozilla/pg19"))
+    for path in ("data/pg19", "pg19", "../pg19", "/data/pg19", "a/b/c"):
+        assert not hub.is_name(Path(path))
+
+
+def test_books_come_by_id_and_no_more_than_wanted(layout: Path) -> None:
+    name = Path("someone/books")
+    assert pg19.books(name, "test", None, 2) == {"11": "Book 11.", "7": "Book 7."}
+    assert pg19.books(name, "test", "42", None) == {"42": "Book 42."}
+    with pytest.raises(InputError, match="no book 3"):
+        pg19.books(name, "test", "3", None)
+
+
+def test_records_come_as_a_whole(layout: Path) -> None:
+    name = Path("someone/records")
+    (item,) = pubmedqa.load(name, "all")
+    assert (item.id, item.abstract, item.decision) == ("5", "We gave zinc.\nIt helped.", "yes")
+    with pytest.raises(InputError, match="--split all"):
+        pubmedqa.load(name, "test")
+
+
+def test_a_missing_dataset_or_split_is_one_sentence(layout: Path) -> None:
+    for name, split in (("nothing", "test"), ("books", "summer")):
+        with pytest.raises(InputError, match=r"cannot be read from the hub: .*\.$") as caught:
+            list(hub.rows(name, split))
+        assert "\n" not in str(caught.value)
