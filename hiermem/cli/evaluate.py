@@ -1,9 +1,6 @@
 """`hiermem eval TASK`: quality of any configuration on public tasks."""
 
-import shlex
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,12 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from hiermem.cli import options as opt
+from hiermem.cli import results
 from hiermem.errors import InputError
 from hiermem.eval.journal import Journal
 
 app = typer.Typer(help="Measure quality on public tasks.", no_args_is_help=True)
 
-Split = Annotated[str, typer.Option(help="train, validation or test.")]
+Split = Annotated[str, typer.Option(help="train, validation or test; all for PubMedQA from the hub.")]
 System = Annotated[str, typer.Option(help="hiermem, or a peer: full, truncated, streaming, bm25, closed.")]
 
 
@@ -68,7 +66,7 @@ def pg19(
     def run(journal: Journal) -> dict[str, Any]:
         return task.evaluate(opt.load_model(model, config, dtype, device), texts, part, journal)
 
-    _run("pg19", run, {**_settings(model, config, dtype), **settings}, out, json)
+    results.run("pg19", run, {**_settings(model, config, dtype), **settings}, out, json)
 
 
 @app.command()
@@ -107,7 +105,7 @@ def passkey(
     def run(journal: Journal) -> dict[str, Any]:
         return task.evaluate(opt.load_model(model, config, dtype, device), text, wanted, limit, seed, journal)
 
-    _run("passkey", run, {**_settings(model, config, dtype), **settings}, out, json)
+    results.run("passkey", run, {**_settings(model, config, dtype), **settings}, out, json)
 
 
 @app.command()
@@ -159,7 +157,7 @@ def needles(
             return {"metrics": {}, "n": len(made), "prompts": str(dump)}
         return task.evaluate(reader, system, made, journal)
 
-    _run("needles", run, {**_settings(model, config, dtype), **settings, "seed": seed}, out, json)
+    results.run("needles", run, {**_settings(model, config, dtype), **settings, "seed": seed}, out, json)
 
 
 @app.command()
@@ -201,15 +199,15 @@ def pubmedqa(
     def run(journal: Journal) -> dict[str, Any]:
         return task.evaluate(opt.load_model(model, config, dtype, device), system, items, together, journal)
 
-    _run("pubmedqa", run, {**_settings(model, config, dtype), **settings}, out, json)
+    results.run("pubmedqa", run, {**_settings(model, config, dtype), **settings}, out, json)
 
 
 @app.command("babi-long")
 def babi_long(
     haystack: Annotated[Path, typer.Option(help="Text file that the facts are scattered in.")],
     lengths: Annotated[
-        str, typer.Option(help="Text lengths in tokens, comma-separated; 0: the facts alone.")
-    ] = "0,1024,8192,32768",
+        str, typer.Option(help="Text lengths in tokens, comma-separated; 0: the stories alone.")
+    ] = "0,1000,8000,32000",
     limit: Annotated[int, typer.Option(min=1, help="Texts per length.")] = 4,
     stories: Annotated[int, typer.Option(min=1, help="Stories of each of five kinds in a text.")] = 2,
     seed: opt.Seed = 0,
@@ -230,7 +228,7 @@ def babi_long(
 
     Example:
 
-        hiermem eval babi-long --haystack book.txt --lengths 1024,8192 --limit 5 --seed 1
+        hiermem eval babi-long --haystack book.txt --lengths 1000,8000 --limit 5 --seed 1
     """
     from hiermem.eval.haystack import Haystack
     from hiermem.eval.tasks import babilong as task
@@ -238,7 +236,6 @@ def babi_long(
     wanted = opt.whole_numbers(lengths, "--lengths")
     text = opt.read_document(str(haystack))
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k)
-    config = config.with_asking(**task.ASKING)
     size = task.Size(lengths=wanted, texts=limit, rounds=stories, seed=seed)
     settings = {"haystack": haystack.name, **asdict(size), "system": system}
 
@@ -246,7 +243,7 @@ def babi_long(
         reader = opt.load_model(model, config, dtype, device)
         return task.evaluate(reader, system, Haystack(reader.tokenizer, text), size, journal)
 
-    _run("babi-long", run, {**_settings(model, config, dtype), **settings}, out, json)
+    results.run("babi-long", run, {**_settings(model, config, dtype), **settings}, out, json)
 
 
 @app.command()
@@ -272,7 +269,7 @@ def retrieval(
     def run(journal: Journal) -> dict[str, Any]:
         return task.evaluate(data, split, limit, longterm)
 
-    _run("retrieval", run, settings, out, json)
+    results.run("retrieval", run, settings, out, json)
 
 
 def report(
@@ -296,40 +293,24 @@ def report(
     opt.emit({"written": written}, json, f"Wrote {', '.join(written)}.")
 
 
+def lm_eval(context: typer.Context) -> None:
+    """lm-evaluation-harness with the model `hiermem`; all its own options.
+
+    Example:
+
+        hiermem lm-eval --model hiermem --model_args pretrained=smollm2,preset=full --tasks lambada_openai
+    """
+    try:
+        from lm_eval.__main__ import cli_evaluate
+    except ImportError as error:
+        raise InputError("lm-eval is not installed: install hiermem with the extra harness.") from error
+    from hiermem.cli import harness  # noqa: F401 - adds the model to lm_eval's table
+
+    sys.argv = ["lm_eval", *context.args]
+    cli_evaluate()
+
+
 def _settings(model: str, config: Any, dtype: str | None) -> dict[str, Any]:
     known = config.to_dict()
     parts = ("segment", "chunk", "working", "longterm", "asking")
     return {"model": model, "dtype": dtype, **{name: known[name] for name in parts}}
-
-
-def _run(
-    task: str,
-    run: Callable[[Journal], dict[str, Any]],
-    config: dict[str, Any],
-    out: Path | None,
-    as_json: bool,
-) -> None:
-    """Evaluate, or take the result of an earlier run with the same settings, and print it."""
-    journal = Journal(out, {"task": task, **config})
-    report = journal.finished()
-    if report is None:
-        start = time.perf_counter()
-        result = run(journal)
-        seconds = time.perf_counter() - start
-        command = f"hiermem {shlex.join(sys.argv[1:])}"
-        report = {
-            "task": task,
-            **result,
-            "config": journal.settings,
-            "seconds": seconds,
-            "command": command,
-        }
-        journal.finish(report)
-    lines = [f"{name}: {value:.4g}" for name, value in report["metrics"].items()]
-    for row in report.get("rows", []):
-        row = {name: value for name, value in row.items() if not isinstance(value, list)}
-        lines.append(
-            "  " + "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
-        )
-    lines.append(f"n = {report['n']}, {report['seconds']:.1f} s")
-    opt.emit(report, as_json, "\n".join(lines))

@@ -21,6 +21,11 @@ app.command("ask")(documents.ask)
 app.command("verify")(documents.verify)
 app.command("demo")(documents.demo)
 app.command("report")(evaluate.report)
+app.command(
+    "lm-eval",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(evaluate.lm_eval)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")
 

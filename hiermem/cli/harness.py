@@ -1,0 +1,159 @@
+"""hiermem as a model of lm-evaluation-harness (Gao et al., https://github.com/EleutherAI/lm-evaluation-harness).
+
+The harness finds models in its own table only: `hiermem lm-eval` adds this one and then is `lm_eval`.
+Contexts of any length go through the working memory; a context that several answers follow is read once.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hiermem.asking import Prompt
+from hiermem.cli import options as opt
+from hiermem.errors import InputError
+from hiermem.eval.scoring import opened, score_tokens, stream_nll
+from hiermem.text import beginning
+
+
+@register_model("hiermem")
+class HarnessModel(TemplateLM):
+    """A backbone with its working memory.
+
+    Args:
+        pretrained: hub id or folder of a model, or smollm2.
+        preset, policy, budget, segment, chunk, positions, dtype: as on hiermem's own command line.
+        device, batch_size, max_batch_size: given by the harness; contexts are read one by one.
+        max_gen_toks: tokens that are generated where a task sets no limit.
+
+    Raises:
+        InputError: no such model or setting.
+    """
+
+    def __init__(
+        self,
+        pretrained: str = "smollm2",
+        preset: str | None = None,
+        policy: str | None = None,
+        budget: int | None = None,
+        segment: int | None = None,
+        chunk: int | None = None,
+        positions: str | None = None,
+        dtype: str | None = None,
+        device: str | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        max_gen_toks: int = 256,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        if unknown:
+            raise InputError(f"hiermem has no setting {', '.join(unknown)}: see `hiermem lm-eval --help`.")
+        config = opt.configuration(pretrained, preset, policy, budget, segment, chunk, positions)
+        usable = torch.cuda.is_available() or not str(device).startswith("cuda")  # its default is cuda:0
+        self.model = opt.load_model(pretrained, config, dtype, device if usable else None)
+        self.tokenizer = self.model.tokenizer
+        self.max_gen_toks = max_gen_toks
+        self._device = self.model.device
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        return next(iter(beginning(self.tokenizer)), self.eot_token_id)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        return list(self.tokenizer(string, add_special_tokens=False, verbose=False).input_ids)
+
+    @torch.inference_mode()
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **_: Any,
+    ) -> list[tuple[float, bool]]:
+        followed: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, (_strings, context, _answer) in enumerate(requests):
+            followed[tuple(context)].append(index)
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        with tqdm(total=len(requests), desc="log-likelihood", disable=disable_tqdm) as bar:
+            for context, indices in followed.items():
+                prompt = opened(self.model, self._prompt(list(context)))
+                for index in indices:
+                    strings, _context, answer = requests[index]
+                    score = score_tokens(self.model, prompt.fork(), torch.tensor(answer))
+                    results[index] = (-float(score.nll.sum()), score.exact)
+                    self.cache_hook.add_partial("loglikelihood", strings, results[index])
+                    bar.update()
+        return results
+
+    @torch.inference_mode()
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts: read as a stream, never cut."""
+        results = []
+        for request in tqdm(requests, desc="rolling log-likelihood", disable=disable_tqdm):
+            (text,) = request.args
+            ids = torch.tensor([self.prefix_token_id, *self.tok_encode(text)])
+            memory = self.model.new_working_memory(self.model.config.working)
+            results.append(-sum(float(block.sum()) for block in stream_nll(self.model, memory, ids)))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), results[-1])
+        return results
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Continuations up to the first stop string, which is left out; greedy unless a task samples."""
+        results = []
+        for request in tqdm(requests, desc="generation", disable=disable_tqdm):
+            context, given = request.args
+            results.append(self._generate(context, dict(given)))
+            self.cache_hook.add_partial("generate_until", request.args, results[-1])
+        return results
+
+    def _generate(self, context: str, given: dict[str, Any]) -> str:
+        until = given.pop("until", None) or []
+        until = [until] if isinstance(until, str) else list(until)
+        limit = next(
+            (given.pop(n) for n in ("max_gen_toks", "max_new_tokens") if n in given), self.max_gen_toks
+        )
+        if not given.setdefault("do_sample", False):
+            given.pop("temperature", None)
+        ids = self._prompt(self.tok_encode(context)).ids
+        output = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=int(limit),
+            stop_strings=until or None,
+            tokenizer=self.tokenizer,
+            **given,
+        )
+        text = str(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+        return text[: min((text.index(stop) for stop in until if stop in text), default=len(text))]
+
+    def _prompt(self, ids: list[int]) -> Prompt:
+        first = beginning(self.tokenizer)
+        whole: Tensor = torch.tensor([ids if first == ids[: len(first)] else first + ids])
+        memory = self.model.new_working_memory(self.model.config.working)
+        return Prompt(memory, whole.to(self.model.device), [])
