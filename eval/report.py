@@ -78,14 +78,19 @@ def _system(report: Report) -> str:
 
 
 def _pivot(reports: Sequence[Report], column: Callable[[Report], Any], metric: str, label: str) -> list[str]:
-    """Systems down, ``column`` across, one metric in the cells."""
+    """Systems down, ``column`` across, one metric in the cells, with its interval where there is one."""
     columns = sorted({column(report) for report in reports})
     cells: dict[str, dict[Any, Any]] = defaultdict(dict)
     for report in reports:
         if metric in report["metrics"]:
-            cells[_system(report)][column(report)] = report["metrics"][metric]
+            interval = report.get("intervals", {}).get(metric)
+            cells[_system(report)][column(report)] = _cell(report["metrics"][metric]) + _between(interval)
     header = [label, *(_cell(value) for value in columns)]
     return table(header, [[system, *(row.get(c) for c in columns)] for system, row in cells.items()])
+
+
+def _between(interval: Sequence[float] | None) -> str:
+    return f" ({_cell(interval[0])} to {_cell(interval[1])})" if interval else ""
 
 
 def _length(reports: Sequence[Report]) -> list[str]:
@@ -118,7 +123,8 @@ def _rows(reports: Sequence[Report]) -> list[dict[str, Any]]:
 def _pg19(reports: Sequence[Report]) -> list[str]:
     """Perplexities; where a full-attention run is there, the share of the gap to the window it closes."""
     books = sorted({row["book"] for row in _rows(reports)})
-    full = next((r for r in reports if r["config"]["policy"] == "full" and r["config"]["window"]), None)
+    bare = [r for r in reports if r["config"]["policy"] == "full" and r["config"]["window"]]
+    full = max(bare, key=lambda r: r["config"]["window"], default=None)
     windows = {
         r["config"]["working"]["budget"]: r["metrics"]["perplexity"]
         for r in reports
@@ -132,9 +138,13 @@ def _pg19(reports: Sequence[Report]) -> list[str]:
         if full is not None and budget in windows and windows[budget] > full["metrics"]["perplexity"]:
             share = (windows[budget] - mean) / (windows[budget] - full["metrics"]["perplexity"])
         one = {row["book"]: row["perplexity"] for row in report["rows"]}
-        name = config["policy"] + (f", windows of {config['window']}" if config["window"] else "")
-        rows.append([name, budget, mean, share, *(one.get(book) for book in books)])
+        rows.append([_pg19_name(config), budget, mean, share, *(one.get(book) for book in books)])
     return table(["policy", "budget", "mean", "share of the gap closed", *books], rows)
+
+
+def _pg19_name(config: dict[str, Any]) -> str:
+    name = config["policy"] + (f", windows of {config['window']}" if config["window"] else "")
+    return name + (f" + {config['overlap']}" if config.get("overlap", 1) > 1 else "")
 
 
 def _pg19_order(report: Report) -> tuple[bool, int, str]:
@@ -160,8 +170,10 @@ def _needles(reports: Sequence[Report]) -> list[str]:
         [
             _system(r),
             r["config"]["keep"],
-            r["metrics"]["nll"],
-            r["metrics"]["exact"],
+            *(
+                _cell(r["metrics"][name]) + _between(r.get("intervals", {}).get(name))
+                for name in ("nll", "exact")
+            ),
             r["metrics"]["kept"],
             r["n"],
         ]
@@ -218,7 +230,7 @@ def _plot_pg19(reports: Sequence[Report], path: Path) -> None:
         axes.plot(
             place,
             np.cumsum(np.mean(curves, 0)) / np.arange(1, len(place) + 1),
-            label=config["policy"] + budget,
+            label=_pg19_name(config) + budget,
         )
     axes.set(xlabel="share of the text read", ylabel="mean log-perplexity so far, nats", title="PG-19")
     axes.legend(fontsize="small", ncols=2)

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Every measurement of the README, in the order of what they take. A result that is there is not made again, and
+# a run that was stopped goes on where it was.
+#
+#     benchmarks/suite.sh DATA OUT        DATA holds pg19/ and pubmedqa/; OUT takes the JSON files
+set -euo pipefail
+data=$1 out=$2
+pg19=$data/pg19 pubmedqa=$data/pubmedqa book=$data/pg19/test/9931.txt
+mkdir -p "$out"
+
+measure() { # NAME COMMAND...
+    local name=$1
+    shift
+    echo "$name"
+    hiermem "$@" --out "$out/$name.json"
+}
+
+measure length-8k bench length --text "$book" --lengths 2048,8192 --repeats 3
+measure length-32k bench length --text "$book" --lengths 32768
+measure length-256k bench length --text "$book" --lengths 131072,262144 --systems hiermem,full
+
+needles() { measure "needles-$1" eval needles --data "$pg19" --length 2000 --limit 100 "${@:2}"; }
+for keep in 25 50; do
+    for policy in window attention; do
+        needles "$policy-$keep" --keep "0.$keep" --policy "$policy"
+    done
+done
+needles full --keep 1 --system full
+needles hiermem-25 --keep 0.25 --system hiermem
+
+if [[ -e .venv-peers/ready ]]; then
+    prompts=$out/needles.jsonl
+    [[ -e $prompts ]] || hiermem eval needles --data "$pg19" --length 2000 --limit 100 --dump "$prompts"
+    backbone=$(python -c 'from hiermem.bundled import BUNDLED_MODELS; print(BUNDLED_MODELS["smollm2"]())')
+    for keep in 25 50; do
+        for method in streamingllm snapkv tova expected-attention keydiff kvzip; do
+            .venv-peers/bin/python benchmarks/kvpress_needles.py --model "$backbone" --prompts "$prompts" \
+                --method "$method" --keep "0.$keep" --limit 24 --out "$out/needles-kvpress-$method-$keep.json"
+        done
+    done
+else
+    echo "kvpress is left out: make peers sets it up." >&2
+fi
+
+babi() { measure "babi-$1" eval babi-long --haystack "$book" --seed 1 "${@:2}"; }
+babi hiermem --lengths 1000,8000,32000,128000 --limit 4
+babi bm25 --lengths 1000,8000,32000,128000 --limit 4 --system bm25
+babi full --lengths 1000,8000 --limit 4 --system full
+
+fused() { measure "pubmedqa-$1-$2" eval pubmedqa --data "$pubmedqa" --system "$1" --together "$2"; }
+for together in 50 10 1; do fused hiermem "$together"; done
+fused right 1
+for together in 50 10 1; do fused bm25 "$together"; done
+for together in 50; do fused truncated "$together"; done
+for together in 10; do fused full "$together"; done
+
+for budget in 512 256 1024 2048; do
+    for policy in window attention; do
+        measure "pg19-$policy-$budget" eval pg19 --data "$pg19" --max-tokens 32768 \
+            --policy "$policy" --budget "$budget"
+    done
+done
+measure pg19-full eval pg19 --data "$pg19" --max-tokens 32768 --policy full --window 8192
+measure pg19-isolated eval pg19 --data "$pg19" --max-tokens 32768 --policy full --window 512
+measure pg19-sensory eval pg19 --data "$pg19" --max-tokens 32768 --policy full --window 512 --overlap 32
+
+measure passkey eval passkey --haystack "$book" --lengths 1024,8192,32768 --limit 20 --seed 1
+measure retrieval eval retrieval --data "$pubmedqa" --split test --limit 300
