@@ -14,9 +14,9 @@ import torch
 from hiermem.memory.longterm import Hit
 from hiermem.retrieval.lexical import LexicalKey
 
-_SENTENCE = re.compile(r"(?s).+?(?:[.!?][\"'”’)\]]*\s+|\n\s*\n|\Z)")
+_SENTENCE = re.compile(r"(?s).+?(?:[.!?][\"'”’)\]]*\s+|\Z)")  # a heading goes with what follows it
 _LONGEST = 300  # characters of a sentence; a longer one is cut between words
-_SHORTEST_KEY = 2.0  # length of a key below which a cosine says little: about four words
+_SHORTEST_KEY = 3.0  # length of a key below which a cosine says little: about nine words
 
 
 @dataclass(frozen=True)

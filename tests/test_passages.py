@@ -67,6 +67,11 @@ def test_a_long_sentence_has_no_advantage() -> None:
     assert shown([long + FACT], 1)[0].text == FACT
 
 
+def test_a_heading_goes_with_what_follows_it() -> None:
+    text = "The brass key\n=============\n\nIt hangs behind the green clock. "
+    assert shown([FILLER[0] + text + FILLER[1]], 1)[0].text == text
+
+
 def test_nothing_in_common_still_gives_passages_with_room() -> None:
     hits, key = recalled("".join(FILLER))
     sources = select(hits, "Wherefore?", key, 200, 0.7)

@@ -97,14 +97,14 @@ class HarnessModel(TemplateLM):
         **_: Any,
     ) -> list[tuple[float, bool]]:
         followed: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, (_strings, context, _answer) in enumerate(requests):
-            followed[tuple(context)].append(index)
+        for index, (_strings, begun, _answer) in enumerate(requests):
+            followed[tuple(begun)].append(index)
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         with tqdm(total=len(requests), desc="log-likelihood", disable=disable_tqdm) as bar:
             for context, indices in followed.items():
                 prompt = opened(self.model, self._prompt(list(context)))
                 for index in indices:
-                    strings, _context, answer = requests[index]
+                    strings, _, answer = requests[index]
                     score = score_tokens(self.model, prompt.fork(), torch.tensor(answer))
                     results[index] = (-float(score.nll.sum()), score.exact)
                     self.cache_hook.add_partial("loglikelihood", strings, results[index])
