@@ -105,7 +105,7 @@ def _length(reports: Sequence[Report]) -> list[str]:
         "KV MiB",
     ]
     rows = []
-    for row in _rows(reports):
+    for row in sorted(_rows(reports), key=lambda row: row["length"]):
         if "failed" in row:
             rows.append([row["system"], row["length"], row["failed"], *[None] * 5])
             continue
