@@ -104,7 +104,7 @@ class HarnessModel(TemplateLM):
             for context, indices in followed.items():
                 prompt = opened(self.model, self._prompt(list(context)))
                 for index in indices:
-                    strings, _, answer = requests[index]
+                    strings, _begun, answer = requests[index]
                     score = score_tokens(self.model, prompt.fork(), torch.tensor(answer))
                     results[index] = (-float(score.nll.sum()), score.exact)
                     self.cache_hook.add_partial("loglikelihood", strings, results[index])
