@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DOC    ?= python-reference
 DATA   ?= ../shared/data
-RESULTS ?= docs/results
+RESULTS ?= results
 
 .PHONY: setup demo test lint bench report peers clean
 
@@ -35,7 +35,7 @@ bench: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" benchmarks/suite.sh $(DATA) $(RESULTS)
 
 report: setup
-	$(BIN)/python -m hiermem.cli.main report $(RESULTS) --page docs/results.md
+	$(BIN)/python -m hiermem.cli.main report $(RESULTS) --page $(RESULTS)/README.md
 
 # kvpress pins an older transformers, so it lives in an environment of its own.
 peers: .venv-peers/ready

@@ -86,7 +86,7 @@ def main() -> None:
     seconds = time.perf_counter() - start
     command = (
         f".venv-peers/bin/python benchmarks/kvpress_needles.py --model DIR --prompts {given.prompts.name} "
-        f"--method {given.method} --keep {given.keep} --limit {given.limit}"
+        f"--method {given.method} --keep {given.keep} --limit {len(rows)} --out {given.out.name}"
     )
     report = {"task": "needles", "metrics": means, "n": len(rows), "config": config, "seconds": seconds}
     report["command"] = command

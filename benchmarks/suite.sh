@@ -17,7 +17,8 @@ measure() { # NAME COMMAND...
 
 measure length-8k bench length --text "$book" --lengths 2048,8192 --repeats 3
 measure length-32k bench length --text "$book" --lengths 32768
-measure length-256k bench length --text "$book" --lengths 131072,262144 --systems hiermem,full
+measure length-128k bench length --text "$book" --lengths 131072 --systems hiermem,full
+measure length-256k bench length --text "$book" --lengths 262144 --systems hiermem --limit 3600
 
 needles() { measure "needles-$1" eval needles --data "$pg19" --length 2000 --limit 100 "${@:2}"; }
 for keep in 25 50; do

@@ -1,10 +1,12 @@
 """Datasets by their name on the hub, row by row."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hiermem.errors import InputError
+
+Row = TypeVar("Row")
 
 
 def is_name(data: Path) -> bool:
@@ -12,20 +14,27 @@ def is_name(data: Path) -> bool:
     return not data.exists() and not data.is_absolute() and len(data.parts) == 2 and data.parts[0] != ".."
 
 
-def rows(name: str, split: str, subset: str | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of one split, streamed: nothing is downloaded beyond what is taken.
+def rows(
+    name: str, split: str, convert: Callable[[dict[str, Any]], Row], subset: str | None = None
+) -> Iterator[Row]:
+    """Rows of one split, converted and streamed: nothing is downloaded beyond what is taken.
 
     Raises:
-        InputError: there is no such dataset or split, or the hub cannot be reached.
+        InputError: there is no such dataset, split or column, or the hub cannot be reached.
     """
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise InputError(
-            "Data from the hub needs datasets: install hiermem with the extra harness."
+            "Data from the hub needs the package datasets: install hiermem with the extra harness."
         ) from error
     try:
-        yield from load_dataset(name, subset, split=split, streaming=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".") or type(error).__name__
-        raise InputError(f"{name} ({split}) cannot be read from the hub: {reason}.") from error
+        for row in load_dataset(name, subset, split=split, streaming=True):
+            yield convert(row)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{name} on the hub has other columns than expected ({error}).") from error
+    except Exception as error:  # of many libraries: no such name, no network, a script, a damaged file
+        reason = next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
+        raise InputError(
+            f"There is no path {name} here, and {split} of it cannot be read from the hub: {reason}."
+        ) from error

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ class Journal:
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
         self.path, self.settings = path, json.loads(json.dumps(settings))
         self._rows: dict[str, dict[str, Any]] = {}
+        self.seconds = 0.0
+        """What the parts took that were taken over from an earlier run."""
         self._part = path.with_name(path.name + ".part") if path is not None else None
         if self._part is not None and self._part.exists():
             self._take_over(self._part)
@@ -41,8 +44,9 @@ class Journal:
     def row(self, key: str, compute: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
         """The result of one part: from an earlier run, or ``compute(*arguments)``, which is kept."""
         if key not in self._rows:
+            start = time.perf_counter()
             self._rows[key] = compute(*arguments)
-            self._append({"key": key, "row": self._rows[key]})
+            self._append({"key": key, "row": self._rows[key], "seconds": time.perf_counter() - start})
         return self._rows[key]
 
     def finish(self, report: dict[str, Any]) -> None:
@@ -79,6 +83,7 @@ class Journal:
             known = [json.loads(line) for line in lines]
             settings = known[0]["settings"]
             self._rows = {line["key"]: line["row"] for line in known[1:]}
+            self.seconds = sum(line["seconds"] for line in known[1:])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{part} is no journal of a run: delete it, or give another --out.") from error
         if settings != self.settings:

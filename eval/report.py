@@ -174,12 +174,12 @@ def _needles(reports: Sequence[Report]) -> list[str]:
                 _cell(r["metrics"][name]) + _between(r.get("intervals", {}).get(name))
                 for name in ("nll", "exact")
             ),
-            r["metrics"]["kept"],
+            r["metrics"].get("kept"),
             r["n"],
         ]
         for r in sorted(reports, key=lambda r: (r["config"]["keep"], r["metrics"]["nll"]))
     ]
-    return table(["system", "keep", "NLL per answer token", "exact", "really kept", "n"], rows)
+    return table(["system", "keep", "NLL per answer token", "exact", "kept", "n"], rows)
 
 
 def _by_length(metric: str) -> Callable[[Sequence[Report]], list[str]]:

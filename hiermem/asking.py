@@ -11,7 +11,7 @@ from hiermem.memory.longterm import Hit, Record
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
 from hiermem.passages import Source, select
-from hiermem.text import beginning, check_text
+from hiermem.text import check_text, from_beginning
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -122,5 +122,4 @@ def prompt_text(tokenizer: Any, passages: list[str], question: str, instruction:
 def prompt_ids(tokenizer: Any, prompt: str, working: WorkingMemory) -> Tensor:
     """Ids ``[1, n]`` of a prompt; where nothing was read before it, it begins as every text does."""
     ids = tokenizer(prompt, add_special_tokens=False).input_ids
-    first = [] if any(working.seen) else beginning(tokenizer)
-    return torch.tensor([ids if ids[: len(first)] == first else first + ids])
+    return torch.tensor([ids if any(working.seen) else from_beginning(tokenizer, ids)])

@@ -4,6 +4,7 @@ A small model answers better from little text, so whole segments are not shown t
 with the question by the segments' own search key, as a cosine: long ones have no advantage.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ class Source:
     Attributes:
         segment: index of the recalled segment.
         start, end: character span of the passage in the document.
-        score: how well the passage fits the question, against other passages of the same answer.
+        score: how well the passage fits the question, against others of the same answer; where whole
+            segments are taken, how well the segment does.
         text: the characters of that span, exactly.
     """
 
@@ -77,7 +79,7 @@ def sentences(text: str) -> list[tuple[int, int]]:
 def _best(fits: torch.Tensor, lengths: Sequence[int], characters: int, least_score: float) -> list[int]:
     """Indices, ascending, of the best sentences that have room together; the best one always has."""
     order = fits.argsort(descending=True, stable=True).tolist()
-    least = float(fits.max()) * least_score
+    least = float(fits.max()) * least_score if least_score else -math.inf
     chosen, room = order[:1], characters - lengths[order[0]]
     for index in order[1:]:
         if fits[index] < least:

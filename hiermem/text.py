@@ -49,6 +49,12 @@ def beginning(tokenizer: Any) -> list[int]:
     return first if first and first[0] == tokenizer.bos_token_id else []
 
 
+def from_beginning(tokenizer: Any, ids: list[int]) -> list[int]:
+    """``ids`` with the beginning-of-sequence token, where texts have one and it is not there yet."""
+    first = beginning(tokenizer)
+    return ids if ids[: len(first)] == first else first + ids
+
+
 def decoded(tokenizer: Any, ids: list[int], start: int = 0) -> TokenBlock:
     """Token ids as a block with the text that they stand for, which begins at character ``start``."""
     stream = DecodeStream(skip_special_tokens=False)

@@ -24,7 +24,6 @@ RECORD = {
 @pytest.fixture
 def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two datasets as the hub lays them out, which any name is looked up in."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     for name, split, rows in (("books", "test", BOOKS), ("records", "train", [RECORD])):
         file = tmp_path / name / "data" / f"{split}.jsonl"
         file.parent.mkdir(parents=True)
@@ -66,8 +65,13 @@ def test_records_come_as_a_whole(layout: Path) -> None:
         pubmedqa.load(name, "test")
 
 
+def test_other_columns_are_named(layout: Path) -> None:
+    with pytest.raises(InputError, match=r"other columns than expected \('url'\)"):
+        list(hub.rows("records", "train", lambda row: row["url"]))
+
+
 def test_a_missing_dataset_or_split_is_one_sentence(layout: Path) -> None:
     for name, split in (("nothing", "test"), ("books", "summer")):
         with pytest.raises(InputError, match=r"cannot be read from the hub: .*\.$") as caught:
-            list(hub.rows(name, split))
+            list(hub.rows(name, split, dict))
         assert "\n" not in str(caught.value)

@@ -1,6 +1,7 @@
 """A run that is stopped goes on from its finished parts, and never mixes two runs."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,10 @@ def test_without_a_path_nothing_is_written() -> None:
     journal = Journal(None, SETTINGS)
     assert journal.row("a", finished_part, 1) == journal.row("a", forbidden)
     journal.finish({})
+
+
+def test_seconds_of_finished_parts_are_counted(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "out.json", {})
+    first.row("slow", lambda: time.sleep(0.05) or {})
+    assert first.seconds == 0
+    assert Journal(tmp_path / "out.json", {}).seconds >= 0.05

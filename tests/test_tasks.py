@@ -238,7 +238,7 @@ def test_stories_have_the_answers_that_a_reader_finds(seed: int) -> None:
 
 
 def test_a_document_holds_every_fact_in_order() -> None:
-    made = babilong.document(haystack(), 600, 2, random.Random(5))
+    made = babilong.document(haystack(), 3000, 2, random.Random(5))
     assert len(made.stories) == 10
     for told in made.stories:
         at = 0
@@ -249,6 +249,13 @@ def test_a_document_holds_every_fact_in_order() -> None:
     assert len(named) == len(set(named))
 
 
+def test_a_text_has_the_length_that_was_asked_for() -> None:
+    made = babilong.document(haystack(), 3000, 2, random.Random(5))
+    assert haystack().tokens(made.text) == pytest.approx(3000, rel=0.02)
+    with pytest.raises(InputError, match="stories alone take"):
+        babilong.document(haystack(), 300, 2, random.Random(5))
+
+
 def test_too_many_stories_are_refused() -> None:
     with pytest.raises(InputError, match="--stories"):
         babilong.document(haystack(), 600, 9, random.Random(5))
@@ -256,9 +263,9 @@ def test_too_many_stories_are_refused() -> None:
 
 @torch.inference_mode()
 def test_babi_long_reports_every_kind() -> None:
-    size = babilong.Size(lengths=[0, 300], texts=2, rounds=1, seed=0)
+    size = babilong.Size(lengths=[0, 1500], texts=2, rounds=1, seed=0)
     result = babilong.evaluate(reader(), "hiermem", haystack(), size, Journal(None, {}))
-    assert [row["length"] for row in result["rows"]] == [0, 300]
+    assert [row["length"] for row in result["rows"]] == [0, 1500]
     assert all(row["n"] == 10 and set(babilong.QUESTIONS) <= set(row) for row in result["rows"])
     assert all(row["nll"] > 0 for row in result["rows"])
 

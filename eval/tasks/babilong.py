@@ -161,7 +161,11 @@ class Document:
 def document(haystack: Haystack, length: int, rounds: int, draw: random.Random) -> Document:
     """Book text with ``rounds`` stories of each kind, each in its order: ``length`` tokens with the stories.
 
-    Where the stories alone are longer, there is no book text.
+    Args:
+        length: 0 gives the stories alone.
+
+    Raises:
+        InputError: the haystack is too short, or ``length`` is for the stories.
     """
     names = Names(draw)
     stories = [story(kind, names, draw) for _ in range(rounds) for kind in QUESTIONS]
@@ -171,8 +175,12 @@ def document(haystack: Haystack, length: int, rounds: int, draw: random.Random) 
         placed += list(zip(depths, told.facts, strict=True))
     placed.sort(key=lambda fact: fact[0])
     depths, facts = [depth for depth, _ in placed], [fact for _, fact in placed]
-    room = length - haystack.tokens(" ".join(facts))
-    text = haystack.cut(room, draw) if room >= SHORTEST else ""
+    taken = haystack.tokens(" ".join(facts))
+    if 0 < length < taken + SHORTEST:
+        raise InputError(
+            f"The stories alone take {taken} tokens: give --lengths of 0 or at least {taken + SHORTEST}."
+        )
+    text = haystack.cut(length - taken, draw) if length else ""
     return Document(hidden(text, facts, depths).strip(), stories)
 
 

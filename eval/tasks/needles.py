@@ -88,7 +88,7 @@ def evaluate(model: "HierMemModel", system: str, made: Sequence[Example], journa
 
     def row(example: Example) -> dict[str, Any]:
         context = asked.read(example.text)
-        kept = 1.0
+        kept = None
         if isinstance(context, Opened):
             kept = context.working.live_tokens / context.working.seen[0]
         score = score_answer(model, asked.prompt(context, example.question), example.answer, example.lead)
@@ -96,6 +96,7 @@ def evaluate(model: "HierMemModel", system: str, made: Sequence[Example], journa
 
     bar = tqdm(made, desc="needles", disable=None, delay=2)
     rows = [journal.row(str(index), row, example) for index, example in enumerate(bar)]
-    means = {name: sum(each[name] for each in rows) / len(rows) for name in ("nll", "exact", "kept")}
+    counted = ("nll", "exact", *(["kept"] if rows[0]["kept"] is not None else []))
+    means = {name: sum(each[name] for each in rows) / len(rows) for name in counted}
     intervals = {name: bootstrap([float(each[name]) for each in rows]) for name in ("nll", "exact")}
     return {"metrics": means, "intervals": intervals, "n": len(rows)}

@@ -54,10 +54,11 @@ class Slice:
 def books(data: Path, split: str, book: str | None, limit: int | None) -> dict[str, str]:
     """Texts by book id: from one file, from ``data/split/*.txt``, or from a dataset on the hub."""
     if hub.is_name(data):
-        found = ((Path(row["url"]).name, row["text"]) for row in hub.rows(str(data), split))
-        texts = dict(islice((each for each in found if book in (None, each[0])), limit))
+        found = hub.rows(str(data), split, lambda row: (Path(row["url"]).name, row["text"]))
+        wanted = (each for each in found if book in (None, each[0]))
+        texts = dict(islice(wanted, limit if book is None else 1))
         if not texts:
-            raise InputError(f"There is no book {book} in {data} ({split}): give another --book.")
+            raise InputError(f"There is no book {book or ''} in {data} ({split}): give another one.")
         return texts
     if data.is_file():
         if book is not None:

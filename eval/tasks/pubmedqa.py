@@ -61,10 +61,10 @@ def load(data: Path, split: str) -> list[Item]:
     if hub.is_name(data):
         if split != ALL:
             raise InputError(
-                f"{data} on the hub has no list of test questions: give --split {ALL}, or the folder of "
-                f"ori_pqal.json and test_ground_truth.json."
+                f"There is no folder {data} here, and on the hub there is no list of test questions: give "
+                f"the folder of ori_pqal.json and test_ground_truth.json, or --split {ALL}."
             )
-        return [_hub_item(row) for row in hub.rows(str(data), "train", "pqa_labeled")]
+        return list(hub.rows(str(data), "train", _hub_item, "pqa_labeled"))
     if split not in SPLITS:
         raise InputError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
     try:

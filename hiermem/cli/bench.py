@@ -1,6 +1,7 @@
 """`hiermem bench`: what the memory costs, and whether it stays flat."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -101,6 +102,7 @@ def length(
         for name in chosen
     ]
     settings = {"lengths": wanted, "systems": chosen, "repeats": repeats, "policy": config.working.policy}
+    settings |= {"text": Path(text).name, "limit": limit}
     settings |= {"model": model, "budget": budget, "chunk": chunk, "dtype": dtype, "device": device}
 
     def run(journal: Journal) -> dict[str, Any]:

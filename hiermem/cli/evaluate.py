@@ -302,8 +302,8 @@ def lm_eval(context: typer.Context) -> None:
     """
     try:
         from lm_eval.__main__ import cli_evaluate
-    except ImportError as error:
-        raise InputError("lm-eval is not installed: install hiermem with the extra harness.") from error
+    except ModuleNotFoundError as error:
+        raise InputError(f"lm-eval needs {error.name}: install hiermem with the extra harness.") from error
     from hiermem.cli import harness  # noqa: F401 - adds the model to lm_eval's table
 
     sys.argv = ["lm_eval", *context.args]

@@ -12,14 +12,14 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from torch import Tensor
+from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm.auto import tqdm
 
 from hiermem.asking import Prompt
 from hiermem.cli import options as opt
 from hiermem.errors import InputError
 from hiermem.eval.scoring import opened, score_tokens, stream_nll
-from hiermem.text import beginning
+from hiermem.text import from_beginning
 
 
 @register_model("hiermem")
@@ -54,7 +54,10 @@ class HarnessModel(TemplateLM):
     ) -> None:
         super().__init__()
         if unknown:
-            raise InputError(f"hiermem has no setting {', '.join(unknown)}: see `hiermem lm-eval --help`.")
+            raise InputError(
+                f"hiermem has no setting {', '.join(unknown)}: --model_args takes pretrained, preset, "
+                f"policy, budget, segment, chunk, positions, dtype and max_gen_toks."
+            )
         config = opt.configuration(pretrained, preset, policy, budget, segment, chunk, positions)
         usable = torch.cuda.is_available() or not str(device).startswith("cuda")  # its default is cuda:0
         self.model = opt.load_model(pretrained, config, dtype, device if usable else None)
@@ -68,7 +71,8 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        return next(iter(beginning(self.tokenizer)), self.eot_token_id)
+        first = self.tokenizer.bos_token_id
+        return self.eot_token_id if first is None else int(first)
 
     @property
     def tokenizer_name(self) -> str:
@@ -133,18 +137,15 @@ class HarnessModel(TemplateLM):
         return results
 
     def _generate(self, context: str, given: dict[str, Any]) -> str:
-        until = given.pop("until", None) or []
-        until = [until] if isinstance(until, str) else list(until)
-        limit = next(
-            (given.pop(n) for n in ("max_gen_toks", "max_new_tokens") if n in given), self.max_gen_toks
-        )
-        if not given.setdefault("do_sample", False):
+        given = normalize_gen_kwargs(given, self.max_gen_toks)
+        until = [stop for stop in given.pop("until") if stop]
+        if not given["do_sample"]:
             given.pop("temperature", None)
         ids = self._prompt(self.tok_encode(context)).ids
         output = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=int(limit),
+            max_new_tokens=given.pop("max_gen_toks"),
             stop_strings=until or None,
             tokenizer=self.tokenizer,
             **given,
@@ -153,7 +154,6 @@ class HarnessModel(TemplateLM):
         return text[: min((text.index(stop) for stop in until if stop in text), default=len(text))]
 
     def _prompt(self, ids: list[int]) -> Prompt:
-        first = beginning(self.tokenizer)
-        whole: Tensor = torch.tensor([ids if first == ids[: len(first)] else first + ids])
         memory = self.model.new_working_memory(self.model.config.working)
+        whole = torch.tensor([from_beginning(self.tokenizer, ids)])
         return Prompt(memory, whole.to(self.model.device), [])

@@ -35,7 +35,7 @@ def run(
             "task": task,
             **result,
             "config": journal.settings,
-            "seconds": time.perf_counter() - start,
+            "seconds": journal.seconds + time.perf_counter() - start,
             "command": f"hiermem {shlex.join(sys.argv[1:])}",
         }
         journal.finish(report)
