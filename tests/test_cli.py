@@ -106,13 +106,20 @@ def test_interrupted_reading_is_saved_and_goes_on(tiny_model: Path, tmp_path: Pa
     doc.write_text(text_of(60_000), "utf-8")
     arguments = ["read", doc, "--out", out, "--model", tiny_model, *SMALL]
     command = [sys.executable, "-m", "hiermem.cli.main", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def listen() -> None:  # background jobs of a shell are born deaf to SIGINT
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=listen)
     deadline = time.monotonic() + 120
     while not (out / ".lock").exists() and time.monotonic() < deadline:  # there once reading begins
         time.sleep(0.05)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, errors.decode()
     assert b"Traceback" not in errors
     assert b"the same command goes on" in errors
