@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-DOC    ?= python-reference
 DATA   ?= ../shared/data
 RESULTS ?= results
 

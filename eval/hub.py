@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hiermem.errors import InputError
+from hiermem.errors import InputError, first_line
 
 Row = TypeVar("Row")
 
@@ -34,7 +34,7 @@ def rows(
     except (KeyError, TypeError) as error:
         raise InputError(f"{name} on the hub has other columns than expected ({error}).") from error
     except Exception as error:  # of many libraries: no such name, no network, a script, a damaged file
-        reason = next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
         raise InputError(
-            f"There is no path {name} here, and {split} of it cannot be read from the hub: {reason}."
+            f"There is no path {name} here, and {split} of it cannot be read from the hub: "
+            f"{first_line(error)}."
         ) from error

@@ -42,3 +42,8 @@ class MemoryTooNewError(MemoryFileError):
 
 class MemoryLockedError(MemoryFileError):
     """Another process is writing this memory."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says first, without its full stop; its type where it says nothing."""
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

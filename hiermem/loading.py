@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from hiermem.backbone import Backbone
 from hiermem.bundled import BUNDLED_MODELS
 from hiermem.config import HierMemConfig
-from hiermem.errors import InputError
+from hiermem.errors import InputError, first_line
 
 
 def is_saved_model(name: str) -> bool:
@@ -49,7 +49,7 @@ def load_backbone(
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     except Exception as error:  # whatever transformers makes of a folder that is not a model
         raise InputError(
-            f"The model {name!r} could not be loaded ({_first_sentence(error)}): give a folder with a model, "
+            f"The model {name!r} could not be loaded ({first_line(error)}): give a folder with a model, "
             f"the id of one on the hub if you are online, or one of {', '.join(BUNDLED_MODELS)}."
         ) from error
     return backbone, tokenizer
@@ -69,10 +69,6 @@ def _has_bf16_units() -> bool:
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
 
 
 def backbone_hash(model: PreTrainedModel, adapter: Backbone, samples: int = 64) -> str:

@@ -49,19 +49,20 @@ def select(
         characters: length of all passages together; 0 takes whole segments.
         least_score: sentences below this share of the best score are left out.
     """
+    texts = [hit.record.text for hit in hits]
     if not characters:
-        return [_source(hit, 0, len(hit.record.text), hit.score) for hit in hits]
-    spans = [(place, a, z) for place, hit in enumerate(hits) for a, z in sentences(hit.record.text)]
+        return [_source(hit, text, 0, len(text), hit.score) for hit, text in zip(hits, texts, strict=True)]
+    spans = [(place, a, z) for place, text in enumerate(texts) for a, z in sentences(text)]
     if not spans:
         return []
-    keys = key.document_keys([hits[place].record.text[a:z] for place, a, z in spans])
+    keys = key.document_keys([texts[place][a:z] for place, a, z in spans])
     fits = (keys @ key.query_key(question)) / keys.norm(dim=1).clamp_min(_SHORTEST_KEY)
     chosen = _best(fits, [z - a for _, a, z in spans], characters, least_score)
     sources = []
     for _, run in groupby(enumerate(chosen), lambda pair: (pair[1] - pair[0], spans[pair[1]][0])):
         members = [index for _, index in run]
-        place, first, last = spans[members[0]][0], spans[members[0]], spans[members[-1]]
-        sources.append(_source(hits[place], first[1], last[2], float(fits[members].max())))
+        (place, start, _), (_, _, end) = spans[members[0]], spans[members[-1]]
+        sources.append(_source(hits[place], texts[place], start, end, float(fits[members].max())))
     return sorted(sources, key=lambda source: -source.score)
 
 
@@ -90,6 +91,6 @@ def _best(fits: torch.Tensor, lengths: Sequence[int], characters: int, least_sco
     return sorted(chosen)
 
 
-def _source(hit: Hit, start: int, end: int, score: float) -> Source:
+def _source(hit: Hit, text: str, start: int, end: int, score: float) -> Source:
     origin = hit.record.start
-    return Source(hit.segment, origin + start, origin + end, score, hit.record.text[start:end])
+    return Source(hit.segment, origin + start, origin + end, score, text[start:end])

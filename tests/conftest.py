@@ -5,6 +5,19 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from pathlib import Path
+
+import pytest
 import torch
+from readers import backbone, tokenizer
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random backbone and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-model")
+    backbone().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder

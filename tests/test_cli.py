@@ -12,15 +12,6 @@ from readers import backbone, text_of, tokenizer
 
 
 @pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny random backbone and its tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny-model")
-    backbone().save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short text file."""
     file = tmp_path_factory.mktemp("book") / "book.txt"

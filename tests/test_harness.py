@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from readers import backbone, text_of, tokenizer
+from readers import backbone, text_of
 
 pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
@@ -18,37 +18,24 @@ from hiermem.cli.harness import HarnessModel
 from hiermem.errors import InputError
 
 TASK = """
-task: tiny_choice
+task: tiny_{output_type}
 dataset_path: json
 dataset_kwargs:
   data_files: {{test: {data}}}
 test_split: test
-output_type: multiple_choice
+output_type: {output_type}
 doc_to_text: "{{{{text}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{label}}}}"
-metric_list: [{{metric: acc}}]
 """
-LONG = """
-task: tiny_answer
-dataset_path: json
-dataset_kwargs:
-  data_files: {{test: {data}}}
-test_split: test
-output_type: generate_until
-generation_kwargs: {{until: ["captain"], max_gen_toks: 6}}
-doc_to_text: "{{{{text}}}}"
-doc_to_target: "{{{{choices[label]}}}}"
-metric_list: [{{metric: exact_match}}]
+CHOICE = """
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{label}}"
+metric_list: [{metric: acc}]
 """
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("tiny")
-    backbone().save_pretrained(where)
-    tokenizer().save_pretrained(where)
-    return where
+ANSWER = """
+generation_kwargs: {until: ["captain"], max_gen_toks: 6}
+doc_to_target: "{{choices[label]}}"
+metric_list: [{metric: exact_match}]
+"""
 
 
 def requests(kind: str, *arguments: tuple) -> list[Instance]:
@@ -56,8 +43,8 @@ def requests(kind: str, *arguments: tuple) -> list[Instance]:
 
 
 @torch.no_grad()
-def test_scores_are_those_of_transformers(folder: Path) -> None:
-    model, plain, context = HarnessModel(str(folder), preset="bare"), backbone(), text_of(30).strip()
+def test_scores_are_those_of_transformers(tiny_model: Path) -> None:
+    model, plain, context = HarnessModel(str(tiny_model), preset="bare"), backbone(), text_of(30).strip()
 
     def expected(before: str, after: str) -> tuple[float, bool]:
         begun = model.tok_encode(before) or [model.prefix_token_id]
@@ -74,8 +61,8 @@ def test_scores_are_those_of_transformers(folder: Path) -> None:
     assert rolling == pytest.approx(expected("", context)[0], abs=1e-2)
 
 
-def test_a_greedy_continuation_is_called_greedy(folder: Path) -> None:
-    model = HarnessModel(str(folder), budget=24, chunk=16, segment=48)
+def test_a_greedy_continuation_is_called_greedy(tiny_model: Path) -> None:
+    model = HarnessModel(str(tiny_model), budget=24, chunk=16, segment=48)
     (text,) = model.generate_until(
         requests("generate_until", (text_of(200), {"max_gen_toks": 3})), disable_tqdm=True
     )
@@ -87,8 +74,8 @@ def test_a_greedy_continuation_is_called_greedy(folder: Path) -> None:
     assert score < 0
 
 
-def test_text_stops_before_the_stop_string(folder: Path) -> None:
-    model = HarnessModel(str(folder), preset="bare")
+def test_text_stops_before_the_stop_string(tiny_model: Path) -> None:
+    model = HarnessModel(str(tiny_model), preset="bare")
     context = text_of(20)
     (whole,) = model.generate_until(requests("generate_until", (context, {"max_gen_toks": 12})))
     stop = whole[4:6]
@@ -98,8 +85,8 @@ def test_text_stops_before_the_stop_string(folder: Path) -> None:
     assert cut == whole[: whole.index(stop)]
 
 
-def test_texts_far_beyond_the_trained_range_are_read(folder: Path) -> None:
-    model = HarnessModel(str(folder), budget=24, chunk=16, segment=48)
+def test_texts_far_beyond_the_trained_range_are_read(tiny_model: Path) -> None:
+    model = HarnessModel(str(tiny_model), budget=24, chunk=16, segment=48)
     assert model.model.adapter.trained_range == 64
     ((score, _),) = model.loglikelihood(requests("loglikelihood", (text_of(1500), " Orion")))
     (rolling,) = model.loglikelihood_rolling(requests("loglikelihood_rolling", (text_of(1500),)))
@@ -107,28 +94,30 @@ def test_texts_far_beyond_the_trained_range_are_read(folder: Path) -> None:
     assert math.isfinite(rolling)
 
 
-def test_an_unknown_setting_is_refused(folder: Path) -> None:
+def test_an_unknown_setting_is_refused(tiny_model: Path) -> None:
     with pytest.raises(InputError, match="no setting colour"):
-        HarnessModel(str(folder), colour="red")
+        HarnessModel(str(tiny_model), colour="red")
 
 
 @pytest.mark.timeout(240)
-def test_the_command_runs_local_tasks(folder: Path, tmp_path: Path) -> None:
+def test_the_command_runs_local_tasks(tiny_model: Path, tmp_path: Path) -> None:
     rows = [
         {"text": text_of(300, seed), "choices": [" Orion", " a cat and salt"], "label": seed % 2}
         for seed in range(4)
     ]
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    for name, task in (("choice", TASK), ("answer", LONG)):
-        (tmp_path / f"{name}.yaml").write_text(task.format(data=data), "utf-8")
+    for kind, rest in (("multiple_choice", CHOICE), ("generate_until", ANSWER)):
+        task = TASK.format(output_type=kind, data=data) + rest
+        (tmp_path / f"{kind}.yaml").write_text(task, "utf-8")
     command = [sys.executable, "-m", "hiermem.cli.main", "lm-eval", "--model", "hiermem", "--model_args"]
-    command += [f"pretrained={folder},preset=streaming,budget=24,chunk=16,segment=48", "--include_path"]
-    command += [str(tmp_path), "--tasks", "tiny_choice,tiny_answer", "--output_path", str(tmp_path / "out")]
+    command += [f"pretrained={tiny_model},preset=streaming,budget=24,chunk=16,segment=48", "--include_path"]
+    command += [str(tmp_path), "--tasks", "tiny_multiple_choice,tiny_generate_until"]
+    command += ["--output_path", str(tmp_path / "out")]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run(command, capture_output=True, env={**os.environ, **offline}, check=False)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     (written,) = (tmp_path / "out").rglob("results_*.json")
     results = json.loads(written.read_text("utf-8"))["results"]
-    assert 0 <= results["tiny_choice"]["acc,none"] <= 1
-    assert results["tiny_answer"]["exact_match,none"] == 0
+    assert 0 <= results["tiny_multiple_choice"]["acc,none"] <= 1
+    assert results["tiny_generate_until"]["exact_match,none"] == 0
