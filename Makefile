@@ -43,6 +43,7 @@ peers: .venv-peers/ready
 	$(PYTHON) -m venv --clear .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --upgrade pip
 	.venv-peers/bin/python -m pip install --quiet -c constraints-peers.txt kvpress torch
+	.venv-peers/bin/python -m pip install --quiet --no-deps -e .
 	touch $@
 
 clean:

@@ -1,7 +1,7 @@
 """kvpress methods on the prompts of `hiermem eval needles --dump`, in an environment from `make peers`.
 
-kvpress pins an older transformers than hiermem, so this program imports nothing of hiermem. Its result has
-the shape of `hiermem eval needles` and joins the same report. A run that was stopped goes on where it was.
+kvpress pins an older transformers than hiermem, so of hiermem this program imports only what needs none: the
+journal and the means. Its result joins the same report. A run that was stopped goes on where it was.
 
     .venv-peers/bin/python benchmarks/kvpress_needles.py --model DIR --prompts prompts.jsonl \\
         --method snapkv --keep 0.25 --out results/needles-snapkv-25.json
@@ -9,7 +9,8 @@ the shape of `hiermem eval needles` and joins the same report. A run that was st
 
 import argparse
 import json
-import time
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from kvpress import (
 )
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from hiermem.errors import HierMemError
+from hiermem.eval.journal import Journal
+from hiermem.eval.metrics import means
 
 METHODS = {
     "streamingllm": StreamingLLMPress,
@@ -55,6 +60,20 @@ def score(model: Any, tokenizer: Any, press: Any, prompt: dict[str, str]) -> dic
     return {"nll": float(nll), "exact": bool((logits.argmax(-1) == answer[0]).all()), "kept": kept}
 
 
+def measure(given: argparse.Namespace, journal: Journal) -> dict[str, Any]:
+    """Every prompt, compressed by the method."""
+    prompts = [json.loads(line) for line in given.prompts.read_text("utf-8").splitlines()[: given.limit]]
+    tokenizer = AutoTokenizer.from_pretrained(given.model)
+    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
+    press = METHODS[given.method](compression_ratio=1 - given.keep)
+    with torch.inference_mode():
+        rows = [
+            journal.row(str(index), score, model, tokenizer, press, prompt)
+            for index, prompt in enumerate(tqdm(prompts, desc=given.method, disable=None))
+        ]
+    return means(rows, "nll", "exact", "kept")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run one kvpress method on dumped needle prompts.")
     parser.add_argument("--model", required=True, help="Folder of the backbone.")
@@ -64,35 +83,15 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="Use only so many prompts.")
     parser.add_argument("--out", required=True, type=Path, help="JSON file for the result.")
     given = parser.parse_args()
-    if given.out.exists():
-        return
-    lines = given.prompts.read_text("utf-8").splitlines()[: given.limit]
-    part = given.out.with_name(given.out.name + ".part")
-    known = part.read_text("utf-8").splitlines(keepends=True) if part.exists() else []
-    rows = [json.loads(line) for line in known if line.endswith("\n")]
-    tokenizer = AutoTokenizer.from_pretrained(given.model)
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
-    press = METHODS[given.method](compression_ratio=1 - given.keep)
-    start = time.perf_counter()
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    with torch.inference_mode(), part.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-        for line in tqdm(lines[len(rows) :], desc=given.method, disable=None):
-            rows.append(score(model, tokenizer, press, json.loads(line)))
-            file.write(json.dumps(rows[-1]) + "\n")
-            file.flush()
-    means = {name: sum(row[name] for row in rows) / len(rows) for name in ("nll", "exact", "kept")}
-    config = {"system": f"kvpress {given.method}", "keep": given.keep, "prompts": given.prompts.name}
-    seconds = time.perf_counter() - start
-    command = (
-        f".venv-peers/bin/python benchmarks/kvpress_needles.py --model DIR --prompts {given.prompts.name} "
-        f"--method {given.method} --keep {given.keep} --limit {len(rows)} --out {given.out.name}"
-    )
-    report = {"task": "needles", "metrics": means, "n": len(rows), "config": config, "seconds": seconds}
-    report["command"] = command
-    given.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    part.unlink()
+    system = {"system": f"kvpress {given.method}", "keep": given.keep, "limit": given.limit}
+    journal = Journal(given.out, {"task": "needles", **system, "prompts": given.prompts.name})
+    command = f"benchmarks/kvpress_needles.py --model DIR --prompts {given.prompts.name} --method {given.method}"
+    command += f" --keep {given.keep} --limit {given.limit} --out {given.out.name}"
+    journal.report(partial(measure, given), f".venv-peers/bin/python {command}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except HierMemError as error:
+        sys.exit(f"kvpress_needles: {error}")

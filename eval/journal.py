@@ -16,6 +16,9 @@ class Journal:
     While the run goes on, finished parts stand in ``path`` with `.part` added, one line each. A run with the
     same settings takes them over.
 
+    Args:
+        settings: all that the results depend on, and ``task``, its name.
+
     Raises:
         InputError: the file there is of a run with other settings, or is no journal.
     """
@@ -23,22 +26,28 @@ class Journal:
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
         self.path, self.settings = path, json.loads(json.dumps(settings))
         self._rows: dict[str, dict[str, Any]] = {}
-        self.seconds = 0.0
-        """What the parts took that were taken over from an earlier run."""
+        self._seconds = 0.0  # of the parts that were taken over from an earlier run
         self._part = path.with_name(path.name + ".part") if path is not None else None
         if self._part is not None and self._part.exists():
             self._take_over(self._part)
 
-    def finished(self) -> dict[str, Any] | None:
-        """The result of an earlier, complete run with the same settings, if there is one."""
-        if self.path is None or not self.path.exists():
-            return None
-        try:
-            report = json.loads(self.path.read_text("utf-8"))
-        except ValueError as error:
-            raise InputError(f"{self.path} is no result ({error}): give another file to --out.") from error
-        if not isinstance(report, dict) or report.get("config") != self.settings:
-            raise InputError(f"{self.path} is of a run with other settings: give another file to --out.")
+    def report(self, measure: Callable[["Journal"], dict[str, Any]], command: str) -> dict[str, Any]:
+        """The result of an earlier, complete run with the same settings, or else of ``measure``.
+
+        Args:
+            measure: makes ``metrics``, ``rows``, …; task, settings, seconds (of all runs together) and the
+                command are added.
+            command: what a reader types to make this result.
+
+        Raises:
+            InputError: the result there is of a run with other settings.
+        """
+        report = self._finished()
+        if report is None:
+            start = time.perf_counter()
+            report = {"task": self.settings["task"], **measure(self), "config": self.settings}
+            report |= {"seconds": self._seconds + time.perf_counter() - start, "command": command}
+            self._finish(report)
         return report
 
     def row(self, key: str, compute: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -49,8 +58,18 @@ class Journal:
             self._append({"key": key, "row": self._rows[key], "seconds": time.perf_counter() - start})
         return self._rows[key]
 
-    def finish(self, report: dict[str, Any]) -> None:
-        """Put the whole result in the place of its parts."""
+    def _finished(self) -> dict[str, Any] | None:
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            report = json.loads(self.path.read_text("utf-8"))
+        except ValueError as error:
+            raise InputError(f"{self.path} is no result ({error}): give another file to --out.") from error
+        if not isinstance(report, dict) or report.get("config") != self.settings:
+            raise InputError(f"{self.path} is of a run with other settings: give another file to --out.")
+        return report
+
+    def _finish(self, report: dict[str, Any]) -> None:
         if self.path is None or self._part is None:
             return
         temporary = self.path.with_name(self.path.name + ".tmp")
@@ -83,7 +102,7 @@ class Journal:
             known = [json.loads(line) for line in lines]
             settings = known[0]["settings"]
             self._rows = {line["key"]: line["row"] for line in known[1:]}
-            self.seconds = sum(line["seconds"] for line in known[1:])
+            self._seconds = sum(line["seconds"] for line in known[1:])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{part} is no journal of a run: delete it, or give another --out.") from error
         if settings != self.settings:

@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def accuracy(right: Sequence[bool]) -> float:
@@ -25,6 +26,17 @@ def bootstrap(values: Sequence[float], draws: int = 1000, share: float = 0.95) -
     means = sorted(sum(draw.choices(values, k=len(values))) / len(values) for _ in range(draws))
     outside = (1 - share) / 2
     return means[int(outside * draws)], means[min(int((1 - outside) * draws), draws - 1)]
+
+
+def means(rows: Sequence[Mapping[str, Any]], *names: str) -> dict[str, Any]:
+    """A result's ``metrics``, ``intervals`` and ``n`` from one row an example; what has no value is left out."""
+    values = {name: [float(row[name]) for row in rows] for name in names if rows[0][name] is not None}
+    metrics = {name: sum(each) / len(each) for name, each in values.items()}
+    return {
+        "metrics": metrics,
+        "intervals": {name: bootstrap(each) for name, each in values.items()},
+        "n": len(rows),
+    }
 
 
 def perplexity(nll_sum: float, count: int) -> float:

@@ -10,29 +10,33 @@ import pytest
 from hiermem.errors import InputError
 from hiermem.eval.journal import Journal
 
-SETTINGS = {"budget": 512, "lengths": (1, 2)}
+SETTINGS = {"task": "t", "budget": 512, "lengths": (1, 2)}
+OTHER = {**SETTINGS, "budget": 256}
 
 
 def finished_part(value: int) -> dict[str, Any]:
     return {"value": value}
 
 
-def forbidden() -> dict[str, Any]:
+def two_parts(journal: Journal) -> dict[str, Any]:
+    return {"n": journal.row("a", finished_part, 1)["value"] + journal.row("b", finished_part, 2)["value"]}
+
+
+def forbidden(*_: Any) -> dict[str, Any]:
     raise AssertionError("computed again")
 
 
 def test_finished_parts_are_not_computed_again(tmp_path: Path) -> None:
     path = tmp_path / "new" / "result.json"
     journal = Journal(path, SETTINGS)
-    assert journal.finished() is None
     journal.row("a", finished_part, 1)
     again = Journal(path, SETTINGS)
     assert again.row("a", forbidden) == {"value": 1}
-    again.row("b", finished_part, 2)
-    again.finish({"config": again.settings, "n": 2})
+    report = again.report(two_parts, "hiermem t")
+    assert (report["task"], report["n"], report["command"]) == ("t", 3, "hiermem t")
+    assert report["config"] == {"task": "t", "budget": 512, "lengths": [1, 2]}
     assert not path.with_name("result.json.part").exists()
-    done = Journal(path, SETTINGS)
-    assert done.finished() == {"config": {"budget": 512, "lengths": [1, 2]}, "n": 2}
+    assert Journal(path, SETTINGS).report(forbidden, "") == report
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
@@ -55,18 +59,17 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     Journal(path, SETTINGS).row("a", finished_part, 1)
     with pytest.raises(InputError, match="other settings"):
-        Journal(path, {"budget": 256})
-    journal = Journal(path, SETTINGS)
-    journal.finish({"config": journal.settings})
+        Journal(path, OTHER)
+    Journal(path, SETTINGS).report(two_parts, "")
     with pytest.raises(InputError, match="other settings"):
-        Journal(path, {"budget": 256}).finished()
+        Journal(path, OTHER).report(two_parts, "")
 
 
 def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text("not JSON")
     with pytest.raises(InputError, match="no result"):
-        Journal(path, SETTINGS).finished()
+        Journal(path, SETTINGS).report(two_parts, "")
     path.with_name("result.json.part").write_text("neither\n")
     with pytest.raises(InputError, match="no journal"):
         Journal(path, SETTINGS)
@@ -75,11 +78,10 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
 def test_without_a_path_nothing_is_written() -> None:
     journal = Journal(None, SETTINGS)
     assert journal.row("a", finished_part, 1) == journal.row("a", forbidden)
-    journal.finish({})
+    assert journal.report(two_parts, "")["n"] == 3
 
 
 def test_seconds_of_finished_parts_are_counted(tmp_path: Path) -> None:
-    first = Journal(tmp_path / "out.json", {})
-    first.row("slow", lambda: time.sleep(0.05) or {})
-    assert first.seconds == 0
-    assert Journal(tmp_path / "out.json", {}).seconds >= 0.05
+    path = tmp_path / "out.json"
+    Journal(path, SETTINGS).row("a", lambda: time.sleep(0.05) or {"value": 1})
+    assert Journal(path, SETTINGS).report(two_parts, "")["seconds"] >= 0.05

@@ -16,7 +16,7 @@ from hiermem.asking import prompt_text
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack, hidden
 from hiermem.eval.journal import Journal
-from hiermem.eval.metrics import bootstrap
+from hiermem.eval.metrics import means
 from hiermem.eval.scoring import score_answer
 from hiermem.eval.systems import Opened, new_system
 
@@ -96,7 +96,4 @@ def evaluate(model: "HierMemModel", system: str, made: Sequence[Example], journa
 
     bar = tqdm(made, desc="needles", disable=None, delay=2)
     rows = [journal.row(str(index), row, example) for index, example in enumerate(bar)]
-    counted = ("nll", "exact", *(["kept"] if rows[0]["kept"] is not None else []))
-    means = {name: sum(each[name] for each in rows) / len(rows) for name in counted}
-    intervals = {name: bootstrap([float(each[name]) for each in rows]) for name in ("nll", "exact")}
-    return {"metrics": means, "intervals": intervals, "n": len(rows)}
+    return means(rows, "nll", "exact", "kept")

@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,19 +25,8 @@ def run(
     Args:
         words: makes the text that is printed; by default metrics and rows, a line each.
     """
-    journal = Journal(out, {"task": task, **settings})
-    report = journal.finished()
-    if report is None:
-        start = time.perf_counter()
-        result = measure(journal)
-        report = {
-            "task": task,
-            **result,
-            "config": journal.settings,
-            "seconds": journal.seconds + time.perf_counter() - start,
-            "command": f"hiermem {shlex.join(sys.argv[1:])}",
-        }
-        journal.finish(report)
+    command = f"hiermem {shlex.join(sys.argv[1:])}"
+    report = Journal(out, {"task": task, **settings}).report(measure, command)
     opt.emit(report, as_json, (words or _words)(report))
 
 
