@@ -85,9 +85,10 @@ def main() -> None:
     given = parser.parse_args()
     system = {"system": f"kvpress {given.method}", "keep": given.keep, "limit": given.limit}
     journal = Journal(given.out, {"task": "needles", **system, "prompts": given.prompts.name})
-    command = f"benchmarks/kvpress_needles.py --model DIR --prompts {given.prompts.name} --method {given.method}"
-    command += f" --keep {given.keep} --limit {given.limit} --out {given.out.name}"
-    journal.report(partial(measure, given), f".venv-peers/bin/python {command}")
+    command = ".venv-peers/bin/python benchmarks/kvpress_needles.py --model DIR"
+    command += f" --prompts {given.prompts.name} --method {given.method} --keep {given.keep}"
+    command += f" --limit {given.limit} --out {given.out.name}"
+    journal.report(partial(measure, given), command)
 
 
 if __name__ == "__main__":
