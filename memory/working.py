@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hiermem.errors import InputError
 from hiermem.memory.chunk import Chunk, causal_mask, exact_mask
+from hiermem.memory.eviction import keep_best, keep_best_where_due
 from hiermem.memory.layer import LayerMemory, LayerShape
 from hiermem.memory.policies import POLICIES, CacheView, EvictionPolicy, ShownQueries
 from hiermem.memory.positions import POSITION_MODES, frame_start
@@ -314,50 +315,14 @@ class WorkingMemory:
         assert memory.keys is not None and memory.values is not None and memory.positions is not None
         limit = self.config.budget if self.policy.evicts else memory.tokens
         limit = limit if window is None else min(limit, max(window - 1, 1))
-        uniform = all(due) and not memory.holes
-        if uniform and memory.tokens <= limit:
+        even = all(due) and not memory.holes
+        if even and memory.tokens <= limit:
             return memory
         seen = torch.tensor(self.seen, device=memory.keys.device).view(-1, 1, 1)
         scores = self.policy.protected_scores(CacheView(memory.positions, seen, memory.state))
         if window is not None:
             scores = scores.masked_fill(memory.positions <= seen - window, -torch.inf)
-        if uniform:
-            kept = _best_first(scores)[..., :limit].sort(dim=-1).values
-            return self._gathered(memory, kept, empty=None)
-        return self._evicted_ragged(memory, scores, due, limit)
-
-    def _evicted_ragged(
-        self, memory: LayerMemory, scores: Tensor, due: Sequence[bool], limit: int
-    ) -> LayerMemory:
-        """Eviction where rows or heads keep different numbers of tokens: empty slots go in front."""
-        assert memory.positions is not None
-        is_due = torch.tensor(due, device=scores.device).view(-1, 1, 1)
-        alive = scores > -torch.inf
-        scores = torch.where(is_due, scores, torch.zeros_like(scores).masked_fill(~alive, -torch.inf))
-        order = _best_first(scores)
-        rank = torch.arange(scores.shape[-1], device=scores.device)
-        keep = alive.gather(-1, order) & (~is_due | (rank < limit))
-        height = max(int(keep.sum(-1).max()), 1)
-        order, keep = order[..., :height], keep[..., :height]
-        positions = memory.positions.gather(-1, order).masked_fill(~keep, -1)
-        positions, by_position = positions.sort(dim=-1, stable=True)
-        return self._gathered(memory, order.gather(-1, by_position), empty=positions < 0)
-
-    def _gathered(self, memory: LayerMemory, kept: Tensor, empty: Tensor | None) -> LayerMemory:
-        """The slots ``kept [B, G, T'] int64`` of a layer, in new and smaller tensors."""
-        B, G, T = kept.shape
-        base = torch.arange(B * G, device=kept.device).view(B, G, 1) * memory.tokens
-        rows = (base + kept).flatten()
-
-        def pick(tensor: Tensor) -> Tensor:
-            return tensor.flatten(0, 2).index_select(0, rows).unflatten(0, (B, G, T))
-
-        gathered = {name: pick(tensor) for name, tensor in memory.tensors().items()}
-        holes = False
-        if empty is not None:
-            gathered["positions"] = gathered["positions"].masked_fill(empty, -1)
-            holes = bool(empty.any())
-        return LayerMemory.from_tensors(gathered, holes)
+        return keep_best(memory, scores, limit) if even else keep_best_where_due(memory, scores, due, limit)
 
     def _reframed(self, index: int) -> LayerMemory:
         """Distance mode: turn the keys to the new frame; what lies before it is held at its edge."""
@@ -485,8 +450,3 @@ def chunks(
         take = min(size, end - at, memory.room(active) if any(active) else end)
         yield at, take
         at += take
-
-
-def _best_first(scores: Tensor) -> Tensor:
-    """Slots by falling score; of equal ones the older first, so that a batch decides as its rows alone."""
-    return scores.sort(dim=-1, descending=True, stable=True).indices
