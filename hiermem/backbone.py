@@ -25,6 +25,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from hiermem.errors import BackboneUnsupportedError
 from hiermem.memory.layer import LayerMemory, LayerShape
+from hiermem.memory.policies import Namm
 from hiermem.memory.positions import Rotary
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 
@@ -73,7 +74,7 @@ def _attend(
     else:
         weights = _weights(grouped, key, mask, scaling, softcap)
         output = F.dropout(weights, dropout, bool(dropout)) @ value
-    if memory.policy.query_stride:
+    if memory.policy.period:
         _show_attention(memory, layer, query, key, scaling, softcap)
     # Whatever layout the kernel left, one copy gives the one that the model expects.
     return output.unflatten(2, (H // G, Q)).permute(0, 3, 1, 2, 4).reshape(B, Q, H, -1), None
@@ -203,9 +204,16 @@ class Backbone:
         rotaries = self._rotaries()
         self.shapes = tuple(map(LayerShape, windows, rotaries))
 
-    def new_memory(self, config: WorkingMemoryConfig, batch: int = 1) -> WorkingMemory:
-        """An empty working memory that fits this backbone."""
-        return WorkingMemory(config, self.shapes, config.trained_range or self.trained_range, batch)
+    def new_memory(
+        self, config: WorkingMemoryConfig, batch: int = 1, network: Namm | None = None
+    ) -> WorkingMemory:
+        """An empty working memory that fits this backbone.
+
+        Args:
+            network: what the policy `namm` scores with.
+        """
+        trained_range = config.trained_range or self.trained_range
+        return WorkingMemory(config, self.shapes, trained_range, batch, network)
 
     @contextmanager
     def attached(self, memory: WorkingMemory) -> Iterator[BackboneCache]:

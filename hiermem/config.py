@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from hiermem.asking import AskConfig
 from hiermem.errors import InputError
 from hiermem.memory.longterm import LongTermConfig
+from hiermem.memory.policies import NammConfig
 from hiermem.memory.working import WorkingMemoryConfig
 
 FORMAT_VERSION = 1
@@ -27,6 +28,7 @@ class HierMemConfig(PreTrainedConfig):
         working: settings of the working memory.
         longterm: settings of the long-term memory.
         asking: settings of an answer.
+        namm: settings of the network behind the policy `namm`.
     """
 
     model_type = "hiermem"
@@ -39,6 +41,7 @@ class HierMemConfig(PreTrainedConfig):
     working: WorkingMemoryConfig = field(default_factory=WorkingMemoryConfig)
     longterm: LongTermConfig = field(default_factory=LongTermConfig)
     asking: AskConfig = field(default_factory=AskConfig)
+    namm: NammConfig = field(default_factory=NammConfig)
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.working, dict):
@@ -47,6 +50,8 @@ class HierMemConfig(PreTrainedConfig):
             self.longterm = LongTermConfig(**self.longterm)
         if isinstance(self.asking, dict):
             self.asking = AskConfig(**self.asking)
+        if isinstance(self.namm, dict):
+            self.namm = NammConfig(**self.namm)
         if self.chunk < 1 or self.segment < 1 or self.segment % self.chunk:
             raise InputError(
                 f"The segment must be a multiple of the chunk, not a segment of {self.segment} "
@@ -56,7 +61,7 @@ class HierMemConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain JSON types."""
-        parts = ("working", "longterm", "asking")
+        parts = ("working", "longterm", "asking", "namm")
         return {**super().to_dict(), **{name: asdict(getattr(self, name)) for name in parts}}
 
     @classmethod
@@ -99,7 +104,7 @@ class HierMemConfig(PreTrainedConfig):
 
     def settings(self) -> dict[str, Any]:
         """The settings that are hiermem's own, as the constructor takes them."""
-        names = ("backbone", "backbone_revision", "segment", "chunk", "working", "longterm", "asking")
+        names = ("backbone", "backbone_revision", "segment", "chunk", "working", "longterm", "asking", "namm")
         return {name: getattr(self, name) for name in names}
 
     def with_working(self, **changes: Any) -> "HierMemConfig":

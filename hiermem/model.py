@@ -28,6 +28,7 @@ from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
 from hiermem.loading import backbone_hash, is_saved_model, load_backbone, model_type, tokenizer_hash
 from hiermem.memory.longterm import LongTermMemory
+from hiermem.memory.policies import Namm
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
 
@@ -59,6 +60,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
     Attributes:
         backbone: the transformers model; its weights and its code are not changed.
         tokenizer: the backbone's tokenizer, or None where only token ids are used.
+        namm: the network behind the policy `namm`, float32 whatever the backbone's dtype.
     """
 
     config_class = HierMemConfig
@@ -70,6 +72,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.adapter = Backbone(backbone)
+        self.namm = Namm(config.namm)
         self.generation_config = backbone.generation_config
         self._hashed: tuple[int, dict[str, str]] | None = None
 
@@ -310,7 +313,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
 
     def new_working_memory(self, config: WorkingMemoryConfig, batch: int = 1) -> WorkingMemory:
         """An empty working memory for this backbone."""
-        return self.adapter.new_memory(config, batch)
+        return self.adapter.new_memory(config, batch, self.namm)
 
     def read_ids(self, memory: WorkingMemory, ids: Tensor) -> Tensor:
         """Read ``ids [1, n]`` without computing logits; returns the last chunk's states ``[1, Q, width]``.

@@ -27,12 +27,13 @@ def keep_best_where_due(memory: LayerMemory, scores: Tensor, due: Sequence[bool]
     Rows and heads may end with different numbers of tokens.
 
     Args:
-        scores: ``[B, G, T]`` float32; what has -inf goes in every row.
+        scores: ``[B, G, T]`` float32; what has -inf goes even where there is room.
     """
     assert memory.positions is not None
     is_due = torch.tensor(due, device=scores.device).view(-1, 1, 1)
+    untouched = torch.zeros_like(scores).masked_fill(memory.positions < 0, -torch.inf)
+    scores = torch.where(is_due, scores, untouched)
     alive = scores > -torch.inf
-    scores = torch.where(is_due, scores, torch.zeros_like(scores).masked_fill(~alive, -torch.inf))
     order = _best_first(scores)
     rank = torch.arange(scores.shape[-1], device=scores.device)
     keep = alive.gather(-1, order) & (~is_due | (rank < limit))
@@ -44,8 +45,9 @@ def keep_best_where_due(memory: LayerMemory, scores: Tensor, due: Sequence[bool]
 
 
 def _best_first(scores: Tensor) -> Tensor:
-    """Slots by falling score; of equal ones the older first, so that a batch decides as its rows alone."""
-    return scores.sort(dim=-1, descending=True, stable=True).indices
+    """Slots by falling score; of equal ones the newer first, so that a batch decides as its rows alone."""
+    newest_first = scores.flip(-1).sort(dim=-1, descending=True, stable=True).indices
+    return scores.shape[-1] - 1 - newest_first
 
 
 def _gathered(memory: LayerMemory, kept: Tensor, empty: Tensor | None) -> LayerMemory:

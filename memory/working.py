@@ -21,7 +21,16 @@ from hiermem.errors import InputError
 from hiermem.memory.chunk import Chunk, causal_mask, exact_mask
 from hiermem.memory.eviction import keep_best, keep_best_where_due
 from hiermem.memory.layer import LayerMemory, LayerShape
-from hiermem.memory.policies import POLICIES, CacheView, EvictionPolicy, ShownQueries
+from hiermem.memory.policies import (
+    POLICIES,
+    CacheView,
+    EvictionPolicy,
+    Namm,
+    NammConfig,
+    NammPolicy,
+    Observer,
+    ShownQueries,
+)
 from hiermem.memory.positions import POSITION_MODES, frame_start
 
 
@@ -77,8 +86,14 @@ class WorkingMemoryConfig:
         """Newest tokens that are never evicted."""
         return int(self.budget * self.recent_share)
 
-    def new_policy(self) -> EvictionPolicy:
-        """The configured policy with its settings."""
+    def new_policy(self, network: Namm | None = None) -> EvictionPolicy:
+        """The configured policy with its settings.
+
+        Args:
+            network: what `namm` scores with; None takes an untrained one of the published shape.
+        """
+        if self.policy == NammPolicy.name:
+            return NammPolicy(self.sinks, max(self.recent, 1), network or Namm(NammConfig()))
         return POLICIES[self.policy](sinks=self.sinks, recent=self.recent)
 
 
@@ -101,6 +116,7 @@ class WorkingMemory:
         shapes: Sequence[LayerShape],
         trained_range: int,
         batch: int = 1,
+        network: Namm | None = None,
     ) -> None:
         if config.positions == "distance" and config.update_interval > trained_range:
             raise InputError(
@@ -116,7 +132,7 @@ class WorkingMemory:
         self.config = config
         self.shapes = tuple(shapes)
         self.trained_range = trained_range
-        self.policy = config.new_policy()
+        self.policy = config.new_policy(network)
         self.layers = [LayerMemory() for _ in self.shapes]
         self.seen = [0] * batch
         self.columns = 0
@@ -124,6 +140,7 @@ class WorkingMemory:
         self.next_frame = [0] * batch
         self._chunk: Chunk | None = None
         self._shown: ShownQueries | None = None
+        self._observer: Observer | None = None
         self._pending: dict[int, tuple[Tensor, Tensor]] = {}
         self._pending_state: dict[int, dict[str, Tensor]] = {}
         self._masks: dict[tuple[int, int, bool], Tensor] = {}
@@ -197,38 +214,31 @@ class WorkingMemory:
 
     @property
     def shown(self) -> ShownQueries:
-        """The chunk's queries that the policy looks at: every `query_stride`-th true position.
+        """The chunk's queries that the policy looks at.
 
-        They depend on positions alone, so cutting a text into other chunks shows the same queries. Where
-        rows differ, all columns are shown, and those that do not count weigh nothing.
+        They depend on true positions alone, so cutting a text into other chunks shows the same queries. Where
+        rows differ, all columns are shown.
         """
         if self._shown is None:
-            chunk, stride = self._current(), self.policy.query_stride
-            width, device = chunk.positions.shape[1], chunk.positions.device
-            columns = torch.arange(width, device=device)
-            if not chunk.padded and len({seen % stride for seen in self.seen}) == 1:
-                columns = columns[(stride - 1 - self.seen[0]) % stride :: stride]
+            chunk, period = self._current(), self.policy.period
+            columns = torch.arange(chunk.positions.shape[1], device=chunk.positions.device)
+            if not chunk.padded and len({seen % period for seen in self.seen}) == 1:
+                columns = columns[self.policy.looks_at(columns + self.seen[0])]
             positions = chunk.positions[:, columns]
-            real = torch.tensor(chunk.valid, device=device).unsqueeze(1)
-            counted = (positions >= 0) & (positions % stride == stride - 1)
-            ages = (real - 1 - columns).clamp(min=0)
-            self._shown = ShownQueries(columns, positions, counted.float() * stride, ages, real, width)
+            counted = (positions >= 0) & self.policy.looks_at(positions)
+            width = chunk.positions.shape[1]
+            self._shown = ShownQueries(columns, positions, counted, tuple(self.seen), chunk.valid, width)
+            self._observer = self.policy.observer(self._shown)
         return self._shown
 
     def observe(self, layer: int, attention: Tensor) -> None:
         """Let the policy see the attention ``[B, G, R, Q', S]`` of the `shown` queries."""
-        chunk, memory = self._current(), self.layers[layer]
-        B, G = attention.shape[:2]
-        new = chunk.positions.unsqueeze(1).expand(B, G, -1)
-        fresh = self.policy.new_state(B, G, new.shape[2], attention.device)
-        state = {
-            name: torch.cat((memory.state[name], value), dim=2) if memory.state else value
-            for name, value in fresh.items()
-        }
+        chunk, memory, shown = self._current(), self.layers[layer], self.shown
+        assert self._observer is not None
+        new = chunk.positions.unsqueeze(1).expand(*attention.shape[:2], -1)
         positions = new if memory.positions is None else torch.cat((memory.positions, new), dim=2)
-        gaps = memory.holes or chunk.padded
-        shown = replace(self.shown, span=positions.shape[2]) if gaps else self.shown
-        self._pending_state[layer] = self.policy.observe(state, attention, positions, shown)
+        span = positions.shape[2] if memory.holes or chunk.padded else shown.width
+        self._pending_state[layer] = self._observer(memory.state, attention, positions, span)
 
     @property
     def complete(self) -> bool:
@@ -257,7 +267,7 @@ class WorkingMemory:
         self._decide([True] * len(self.seen), self._frame_starts(self.seen))
 
     def _forget_chunk(self) -> None:
-        self._chunk = self._shown = None
+        self._chunk = self._shown = self._observer = None
         self._pending.clear()
         self._pending_state.clear()
         self._masks.clear()
@@ -315,11 +325,11 @@ class WorkingMemory:
         assert memory.keys is not None and memory.values is not None and memory.positions is not None
         limit = self.config.budget if self.policy.evicts else memory.tokens
         limit = limit if window is None else min(limit, max(window - 1, 1))
-        even = all(due) and not memory.holes
+        even = all(due) and not memory.holes and not self.policy.drops
         if even and memory.tokens <= limit:
             return memory
         seen = torch.tensor(self.seen, device=memory.keys.device).view(-1, 1, 1)
-        scores = self.policy.protected_scores(CacheView(memory.positions, seen, memory.state))
+        scores = self.policy.protected_scores(CacheView(memory.positions, seen, memory.state, memory.holes))
         if window is not None:
             scores = scores.masked_fill(memory.positions <= seen - window, -torch.inf)
         return keep_best(memory, scores, limit) if even else keep_best_where_due(memory, scores, due, limit)
@@ -371,6 +381,7 @@ class WorkingMemory:
     def copy(self) -> "WorkingMemory":
         """An independent memory with the same content; shares tensors, which are never written in place."""
         twin = WorkingMemory(self.config, self.shapes, self.trained_range, len(self.seen))
+        twin.policy = self.policy
         twin.layers = list(self.layers)
         twin.seen, twin.columns = list(self.seen), self.columns
         twin.peak_tokens, twin.next_frame = self.peak_tokens, list(self.next_frame)

@@ -2,19 +2,20 @@
 
 import copy
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 from families import CONFIGS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from hiermem.config import HierMemConfig
 from hiermem.memory.longterm import LongTermConfig
-from hiermem.memory.policies import POLICIES, AttentionPolicy
+from hiermem.memory.policies import POLICIES, AttentionPolicy, Namm, NammConfig, NammPolicy
+from hiermem.memory.policies.spectrogram import SpectrogramConfig
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 from hiermem.model import HierMemModel
@@ -35,7 +36,25 @@ class KeenPolicy(AttentionPolicy):
     name: ClassVar[str] = "keen"
 
 
+def lively_namm(hop: int = 4, threshold: float | None = 0.0) -> Namm:
+    """A random network with frames in proportion to the tiny models' range, so that heads differ."""
+    network = Namm(NammConfig(SpectrogramConfig(width=8, hop=hop, decay=0.9), threshold=threshold))
+    draw = torch.Generator().manual_seed(5)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=draw)
+    return network
+
+
+@dataclass(frozen=True)
+class LivelyNamm(NammPolicy):
+    """NAMM with random parameters: drops tokens below its threshold, heads keep different numbers."""
+
+    network: Namm = field(default_factory=lively_namm)
+    name: ClassVar[str] = "lively"
+
+
 POLICIES["keen"] = KeenPolicy
+POLICIES["lively"] = LivelyNamm
 
 
 def text_of(words: int, seed: int = 0) -> str:

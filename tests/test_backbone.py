@@ -75,7 +75,7 @@ def interleaved(name: str) -> PreTrainedModel:
 # ---- exactly the backbone
 
 
-@pytest.mark.parametrize("policy", ["none", "window", "keen"])
+@pytest.mark.parametrize("policy", ["none", "window", "keen", "lively"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_loss_are_the_backbones(family: str, policy: str) -> None:
     model, ids = tiny(family), ids_of(60, rows=2)

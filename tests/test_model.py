@@ -27,7 +27,7 @@ from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 
-POLICIES = ["none", "window", "keen"]
+POLICIES = ["none", "window", "keen", "lively"]
 MODES = ["distance", "absolute", "compact"]
 
 
@@ -171,7 +171,7 @@ def test_chunks_change_no_logits(policy: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("family", ROTARY)
-@pytest.mark.parametrize("policy", ["window", "keen"])
+@pytest.mark.parametrize("policy", ["window", "keen", "lively"])
 def test_an_input_may_come_in_several_calls(family: str, policy: str) -> None:
     model = over(tiny(family), 8, policy=policy)
     ids = ids_of(200, rows=2)

@@ -79,7 +79,7 @@ def test_distances_are_true_while_they_fit(case: tuple[int, int, int], distance:
         assert shown == seen - start
 
 
-@pytest.mark.parametrize("policy", ["none", "window", "keen"])
+@pytest.mark.parametrize("policy", ["none", "window", "keen", "lively"])
 @pytest.mark.parametrize("interval", [1, 5, 16, 64])
 def test_what_a_model_sees_of_distances(policy: str, interval: int) -> None:
     model = over(tiny("llama"), 8, policy=policy, update_interval=interval, budget=30, sinks=3)
@@ -94,10 +94,12 @@ def test_what_a_model_sees_of_distances(policy: str, interval: int) -> None:
         position = query - frame_start(query, interval, RANGE)
         for layer in memory.layers:
             assert layer.positions is not None and layer.frames is not None
-            true, shown = query - layer.positions, position - layer.frames
-            assert (layer.frames >= 0).all() and (layer.frames < RANGE).all()
-            assert torch.equal(shown[true <= exact], true[true <= exact])
-            assert ((shown == true) | (layer.frames == 0)).all()
+            real = layer.positions >= 0
+            true, frames = query - layer.positions[real], layer.frames[real]
+            shown = position - frames
+            assert (frames >= 0).all() and (frames < RANGE).all()
+            assert torch.equal(shown[true <= exact], true[true <= exact].int())
+            assert ((shown == true) | (frames == 0)).all()
 
 
 def test_no_backbone_is_shown_a_position_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:

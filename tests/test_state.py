@@ -16,7 +16,7 @@ from hiermem.retrieval.files import load_directory, save_directory
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("policy", ["none", "window", "keen"])
+@pytest.mark.parametrize("policy", ["none", "window", "keen", "lively"])
 @pytest.mark.parametrize("words", [3, 60, 200])
 def test_a_memory_comes_back_the_same(tmp_path: Path, policy: str, words: int, dtype: torch.dtype) -> None:
     model = reader(config=settings(policy=policy), dtype=dtype)

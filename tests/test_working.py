@@ -14,7 +14,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from hiermem.memory.layer import LayerShape
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 
-POLICIES = ["none", "window", "keen"]
+POLICIES = ["none", "window", "keen", "lively"]
 
 
 def live(memory: WorkingMemory) -> list[Tensor]:
@@ -146,7 +146,7 @@ def test_bytes_are_given_back(family: str, policy: str) -> None:
         assert after > before
 
 
-@pytest.mark.parametrize("policy", ["window", "keen"])
+@pytest.mark.parametrize("policy", ["window", "keen", "lively"])
 @pytest.mark.parametrize("mode", ["distance", "absolute", "compact"])
 @pytest.mark.parametrize(("budget", "interval", "chunk"), [(20, 16, 8), (33, 10, 7), (8, 32, 16), (20, 1, 4)])
 @torch.no_grad()
@@ -161,10 +161,10 @@ def test_a_head_never_holds_more_than_budget_and_interval(
         assert memory.live_tokens <= budget + interval
         if memory.seen[0] % interval == 0:
             assert memory.live_tokens <= budget
-    assert budget < memory.peak_tokens <= budget + interval
+    assert memory.peak_tokens <= budget + interval and (memory.policy.drops or memory.peak_tokens > budget)
 
 
-@pytest.mark.parametrize("policy", ["window", "keen"])
+@pytest.mark.parametrize("policy", ["window", "keen", "lively"])
 @torch.no_grad()
 def test_sinks_and_the_newest_are_always_held(policy: str) -> None:
     model = over(backbone("llama"), 8, policy=policy, budget=20, sinks=3, recent_share=0.4)
@@ -219,7 +219,8 @@ def test_sliding_layers_drop_what_left_their_window(policy: str) -> None:
     memory = model.new_working_memory(model.config.working, 1)
     model.read_ids(memory, ids_of(208))
     for held in live(memory):
-        assert held.min() > 208 - 24 and held.shape[-1] == 23
+        assert held[held >= 0].min() > 208 - 24
+        assert held.shape[-1] == 23 or (memory.policy.drops and held.shape[-1] < 23)
 
 
 # ---- rows

@@ -30,7 +30,7 @@ def pg19(
     overlap: Annotated[int, typer.Option(help="Tokens read again, unscored, at the start of a window.")] = 1,
     model: opt.Model = "smollm2",
     policy: Annotated[
-        str, typer.Option(help="window, attention, none, or full: plain full attention.")
+        str, typer.Option(help="window, attention, namm, none, or full: plain full attention.")
     ] = "attention",
     budget: opt.Budget = None,
     chunk: opt.Chunk = None,
@@ -312,5 +312,6 @@ def lm_eval(context: typer.Context) -> None:
 
 def _settings(model: str, config: Any, dtype: str | None) -> dict[str, Any]:
     known = config.to_dict()
-    parts = ("segment", "chunk", "working", "longterm", "asking")
+    parts = ["segment", "chunk", "working", "longterm", "asking"]
+    parts += ["namm"] if config.working.policy == "namm" else []
     return {"model": model, "dtype": dtype, **{name: known[name] for name in parts}}

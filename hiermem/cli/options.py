@@ -20,7 +20,9 @@ Preset = Annotated[
     str | None,
     typer.Option(help="Named configuration: full (default for a plain backbone), streaming or bare."),
 ]
-Policy = Annotated[str | None, typer.Option(help="What the working memory keeps: window, attention or none.")]
+Policy = Annotated[
+    str | None, typer.Option(help="What the working memory keeps: window, attention, namm or none.")
+]
 Budget = Annotated[int | None, typer.Option(min=1, help="Live tokens per KV head after each decision.")]
 Segment = Annotated[
     int | None, typer.Option(min=1, help="Tokens per long-term record; a multiple of --chunk.")

@@ -1,12 +1,13 @@
 """Eviction policies: each one short file; this is the one place that lists them."""
 
 from hiermem.memory.policies.attention import AttentionPolicy
-from hiermem.memory.policies.base import CacheView, EvictionPolicy, ShownQueries
+from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, ShownQueries
+from hiermem.memory.policies.namm import Namm, NammConfig, NammPolicy
 from hiermem.memory.policies.none import NoPolicy
 from hiermem.memory.policies.window import WindowPolicy
 
 POLICIES: dict[str, type[EvictionPolicy]] = {
-    policy.name: policy for policy in (NoPolicy, WindowPolicy, AttentionPolicy)
+    policy.name: policy for policy in (NoPolicy, WindowPolicy, AttentionPolicy, NammPolicy)
 }
 
 __all__ = [
@@ -14,7 +15,11 @@ __all__ = [
     "AttentionPolicy",
     "CacheView",
     "EvictionPolicy",
+    "Namm",
+    "NammConfig",
+    "NammPolicy",
     "NoPolicy",
+    "Observer",
     "ShownQueries",
     "WindowPolicy",
 ]

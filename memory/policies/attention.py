@@ -1,10 +1,11 @@
 """Keep what later queries look back at: a fading sum of the attention received from afar.
 
 Close to H2O (arXiv 2306.14048), which adds all attention up without forgetting. Here it fades, queries
-next to a token do not count (every token is looked at by its neighbours), and only every `query_stride`-th
+next to a token do not count (every token is looked at by its neighbours), and only every `stride`-th
 query is looked at, which costs a fraction of the attention itself.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
-from hiermem.memory.policies.base import CacheView, EvictionPolicy, ShownQueries
+from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, ShownQueries, grown
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class AttentionPolicy(EvictionPolicy):
     near: int = 32
 
     name: ClassVar[str] = "attention"
-    query_stride: ClassVar[int] = 8
+    stride: ClassVar[int] = 8
+    """Every so manieth query is looked at and counts as often."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,21 +39,35 @@ class AttentionPolicy(EvictionPolicy):
                 f"The decay must lie in 0..1 and near must not be negative, not {self.decay}, {self.near}."
             )
 
-    def new_state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
-        return {"received": torch.zeros(batch, heads, tokens, device=device)}
+    @property
+    def period(self) -> int:
+        return self.stride
 
-    def observe(
-        self, state: dict[str, Tensor], attention: Tensor, positions: Tensor, shown: ShownQueries
-    ) -> dict[str, Tensor]:
-        B, G, R, Q, T = attention.shape
-        first = max(T - shown.span - self.near, 0)  # slots are in order: all before are far from every query
-        distance = shown.positions[:, None, :, None] - positions[:, :, None, first:]  # [B, G, Q, T - first]
-        attention[..., first:].masked_fill_((distance < self.near).unsqueeze(2), 0.0)
-        fading = shown.weights * self.decay ** shown.ages.float() / R
-        fading = fading.to(attention.dtype)[:, None, None, None].expand(B, G, 1, R, Q).flatten(3)
-        received = (fading @ attention.flatten(2, 3)).squeeze(2)
-        faded = self.decay ** shown.real.unsqueeze(-1).float()
-        return {"received": state["received"] * faded + received}
+    def looks_at(self, positions: Tensor) -> Tensor:
+        return positions % self.stride == self.stride - 1
+
+    def observer(self, shown: ShownQueries) -> Observer:
+        return _Observer(self, shown)
 
     def scores(self, view: CacheView) -> Tensor:
         return view.state["received"]
+
+
+class _Observer:
+    def __init__(self, policy: AttentionPolicy, shown: ShownQueries) -> None:
+        real = torch.tensor(shown.valid, device=shown.columns.device).unsqueeze(1)
+        ages = (real - 1 - shown.columns).clamp(min=0)
+        self._near, self._queries = policy.near, shown.positions[:, None, :, None]
+        self._weights = shown.counted * policy.stride * policy.decay ** ages.float()
+        self._faded = policy.decay ** real.unsqueeze(-1).float()
+
+    def __call__(
+        self, state: Mapping[str, Tensor], attention: Tensor, positions: Tensor, span: int
+    ) -> dict[str, Tensor]:
+        B, G, R, Q, T = attention.shape
+        first = max(T - span - self._near, 0)  # slots are in order: all before are far from every query
+        near = self._queries - positions[:, :, None, first:] < self._near  # [B, G, Q, T - first]
+        attention[..., first:].masked_fill_(near.unsqueeze(2), 0.0)
+        weights = (self._weights / R).to(attention.dtype)[:, None, None, None]
+        received = (weights.expand(B, G, 1, R, Q).flatten(3) @ attention.flatten(2, 3)).squeeze(2)
+        return {"received": grown(state.get("received"), positions) * self._faded + received}

@@ -1,12 +1,12 @@
 """What an eviction policy is: a few settings and one function from a view of the cache to scores.
 
-Dimension names: B batch, G KV heads, R query heads per KV head, Q new queries, T cached tokens.
+Dimension names: B batch, G KV heads, R query heads per KV head, Q shown queries, T cached tokens.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -22,11 +22,13 @@ class CacheView:
         positions: true position of every cached token, ``[B, G, T]`` int64, ascending, -1 where empty.
         seen: number of tokens read so far in each row, ``[B, 1, 1]`` int64.
         state: the policy's own per-token tensors, ``[B, G, T, …]``, moved along with the survivors.
+        holes: whether any slot may be empty.
     """
 
     positions: Tensor
     seen: Tensor
     state: Mapping[str, Tensor]
+    holes: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,35 @@ class ShownQueries:
     Attributes:
         columns: their columns in the chunk, ``[Q]`` int64.
         positions: their true positions, ``[B, Q]`` int64, -1 for padding.
-        weights: how many queries each stands for, ``[B, Q]`` float32; 0 does not count, as for padding.
-        ages: tokens of the same row read after it in this chunk, ``[B, Q]`` int64.
-        real: tokens of each row in this chunk, ``[B, 1]`` int64.
-        span: how many last slots of the cache the chunk takes up; all of them where slots may be empty.
+        counted: whether the policy asked for them, ``[B, Q]`` bool; the others are there for other rows.
+        starts: true position of the chunk's first token in each row.
+        valid: real tokens of each row in the chunk.
+        width: columns of the chunk.
     """
 
     columns: Tensor
     positions: Tensor
-    weights: Tensor
-    ages: Tensor
-    real: Tensor
-    span: int
+    counted: Tensor
+    starts: tuple[int, ...]
+    valid: tuple[int, ...]
+    width: int
+
+
+class Observer(Protocol):
+    """Takes note, layer by layer, of the attention that cached tokens receive from one chunk's queries."""
+
+    def __call__(
+        self, state: Mapping[str, Tensor], attention: Tensor, positions: Tensor, span: int
+    ) -> dict[str, Tensor]:
+        """The layer's per-token state after the chunk, each ``[B, G, T, …]``.
+
+        Args:
+            state: as it was before, of the tokens that were cached then; empty in a new document.
+            attention: post-softmax attention of the shown queries, ``[B, G, R, Q, T]`` in the backbone's
+                dtype; Q may be 0. It is the observer's to write into.
+            positions: true positions of the cached tokens, ``[B, G, T]`` int64, -1 where empty.
+            span: how many last slots the chunk takes up; all of them where slots may be empty.
+        """
 
 
 @dataclass(frozen=True)
@@ -67,8 +86,6 @@ class EvictionPolicy(ABC):
 
     name: ClassVar[str]
     evicts: ClassVar[bool] = True
-    query_stride: ClassVar[int] = 0
-    """Every how many queries the attention is shown to `observe`; 0 if the policy does not look at it."""
 
     def __post_init__(self) -> None:
         if self.sinks < 0 or self.recent < 0:
@@ -78,27 +95,25 @@ class EvictionPolicy(ABC):
 
     @abstractmethod
     def scores(self, view: CacheView) -> Tensor:
-        """Value of every cached token, ``[B, G, T]`` float32; higher stays longer."""
+        """Value of every cached token, ``[B, G, T]`` float32; higher stays longer, -inf goes at once."""
 
-    def new_state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
-        """Per-token state of tokens that have just entered the cache; none by default."""
-        return {}
+    @property
+    def drops(self) -> bool:
+        """Whether it may evict more than the budget asks for."""
+        return False
 
-    def observe(
-        self, state: dict[str, Tensor], attention: Tensor, positions: Tensor, shown: ShownQueries
-    ) -> dict[str, Tensor]:
-        """Take note of the attention that cached tokens received from a chunk of new queries.
+    @property
+    def period(self) -> int:
+        """After how many queries the pattern of those it looks at repeats; 0 if it looks at none."""
+        return 0
 
-        Args:
-            state: the per-token state, each ``[B, G, T, …]``, new tokens included.
-            attention: post-softmax attention of the shown queries, ``[B, G, R, Q, T]`` in the backbone's
-                dtype; Q may be 0. It is the policy's to write into.
-            positions: true positions of the cached tokens, ``[B, G, T]`` int64, -1 where empty.
-            shown: which queries these are.
+    def looks_at(self, positions: Tensor) -> Tensor:
+        """Which queries it wants to see, by their true positions (int64, 0 or more)."""
+        return torch.zeros_like(positions, dtype=torch.bool)
 
-        Returns the new state.
-        """
-        return state
+    def observer(self, shown: ShownQueries) -> Observer:
+        """What takes note of one chunk; asked for once a chunk by a policy with a period."""
+        raise NotImplementedError
 
     def protected_scores(self, view: CacheView) -> Tensor:
         """`scores` with sinks and recent tokens at +inf and empty slots at -inf, ``[B, G, T]`` float32."""
@@ -106,3 +121,18 @@ class EvictionPolicy(ABC):
         protected = (positions < self.sinks) | (positions >= view.seen - self.recent)
         scores = self.scores(view).masked_fill(protected, torch.inf)
         return scores.masked_fill(positions < 0, -torch.inf)
+
+
+def grown(state: Tensor | None, positions: Tensor, *width: int) -> Tensor:
+    """A per-token state ``[B, G, T, …]`` with zeros for the tokens that have come since.
+
+    Args:
+        state: of the tokens before; None in a new document.
+        positions: true positions of all tokens, ``[B, G, T]``.
+        width: shape of a token's state in a new document.
+    """
+    if state is None:
+        return torch.zeros(*positions.shape, *width, device=positions.device)
+    new = positions.shape[2] - state.shape[2]
+    fresh = state.new_zeros(*state.shape[:2], new, *state.shape[3:])
+    return torch.cat((state, fresh), dim=2)
