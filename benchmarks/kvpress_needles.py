@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from hiermem.errors import HierMemError
-from hiermem.eval.journal import Journal
+from hiermem.eval.journal import Journal, fingerprint
 from hiermem.eval.metrics import means
 
 METHODS = {
@@ -50,8 +50,12 @@ def score(model: Any, tokenizer: Any, press: Any, prompt: dict[str, str]) -> dic
     cache, length = DynamicCache(), context.shape[1]
     with press(model):
         model.model(input_ids=context, past_key_values=cache)
-    masks = isinstance(press, KVzipPress)  # hides what it drops instead of freeing it
-    kept = 1 - press.compression_ratio if masks else cache.get_seq_length() / length
+    if isinstance(press, KVzipPress):  # hides what it drops instead of freeing it
+        layers = model.model.layers
+        hidden = sum(len(layer.self_attn.masked_key_indices[0]) for layer in layers)
+        kept = 1 - hidden / (len(layers) * model.config.num_key_value_heads * length)
+    else:
+        kept = cache.get_seq_length() / length
     ids = torch.cat((question, answer[:, :-1]), dim=1)
     positions = torch.arange(length, length + ids.shape[1])[None]
     output = model(input_ids=ids, past_key_values=cache, position_ids=positions)
@@ -60,9 +64,9 @@ def score(model: Any, tokenizer: Any, press: Any, prompt: dict[str, str]) -> dic
     return {"nll": float(nll), "exact": bool((logits.argmax(-1) == answer[0]).all()), "kept": kept}
 
 
-def measure(given: argparse.Namespace, journal: Journal) -> dict[str, Any]:
+def measure(given: argparse.Namespace, lines: list[str], journal: Journal) -> dict[str, Any]:
     """Every prompt, compressed by the method."""
-    prompts = [json.loads(line) for line in given.prompts.read_text("utf-8").splitlines()[: given.limit]]
+    prompts = [json.loads(line) for line in lines]
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
     press = METHODS[given.method](compression_ratio=1 - given.keep)
@@ -80,19 +84,26 @@ def main() -> None:
     parser.add_argument("--prompts", required=True, type=Path, help="JSON lines from `--dump`.")
     parser.add_argument("--method", required=True, choices=METHODS)
     parser.add_argument("--keep", type=float, default=0.25, help="Share of the context that is kept.")
-    parser.add_argument("--limit", type=int, help="Use only so many prompts.")
+    parser.add_argument("--limit", type=int, default=24, help="Use only so many prompts.")
     parser.add_argument("--out", required=True, type=Path, help="JSON file for the result.")
     given = parser.parse_args()
-    system = {"system": f"kvpress {given.method}", "keep": given.keep, "limit": given.limit}
-    journal = Journal(given.out, {"task": "needles", **system, "prompts": given.prompts.name})
+    if not 0 < given.keep <= 1 or given.limit < 1:
+        parser.error("--keep must be above 0 and at most 1, --limit at least 1")
+    if not given.prompts.is_file():
+        parser.error(f"there is no file {given.prompts}: make it with `hiermem eval needles --dump`")
+    lines = given.prompts.read_text("utf-8").splitlines()[: given.limit]
+    settings = {"task": "needles", "system": f"kvpress {given.method}", "keep": given.keep}
+    settings |= {"limit": given.limit, "prompts": given.prompts.name, "data": fingerprint(*lines)}
+    journal = Journal(given.out, {**settings, "model": Path(given.model).name})
     command = ".venv-peers/bin/python benchmarks/kvpress_needles.py --model DIR"
     command += f" --prompts {given.prompts.name} --method {given.method} --keep {given.keep}"
     command += f" --limit {given.limit} --out {given.out.name}"
-    journal.report(partial(measure, given), command)
+    journal.report(partial(measure, given, lines), command)
 
 
 if __name__ == "__main__":
     try:
         main()
     except HierMemError as error:
-        sys.exit(f"kvpress_needles: {error}")
+        sys.stderr.write(f"kvpress_needles: {error}\n")
+        sys.exit(2)

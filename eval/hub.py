@@ -24,11 +24,14 @@ def rows(
     """
     try:
         from datasets import load_dataset
+        from huggingface_hub import HfApi
     except ImportError as error:
         raise InputError(
             "Data from the hub needs the package datasets: install hiermem with the extra harness."
         ) from error
     try:
+        if not Path(name).exists():
+            HfApi().dataset_info(name, timeout=10)  # says at once what load_dataset says after many retries
         for row in load_dataset(name, subset, split=split, streaming=True):
             yield convert(row)
     except (KeyError, TypeError) as error:

@@ -4,10 +4,12 @@ import json
 import os
 import time
 from collections.abc import Callable
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hiermem.errors import InputError
+from hiermem.errors import InputError, first_line
 
 
 class Journal:
@@ -27,16 +29,18 @@ class Journal:
         self.path, self.settings = path, json.loads(json.dumps(settings))
         self._rows: dict[str, dict[str, Any]] = {}
         self._seconds = 0.0  # of the parts that were taken over from an earlier run
-        self._part = path.with_name(path.name + ".part") if path is not None else None
-        if self._part is not None and self._part.exists():
-            self._take_over(self._part)
+        self._part: Path | None = None
+        if path is not None:
+            self._part = _writable(path).with_name(path.name + ".part")
+            if self._part.exists():
+                self._take_over(self._part)
 
     def report(self, measure: Callable[["Journal"], dict[str, Any]], command: str) -> dict[str, Any]:
         """The result of an earlier, complete run with the same settings, or else of ``measure``.
 
         Args:
-            measure: makes ``metrics``, ``rows``, …; task, settings, seconds (of all runs together) and the
-                command are added.
+            measure: makes ``metrics``, ``rows``, …; task, settings, seconds (of all runs together), the
+                command and versions of libraries are added.
             command: what a reader types to make this result.
 
         Raises:
@@ -47,6 +51,7 @@ class Journal:
             start = time.perf_counter()
             report = {"task": self.settings["task"], **measure(self), "config": self.settings}
             report |= {"seconds": self._seconds + time.perf_counter() - start, "command": command}
+            report["versions"] = {name: _version(name) for name in ("hiermem-torch", "torch", "transformers")}
             self._finish(report)
         return report
 
@@ -63,8 +68,10 @@ class Journal:
             return None
         try:
             report = json.loads(self.path.read_text("utf-8"))
-        except ValueError as error:
-            raise InputError(f"{self.path} is no result ({error}): give another file to --out.") from error
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.path} is no result ({first_line(error)}): give another file to --out."
+            ) from error
         if not isinstance(report, dict) or report.get("config") != self.settings:
             raise InputError(f"{self.path} is of a run with other settings: give another file to --out.")
         return report
@@ -81,7 +88,6 @@ class Journal:
         if self._part is None:
             return
         try:
-            self._part.parent.mkdir(parents=True, exist_ok=True)
             lines = [line] if self._part.exists() else [{"settings": self.settings}, line]
             with open(self._part, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in lines)
@@ -91,21 +97,53 @@ class Journal:
             raise InputError(f"{self._part} cannot be written ({error.strerror}): check --out.") from error
 
     def _take_over(self, part: Path) -> None:
-        lines = part.read_text("utf-8").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):  # cut short by a kill
-            lines.pop()
-            part.write_text("".join(lines), "utf-8")
-        if not lines:
+        header = json.dumps({"settings": self.settings}, ensure_ascii=False) + "\n"
+        data = part.read_bytes()
+        if header.encode().startswith(data):  # stopped before the first part was finished
             part.unlink()
             return
         try:
-            known = [json.loads(line) for line in lines]
-            settings = known[0]["settings"]
-            self._rows = {line["key"]: line["row"] for line in known[1:]}
-            self._seconds = sum(line["seconds"] for line in known[1:])
-        except (ValueError, KeyError, TypeError) as error:
+            lines = [json.loads(line) for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
+            settings, rows = lines[0]["settings"], {line["key"]: line["row"] for line in lines[1:]}
+            seconds = sum(line["seconds"] for line in lines[1:])
+        except (ValueError, LookupError, TypeError) as error:
             raise InputError(f"{part} is no journal of a run: delete it, or give another --out.") from error
         if settings != self.settings:
             raise InputError(
                 f"{part} is of a run with other settings: delete it, or give another file to --out."
             )
+        self._rows, self._seconds = rows, seconds
+        if not data.endswith(b"\n"):  # the last line was cut short by a kill
+            part.write_bytes(data[: data.rindex(b"\n") + 1])
+
+
+def fingerprint(*texts: str) -> str:
+    """A short hash by which the settings of a run tell its data from others."""
+    digest = sha256()
+    for text in texts:
+        digest.update(f"{len(text)}/{text}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _writable(path: Path) -> Path:
+    """The path of a result, once its folder is there.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    if not path.name or path.is_dir():
+        raise InputError(f"{path} is a folder: give a file to --out.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent} cannot be made ({error.strerror}): check --out.") from error
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"Nothing can be written into {path.parent}: check --out.")
+    return path
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

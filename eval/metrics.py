@@ -30,7 +30,8 @@ def bootstrap(values: Sequence[float], draws: int = 1000, share: float = 0.95) -
 
 def means(rows: Sequence[Mapping[str, Any]], *names: str) -> dict[str, Any]:
     """A result's ``metrics``, ``intervals`` and ``n`` of rows; what has no value is left out."""
-    values = {name: [float(row[name]) for row in rows] for name in names if rows[0][name] is not None}
+    known = [name for name in names if all(row[name] is not None for row in rows)]
+    values = {name: [float(row[name]) for row in rows] for name in known}
     metrics = {name: sum(each) / len(each) for name, each in values.items()}
     return {
         "metrics": metrics,

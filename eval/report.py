@@ -1,8 +1,8 @@
 """One Markdown page with tables and plots from the JSON results of a folder."""
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,14 @@ def build(folder: Path, page: Path) -> list[Path]:
     for file in sorted(folder.glob("*.json")):
         try:
             report = json.loads(file.read_text("utf-8"))
-            by_task[report["task"]].append(report)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} is no result of hiermem ({error!r}): move it elsewhere.") from error
+            missing = {"task", "metrics", "config", "n"} - set(report)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{file} is no result of hiermem ({type(error).__name__}): move it elsewhere."
+            ) from error
+        if not isinstance(report, dict) or missing:
+            raise InputError(f"{file} is no result of hiermem: move it elsewhere.")
+        by_task[report["task"]].append(report)
     if not by_task:
         raise InputError(f"There are no results in {folder}: make some with `hiermem eval … --out`.")
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -77,14 +82,39 @@ def _system(report: Report) -> str:
     return words if system == "pruned" else f"hiermem ({words})"
 
 
+def _named(reports: Sequence[Report], cells: Callable[[Report], Collection[Any]]) -> list[tuple[str, Report]]:
+    """Reports under the names of their systems; where two would share a cell, with what they differ in."""
+    groups: dict[str, list[Report]] = defaultdict(list)
+    for report in reports:
+        groups[_system(report)].append(report)
+    named = []
+    for name, members in groups.items():
+        counts = Counter(cell for report in members for cell in cells(report))
+        double = [r for r in members if any(counts[cell] > 1 for cell in cells(r))]
+        flat = [dict(_flat(report["config"])) for report in double]
+        differ = [key for key in (flat[0] if flat else ()) if len({str(f.get(key)) for f in flat}) > 1]
+        for report in members:
+            own = dict(_flat(report["config"]))
+            named.append((", ".join([name, *(f"{key} {own.get(key)}" for key in differ)]), report))
+    return named
+
+
+def _flat(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value)
+        else:
+            yield key, value
+
+
 def _pivot(reports: Sequence[Report], column: Callable[[Report], Any], metric: str, label: str) -> list[str]:
     """Systems down, ``column`` across, one metric in the cells, with its interval where there is one."""
     columns = sorted({column(report) for report in reports})
     cells: dict[str, dict[Any, Any]] = defaultdict(dict)
-    for report in reports:
+    for name, report in _named(reports, lambda r: [column(r)]):
         if metric in report["metrics"]:
             interval = report.get("intervals", {}).get(metric)
-            cells[_system(report)][column(report)] = _cell(report["metrics"][metric]) + _between(interval)
+            cells[name][column(report)] = _cell(report["metrics"][metric]) + _between(interval)
     header = [label, *(_cell(value) for value in columns)]
     return table(header, [[system, *(row.get(c) for c in columns)] for system, row in cells.items()])
 
@@ -123,23 +153,34 @@ def _rows(reports: Sequence[Report]) -> list[dict[str, Any]]:
 def _pg19(reports: Sequence[Report]) -> list[str]:
     """Perplexities; where a full-attention run is there, the share of the gap to the window it closes."""
     books = sorted({row["book"] for row in _rows(reports)})
-    bare = [r for r in reports if r["config"]["policy"] == "full" and r["config"]["window"]]
-    full = max(bare, key=lambda r: r["config"]["window"], default=None)
-    windows = {
-        r["config"]["working"]["budget"]: r["metrics"]["perplexity"]
-        for r in reports
-        if r["config"]["policy"] == "window"
-    }
     rows = []
     for report in sorted(reports, key=_pg19_order):
         config, mean = report["config"], report["metrics"]["perplexity"]
         budget = config["working"]["budget"] if config["policy"] != "full" else None
-        share = None
-        if full is not None and budget in windows and windows[budget] > full["metrics"]["perplexity"]:
-            share = (windows[budget] - mean) / (windows[budget] - full["metrics"]["perplexity"])
+        beside = [r for r in reports if _pg19_text(r) == _pg19_text(report)]
         one = {row["book"]: row["perplexity"] for row in report["rows"]}
+        share = _pg19_share(mean, budget, beside)
         rows.append([_pg19_name(config), budget, mean, share, *(one.get(book) for book in books)])
     return table(["policy", "budget", "mean", "share of the gap closed", *books], rows)
+
+
+def _pg19_text(report: Report) -> list[Any]:
+    """What was read and scored; only figures of the same text are compared."""
+    names = ("data", "books", "split", "start", "tokens", "score_from", "model", "dtype")
+    return [report["config"].get(name) for name in names]
+
+
+def _pg19_share(mean: float, budget: int | None, beside: Sequence[Report]) -> float | None:
+    """How much of the gap from the window policy of the same budget to full attention is closed."""
+    full = [r for r in beside if r["config"]["policy"] == "full" and r["config"]["window"]]
+    window = [
+        r for r in beside if r["config"]["policy"] == "window" and r["config"]["working"]["budget"] == budget
+    ]
+    if not full or not window or budget is None:
+        return None
+    best = max(full, key=lambda r: r["config"]["window"])["metrics"]["perplexity"]
+    base = window[0]["metrics"]["perplexity"]
+    return (base - mean) / (base - best) if base > best else None
 
 
 def _pg19_name(config: dict[str, Any]) -> str:
@@ -166,30 +207,32 @@ def _pubmedqa(reports: Sequence[Report]) -> list[str]:
 
 
 def _needles(reports: Sequence[Report]) -> list[str]:
-    rows = [
-        [
-            _system(r),
-            r["config"]["keep"],
-            *(
-                _cell(r["metrics"][name]) + _between(r.get("intervals", {}).get(name))
-                for name in ("nll", "exact")
-            ),
-            r["metrics"].get("kept"),
-            r["n"],
-        ]
-        for r in sorted(reports, key=lambda r: (r["config"]["keep"], r["metrics"]["nll"]))
-    ]
-    return table(["system", "keep", "NLL per answer token", "exact", "kept", "n"], rows)
+    """Also on the first prompts alone, as many as the shortest run has: those are the same for all."""
+    fewest = min(report["n"] for report in reports)
+    named = _named(reports, lambda r: [r["config"]["keep"]])
+    rows = []
+    for name, report in sorted(
+        named, key=lambda pair: (pair[1]["config"]["keep"], pair[1]["metrics"]["nll"])
+    ):
+        metrics, intervals = report["metrics"], report.get("intervals", {})
+        scores = [_cell(metrics[score]) + _between(intervals.get(score)) for score in ("nll", "exact")]
+        examples = report.get("examples", ())[:fewest]
+        first = sum(example["nll"] for example in examples) / fewest if examples else None
+        first = metrics["nll"] if report["n"] == fewest else first
+        rows.append([name, report["config"]["keep"], *scores, first, metrics.get("kept"), report["n"]])
+    header = ["system", "keep", "NLL per answer token", "exact", f"NLL of the first {fewest}", "kept", "n"]
+    return table(header, rows)
 
 
 def _by_length(metric: str) -> Callable[[Sequence[Report]], list[str]]:
     def section(reports: Sequence[Report]) -> list[str]:
         lengths = sorted({row["length"] for row in _rows(reports)})
         cells: dict[str, dict[int, Any]] = defaultdict(dict)
-        for report in reports:
+        for name, report in _named(reports, lambda r: [row["length"] for row in r["rows"]]):
             for row in report["rows"]:
-                cells[_system(report)][row["length"]] = f"{row[metric]:.2f} ({row['n']})"
-        header = ["system", *(f"{length:,} tokens (n)" for length in lengths)]
+                interval = _between(row.get("interval"))
+                cells[name][row["length"]] = f"{row[metric]:.2f}{interval}, n {row['n']}"
+        header = ["system", *(f"{length:,} tokens" for length in lengths)]
         return table(header, [[name, *(row.get(n) for n in lengths)] for name, row in cells.items()])
 
     return section

@@ -3,11 +3,12 @@
 import json
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hiermem.errors import HierMemError
+from hiermem.errors import HierMemError, InputError
 from hiermem.eval.journal import Journal
 from hiermem.machine import now, peak_rss_bytes
 
@@ -39,26 +40,29 @@ class Point:
     command: Sequence[str]
 
 
-class TooLong(HierMemError):
+class TooLongError(HierMemError):
     """A measurement took longer than its limit."""
 
 
 def sweep(points: Sequence[Point], repeats: int, journal: Journal) -> dict[str, Any]:
     """All points, interleaved ``repeats`` times; medians, and the ratio to the bare limit.
 
-    A system that failed at one length is not tried at a greater one.
+    A system that ran out of time or memory at one length is not tried there again, nor at a greater one.
+
+    Raises:
+        InputError: a point could not be measured at all.
     """
     from tqdm.auto import tqdm
 
     measured: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    failed: dict[str, str] = {}
+    failed: dict[str, int] = {}
     rounds = [(turn, point) for turn in range(repeats) for point in sorted(points, key=lambda p: p.length)]
     for turn, point in tqdm(rounds, desc="bench", disable=None):
-        if point.system in failed:
+        if point.length >= failed.get(point.system, sys.maxsize):
             continue
         row = journal.row(f"{point.system}/{point.length}/{turn}", _in_own_process, point)
         if "failed" in row:
-            failed[point.system] = row["failed"]
+            failed[point.system] = point.length
         measured.setdefault((point.system, point.length), []).append(row)
     rows = [_median(system, length, runs) for (system, length), runs in measured.items()]
     limits = {row["length"]: row for row in rows if row["system"] == "bare limit" and "failed" not in row}
@@ -82,22 +86,27 @@ def _in_own_process(point: Point) -> dict[str, Any]:
     if done.returncode in (-9, 137):
         return {"failed": "more memory than the machine has"}
     reason = done.stderr.decode("utf-8", "replace").strip().split("\n")[-1].removeprefix("hiermem: ")
-    return {"failed": reason or f"exit status {done.returncode}"}
+    raise InputError(reason or f"Measuring {point.system} ended with exit status {done.returncode}.")
 
 
 def measure(model: "HierMemModel", ids: "Tensor", system: str, limit: float) -> dict[str, Any]:
-    """One point in this process.
+    """One point in this process; `failed` says why there is none.
 
     Args:
         ids: ``[n]`` int64, what is read.
-        limit: seconds after which `TooLong` is raised.
+        limit: seconds after which it is given up.
     """
     import torch
 
     run = {"hiermem": _hiermem, "full": _full, "bare limit": _bare_limit}[system]
     clock = _Clock(limit, model.device)
-    with torch.inference_mode():
-        row = run(model, ids.to(model.device), clock)
+    try:
+        with torch.inference_mode():
+            row = run(model, ids.to(model.device), clock)
+    except TooLongError as error:
+        return {"failed": str(error)}
+    except torch.OutOfMemoryError:
+        return {"failed": "more memory than the device has"}
     row["peak_rss_bytes"] = peak_rss_bytes()
     if model.device.type == "cuda":
         row["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
@@ -105,7 +114,7 @@ def measure(model: "HierMemModel", ids: "Tensor", system: str, limit: float) -> 
 
 
 class _Clock:
-    """Seconds of reading; raises `TooLong` past the limit."""
+    """Seconds of reading; raises `TooLongError` past the limit."""
 
     def __init__(self, limit: float, device: "torch.device") -> None:
         self.limit, self.device, self.begin = limit, device, now(device)
@@ -113,7 +122,7 @@ class _Clock:
     def now(self) -> float:
         moment = now(self.device)
         if moment - self.begin > self.limit:
-            raise TooLong(f"more than {self.limit:.0f} s")
+            raise TooLongError(f"more than {self.limit:.0f} s")
         return moment
 
     def seconds(self, work: Callable[..., object], *arguments: Any) -> float:

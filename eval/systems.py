@@ -6,14 +6,18 @@ question is all that tells them apart: prompts, decoding and scoring are the sam
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import torch
 
 from hiermem.asking import Prompt, prepare, prompt_ids, prompt_text
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
+from hiermem.text import from_beginning
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -72,17 +76,18 @@ class Opened:
 class InContext(System[Opened]):
     """The whole text in the prompt, over a working memory of any policy."""
 
-    def working(self) -> WorkingMemoryConfig:
-        """Settings of the working memory that the prompt is read into."""
+    def working(self, tokens: int) -> WorkingMemoryConfig:
+        """Settings of the working memory that a prompt of so many tokens is read into."""
         return self.model.config.working
 
     def read(self, text: str) -> Opened:
         model = self.model
         whole = prompt_text(model.tokenizer, [text], _HERE, model.config.asking.instruction)
         before, after = whole.split(text, 1) if text else ("", whole)
-        working = model.new_working_memory(self.working())
-        ids = prompt_ids(model.tokenizer, before + text, working).to(model.device)
+        ids = model.tokenizer(before + text, add_special_tokens=False, verbose=False).input_ids
+        ids = torch.tensor([from_beginning(model.tokenizer, ids)], device=model.device)
         self.check_length(ids.shape[1])
+        working = model.new_working_memory(self.working(ids.shape[1]))
         model.read_ids(working, ids)
         return Opened(working, after)
 
@@ -95,9 +100,21 @@ class InContext(System[Opened]):
 
 
 class Pruned(InContext):
-    """The configured policy alone: pruned to the budget before the question is seen, and no recall."""
+    """The configured policy alone: pruned to the budget before the question is seen, and no recall.
+
+    Args:
+        keep: share of a prompt's tokens that makes the budget in place of the configured one.
+    """
 
     name = "pruned"
+
+    def __init__(self, model: "HierMemModel", keep: float | None = None) -> None:
+        super().__init__(model)
+        self.keep = keep
+
+    def working(self, tokens: int) -> WorkingMemoryConfig:
+        config = super().working(tokens)
+        return config if self.keep is None else replace(config, budget=max(round(self.keep * tokens), 1))
 
     def read(self, text: str) -> Opened:
         opened = super().read(text)
@@ -110,7 +127,7 @@ class Full(InContext):
 
     name = "full"
 
-    def working(self) -> WorkingMemoryConfig:
+    def working(self, tokens: int) -> WorkingMemoryConfig:
         return HierMemConfig.preset("bare").working
 
     def check_length(self, tokens: int) -> None:
@@ -143,7 +160,7 @@ class Streaming(InContext):
 
     name = "streaming"
 
-    def working(self) -> WorkingMemoryConfig:
+    def working(self, tokens: int) -> WorkingMemoryConfig:
         return replace(self.model.config.working, policy="window", positions="compact")
 
 
@@ -211,11 +228,15 @@ SYSTEMS: dict[str, type[System[Any]]] = {
 
 
 def new_system(name: str, model: "HierMemModel") -> System[Any]:
-    """A system by name.
+    """A system by name."""
+    return SYSTEMS[name](model)
+
+
+def check_system(name: str, choices: Sequence[str]) -> None:
+    """Refuse what is no system before anything is loaded.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: ``name`` is none of ``choices``.
     """
-    if name not in SYSTEMS:
-        raise InputError(f"There is no system {name!r}: choose one of {', '.join(SYSTEMS)}.")
-    return SYSTEMS[name](model)
+    if name not in choices:
+        raise InputError(f"There is no system {name!r}: choose one of {', '.join(choices)}.")

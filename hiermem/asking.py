@@ -47,10 +47,15 @@ class AskConfig:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer and the passages that were put before the question, best first."""
+    """An answer and the passages that were put before the question, best first.
+
+    Attributes:
+        complete: whether the answer ended by itself, not at the length limit.
+    """
 
     text: str
     sources: list[Source]
+    complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,9 @@ def ask(
 ) -> Answer:
     """Answer ``question`` from ``memory``, which stays as it is."""
     prompt = prepare(model, memory, question, top_k)
-    text = model.continue_from(prompt.working, prompt.ids, max_new_tokens)
-    return Answer(text.split(_NEXT_QUESTION)[0].strip(), prompt.sources)
+    text, ended = model.continue_from(prompt.working, prompt.ids, max_new_tokens)
+    answer, *others = text.split(_NEXT_QUESTION)
+    return Answer(answer.strip(), prompt.sources, ended or bool(others))
 
 
 def prepare(model: "HierMemModel", memory: MemoryState, question: str, top_k: int | None = None) -> Prompt:

@@ -44,7 +44,7 @@ def load_backbone(
     path = str(BUNDLED_MODELS[name]()) if name in BUNDLED_MODELS else name
     try:
         config = AutoConfig.from_pretrained(path, revision=revision)
-        chosen = dtype or _native_dtype(getattr(config, "dtype", None), device)
+        chosen = dtype or native_dtype(getattr(config, "dtype", None), device)
         backbone = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=chosen)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     except Exception as error:  # whatever transformers makes of a folder that is not a model
@@ -55,7 +55,7 @@ def load_backbone(
     return backbone, tokenizer
 
 
-def _native_dtype(own: torch.dtype | None, device: torch.device) -> torch.dtype:
+def native_dtype(own: torch.dtype | None, device: torch.device) -> torch.dtype:
     """The checkpoint's dtype where the device computes in it at speed, else float32."""
     if own is None or own == torch.float32:
         return torch.float32

@@ -330,8 +330,11 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
                 )
         return hidden
 
-    def continue_from(self, memory: WorkingMemory, ids: Tensor, max_new_tokens: int) -> str:
-        """Greedy continuation of ``ids [1, n]`` after what ``memory`` holds; ``memory`` moves on."""
+    def continue_from(self, memory: WorkingMemory, ids: Tensor, max_new_tokens: int) -> tuple[str, bool]:
+        """Greedy continuation of ``ids [1, n]`` after what ``memory`` holds; ``memory`` moves on.
+
+        Returns the text, and whether it ended by itself.
+        """
         memory.columns = 0  # for generate, the prompt begins here
         output = self.generate(
             ids,
@@ -342,7 +345,9 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
             num_beams=1,
             repetition_penalty=1.0,
         )
-        return str(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+        new = output[0, ids.shape[1] :]
+        text = str(self.tokenizer.decode(new, skip_special_tokens=True))
+        return text, len(new) < max_new_tokens or int(new[-1]) in self.tokenizer.all_special_ids
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """The tensor where the model computes."""

@@ -1,12 +1,12 @@
 """Passages: the sentences of recalled segments that fit a question best.
 
 A small model answers better from little text, so whole segments are not shown to it. Sentences are compared
-with the question by the segments' own search key, as a cosine: long ones have no advantage.
+with the question by the segments' own search key, as a cosine, so that long ones have no advantage.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
@@ -15,9 +15,15 @@ import torch
 from hiermem.memory.longterm import Hit
 from hiermem.retrieval.lexical import LexicalKey
 
-_SENTENCE = re.compile(r"(?s).+?(?:[.!?][\"'”’)\]]*\s+|\Z)")  # a heading goes with what follows it
+# Where a sentence may end, with the quotes, brackets and white space after it.
+_END = re.compile(r"[.!?]+[\"'”’)\]]*\s+|[。！？]+[」』）]*\s*")
+# Full stops of titles, initials and shortened words, which end none.
+_SHORTENED = re.compile(
+    r"\b(?:[A-HJ-Z]|Mrs?|Ms|Dr|Prof|St|Messrs|Mme|Mlle|Capt|Col|Gen|Lieut|Lt|Sergt|Sgt|Rev|Hon|Jr|Sr|Figs?"
+    r"|vs|cf|al|approx|e\.g|i\.e|[ap]\.m)\.$"
+)
 _LONGEST = 300  # characters of a sentence; a longer one is cut between words
-_SHORTEST_KEY = 3.0  # length of a key below which a cosine says little: about nine words
+_SHORTEST_KEY = 3.0  # a cosine counts at least this length of a key, about nine words: fewer say little
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,27 @@ def select(
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
-    """Spans of the sentences of ``text``, which they cover; none is longer than 300 characters."""
+    """Spans of the sentences of ``text``, which they cover; none is longer than 300 characters.
+
+    A heading has no full stop, so it goes with the sentence after it.
+    """
     bounds = [0]
-    for match in _SENTENCE.finditer(text):
-        while match.end() - bounds[-1] > _LONGEST:
+    for end in _ends(text):
+        while end - bounds[-1] > _LONGEST:
             space = text.rfind(" ", bounds[-1] + 1, bounds[-1] + _LONGEST)
             bounds.append(space + 1 if space > 0 else bounds[-1] + _LONGEST)
-        bounds.append(match.end())
+        bounds.append(end)
     return list(pairwise(bounds))
+
+
+def _ends(text: str) -> Iterator[int]:
+    for match in _END.finditer(text):
+        at, end = match.span()
+        shortened = text[at] == "." and _SHORTENED.search(text, max(at - 8, 0), at + 1)
+        if end < len(text) and not shortened and not text[end].islower():
+            yield end
+    if text:
+        yield len(text)
 
 
 def _best(fits: torch.Tensor, lengths: Sequence[int], characters: int, least_score: float) -> list[int]:

@@ -147,6 +147,12 @@ def test_interrupted_reading_is_saved_and_goes_on(tiny_model: Path, tmp_path: Pa
         (["eval", "needles", "--data", "BOOK", "--keep", "2"], "'--keep'"),
         (["eval", "needles", "--data", "BOOK", "--length", "100000"], "so no text of 100000 tokens"),
         (["eval", "needles", "--data", "BOOK", "--length", "100", "--system", "magic"], "no system 'magic'"),
+        (["eval", "needles", "--data", "BOOK", "--dump", "x.jsonl", "--out", "OUT"], "leave --out away"),
+        (["eval", "babi-long", "--haystack", "BOOK", "--system", "magic"], "no system 'magic'"),
+        (["eval", "pg19", "--data", "BOOK", "--overlap", "32"], "needs a --window that is wider"),
+        (["eval", "passkey", "--haystack", "BOOK", "--lengths", "64,-3"], "no negative numbers"),
+        (["eval", "passkey", "--haystack", "BOOK", "--out", "FULL"], "is a folder"),
+        (["bench", "length", "--text", "BOOK", "--device", "warp", "--out", "OUT"], "'warp' cannot be used"),
         (["eval", "pubmedqa", "--data", "missing"], "official layout"),
         (["eval", "pubmedqa", "--data", "someone/records"], "no list of test questions"),
         (["eval", "pg19", "--data", "someone/books"], "cannot be read from the hub"),
@@ -239,6 +245,12 @@ def test_a_result_is_kept_and_not_computed_again(tiny_model: Path, book: Path, t
     page = tmp_path / "page.md"
     assert str(page) in result("report", tmp_path / "out", "--page", page)["written"]
     done = run(*command[:-4], "--keep", "0.5", *command[-2:])
+    assert done.returncode == 2
+    assert b"other settings" in done.stderr
+    other = tmp_path / "elsewhere" / book.name
+    other.parent.mkdir()
+    other.write_text(book.read_text("utf-8") + " One more.", "utf-8")
+    done = run(*[other if part == book else part for part in command])
     assert done.returncode == 2
     assert b"other settings" in done.stderr
 

@@ -105,7 +105,7 @@ def test_retrieval_on_the_official_layout(tmp_path: Path) -> None:
     write_pubmedqa(tmp_path)
     assert [item.id for item in pubmedqa.load(tmp_path, "test")] == ["4", "1", "2"]
     assert [item.id for item in pubmedqa.load(tmp_path, "train")] == ["0", "3", "5"]
-    result = retrieval.evaluate(tmp_path, "test", None, LongTermConfig())
+    result = retrieval.evaluate(pubmedqa.load(tmp_path, "test"), LongTermConfig())
     assert result == {"metrics": {"recall_at_1": 1.0, "recall_at_5": 1.0}, "n": 3}
     with pytest.raises(InputError, match="no split"):
         pubmedqa.load(tmp_path, "validation")
@@ -116,6 +116,6 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 def test_retrieval_on_pubmedqa() -> None:
-    result = retrieval.evaluate(SHARED / "pubmedqa", "test", 300, LongTermConfig())
+    result = retrieval.evaluate(pubmedqa.load(SHARED / "pubmedqa", "test")[:300], LongTermConfig())
     assert result["n"] == 300
     assert result["metrics"]["recall_at_1"] >= 0.90

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hiermem.errors import InputError
-from hiermem.eval.journal import Journal
+from hiermem.eval.journal import Journal, fingerprint
 
 SETTINGS = {"task": "t", "budget": 512, "lengths": (1, 2)}
 OTHER = {**SETTINGS, "budget": 256}
@@ -73,6 +73,37 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
     path.with_name("result.json.part").write_text("neither\n")
     with pytest.raises(InputError, match="no journal"):
         Journal(path, SETTINGS)
+
+
+@pytest.mark.parametrize("content", [b"one line of notes", b"first\nsecond", b"\xff\n", b'{"key": 1}\n{"'])
+def test_what_is_not_its_own_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+    part = tmp_path / "result.json.part"
+    part.write_bytes(content)
+    with pytest.raises(InputError, match="no journal"):
+        Journal(tmp_path / "result.json", SETTINGS)
+    assert part.read_bytes() == content
+
+
+def test_a_cut_journal_of_other_settings_is_left_as_it_is(tmp_path: Path) -> None:
+    path, part = tmp_path / "result.json", tmp_path / "result.json.part"
+    Journal(path, OTHER).row("a", finished_part, 1)
+    part.write_bytes(part.read_bytes()[:-3])
+    before = part.read_bytes()
+    with pytest.raises(InputError, match="other settings"):
+        Journal(path, SETTINGS)
+    assert part.read_bytes() == before
+
+
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("."), tmp_path / "result.json" / "deeper"):
+        (tmp_path / "result.json").touch()
+        with pytest.raises(InputError, match="--out"):
+            Journal(path, SETTINGS)
+
+
+def test_other_texts_have_other_fingerprints() -> None:
+    assert fingerprint("a", "b") == fingerprint("a", "b")
+    assert len({fingerprint(*texts) for texts in (("a", "b"), ("ab",), ("b", "a"), ("a", "b", ""), ())}) == 5
 
 
 def test_without_a_path_nothing_is_written() -> None:

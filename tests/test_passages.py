@@ -85,6 +85,24 @@ def test_no_limit_takes_whole_segments() -> None:
     assert [(source.text, source.score) for source in sources] == [(texts[0], 9.0), (FACT, 8.0)]
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [
+            "“I saw Mr. Smith and Dr. Wilson at 5 p.m. today.” ",
+            "He left. ",
+            "So did I. ",
+            "Who is K. Le Moyne?",
+        ],
+        ["It rose (Fig. 2, e.g. in mice). ", "P was .05 vs. .01. ", "25 died! ", "“Stop!” he said."],
+        ["猫は窓の下で眠った。", "「誰？」", "と船長は言った。"],
+    ],
+)
+def test_titles_initials_and_shortened_words_end_no_sentence(parts: list[str]) -> None:
+    text = "".join(parts)
+    assert [text[a:b] for a, b in sentences(text)] == parts
+
+
 @pytest.mark.parametrize("text", ["", "x" * 1000, "no end in sight " * 80, "日本語。" * 200, "\n\n\n" * 90])
 def test_sentences_cover_any_text_within_the_limit(text: str) -> None:
     spans = sentences(text)

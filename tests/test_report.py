@@ -65,7 +65,7 @@ def test_every_section_shows_its_numbers(tmp_path: Path) -> None:
     assert "| hiermem (attention) | 0.610 |" in page
     assert "| kvpress snapkv | 0.250 | 3.21 |" in page
     assert "more than 600 s" in page
-    assert "0.95 (20)" in page
+    assert "0.95, n 20" in page
     assert "hiermem eval qa-bm25" in page
     assert all(path.stat().st_size > 1000 for path in written[1:])
     for path in written[1:]:
@@ -78,6 +78,62 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
     (tmp_path / "stranger.json").write_text('["list"]')
     with pytest.raises(InputError, match=r"stranger\.json is no result"):
         build(tmp_path, tmp_path / "page.md")
+
+
+@pytest.mark.parametrize("content", ['{"task": "needles"}', "[]", "3", "no JSON"])
+def test_half_a_result_is_refused_in_a_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "half.json").write_text(content)
+    with pytest.raises(InputError, match=r"half\.json is no result of hiermem"):
+        build(tmp_path, tmp_path / "page.md")
+
+
+def test_results_that_differ_stand_in_rows_of_their_own(tmp_path: Path) -> None:
+    for seed, value in ((1, 0.25), (2, 0.75)):
+        rows = [{"length": 1024, "accuracy": value, "n": 4}]
+        write(
+            tmp_path,
+            f"k{seed}",
+            "passkey",
+            {"accuracy": value},
+            {"working": WORKING, "seed": seed},
+            rows=rows,
+        )
+        config = {"system": "pruned", "keep": 0.25, "working": {**WORKING, "chunk": seed}}
+        write(tmp_path, f"n{seed}", "needles", {"nll": value, "exact": 0.1, "kept": 0.2}, config)
+    page = build(tmp_path, tmp_path / "page.md")[0].read_text("utf-8")
+    assert "| hiermem (attention), seed 1 | 0.25, n 4 |" in page
+    assert "| hiermem (attention), seed 2 | 0.75, n 4 |" in page
+    assert "| attention, chunk 1 | 0.250 | 0.250 |" in page
+
+
+def test_shares_of_the_gap_are_of_the_same_text(tmp_path: Path) -> None:
+    for tokens, worst in ((100, 30.0), (200, 40.0)):
+        for name, given in {
+            "window": pg19("window", 512, worst),
+            "attention": pg19("attention", 512, 29.0),
+            "full": pg19("full", 512, 28.0, window=8192),
+        }.items():
+            config = {**given["config"], "tokens": tokens}
+            write(tmp_path, f"{name}{tokens}", "pg19", given["metrics"], config, rows=given["rows"])
+    pytest.importorskip("matplotlib")
+    page = build(tmp_path, tmp_path / "page.md")[0].read_text("utf-8")
+    assert "| attention | 512 | 29.00 | 0.500 | 29.00 |" in page
+    assert "| attention | 512 | 29.00 | 0.917 | 29.00 |" in page
+
+
+def test_other_prompts_are_compared_on_those_that_all_have(tmp_path: Path) -> None:
+    examples = [{"nll": 1.0}, {"nll": 2.0}, {"nll": 9.0}]
+    mine = {"system": "full", "keep": 1.0}
+    write(tmp_path, "full", "needles", {"nll": 4.0, "exact": 0.5}, mine, examples=examples)
+    report = json.loads((tmp_path / "full.json").read_text())
+    (tmp_path / "full.json").write_text(json.dumps({**report, "n": 3}))
+    theirs = {"system": "kvpress snapkv", "keep": 1.0}
+    write(tmp_path, "peer", "needles", {"nll": 3.0, "exact": 0.5, "kept": 1.0}, theirs)
+    report = json.loads((tmp_path / "peer.json").read_text())
+    (tmp_path / "peer.json").write_text(json.dumps({**report, "n": 2}))
+    page = build(tmp_path, tmp_path / "page.md")[0].read_text("utf-8")
+    assert "| full | 1.00 | 4.00 | 0.500 | 1.50 |  | 3 |" in page
+    assert "| kvpress snapkv | 1.00 | 3.00 | 0.500 | 3.00 | 1.00 | 2 |" in page
 
 
 def test_tables_line_up() -> None:

@@ -8,13 +8,18 @@ import pytest
 import torch
 from readers import ids_of, reader
 
+from hiermem.errors import InputError
 from hiermem.eval.journal import Journal
-from hiermem.eval.speed import SYSTEMS, Point, TooLong, measure, sweep
+from hiermem.eval.speed import SYSTEMS, Point, measure, sweep
 
 
 def printing(speed: float) -> list[str]:
     row = {"tokens_per_second": speed, "peak_rss_bytes": 1}
     return [sys.executable, "-c", f"print('{json.dumps(row)}')"]
+
+
+def giving_up(words: str) -> list[str]:
+    return [sys.executable, "-c", f"print('{json.dumps({'failed': words})}')"]
 
 
 def failing(words: str) -> list[str]:
@@ -24,7 +29,7 @@ def failing(words: str) -> list[str]:
 def test_a_system_that_failed_is_not_tried_at_greater_lengths(tmp_path: Path) -> None:
     points = [
         Point("full", 300, failing("must not run")),
-        Point("full", 200, failing("more than 1 s")),
+        Point("full", 200, giving_up("more than 1 s")),
         Point("full", 100, printing(50.0)),
         Point("bare limit", 100, printing(100.0)),
     ]
@@ -41,6 +46,23 @@ def test_a_system_that_failed_is_not_tried_at_greater_lengths(tmp_path: Path) ->
     assert again == result
 
 
+def test_every_turn_measures_the_lengths_before_the_one_that_failed(tmp_path: Path) -> None:
+    count = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.open('a').write('x'); print(sys.argv[2])"
+    row = json.dumps({"tokens_per_second": 50.0})
+    short = [sys.executable, "-c", count, str(tmp_path / "short"), row]
+    long = [sys.executable, "-c", count, str(tmp_path / "long"), json.dumps({"failed": "more than 1 s"})]
+    sweep([Point("full", 100, short), Point("full", 900, long)], 3, Journal(None, {}))
+    assert (tmp_path / "short").read_text() == "xxx"
+    assert (tmp_path / "long").read_text() == "x"
+
+
+def test_what_cannot_be_measured_at_all_is_no_result(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "out.json", {})
+    with pytest.raises(InputError, match="no such device"):
+        sweep([Point("full", 100, failing("hiermem: no such device"))], 1, journal)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_killed_process_ran_out_of_memory() -> None:
     killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     (row,) = sweep([Point("full", 100, killed)], 1, Journal(None, {}))["rows"]
@@ -49,9 +71,7 @@ def test_a_killed_process_ran_out_of_memory() -> None:
 
 @pytest.mark.parametrize("system", ["full", "bare limit"])
 def test_a_point_over_its_limit_is_given_up(system: str) -> None:
-    model = reader()
-    with pytest.raises(TooLong, match="more than 0 s"):
-        measure(model, ids_of(64)[0], system, limit=0.0)
+    assert measure(reader(), ids_of(64)[0], system, limit=0.0) == {"failed": "more than 0 s"}
 
 
 def test_systems_are_those_that_can_be_measured() -> None:

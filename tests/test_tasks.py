@@ -15,7 +15,7 @@ from hiermem.eval.haystack import Haystack, hidden
 from hiermem.eval.journal import Journal
 from hiermem.eval.metrics import bootstrap, macro_f1
 from hiermem.eval.scoring import opened, score_answer, score_options
-from hiermem.eval.systems import SYSTEMS, Bm25, Full, InContext, Pruned, Truncated, new_system
+from hiermem.eval.systems import SYSTEMS, Bm25, Full, InContext, Pruned, Truncated, check_system, new_system
 from hiermem.eval.tasks import babilong, needles, pubmedqa
 from hiermem.model import HierMemModel
 
@@ -130,7 +130,7 @@ def test_bm25_shows_the_passage_with_the_words() -> None:
 
 def test_an_unknown_system_is_refused() -> None:
     with pytest.raises(InputError, match="choose one of hiermem"):
-        new_system("magic", wide())
+        check_system("magic", tuple(SYSTEMS))
 
 
 # ---- haystacks and needles
@@ -174,9 +174,10 @@ def test_dumped_needles_are_the_prompts_that_are_scored(tmp_path: Path) -> None:
 @torch.inference_mode()
 def test_needles_keep_their_share() -> None:
     model = reader(config=settings(policy="window", budget=50, update_interval=16))
-    result = needles.evaluate(model, "pruned", needles.examples([haystack()], 200, 3, 1), Journal(None, {}))
-    assert 0.15 < result["metrics"]["kept"] < 0.25
-    assert result["metrics"]["nll"] > 0
+    made = needles.examples([haystack()], 200, 3, 1)
+    result = needles.evaluate(model, "pruned", 0.2, made, Journal(None, {}))
+    assert result["metrics"]["kept"] == pytest.approx(0.2, abs=0.01)
+    assert result["metrics"]["nll"] == pytest.approx(sum(row["nll"] for row in result["examples"]) / 3)
 
 
 # ---- babi-long
@@ -268,6 +269,15 @@ def test_babi_long_reports_every_kind() -> None:
     assert [row["length"] for row in result["rows"]] == [0, 1500]
     assert all(row["n"] == 10 and set(babilong.QUESTIONS) <= set(row) for row in result["rows"])
     assert all(row["nll"] > 0 for row in result["rows"])
+
+
+def test_the_interval_of_babi_long_is_over_texts() -> None:
+    """Ten answers of one text hang together: all right in one, all wrong in the other, is two cases."""
+    texts = [
+        [{"kind": kind, "nll": 1.0, "exact": right} for kind in babilong.QUESTIONS * 2] for right in (1, 0)
+    ]
+    summary = babilong._summary(texts)
+    assert summary["exact"] == 0.5 and summary["interval"] == (0.0, 1.0) and summary["n"] == 20
 
 
 # ---- PubMedQA

@@ -217,25 +217,29 @@ def evaluate(
             rows.append({"kind": told.kind, "nll": float(score.nll.sum()), "exact": score.exact})
         return {"answers": rows}
 
-    rows: list[dict[str, Any]] = []
-    with tqdm(total=len(size.lengths) * size.texts, desc="babi-long", disable=None, delay=2) as bar:
-        for length in size.lengths:
-            answers: list[dict[str, Any]] = []
-            for index in range(size.texts):
-                draw = random.Random(f"{size.seed}/{length}/{index}")
-                made = document(haystack, length, size.rounds, draw)
-                answers += journal.row(f"{length}/{index}", ask, made)["answers"]
-                bar.update()
-            rows.append({"length": length, **_summary(answers)})
+    documents = {
+        (length, index): document(
+            haystack, length, size.rounds, random.Random(f"{size.seed}/{length}/{index}")
+        )
+        for length in size.lengths
+        for index in range(size.texts)
+    }
+    answers: dict[int, list[list[dict[str, Any]]]] = {length: [] for length in size.lengths}
+    for (length, index), made in tqdm(documents.items(), desc="babi-long", disable=None, delay=2):
+        answers[length].append(journal.row(f"{length}/{index}", ask, made)["answers"])
+    rows = [{"length": length, **_summary(texts)} for length, texts in answers.items()]
     mean = sum(row["exact"] for row in rows) / len(rows)
     return {"metrics": {"exact": mean}, "rows": rows, "n": sum(row["n"] for row in rows)}
 
 
-def _summary(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    right = [answer["exact"] for answer in answers]
+def _summary(texts: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """Means over all answers; the interval draws whole texts, whose answers hang together."""
+    answers = [answer for text in texts for answer in text]
+    by_text = [accuracy([answer["exact"] for answer in text]) for text in texts]
     kinds = {
         kind: accuracy([answer["exact"] for answer in answers if answer["kind"] == kind])
         for kind in QUESTIONS
     }
     nll = sum(answer["nll"] for answer in answers) / len(answers)
-    return {"exact": accuracy(right), "interval": bootstrap(right), "nll": nll, **kinds, "n": len(right)}
+    exact = sum(by_text) / len(by_text)
+    return {"exact": exact, "interval": bootstrap(by_text), "nll": nll, **kinds, "n": len(answers)}

@@ -18,7 +18,7 @@ from hiermem.eval.haystack import Haystack, hidden
 from hiermem.eval.journal import Journal
 from hiermem.eval.metrics import means
 from hiermem.eval.scoring import score_answer
-from hiermem.eval.systems import Opened, new_system
+from hiermem.eval.systems import Opened, Pruned, new_system
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -80,11 +80,17 @@ def dump(model: "HierMemModel", made: Sequence[Example], path: Path) -> None:
 
 
 @torch.inference_mode()
-def evaluate(model: "HierMemModel", system: str, made: Sequence[Example], journal: Journal) -> dict[str, Any]:
-    """Negative log-likelihood per token of the right code, exact match, and the share of tokens kept."""
+def evaluate(
+    model: "HierMemModel", system: str, keep: float, made: Sequence[Example], journal: Journal
+) -> dict[str, Any]:
+    """Negative log-likelihood per token of the right code, exact match, and the share of tokens kept.
+
+    Args:
+        keep: share of the text, with its codes and the prompt around it, that `pruned` keeps.
+    """
     from tqdm.auto import tqdm
 
-    asked = new_system(system, model)
+    asked = Pruned(model, keep) if system == Pruned.name else new_system(system, model)
 
     def row(example: Example) -> dict[str, Any]:
         context = asked.read(example.text)
@@ -96,4 +102,4 @@ def evaluate(model: "HierMemModel", system: str, made: Sequence[Example], journa
 
     bar = tqdm(made, desc="needles", disable=None, delay=2)
     rows = [journal.row(str(index), row, example) for index, example in enumerate(bar)]
-    return means(rows, "nll", "exact", "kept")
+    return {**means(rows, "nll", "exact", "kept"), "examples": rows}

@@ -45,6 +45,8 @@ class Slice:
             raise InputError("--start-token and --score-from must not be negative, --max-tokens at least 2.")
         if self.overlap < 1 or (self.window is not None and self.window < 1):
             raise InputError("--window and --overlap must be at least 1.")
+        if self.overlap > 1 and (self.window is None or self.overlap >= self.window):
+            raise InputError(f"--overlap {self.overlap} needs a --window that is wider.")
         if self.tokens is not None and self.score_from > self.tokens - 2:
             raise InputError(
                 f"--score-from {self.score_from} leaves nothing of {self.tokens} tokens to score."

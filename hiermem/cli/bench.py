@@ -82,7 +82,7 @@ def length(
 
         hiermem bench length --text book.txt --lengths 2048,8192,32768 --out speed.json
     """
-    from hiermem.eval.journal import Journal
+    from hiermem.eval.journal import Journal, fingerprint
     from hiermem.eval.speed import SYSTEMS, Point, sweep
 
     chosen, wanted = [name.strip() for name in systems.split(",")], opt.whole_numbers(lengths, "--lengths")
@@ -91,7 +91,8 @@ def length(
     if min(wanted) < 2 * chunk:
         raise InputError(f"--lengths must be at least two chunks, which is {2 * chunk}.")
     config = opt.configuration(model, "full", policy, budget, chunk=chunk)
-    opt.read_document(text)
+    data = fingerprint(opt.read_document(text))
+    where = opt.usable_device(device).type
     common = ["--text", text, "--model", model, "--policy", config.working.policy]
     common += ["--budget", str(budget), "--chunk", str(chunk), "--limit", str(limit)]
     common += [*(["--dtype", dtype] if dtype else []), *(["--device", device] if device else [])]
@@ -102,8 +103,8 @@ def length(
         for name in chosen
     ]
     settings = {"lengths": wanted, "systems": chosen, "repeats": repeats, "policy": config.working.policy}
-    settings |= {"text": Path(text).name, "limit": limit}
-    settings |= {"model": model, "budget": budget, "chunk": chunk, "dtype": dtype, "device": device}
+    settings |= {"text": Path(text).name, "data": data, "limit": limit}
+    settings |= {"model": model, "budget": budget, "chunk": chunk, "dtype": dtype, "device": where}
 
     def run(journal: Journal) -> dict[str, Any]:
         return sweep(points, repeats, journal)

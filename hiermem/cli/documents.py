@@ -152,7 +152,8 @@ def ask(
     start = time.perf_counter()
     answer = reader.ask(memory, question, top_k=top_k, max_new_tokens=max_new_tokens)
     sources = [vars(source) for source in answer.sources]
-    result = {"answer": answer.text, "sources": sources, "seconds": time.perf_counter() - start}
+    result = {"answer": answer.text, "complete": answer.complete, "sources": sources}
+    result["seconds"] = time.perf_counter() - start
     opt.emit(result, json, _words(answer))
 
 
@@ -184,6 +185,8 @@ def demo(model: opt.Model = "smollm2", json: opt.Json = False) -> None:
     """Read the whole reference of the Python language and ask it three questions."""
     text = opt.read_document("python-reference")
     reader = opt.load_model(model, opt.configuration(model, "full"), None, None)
+    if not sys.stderr.isatty():  # where a terminal has a progress bar
+        sys.stderr.write("hiermem: reading the reference of the Python language, for some minutes.\n")
     start = time.perf_counter()
     memory = reader.read(text)
     seconds = time.perf_counter() - start
@@ -203,7 +206,8 @@ def demo(model: opt.Model = "smollm2", json: opt.Json = False) -> None:
 
 def _words(answer: "Answer") -> str:
     """An answer and its sources for a person to read."""
-    lines = [f"→ {answer.text}"]
+    text = "\n  ".join(line for line in answer.text.splitlines() if line.strip())
+    lines = [f"→ {text}" + ("" if answer.complete else " …")]
     for source in answer.sources:
         excerpt = " ".join(source.text.split())
         excerpt = excerpt if len(excerpt) <= 300 else excerpt[:297] + "…"

@@ -3,19 +3,24 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hiermem.cli import options as opt
 from hiermem.cli import results
-from hiermem.errors import InputError
-from hiermem.eval.journal import Journal
+from hiermem.errors import InputError, first_line
+from hiermem.eval.journal import Journal, fingerprint
+
+if TYPE_CHECKING:
+    from hiermem.model import HierMemModel
 
 app = typer.Typer(help="Measure quality on public tasks.", no_args_is_help=True)
 
 Split = Annotated[str, typer.Option(help="train, validation or test; all for PubMedQA from the hub.")]
-System = Annotated[str, typer.Option(help="hiermem, or a peer: full, truncated, streaming, bm25, closed.")]
+System = Annotated[
+    str, typer.Option(help="hiermem, or a peer: full, truncated, streaming, bm25, closed, pruned.")
+]
 
 
 @app.command()
@@ -62,11 +67,12 @@ def pg19(
     else:
         config = opt.configuration(model, "full", policy, budget, chunk=chunk, positions=positions)
     settings = {"books": list(texts), "split": split, **asdict(part), "policy": policy}
+    settings["data"] = fingerprint(*texts.values())
 
     def run(journal: Journal) -> dict[str, Any]:
         return task.evaluate(opt.load_model(model, config, dtype, device), texts, part, journal)
 
-    results.run("pg19", run, {**_settings(model, config, dtype), **settings}, out, json)
+    results.run("pg19", run, {**_settings(model, config, dtype, device), **settings}, out, json)
 
 
 @app.command()
@@ -101,11 +107,12 @@ def passkey(
     text = opt.read_document(str(haystack))
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k)
     settings = {"haystack": haystack.name, "lengths": wanted, "limit": limit, "seed": seed}
+    settings["data"] = fingerprint(text)
 
     def run(journal: Journal) -> dict[str, Any]:
         return task.evaluate(opt.load_model(model, config, dtype, device), text, wanted, limit, seed, journal)
 
-    results.run("passkey", run, {**_settings(model, config, dtype), **settings}, out, json)
+    results.run("passkey", run, {**_settings(model, config, dtype, device), **settings}, out, json)
 
 
 @app.command()
@@ -133,6 +140,8 @@ def needles(
 ) -> None:
     """Four numbered codes in real text, one asked for after the text was pruned to a share of its tokens.
 
+    The share counts all tokens before the question, codes and prompt included.
+
     Examples:
 
         hiermem eval needles --data pg19 --policy attention --keep 0.25 --length 2000 --limit 100
@@ -140,24 +149,35 @@ def needles(
         hiermem eval needles --data pg19 --limit 100 --dump prompts.jsonl
     """
     from hiermem.eval.haystack import Haystack
+    from hiermem.eval.systems import Full, HierMem, Pruned, check_system
     from hiermem.eval.tasks import needles as task
     from hiermem.eval.tasks import pg19
 
+    check_system(system, (Pruned.name, Full.name, HierMem.name))
     budget = max(round(keep * length), 1)
     config = opt.configuration(model, "full", policy, budget, chunk=chunk, positions=positions)
     texts = pg19.books(data, split, None, None)
     settings = {"books": list(texts), "system": system, "keep": keep, "length": length, "limit": limit}
+    settings |= {"data": fingerprint(*texts.values()), "seed": seed}
 
-    def run(journal: Journal) -> dict[str, Any]:
+    def prepared() -> tuple["HierMemModel", list[task.Example]]:
         reader = opt.load_model(model, config, dtype, device)
         haystacks = [Haystack(reader.tokenizer, text) for text in texts.values()]
-        made = task.examples(haystacks, length, limit, seed)
-        if dump is not None:
-            task.dump(reader, made, dump)
-            return {"metrics": {}, "n": len(made), "prompts": str(dump)}
-        return task.evaluate(reader, system, made, journal)
+        return reader, task.examples(haystacks, length, limit, seed)
 
-    results.run("needles", run, {**_settings(model, config, dtype), **settings, "seed": seed}, out, json)
+    if dump is not None:
+        if out is not None:
+            raise InputError("--dump measures nothing: leave --out away.")
+        reader, made = prepared()
+        task.dump(reader, made, dump)
+        opt.emit({"prompts": str(dump), "n": len(made)}, json, f"Wrote {len(made)} prompts to {dump}.")
+        return
+
+    def run(journal: Journal) -> dict[str, Any]:
+        reader, made = prepared()
+        return task.evaluate(reader, system, keep, made, journal)
+
+    results.run("needles", run, {**_settings(model, config, dtype, device), **settings}, out, json)
 
 
 @app.command()
@@ -165,7 +185,9 @@ def pubmedqa(
     data: opt.Data,
     split: Split = "test",
     together: Annotated[int, typer.Option(min=1, help="M: abstracts fused into one text.")] = 10,
-    system: System = "hiermem",
+    system: Annotated[
+        str, typer.Option(help="A system as elsewhere, or right: given the right abstract and nothing else.")
+    ] = "hiermem",
     model: opt.Model = "smollm2",
     preset: opt.Preset = None,
     policy: opt.Policy = None,
@@ -181,25 +203,26 @@ def pubmedqa(
 ) -> None:
     """PubMedQA with M abstracts read first, then their questions: decision, long answer, recall.
 
-    The system `right` is given the right abstract and nothing else.
-
     Examples:
 
         hiermem eval pubmedqa --data pubmedqa --together 50
 
         hiermem eval pubmedqa --data pubmedqa --together 50 --system bm25 --limit 100 --json
     """
+    from hiermem.eval.systems import SYSTEMS, check_system
     from hiermem.eval.tasks import pubmedqa as task
 
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k)
     config = config.with_asking(**task.ASKING)
+    check_system(system, (*SYSTEMS, task.RIGHT))
     items = task.load(data, split)[:limit]
     settings = {"split": split, "limit": limit, "together": together, "system": system}
+    settings["data"] = fingerprint(*(f"{item}" for item in items))
 
     def run(journal: Journal) -> dict[str, Any]:
         return task.evaluate(opt.load_model(model, config, dtype, device), system, items, together, journal)
 
-    results.run("pubmedqa", run, {**_settings(model, config, dtype), **settings}, out, json)
+    results.run("pubmedqa", run, {**_settings(model, config, dtype, device), **settings}, out, json)
 
 
 @app.command("babi-long")
@@ -231,19 +254,21 @@ def babi_long(
         hiermem eval babi-long --haystack book.txt --lengths 1000,8000 --limit 5 --seed 1
     """
     from hiermem.eval.haystack import Haystack
+    from hiermem.eval.systems import SYSTEMS, check_system
     from hiermem.eval.tasks import babilong as task
 
     wanted = opt.whole_numbers(lengths, "--lengths")
     text = opt.read_document(str(haystack))
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k)
+    check_system(system, tuple(SYSTEMS))
     size = task.Size(lengths=wanted, texts=limit, rounds=stories, seed=seed)
-    settings = {"haystack": haystack.name, **asdict(size), "system": system}
+    settings = {"haystack": haystack.name, **asdict(size), "system": system, "data": fingerprint(text)}
 
     def run(journal: Journal) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device)
         return task.evaluate(reader, system, Haystack(reader.tokenizer, text), size, journal)
 
-    results.run("babi-long", run, {**_settings(model, config, dtype), **settings}, out, json)
+    results.run("babi-long", run, {**_settings(model, config, dtype, device), **settings}, out, json)
 
 
 @app.command()
@@ -261,13 +286,16 @@ def retrieval(
         hiermem eval retrieval --data pubmedqa --split test --limit 300 --json
     """
     from hiermem.config import HierMemConfig
+    from hiermem.eval.tasks import pubmedqa
     from hiermem.eval.tasks import retrieval as task
 
+    items = pubmedqa.load(data, split)[:limit]
     longterm = HierMemConfig.preset("full").longterm
     settings = {"split": split, "limit": limit, "longterm": asdict(longterm)}
+    settings["data"] = fingerprint(*(f"{item}" for item in items))
 
     def run(journal: Journal) -> dict[str, Any]:
-        return task.evaluate(data, split, limit, longterm)
+        return task.evaluate(items, longterm)
 
     results.run("retrieval", run, settings, out, json)
 
@@ -283,7 +311,7 @@ def report(
 
     Example:
 
-        hiermem report docs/results --page docs/results.md
+        hiermem report results --page results/README.md
     """
     from hiermem.eval.report import build
 
@@ -307,11 +335,24 @@ def lm_eval(context: typer.Context) -> None:
     from hiermem.cli import harness  # noqa: F401 - adds the model to lm_eval's table
 
     sys.argv = ["lm_eval", *context.args]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except (ValueError, KeyError, TypeError, OSError) as error:  # what the harness makes of its arguments
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"lm-eval stopped: {first_line(error)}.") from error
 
 
-def _settings(model: str, config: Any, dtype: str | None) -> dict[str, Any]:
+def _settings(model: str, config: Any, dtype: str | None, device: str | None) -> dict[str, Any]:
+    """What results depend on: figures of a processor with and of one without bf16 do not mix."""
+    import torch
+
+    from hiermem.loading import native_dtype
+
+    where = opt.usable_device(device)
+    numbers = dtype or f"{native_dtype(torch.bfloat16, where)}".removeprefix("torch.")
     known = config.to_dict()
     parts = ["segment", "chunk", "working", "longterm", "asking"]
     parts += ["namm"] if config.working.policy == "namm" else []
-    return {"model": model, "dtype": dtype, **{name: known[name] for name in parts}}
+    settings = {"model": model, "dtype": numbers, "device": where.type}
+    return settings | {name: known[name] for name in parts}

@@ -58,6 +58,10 @@ class HarnessModel(TemplateLM):
                 f"hiermem has no setting {', '.join(unknown)}: --model_args takes pretrained, preset, "
                 f"policy, budget, segment, chunk, positions, dtype and max_gen_toks."
             )
+        numbers = {"budget": budget, "segment": segment, "chunk": chunk, "max_gen_toks": max_gen_toks}
+        for name, number in numbers.items():
+            if number is not None and (not isinstance(number, int) or number < 1):
+                raise InputError(f"{name} in --model_args must be a whole number above 0, not {number!r}.")
         config = opt.configuration(pretrained, preset, policy, budget, segment, chunk, positions)
         usable = torch.cuda.is_available() or not str(device).startswith("cuda")  # its default is cuda:0
         self.model = opt.load_model(pretrained, config, dtype, device if usable else None)
@@ -141,7 +145,7 @@ class HarnessModel(TemplateLM):
         until = [stop for stop in given.pop("until") if stop]
         if not given["do_sample"]:
             given.pop("temperature", None)
-        ids = self._prompt(self.tok_encode(context)).ids
+        ids = self._prompt(self.tok_encode(context) or [self.prefix_token_id]).ids
         output = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

@@ -46,7 +46,11 @@ def main() -> None:
         if not hasattr(error, "format_message"):
             raise
         # A usage error of the command line parser; without a message it has just printed the help.
-        _fail(f"{error.format_message().rstrip('.')}. See `hiermem --help`.", 2)
+        message, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "hiermem"
+        if message:
+            _fail(f"{message}. See `{command} --help`.", 2)
+        status = 2
     if status == 130:  # Ctrl-C, which the command line parser turns into a status
         _fail("stopped.", 130)
     sys.exit(status)

@@ -12,6 +12,8 @@ import typer
 from hiermem.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from hiermem.config import HierMemConfig
     from hiermem.model import HierMemModel
 
@@ -92,17 +94,29 @@ def load_model(
 
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"There is no dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
-    try:
-        where = torch.device(device) if device else None
-        torch.zeros(1, device=where).item()
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"The device {device!r} cannot be used here: choose cpu, or cuda with a GPU."
-        ) from error
+    where = usable_device(device)
     quiet_transformers()
     return HierMemModel.from_pretrained(
         name, config, dtype=getattr(torch, dtype) if dtype else None, device=where
     )
+
+
+def usable_device(name: str | None) -> "torch.device":
+    """The device of that name; without one, a GPU if there is one.
+
+    Raises:
+        InputError: it cannot be used here.
+    """
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"The device {name!r} cannot be used here: choose cpu, or cuda with a GPU."
+        ) from error
+    return device
 
 
 def quiet_transformers() -> None:
@@ -154,12 +168,15 @@ def read_document(doc: str) -> str:
 
 
 def whole_numbers(given: str, option: str) -> list[int]:
-    """Numbers with commas between.
+    """Numbers of 0 or more with commas between.
 
     Raises:
         InputError: they are not.
     """
     try:
-        return [int(number) for number in given.split(",")]
+        numbers = [int(number) for number in given.split(",")]
     except ValueError as error:
         raise InputError(f"{option} takes whole numbers with commas between, not {given!r}.") from error
+    if min(numbers) < 0:
+        raise InputError(f"{option} takes no negative numbers, such as {min(numbers)}.")
+    return numbers
