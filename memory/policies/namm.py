@@ -62,6 +62,7 @@ class Namm(nn.Module):
 
     mean: Tensor
     deviation: Tensor
+    rates: Tensor
 
     def __init__(self, config: NammConfig) -> None:
         super().__init__()
