@@ -94,6 +94,30 @@ def test_texts_far_beyond_the_trained_range_are_read(tiny_model: Path) -> None:
     assert math.isfinite(rolling)
 
 
+def test_generation_from_nothing_begins_as_every_text_does(tiny_model: Path) -> None:
+    model = HarnessModel(str(tiny_model), preset="bare")
+    (text,) = model.generate_until(requests("generate_until", ("", {"max_gen_toks": 5})), disable_tqdm=True)
+    ids = torch.tensor([[model.prefix_token_id]])
+    whole = model.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
+    assert text == model.tokenizer.decode(whole[0, 1:], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("budget", ["many", 12.5, 0])
+def test_a_number_that_is_none_is_refused(tiny_model: Path, budget: object) -> None:
+    with pytest.raises(InputError, match="budget in --model_args"):
+        HarnessModel(str(tiny_model), budget=budget)  # type: ignore[arg-type]
+
+
+def test_what_the_harness_refuses_is_one_sentence(tiny_model: Path) -> None:
+    command = [sys.executable, "-m", "hiermem.cli.main", "lm-eval", "--model", "hiermem"]
+    command += ["--model_args", f"pretrained={tiny_model}", "--tasks", "no_such_task"]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **offline}, check=False)
+    assert done.returncode == 2
+    assert b"hiermem: lm-eval stopped: Tasks not found: no_such_task." in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def test_an_unknown_setting_is_refused(tiny_model: Path) -> None:
     with pytest.raises(InputError, match="no setting colour"):
         HarnessModel(str(tiny_model), colour="red")
