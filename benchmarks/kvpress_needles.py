@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from hiermem.errors import HierMemError
-from hiermem.eval.journal import Journal, fingerprint
+from hiermem.eval.journal import Journal, data_hash
 from hiermem.eval.metrics import means
 
 METHODS = {
@@ -93,7 +93,7 @@ def main() -> None:
         parser.error(f"there is no file {given.prompts}: make it with `hiermem eval needles --dump`")
     lines = given.prompts.read_text("utf-8").splitlines()[: given.limit]
     settings = {"task": "needles", "system": f"kvpress {given.method}", "keep": given.keep}
-    settings |= {"limit": given.limit, "prompts": given.prompts.name, "data": fingerprint(*lines)}
+    settings |= {"limit": given.limit, "prompts": given.prompts.name, "data": data_hash(*lines)}
     journal = Journal(given.out, {**settings, "model": Path(given.model).name})
     command = ".venv-peers/bin/python benchmarks/kvpress_needles.py --model DIR"
     command += f" --prompts {given.prompts.name} --method {given.method} --keep {given.keep}"

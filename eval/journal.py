@@ -117,7 +117,7 @@ class Journal:
             part.write_bytes(data[: data.rindex(b"\n") + 1])
 
 
-def fingerprint(*texts: str) -> str:
+def data_hash(*texts: str) -> str:
     """A short hash by which the settings of a run tell its data from others."""
     digest = sha256()
     for text in texts:

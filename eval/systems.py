@@ -10,14 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-import torch
-
 from hiermem.asking import Prompt, prepare, prompt_ids, prompt_text
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
-from hiermem.text import from_beginning
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -84,8 +81,7 @@ class InContext(System[Opened]):
         model = self.model
         whole = prompt_text(model.tokenizer, [text], _HERE, model.config.asking.instruction)
         before, after = whole.split(text, 1) if text else ("", whole)
-        ids = model.tokenizer(before + text, add_special_tokens=False, verbose=False).input_ids
-        ids = torch.tensor([from_beginning(model.tokenizer, ids)], device=model.device)
+        ids = prompt_ids(model.tokenizer, before + text).to(model.device)
         self.check_length(ids.shape[1])
         working = model.new_working_memory(self.working(ids.shape[1]))
         model.read_ids(working, ids)
@@ -219,7 +215,7 @@ def _words(text: str) -> list[str]:
 def _fresh(model: "HierMemModel", passages: list[str], question: str) -> Prompt:
     working = model.new_working_memory(HierMemConfig.preset("bare").working)
     text = prompt_text(model.tokenizer, passages, question, model.config.asking.instruction)
-    return Prompt(working, prompt_ids(model.tokenizer, text, working).to(model.device), [])
+    return Prompt(working, prompt_ids(model.tokenizer, text).to(model.device), [])
 
 
 SYSTEMS: dict[str, type[System[Any]]] = {
@@ -228,7 +224,12 @@ SYSTEMS: dict[str, type[System[Any]]] = {
 
 
 def new_system(name: str, model: "HierMemModel") -> System[Any]:
-    """A system by name."""
+    """A system by name.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    check_system(name, tuple(SYSTEMS))
     return SYSTEMS[name](model)
 
 

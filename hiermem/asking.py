@@ -125,7 +125,8 @@ def prompt_text(tokenizer: Any, passages: list[str], question: str, instruction:
     return "\n\n".join([*passages, f"Question: {question}\nAnswer:"])
 
 
-def prompt_ids(tokenizer: Any, prompt: str, working: WorkingMemory) -> Tensor:
+def prompt_ids(tokenizer: Any, prompt: str, working: WorkingMemory | None = None) -> Tensor:
     """Ids ``[1, n]`` of a prompt; where nothing was read before it, it begins as every text does."""
-    ids = tokenizer(prompt, add_special_tokens=False).input_ids
-    return torch.tensor([ids if any(working.seen) else from_beginning(tokenizer, ids)])
+    ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+    follows = working is not None and any(working.seen)
+    return torch.tensor([ids if follows else from_beginning(tokenizer, ids)])

@@ -213,7 +213,7 @@ class Backbone:
             network: what the policy `namm` scores with.
         """
         trained_range = config.trained_range or self.trained_range
-        return WorkingMemory(config, self.shapes, trained_range, batch, network)
+        return WorkingMemory(config, self.shapes, trained_range, batch, config.new_policy(network))
 
     @contextmanager
     def attached(self, memory: WorkingMemory) -> Iterator[BackboneCache]:

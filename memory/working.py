@@ -26,7 +26,6 @@ from hiermem.memory.policies import (
     CacheView,
     EvictionPolicy,
     Namm,
-    NammConfig,
     NammPolicy,
     Observer,
     ShownQueries,
@@ -92,9 +91,8 @@ class WorkingMemoryConfig:
         Args:
             network: what `namm` scores with; None takes an untrained one of the published shape.
         """
-        if self.policy == NammPolicy.name:
-            return NammPolicy(self.sinks, max(self.recent, 1), network or Namm(NammConfig()))
-        return POLICIES[self.policy](sinks=self.sinks, recent=self.recent)
+        own = {"network": network} if network is not None and self.policy == NammPolicy.name else {}
+        return POLICIES[self.policy](sinks=self.sinks, recent=self.recent, **own)
 
 
 class WorkingMemory:
@@ -116,7 +114,7 @@ class WorkingMemory:
         shapes: Sequence[LayerShape],
         trained_range: int,
         batch: int = 1,
-        network: Namm | None = None,
+        policy: EvictionPolicy | None = None,
     ) -> None:
         if config.positions == "distance" and config.update_interval > trained_range:
             raise InputError(
@@ -132,7 +130,7 @@ class WorkingMemory:
         self.config = config
         self.shapes = tuple(shapes)
         self.trained_range = trained_range
-        self.policy = config.new_policy(network)
+        self.policy = policy or config.new_policy()
         self.layers = [LayerMemory() for _ in self.shapes]
         self.seen = [0] * batch
         self.columns = 0
@@ -380,8 +378,7 @@ class WorkingMemory:
 
     def copy(self) -> "WorkingMemory":
         """An independent memory with the same content; shares tensors, which are never written in place."""
-        twin = WorkingMemory(self.config, self.shapes, self.trained_range, len(self.seen))
-        twin.policy = self.policy
+        twin = WorkingMemory(self.config, self.shapes, self.trained_range, len(self.seen), self.policy)
         twin.layers = list(self.layers)
         twin.seen, twin.columns = list(self.seen), self.columns
         twin.peak_tokens, twin.next_frame = self.peak_tokens, list(self.next_frame)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hiermem.errors import InputError
-from hiermem.eval.journal import Journal, fingerprint
+from hiermem.eval.journal import Journal, data_hash
 
 SETTINGS = {"task": "t", "budget": 512, "lengths": (1, 2)}
 OTHER = {**SETTINGS, "budget": 256}
@@ -102,8 +102,8 @@ def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
 
 
 def test_other_texts_have_other_fingerprints() -> None:
-    assert fingerprint("a", "b") == fingerprint("a", "b")
-    assert len({fingerprint(*texts) for texts in (("a", "b"), ("ab",), ("b", "a"), ("a", "b", ""), ())}) == 5
+    assert data_hash("a", "b") == data_hash("a", "b")
+    assert len({data_hash(*texts) for texts in (("a", "b"), ("ab",), ("b", "a"), ("a", "b", ""), ())}) == 5
 
 
 def test_without_a_path_nothing_is_written() -> None:

@@ -130,6 +130,8 @@ def test_bm25_shows_the_passage_with_the_words() -> None:
 
 def test_an_unknown_system_is_refused() -> None:
     with pytest.raises(InputError, match="choose one of hiermem"):
+        new_system("magic", wide())
+    with pytest.raises(InputError, match="choose one of hiermem"):
         check_system("magic", tuple(SYSTEMS))
 
 

@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 
+from hiermem.errors import InputError
 from hiermem.eval.tasks.pubmedqa import Item
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, Record
 
 
 def evaluate(items: Sequence[Item], config: LongTermConfig) -> dict[str, Any]:
     """Share of questions whose own abstract is the best record, or among the five best."""
+    if not items:
+        raise InputError("There is nothing to evaluate: raise --limit.")
     memory = LongTermMemory(config)
     nothing = torch.zeros(0, dtype=torch.int32)
     memory.write([Record(0, nothing, 0, len(item.abstract), item.abstract) for item in items])

@@ -82,7 +82,7 @@ def length(
 
         hiermem bench length --text book.txt --lengths 2048,8192,32768 --out speed.json
     """
-    from hiermem.eval.journal import Journal, fingerprint
+    from hiermem.eval.journal import Journal, data_hash
     from hiermem.eval.speed import SYSTEMS, Point, sweep
 
     chosen, wanted = [name.strip() for name in systems.split(",")], opt.whole_numbers(lengths, "--lengths")
@@ -91,7 +91,7 @@ def length(
     if min(wanted) < 2 * chunk:
         raise InputError(f"--lengths must be at least two chunks, which is {2 * chunk}.")
     config = opt.configuration(model, "full", policy, budget, chunk=chunk)
-    data = fingerprint(opt.read_document(text))
+    data = data_hash(opt.read_document(text))
     where = opt.usable_device(device).type
     common = ["--text", text, "--model", model, "--policy", config.working.policy]
     common += ["--budget", str(budget), "--chunk", str(chunk), "--limit", str(limit)]

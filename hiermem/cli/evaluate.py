@@ -1,6 +1,7 @@
 """`hiermem eval TASK`: quality of any configuration on public tasks."""
 
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ import typer
 from hiermem.cli import options as opt
 from hiermem.cli import results
 from hiermem.errors import InputError, first_line
-from hiermem.eval.journal import Journal, fingerprint
+from hiermem.eval.journal import Journal, data_hash
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -67,12 +68,12 @@ def pg19(
     else:
         config = opt.configuration(model, "full", policy, budget, chunk=chunk, positions=positions)
     settings = {"books": list(texts), "split": split, **asdict(part), "policy": policy}
-    settings["data"] = fingerprint(*texts.values())
 
     def run(journal: Journal) -> dict[str, Any]:
         return task.evaluate(opt.load_model(model, config, dtype, device), texts, part, journal)
 
-    results.run("pg19", run, {**_settings(model, config, dtype, device), **settings}, out, json)
+    known = _settings(model, config, dtype, device, texts.values())
+    results.run("pg19", run, {**known, **settings}, out, json)
 
 
 @app.command()
@@ -107,12 +108,12 @@ def passkey(
     text = opt.read_document(str(haystack))
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k)
     settings = {"haystack": haystack.name, "lengths": wanted, "limit": limit, "seed": seed}
-    settings["data"] = fingerprint(text)
 
     def run(journal: Journal) -> dict[str, Any]:
         return task.evaluate(opt.load_model(model, config, dtype, device), text, wanted, limit, seed, journal)
 
-    results.run("passkey", run, {**_settings(model, config, dtype, device), **settings}, out, json)
+    known = _settings(model, config, dtype, device, [text])
+    results.run("passkey", run, {**known, **settings}, out, json)
 
 
 @app.command()
@@ -158,7 +159,7 @@ def needles(
     config = opt.configuration(model, "full", policy, budget, chunk=chunk, positions=positions)
     texts = pg19.books(data, split, None, None)
     settings = {"books": list(texts), "system": system, "keep": keep, "length": length, "limit": limit}
-    settings |= {"data": fingerprint(*texts.values()), "seed": seed}
+    settings["seed"] = seed
 
     def prepared() -> tuple["HierMemModel", list[task.Example]]:
         reader = opt.load_model(model, config, dtype, device)
@@ -177,7 +178,8 @@ def needles(
         reader, made = prepared()
         return task.evaluate(reader, system, keep, made, journal)
 
-    results.run("needles", run, {**_settings(model, config, dtype, device), **settings}, out, json)
+    known = _settings(model, config, dtype, device, texts.values())
+    results.run("needles", run, {**known, **settings}, out, json)
 
 
 @app.command()
@@ -217,12 +219,12 @@ def pubmedqa(
     check_system(system, (*SYSTEMS, task.RIGHT))
     items = task.load(data, split)[:limit]
     settings = {"split": split, "limit": limit, "together": together, "system": system}
-    settings["data"] = fingerprint(*(f"{item}" for item in items))
 
     def run(journal: Journal) -> dict[str, Any]:
         return task.evaluate(opt.load_model(model, config, dtype, device), system, items, together, journal)
 
-    results.run("pubmedqa", run, {**_settings(model, config, dtype, device), **settings}, out, json)
+    known = _settings(model, config, dtype, device, map(str, items))
+    results.run("pubmedqa", run, {**known, **settings}, out, json)
 
 
 @app.command("babi-long")
@@ -262,13 +264,14 @@ def babi_long(
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k)
     check_system(system, tuple(SYSTEMS))
     size = task.Size(lengths=wanted, texts=limit, rounds=stories, seed=seed)
-    settings = {"haystack": haystack.name, **asdict(size), "system": system, "data": fingerprint(text)}
+    settings = {"haystack": haystack.name, **asdict(size), "system": system}
 
     def run(journal: Journal) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device)
         return task.evaluate(reader, system, Haystack(reader.tokenizer, text), size, journal)
 
-    results.run("babi-long", run, {**_settings(model, config, dtype, device), **settings}, out, json)
+    known = _settings(model, config, dtype, device, [text])
+    results.run("babi-long", run, {**known, **settings}, out, json)
 
 
 @app.command()
@@ -292,7 +295,7 @@ def retrieval(
     items = pubmedqa.load(data, split)[:limit]
     longterm = HierMemConfig.preset("full").longterm
     settings = {"split": split, "limit": limit, "longterm": asdict(longterm)}
-    settings["data"] = fingerprint(*(f"{item}" for item in items))
+    settings["data"] = data_hash(*map(str, items))
 
     def run(journal: Journal) -> dict[str, Any]:
         return task.evaluate(items, longterm)
@@ -343,8 +346,14 @@ def lm_eval(context: typer.Context) -> None:
         raise InputError(f"lm-eval stopped: {first_line(error)}.") from error
 
 
-def _settings(model: str, config: Any, dtype: str | None, device: str | None) -> dict[str, Any]:
-    """What results depend on: figures of a processor with and of one without bf16 do not mix."""
+def _settings(
+    model: str, config: Any, dtype: str | None, device: str | None, data: Iterable[str]
+) -> dict[str, Any]:
+    """What results depend on: figures of a processor with and of one without bf16 do not mix.
+
+    Args:
+        data: the texts that are read.
+    """
     import torch
 
     from hiermem.loading import native_dtype
@@ -354,5 +363,5 @@ def _settings(model: str, config: Any, dtype: str | None, device: str | None) ->
     known = config.to_dict()
     parts = ["segment", "chunk", "working", "longterm", "asking"]
     parts += ["namm"] if config.working.policy == "namm" else []
-    settings = {"model": model, "dtype": numbers, "device": where.type}
+    settings = {"model": model, "dtype": numbers, "device": where.type, "data": data_hash(*data)}
     return settings | {name: known[name] for name in parts}
