@@ -49,17 +49,10 @@ else
     echo "kvpress is left out: make peers sets it up." >&2
 fi
 
-babi() { measure "babi-$1" eval babi-long --haystack "$book" --seed 1 "${@:2}"; }
-babi hiermem --lengths 1000,8000,32000,128000 --limit 4
-babi bm25 --lengths 1000,8000,32000,128000 --limit 4 --system bm25
-babi full --lengths 1000,8000 --limit 4 --system full
-
 fused() { measure "pubmedqa-$1-$2" eval pubmedqa --data "$pubmedqa" --system "$1" --together "$2"; }
-for together in 50 10 1; do fused hiermem "$together"; done
-fused right 1
-for together in 50 10 1; do fused bm25 "$together"; done
-for together in 50; do fused truncated "$together"; done
-for together in 10; do fused full "$together"; done
+for system in hiermem bm25 truncated; do fused "$system" 50; done
+for system in hiermem bm25 full; do fused "$system" 10; done
+for system in hiermem bm25 right; do fused "$system" 1; done
 
 for budget in 512 256 1024 2048; do
     for policy in window attention; do
@@ -70,6 +63,11 @@ done
 measure pg19-full eval pg19 --data "$pg19" --max-tokens 32768 --policy full --window 8192
 measure pg19-isolated eval pg19 --data "$pg19" --max-tokens 32768 --policy full --window 512
 measure pg19-sensory eval pg19 --data "$pg19" --max-tokens 32768 --policy full --window 512 --overlap 32
+
+babi() { measure "babi-$1" eval babi-long --haystack "$book" --seed 1 "${@:2}"; }
+babi hiermem --lengths 1000,8000,32000,128000 --limit 4
+babi bm25 --lengths 1000,8000,32000,128000 --limit 4 --system bm25
+babi full --lengths 1000,8000 --limit 4 --system full
 
 measure passkey eval passkey --haystack "$book" --lengths 1024,8192,32768 --limit 20 --seed 1
 measure retrieval eval retrieval --data "$pubmedqa" --split test --limit 300
