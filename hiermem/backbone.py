@@ -52,7 +52,7 @@ def _attend(
     """Attention over the working memory; the signature is that of transformers' AttentionInterface.
 
     Args:
-        query: ``[B, H, Q, D]``; key, value: ``[B, G, S, D]``, from `_CacheLayer.update`.
+        query: ``[B, H, Q, D]``; key, value: ``[B, G, Q, D]``, of the new tokens alone.
         attention_mask: ignored, the working memory knows better.
     """
     for unsupported in ("s_aux", "position_bias"):
@@ -65,19 +65,37 @@ def _attend(
     G = key.shape[1]
     scaling = D**-0.5 if scaling is None else scaling
     # Query heads of one KV group become rows of one matrix, so keys and values are never repeated.
-    mask = memory.mask(layer, H // G, query.dtype)
     grouped = query.reshape(B, G, (H // G) * Q, D)
-    if softcap is None:
-        output = F.scaled_dot_product_attention(
-            grouped, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
-        )
-    else:
-        weights = _weights(grouped, key, mask, scaling, softcap)
-        output = F.dropout(weights, dropout, bool(dropout)) @ value
-    if memory.policy.period:
-        _show_attention(memory, layer, query, key, scaling, softcap)
+    outputs = []
+    for part in memory.parts_of(layer):
+        heads = memory.parts[part].heads
+        some = grouped[:, heads]
+        keys, values = memory.append(part, key[:, heads], value[:, heads])
+        mask = memory.mask(part, H // G, query.dtype)
+        outputs.append(_over_cache(some, keys, values, mask, scaling, softcap, dropout))
+        if memory.policy.period:
+            _show_attention(memory, part, some.unflatten(2, (H // G, Q)), keys, scaling, softcap)
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     # Whatever layout the kernel left, one copy gives the one that the model expects.
     return output.unflatten(2, (H // G, Q)).permute(0, 3, 1, 2, 4).reshape(B, Q, H, -1), None
+
+
+def _over_cache(
+    grouped: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    """Attention of ``grouped [B, G, R * Q, D]`` over ``keys`` and ``values [B, G, S, D]``."""
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            grouped, keys, values, attn_mask=mask, dropout_p=dropout, scale=scaling
+        )
+    weights = _weights(grouped, keys, mask, scaling, softcap)
+    return F.dropout(weights, dropout, bool(dropout)) @ values
 
 
 def _weights(
@@ -93,16 +111,14 @@ def _weights(
 
 
 def _show_attention(
-    memory: WorkingMemory, layer: int, query: Tensor, key: Tensor, scaling: float, softcap: float | None
+    memory: WorkingMemory, part: int, query: Tensor, keys: Tensor, scaling: float, softcap: float | None
 ) -> None:
-    """Show the policy the attention of the queries that it wants to see."""
-    B, H, _, D = query.shape
-    G, S = key.shape[1], key.shape[2]
-    columns = memory.shown.columns
+    """Show the policy the attention of the queries, of ``query [B, G, R, Q, D]``, that it wants to see."""
+    R, columns = query.shape[2], memory.shown.columns
     with torch.no_grad():
-        some = query[:, :, columns].reshape(B, G, -1, D)
-        weights = _weights(some, key, memory.mask(layer, H // G, query.dtype, shown=True), scaling, softcap)
-        memory.observe(layer, weights.view(B, G, H // G, len(columns), S))
+        some = query[:, :, :, columns].flatten(2, 3)
+        weights = _weights(some, keys, memory.mask(part, R, query.dtype, shown=True), scaling, softcap)
+        memory.observe(part, weights.unflatten(2, (R, len(columns))))
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
@@ -119,9 +135,9 @@ AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
 class _CacheLayer(CacheLayerMixin):
     """One layer of the working memory in the shape that transformers' models expect."""
 
-    def __init__(self, cache: "BackboneCache", index: int) -> None:
+    def __init__(self, cache: "BackboneCache") -> None:
         super().__init__()
-        self._cache, self._index = cache, index
+        self._cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         pass
@@ -129,14 +145,13 @@ class _CacheLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        return self._cache.memory.append(self._index, key_states, value_states)
+        return key_states, value_states  # `_attend` takes them into the memory
 
     def get_seq_length(self) -> int:
         return self._cache.memory.columns
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        stored = self._cache.memory.layers[self._index].tokens
-        return stored + query_length, self._cache.memory.columns - stored
+        return self._cache.memory.columns + query_length, 0
 
     def get_max_length(self) -> int:
         return -1
@@ -151,7 +166,7 @@ class BackboneCache(Cache):
 
     def __init__(self, memory: WorkingMemory) -> None:
         self.memory = memory
-        super().__init__(layers=[_CacheLayer(self, index) for index in range(len(memory.layers))])
+        super().__init__(layers=[_CacheLayer(self) for _ in memory.shapes])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.memory.select_rows(beam_idx)
@@ -201,8 +216,9 @@ class Backbone:
         self.trained_range = _trained_range(self.config)
         windows = _windows(model, self.config)
         self.shapes = tuple(LayerShape(window=window) for window in windows)
-        rotaries = self._rotaries()
-        self.shapes = tuple(map(LayerShape, windows, rotaries))
+        origin = self._alone(0)
+        heads = [0 if cache.keys is None else cache.keys.shape[1] for cache in origin]
+        self.shapes = tuple(map(LayerShape, windows, self._rotaries(origin), heads))
 
     def new_memory(
         self, config: WorkingMemoryConfig, batch: int = 1, network: Namm | None = None
@@ -261,15 +277,17 @@ class Backbone:
             memory.commit()
         return output
 
-    def _rotaries(self) -> list[Rotary | None]:
+    def _rotaries(self, origin: list[LayerMemory]) -> list[Rotary | None]:
         """How each layer rotates its keys, found by reading single tokens at two positions.
 
         A token alone sees itself only, so whatever the position its keys differ by the rotation, in all
         layers. None for a layer that does not rotate, and for all layers of a model with learned positions.
+
+        Args:
+            origin: what `_alone` finds at position 0.
         """
         place = min(self.trained_range, 1024) - 1
         tables = _frequency_tables(self.model)
-        origin = self._alone(0)
         if not tables:
             return [None] * len(self.shapes)
         signed = [*tables, *(-table for table in tables)]
@@ -294,7 +312,7 @@ class Backbone:
                 self.read_chunk(memory, ids, [1] * len(ids))
         finally:
             self.model.train(training)
-        return memory.layers
+        return memory.caches
 
     def _fitting(
         self, candidates: list[Rotary | None], one: LayerMemory, other: LayerMemory, place: int

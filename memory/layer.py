@@ -1,4 +1,4 @@
-"""The cache of one attention layer: plain tensors, and what may be done to whole rows of them.
+"""The cache of KV heads of one attention layer: plain tensors, and what may be done to whole rows of them.
 
 Dimension names: B batch, G KV heads, T cached tokens, D head width.
 """
@@ -17,15 +17,17 @@ class LayerShape:
     Attributes:
         window: width of its sliding attention window in tokens, or None for full attention.
         rotary: how its keys are rotated, or None where positions are not rotary.
+        heads: number of its KV heads; 0 where nothing depends on it.
     """
 
     window: int | None = None
     rotary: Rotary | None = None
+    heads: int = 0
 
 
 @dataclass
 class LayerMemory:
-    """The cache of one layer; all tensors are None until the first chunk.
+    """The cache of some KV heads of one layer; all tensors are None until the first chunk.
 
     Attributes:
         keys: ``[B, G, T, D]``, rotated at `frames`.

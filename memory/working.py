@@ -1,5 +1,7 @@
 """Working memory: the KV cache of all layers, pruned per KV head to a budget and carried across segments.
 
+A layer's cache is one rectangle, or, where its heads keep different numbers of tokens, several (`heads.py`).
+
 Tokens enter chunk by chunk. Every `update_interval` tokens a decision is made: the policy scores what is
 cached, each KV head keeps its own best tokens within the budget, the rest is freed, and the position frame
 moves on. Between two decisions nothing is evicted or turned, so cutting an interval into other chunks
@@ -20,6 +22,7 @@ from torch import Tensor
 from hiermem.errors import InputError
 from hiermem.memory.chunk import Chunk, causal_mask, exact_mask
 from hiermem.memory.eviction import keep_best, keep_best_where_due
+from hiermem.memory.heads import Shares, plan_parts
 from hiermem.memory.layer import LayerMemory, LayerShape
 from hiermem.memory.policies import (
     POLICIES,
@@ -39,10 +42,12 @@ class WorkingMemoryConfig:
 
     Attributes:
         policy: name of the eviction policy, one of `hiermem.memory.policies.POLICIES`.
-        budget: tokens that each KV head keeps after a decision. Between decisions the cache grows by up
-            to `update_interval` tokens more.
+        budget: tokens that each KV head keeps after a decision, in the mean. Between decisions the cache
+            grows by up to `update_interval` tokens more.
         sinks: first tokens of a document, never evicted.
-        recent_share: share of the budget that always goes to the newest tokens.
+        recent_share: share of a head's budget that always goes to the newest tokens.
+        head_shares: what each KV head keeps in proportion to the others, layers x KV heads; None: all keep
+            the same. They belong to one backbone (`hiermem calibrate` measures them).
         update_interval: tokens read between two decisions.
         positions: `distance` keeps true distances up to the trained range and holds older tokens at its
             far edge; `absolute` counts on for ever (as NAMM was published); `compact` closes the gaps
@@ -57,8 +62,14 @@ class WorkingMemoryConfig:
     update_interval: int = 512
     positions: str = "distance"
     trained_range: int | None = None
+    head_shares: Shares | None = None
 
     def __post_init__(self) -> None:
+        if self.head_shares is not None:
+            self.head_shares = [[float(share) for share in row] for row in self.head_shares]  # as JSON has it
+            flat = [share for row in self.head_shares for share in row]
+            if not flat or not all(0 <= share < float("inf") for share in flat) or not any(flat):
+                raise InputError("Head shares must be finite, not negative and not all 0.")
         if self.policy not in POLICIES:
             raise InputError(f"Unknown policy {self.policy!r}: choose one of {', '.join(POLICIES)}.")
         if self.positions not in POSITION_MODES:
@@ -74,16 +85,15 @@ class WorkingMemoryConfig:
                 f"The sinks must not be negative and recent_share must lie in 0..1, "
                 f"not {self.sinks} and {self.recent_share}."
             )
-        if self.sinks + self.recent > self.budget:
+        if self.sinks + self.recent(self.budget) > self.budget:
             raise InputError(
-                f"{self.sinks} sinks and {self.recent} recent tokens exceed the budget of {self.budget}: "
-                f"raise the budget."
+                f"{self.sinks} sinks and {self.recent(self.budget)} recent tokens exceed the budget of "
+                f"{self.budget}: raise the budget."
             )
 
-    @property
-    def recent(self) -> int:
-        """Newest tokens that are never evicted."""
-        return int(self.budget * self.recent_share)
+    def recent(self, budget: int) -> int:
+        """Newest tokens that a head with this budget never loses."""
+        return int(budget * self.recent_share)
 
     def new_policy(self, network: Namm | None = None) -> EvictionPolicy:
         """The configured policy with its settings.
@@ -92,17 +102,18 @@ class WorkingMemoryConfig:
             network: what `namm` scores with; None takes an untrained one of the published shape.
         """
         own = {"network": network} if network is not None and self.policy == NammPolicy.name else {}
-        return POLICIES[self.policy](sinks=self.sinks, recent=self.recent, **own)
+        return POLICIES[self.policy](sinks=self.sinks, **own)
 
 
 class WorkingMemory:
     """The KV cache of a backbone for a batch of documents.
 
-    One chunk is read as `begin`, then for each layer `append` (and, where the policy asks, `observe`),
+    One chunk is read as `begin`, then for each part `append` (and, where the policy asks, `observe`),
     then `commit`. Rows of the batch may be at different places of their documents.
 
     Attributes:
-        layers: one `LayerMemory` per attention layer.
+        parts: which heads of which layer share a cache; one part a layer where all keep the same.
+        caches: one `LayerMemory` per part.
         seen: tokens read so far, per batch row.
         next_frame: frame position of the next token in `compact` mode, per batch row.
         columns: width of the input read so far, padding included.
@@ -121,17 +132,21 @@ class WorkingMemory:
                 f"{config.update_interval} tokens between two evictions exceed the backbone's trained range "
                 f"of {trained_range} positions: lower the chunk (update_interval)."
             )
-        room = trained_range - config.update_interval
-        if config.positions == "compact" and config.policy != "none" and config.budget > room:
+        self.parts = plan_parts(shapes, config.budget, config.head_shares, config.sinks)
+        room, most = trained_range - config.update_interval, max(part.budget for part in self.parts)
+        if config.positions == "compact" and config.policy != "none" and most > room:
             raise InputError(
-                f"A budget of {config.budget} and {config.update_interval} tokens between evictions exceed "
+                f"A budget of {most} and {config.update_interval} tokens between evictions exceed "
                 f"the backbone's trained range of {trained_range} positions: lower one of them."
             )
         self.config = config
         self.shapes = tuple(shapes)
         self.trained_range = trained_range
         self.policy = policy or config.new_policy()
-        self.layers = [LayerMemory() for _ in self.shapes]
+        self.caches = [LayerMemory() for _ in self.parts]
+        self._of_layer: list[list[int]] = [[] for _ in self.shapes]
+        for index, part in enumerate(self.parts):
+            self._of_layer[part.layer].append(index)
         self.seen = [0] * batch
         self.columns = 0
         self.peak_tokens = 0
@@ -179,16 +194,20 @@ class WorkingMemory:
         self._chunk = Chunk(positions, frames, tuple(valid), padded)
         return self._chunk
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def parts_of(self, layer: int) -> list[int]:
+        """Indices of a layer's parts, in the order of its heads."""
+        return self._of_layer[layer]
+
+    def append(self, part: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add a chunk's keys and values ``[B, G, Q, D]``; returns all that may be seen, ``S`` long."""
-        memory = self.layers[layer]
+        memory = self.caches[part]
         if memory.keys is not None and memory.values is not None:
             keys = torch.cat((memory.keys, keys), dim=2)
             values = torch.cat((memory.values, values), dim=2)
-        self._pending[layer] = (keys, values)
+        self._pending[part] = (keys, values)
         return keys, values
 
-    def mask(self, layer: int, repeats: int, dtype: torch.dtype, shown: bool = False) -> Tensor | None:
+    def mask(self, part: int, repeats: int, dtype: torch.dtype, shown: bool = False) -> Tensor | None:
         """Additive attention mask of the current chunk, broadcastable to ``[B, G, R * Q, S]``.
 
         None where a single query sees everything. Query heads of a KV group are laid out as R * Q rows.
@@ -196,7 +215,7 @@ class WorkingMemory:
         Args:
             shown: only the rows of the `shown` queries.
         """
-        chunk, memory, window = self._current(), self.layers[layer], self._window_in_force(layer)
+        chunk, memory, window = self._current(), self.caches[part], self._window_in_force(part)
         width = chunk.positions.shape[1]
         exact = memory.holes or chunk.padded or window
         if not exact and width == 1:
@@ -229,26 +248,26 @@ class WorkingMemory:
             self._observer = self.policy.observer(self._shown)
         return self._shown
 
-    def observe(self, layer: int, attention: Tensor) -> None:
+    def observe(self, part: int, attention: Tensor) -> None:
         """Let the policy see the attention ``[B, G, R, Q', S]`` of the `shown` queries."""
-        chunk, memory, shown = self._current(), self.layers[layer], self.shown
+        chunk, memory, shown = self._current(), self.caches[part], self.shown
         assert self._observer is not None
         new = chunk.positions.unsqueeze(1).expand(*attention.shape[:2], -1)
         positions = new if memory.positions is None else torch.cat((memory.positions, new), dim=2)
         span = positions.shape[2] if memory.holes or chunk.padded else shown.width
-        self._pending_state[layer] = self._observer(memory.state, attention, positions, span)
+        self._pending_state[part] = self._observer(memory.state, attention, positions, span)
 
     @property
     def complete(self) -> bool:
         """Whether every layer has read the current chunk."""
-        return len(self._pending) == len(self.layers)
+        return len(self._pending) == len(self.parts)
 
     def commit(self) -> None:
         """Take the chunk in; where an interval is complete, evict and move the frame."""
         chunk = self._current()
         if not self.complete:
             raise RuntimeError("a chunk was committed that not every layer has read")
-        self.layers = [self._grown(index, memory, chunk) for index, memory in enumerate(self.layers)]
+        self.caches = [self._grown(index, memory, chunk) for index, memory in enumerate(self.caches)]
         before = self._frame_starts(self.seen)
         self.seen = [seen + new for seen, new in zip(self.seen, chunk.valid, strict=True)]
         self.columns += chunk.positions.shape[1]
@@ -288,9 +307,9 @@ class WorkingMemory:
 
     # ---- masks
 
-    def _window_in_force(self, layer: int) -> int | None:
+    def _window_in_force(self, part: int) -> int | None:
         """The layer's sliding window, or None while every token still lies within it."""
-        window, chunk = self.shapes[layer].window, self._current()
+        window, chunk = self._shape(part).window, self._current()
         if window is None or max(self.seen) + chunk.positions.shape[1] <= window:
             return None
         return window
@@ -307,46 +326,52 @@ class WorkingMemory:
 
     def _decide(self, due: Sequence[bool], frames_before: Sequence[int]) -> None:
         windows = any(shape.window for shape in self.shapes)
-        if self.policy.evicts or windows or any(memory.holes for memory in self.layers):
-            self.layers = [self._evicted(index, due) for index in range(len(self.layers))]
+        every = range(len(self.parts))
+        if self.policy.evicts or windows or any(memory.holes for memory in self.caches):
+            self.caches = [self._evicted(part, due) for part in every]
         if self.config.positions == "compact":
             self.next_frame = [
                 used if now else frame
                 for used, now, frame in zip(self._most_held(), due, self.next_frame, strict=True)
             ]
-            self.layers = [self._compacted(index) for index in range(len(self.layers))]
+            self.caches = [self._compacted(part) for part in every]
         elif self._frame_starts(self.seen) != list(frames_before):
-            self.layers = [self._reframed(index) for index in range(len(self.layers))]
+            self.caches = [self._reframed(part) for part in every]
 
-    def _evicted(self, index: int, due: Sequence[bool]) -> LayerMemory:
-        memory, window = self.layers[index], self.shapes[index].window
+    def _shape(self, part: int) -> LayerShape:
+        return self.shapes[self.parts[part].layer]
+
+    def _evicted(self, part: int, due: Sequence[bool]) -> LayerMemory:
+        memory, window, budget = self.caches[part], self._shape(part).window, self.parts[part].budget
         assert memory.keys is not None and memory.values is not None and memory.positions is not None
-        limit = self.config.budget if self.policy.evicts else memory.tokens
+        limit = budget if self.policy.evicts else memory.tokens
         limit = limit if window is None else min(limit, max(window - 1, 1))
         even = all(due) and not memory.holes and not self.policy.drops
         if even and memory.tokens <= limit:
             return memory
         seen = torch.tensor(self.seen, device=memory.keys.device).view(-1, 1, 1)
-        scores = self.policy.protected_scores(CacheView(memory.positions, seen, memory.state, memory.holes))
+        recent = max(self.config.recent(budget), 1)
+        view = CacheView(memory.positions, seen, memory.state, memory.holes, recent)
+        scores = self.policy.protected_scores(view)
         if window is not None:
             scores = scores.masked_fill(memory.positions <= seen - window, -torch.inf)
         return keep_best(memory, scores, limit) if even else keep_best_where_due(memory, scores, due, limit)
 
-    def _reframed(self, index: int) -> LayerMemory:
+    def _reframed(self, part: int) -> LayerMemory:
         """Distance mode: turn the keys to the new frame; what lies before it is held at its edge."""
-        memory = self.layers[index]
+        memory = self.caches[part]
         assert memory.positions is not None
         starts = torch.tensor(self._frame_starts(self.seen), device=memory.positions.device)
-        return self._turned(index, (memory.positions - starts.view(-1, 1, 1)).clamp(min=0))
+        return self._turned(part, (memory.positions - starts.view(-1, 1, 1)).clamp(min=0))
 
-    def _compacted(self, index: int) -> LayerMemory:
+    def _compacted(self, part: int) -> LayerMemory:
         """Compact mode: cached tokens take the positions right before the next query, without gaps."""
-        memory = self.layers[index]
+        memory = self.caches[part]
         assert memory.positions is not None
         device = memory.positions.device
         end = torch.tensor(self.next_frame, device=device).view(-1, 1, 1)
         frames = (torch.arange(memory.tokens, device=device) + end - memory.tokens).clamp(min=0)
-        return self._turned(index, frames.expand_as(memory.positions))
+        return self._turned(part, frames.expand_as(memory.positions))
 
     def _most_held(self) -> list[int]:
         """Most tokens that any KV head holds, per batch row."""
@@ -354,12 +379,12 @@ class WorkingMemory:
             (memory.positions >= 0).sum(-1).amax(-1)
             if memory.holes and memory.positions is not None
             else torch.full((len(self.seen),), memory.tokens)
-            for memory in self.layers
+            for memory in self.caches
         ]
         return list(torch.stack([count.cpu() for count in counts]).amax(0).tolist())
 
-    def _turned(self, index: int, frames: Tensor) -> LayerMemory:
-        memory, rotary = self.layers[index], self.shapes[index].rotary
+    def _turned(self, part: int, frames: Tensor) -> LayerMemory:
+        memory, rotary = self.caches[part], self._shape(part).rotary
         assert memory.keys is not None and memory.frames is not None
         keys = memory.keys if rotary is None else rotary.turn(memory.keys, frames - memory.frames)
         return replace(memory, keys=keys, frames=frames.to(torch.int32))
@@ -369,24 +394,31 @@ class WorkingMemory:
     @property
     def live_tokens(self) -> int:
         """Most tokens that any KV head holds now."""
-        return max((memory.tokens for memory in self.layers), default=0)
+        return max((memory.tokens for memory in self.caches), default=0)
+
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens that a KV head holds now, in the mean over rows, layers and heads, without empty slots."""
+        held = [memory.positions >= 0 for memory in self.caches if memory.positions is not None]
+        heads = sum(there.shape[0] * there.shape[1] for there in held)
+        return sum(int(there.sum()) for there in held) / heads if heads else 0.0
 
     @property
     def nbytes(self) -> int:
         """Bytes of all cached tensors, bookkeeping included."""
-        return sum(t.numel() * t.element_size() for memory in self.layers for t in memory.tensors().values())
+        return sum(t.numel() * t.element_size() for memory in self.caches for t in memory.tensors().values())
 
     def copy(self) -> "WorkingMemory":
         """An independent memory with the same content; shares tensors, which are never written in place."""
         twin = WorkingMemory(self.config, self.shapes, self.trained_range, len(self.seen), self.policy)
-        twin.layers = list(self.layers)
+        twin.caches = list(self.caches)
         twin.seen, twin.columns = list(self.seen), self.columns
         twin.peak_tokens, twin.next_frame = self.peak_tokens, list(self.next_frame)
         return twin
 
     def select_rows(self, index: Tensor) -> None:
         """Reorder, repeat or drop batch rows in place: row i becomes old row ``index[i]`` (int64)."""
-        self.layers = [memory.rows(index) if memory.tokens else memory for memory in self.layers]
+        self.caches = [memory.rows(index) if memory.tokens else memory for memory in self.caches]
         chosen = index.tolist()
         self.seen = [self.seen[row] for row in chosen]
         self.next_frame = [self.next_frame[row] for row in chosen]
@@ -394,7 +426,7 @@ class WorkingMemory:
     def held_everywhere(self, start: int, end: int) -> Tensor:
         """Which tokens of a span of row 0 every head of every layer still holds, ``[end - start]`` bool."""
         held: Tensor | None = None
-        for memory in self.layers:
+        for memory in self.caches:
             if memory.positions is None:
                 return torch.zeros(end - start, dtype=torch.bool)
             span = memory.positions[0] - start  # [G, T]
@@ -408,10 +440,10 @@ class WorkingMemory:
     # ---- saving
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors, named ``<layer>.<tensor>``; what is not a tensor is in `bookkeeping`."""
+        """All tensors, named ``<part>.<tensor>``; what is not a tensor is in `bookkeeping`."""
         return {
-            f"{index}.{name}": tensor
-            for index, memory in enumerate(self.layers)
+            f"{part}.{name}": tensor
+            for part, memory in enumerate(self.caches)
             for name, tensor in memory.tensors().items()
         }
 
@@ -422,18 +454,18 @@ class WorkingMemory:
             "columns": self.columns,
             "peak_tokens": self.peak_tokens,
             "next_frame": self.next_frame,
-            "holes": [memory.holes for memory in self.layers],
+            "holes": [memory.holes for memory in self.caches],
         }
 
     def load_state(self, tensors: dict[str, Tensor], bookkeeping: dict[str, Any]) -> None:
         """Take the place of a memory that was saved with `state_dict` and `bookkeeping`."""
-        by_layer: list[dict[str, Tensor]] = [{} for _ in self.layers]
+        by_part: list[dict[str, Tensor]] = [{} for _ in self.parts]
         for name, tensor in tensors.items():
-            layer, _, rest = name.partition(".")
-            by_layer[int(layer)][rest] = tensor
-        self.layers = [
+            part, _, rest = name.partition(".")
+            by_part[int(part)][rest] = tensor
+        self.caches = [
             LayerMemory.from_tensors(named, holes) if named else LayerMemory()
-            for named, holes in zip(by_layer, bookkeeping["holes"], strict=True)
+            for named, holes in zip(by_part, bookkeeping["holes"], strict=True)
         ]
         self.seen = list(bookkeeping["seen"])
         self.columns = int(bookkeeping["columns"])

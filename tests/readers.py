@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from hiermem.config import HierMemConfig
+from hiermem.memory.heads import Shares
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.policies import POLICIES, AttentionPolicy, Namm, NammConfig, NammPolicy
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
@@ -118,6 +119,13 @@ def over(model: PreTrainedModel, chunk: int = 16, **working: Any) -> HierMemMode
     return HierMemModel(settings(chunk, chunk * 2, **working), model).eval()
 
 
+def uneven(model: HierMemModel) -> Shares:
+    """Shares by which every layer's first head keeps thrice as much as the second."""
+    return tuple(
+        tuple(3.0 if head % 2 == 0 else 1.0 for head in range(s.heads)) for s in model.adapter.shapes
+    )
+
+
 def ids_of(length: int, rows: int = 1, seed: int = 1) -> Tensor:
     """Random token ids ``[rows, length]`` without special tokens."""
     return torch.randint(3, 97, (rows, length), generator=torch.Generator().manual_seed(seed))
@@ -126,7 +134,7 @@ def ids_of(length: int, rows: int = 1, seed: int = 1) -> Tensor:
 def assert_same_working(one: WorkingMemory, other: WorkingMemory, atol: float = 1e-5) -> None:
     """Equal bookkeeping and, up to rounding, equal tensors; slots that are empty may differ."""
     assert one.bookkeeping() == other.bookkeeping()
-    for ours, theirs in zip(one.layers, other.layers, strict=True):
+    for ours, theirs in zip(one.caches, other.caches, strict=True):
         named, same = ours.tensors(), theirs.tensors()
         assert named.keys() == same.keys()
         assert torch.equal(named["positions"], same["positions"])

@@ -82,7 +82,7 @@ def test_averages_are_those_of_full_attention_matrices(family: str, hop: int) ->
     matrices = eager_attention(family, ids)
     for parts in ([53], [8] * 6 + [5], [1] * 53, [7, 30, 16]):
         memory = memory_after(model, ids, parts)
-        for layer, matrix in zip(memory.layers, matrices, strict=True):
+        for layer, matrix in zip(memory.caches, matrices, strict=True):
             average = layer.state["average"][0]
             slow = slow_averages(matrix, average.shape[0], model.namm.config.spectrogram)
             torch.testing.assert_close(average, slow[:, -average.shape[1] :], atol=1e-5, rtol=1e-4)
@@ -111,7 +111,7 @@ def test_padded_rows_have_the_averages_of_the_rows_alone(hop: int) -> None:
             model(row[None, keep.bool()]).past_key_values.memory for row, keep in zip(ids, mask, strict=True)
         ]
     for row, single in enumerate(singles):
-        for layer, alone in zip(batch.layers, single.layers, strict=True):
+        for layer, alone in zip(batch.caches, single.caches, strict=True):
             real = layer.positions[row, 0] >= 0
             average = layer.state["average"][row][:, real]
             torch.testing.assert_close(average, alone.state["average"][0], atol=1e-5, rtol=1e-4)
@@ -140,7 +140,7 @@ def test_scores_are_those_of_the_equations() -> None:
 
 
 def test_empty_slots_change_no_score() -> None:
-    policy, draw = NammPolicy(sinks=1, recent=1, network=lively_namm()), torch.Generator().manual_seed(2)
+    policy, draw = NammPolicy(sinks=1, network=lively_namm()), torch.Generator().manual_seed(2)
     positions, seen = torch.tensor([[[0, 3, 4, 7, 8, 11]]]), torch.tensor([[[12]]])
     average = torch.rand(1, 1, 6, policy.network.config.spectrogram.bins, generator=draw)
     whole = policy.protected_scores(CacheView(positions, seen, {"average": average}))
@@ -162,7 +162,7 @@ def test_every_head_keeps_what_the_slow_network_wants(hop: int, budget: int) -> 
     model = new_model(hop, 0.0, budget=budget, recent_share=0.1, sinks=2, update_interval=32)
     ids = ids_of(32)
     memory, dropped = memory_after(model, ids, [20, 12]), 0
-    for layer, matrix in zip(memory.layers, eager_attention("llama", ids), strict=True):
+    for layer, matrix in zip(memory.caches, eager_attention("llama", ids), strict=True):
         averages = slow_averages(matrix, layer.positions.shape[1], model.namm.config.spectrogram)
         for head, average in enumerate(averages):
             with torch.no_grad():
@@ -179,11 +179,11 @@ def test_every_head_keeps_what_the_slow_network_wants(hop: int, budget: int) -> 
 def test_an_untrained_network_keeps_the_window() -> None:
     ids, models = ids_of(150), [over(backbone(), policy=policy, budget=24) for policy in ("namm", "window")]
     ours, window = (memory_after(model, ids, [16] * 9 + [6]) for model in models)
-    for layer, other in zip(ours.layers, window.layers, strict=True):
+    for layer, other in zip(ours.caches, window.caches, strict=True):
         assert torch.equal(layer.positions, other.positions)
 
 
 def test_the_newest_token_stays_without_any_share_for_recent_ones() -> None:
     model = new_model(4, 1e9, recent_share=0.0, sinks=0, update_interval=16)
     memory = memory_after(model, ids_of(32), [16, 16])
-    assert all(layer.positions.tolist() == [[[31]] * layer.positions.shape[1]] for layer in memory.layers)
+    assert all(layer.positions.tolist() == [[[31]] * layer.positions.shape[1]] for layer in memory.caches)

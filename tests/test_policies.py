@@ -49,7 +49,7 @@ def received(model: HierMemModel, ids: Tensor, parts: list[int]) -> list[Tensor]
     with torch.no_grad():
         for part in ids.split(parts, dim=1):
             model.adapter.read_chunk(memory, part, [part.shape[1]])
-    return [layer.state["received"][0] for layer in memory.layers]
+    return [layer.state["received"][0] for layer in memory.caches]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-neox", "opt"])
@@ -86,8 +86,8 @@ def test_padding_does_not_fade() -> None:
     mask = torch.ones_like(ids)
     mask[1, 24:] = 0
     with torch.no_grad():
-        batch = model(ids, attention_mask=mask).past_key_values.memory.layers[0]
-        alone = model(ids[1:, :24]).past_key_values.memory.layers[0]
+        batch = model(ids, attention_mask=mask).past_key_values.memory.caches[0]
+        alone = model(ids[1:, :24]).past_key_values.memory.caches[0]
     real = batch.positions[1, 0] >= 0
     torch.testing.assert_close(batch.state["received"][1][:, real], alone.state["received"][0])
 
@@ -99,7 +99,7 @@ def test_padding_is_not_looked_at() -> None:
     with torch.no_grad():
         batch = model(ids, attention_mask=mask).past_key_values.memory
         alone = model(ids[1:, :24]).past_key_values.memory
-    for layer, single in zip(batch.layers, alone.layers, strict=True):
+    for layer, single in zip(batch.caches, alone.caches, strict=True):
         state, expected = layer.state["received"][1, :, :24], single.state["received"][0]
         torch.testing.assert_close(state / state.sum(), expected / expected.sum(), atol=1e-5, rtol=1e-4)
         assert (layer.state["received"][1, :, 24:] == 0).all()
@@ -117,22 +117,22 @@ def test_padding_is_finite_in_half_precision() -> None:
 def test_a_policy_that_does_not_look_costs_no_state() -> None:
     for policy in ("none", "window"):
         model = over(backbone(), policy=policy)
-        assert all(not layer.state for layer in model(ids_of(40)).past_key_values.memory.layers)
+        assert all(not layer.state for layer in model(ids_of(40)).past_key_values.memory.caches)
 
 
 # ---- scores and protection
 
 
-def view(positions: list[int], seen: int, **state: Tensor) -> CacheView:
-    return CacheView(torch.tensor([[positions]]), torch.tensor([[[seen]]]), state)
+def view(positions: list[int], seen: int, recent: int = 0, **state: Tensor) -> CacheView:
+    return CacheView(torch.tensor([[positions]]), torch.tensor([[[seen]]]), state, recent=recent)
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if name != "lively"])  # which drops some
 def test_sinks_and_recent_are_worth_everything_and_empty_slots_nothing(name: str) -> None:
-    policy: EvictionPolicy = POLICIES[name](sinks=2, recent=3)
+    policy: EvictionPolicy = POLICIES[name](sinks=2)
     received = torch.tensor([[[9.0, 1.0, 0.5, 8.0, 2.0, 0.0, 0.0, 0.0]]])
     state = {"received": received, "average": received.unsqueeze(-1).expand(-1, -1, -1, 17)}
-    scores = policy.protected_scores(view([-1, 0, 1, 4, 6, 7, 8, 9], 10, **state))[0, 0]
+    scores = policy.protected_scores(view([-1, 0, 1, 4, 6, 7, 8, 9], 10, recent=3, **state))[0, 0]
     assert scores[0] == -torch.inf
     assert (scores[[1, 2, 5, 6, 7]] == torch.inf).all()
     assert scores[[3, 4]].isfinite().all()
@@ -148,7 +148,7 @@ def test_all_is_worth_the_same_without_a_policy() -> None:
     assert NoPolicy(sinks=0).protected_scores(view([3, 5, 9], 10)).unique().numel() == 1
 
 
-@pytest.mark.parametrize("bad", [{"sinks": -1}, {"recent": -1}, {"decay": 0.0}, {"decay": 1.1}, {"near": -1}])
+@pytest.mark.parametrize("bad", [{"sinks": -1}, {"decay": 0.0}, {"decay": 1.1}, {"near": -1}])
 def test_bad_settings_are_explained(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="negative"):
         AttentionPolicy(**bad)

@@ -92,7 +92,7 @@ def test_what_a_model_sees_of_distances(policy: str, interval: int) -> None:
         if query % interval == interval - 1:
             continue  # the frame has already moved on to the next interval
         position = query - frame_start(query, interval, RANGE)
-        for layer in memory.layers:
+        for layer in memory.caches:
             assert layer.positions is not None and layer.frames is not None
             real = layer.positions >= 0
             true, frames = query - layer.positions[real], layer.frames[real]
@@ -121,7 +121,7 @@ def test_compact_positions_have_no_gaps() -> None:
     with torch.no_grad():
         for part in ids_of(208)[0].split(16):
             model.read_ids(memory, part[None])
-            for layer in memory.layers:
+            for layer in memory.caches:
                 assert layer.frames is not None
                 assert torch.equal(layer.frames[0, 0], torch.arange(layer.tokens, dtype=torch.int32))
     assert memory.next_frame == [20]
@@ -132,7 +132,7 @@ def test_absolute_positions_count_on_for_ever() -> None:
     memory = model.new_working_memory(model.config.working, 1)
     with torch.no_grad():
         model.read_ids(memory, ids_of(208))
-    for layer in memory.layers:
+    for layer in memory.caches:
         assert layer.frames is not None and layer.positions is not None
         assert torch.equal(layer.frames, layer.positions.int())
         assert int(layer.frames.max()) == 207

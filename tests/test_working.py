@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from families import CONFIGS, ROTARY
-from readers import assert_same_working, backbone, ids_of, over
+from readers import assert_same_working, backbone, ids_of, over, uneven
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from hiermem.memory.layer import LayerShape
+from hiermem.memory.layer import LayerMemory, LayerShape
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 
 POLICIES = ["none", "window", "keen", "lively"]
@@ -19,7 +19,16 @@ POLICIES = ["none", "window", "keen", "lively"]
 
 def live(memory: WorkingMemory) -> list[Tensor]:
     """True positions held in each layer, ``[B, G, T]``."""
-    return [layer.positions for layer in memory.layers if layer.positions is not None]
+    return [layer.positions for layer in memory.caches if layer.positions is not None]
+
+
+def cache_of(memory: WorkingMemory, layer: int, head: int, heads: int) -> tuple[LayerMemory, int]:
+    """The cache of one KV head of a layer with ``heads`` of them, and its place there."""
+    for part in memory.parts_of(layer):
+        own = range(heads)[memory.parts[part].heads]
+        if head in own:
+            return memory.caches[part], own.index(head)
+    raise AssertionError("every head has a cache")
 
 
 # ---- the slow reference
@@ -65,7 +74,7 @@ class SlowTwin:
     def _attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        layer, held, shape = module.layer_idx, self.memory.layers, self.memory.shapes
+        layer, shape = module.layer_idx, self.memory.shapes
         heads, width = key.shape[1], key.shape[2]
         plain = [self._rotate(key[:, g : g + 1], self.frames, layer, back=True) for g in range(heads)]
         key = torch.cat(plain, dim=1)
@@ -77,11 +86,11 @@ class SlowTwin:
         for head in range(query.shape[1]):
             group = head // (query.shape[1] // heads)
             frames, kept = torch.zeros(key.shape[2], dtype=torch.int64), torch.zeros(key.shape[2]).bool()
-            memory = held[layer]
+            memory, own = cache_of(self.memory, layer, group, heads)
             if memory.positions is not None and memory.frames is not None:
-                there = memory.positions[0, group] >= 0
-                places = memory.positions[0, group][there]
-                frames[places], kept[places] = memory.frames[0, group][there].long(), True
+                there = memory.positions[0, own] >= 0
+                places = memory.positions[0, own][there]
+                frames[places], kept[places] = memory.frames[0, own][there].long(), True
             frames[self.first :], kept[self.first :] = self.frames[0], True
             turned = self._rotate(key[:, group : group + 1], frames[None], layer)[0, 0]
             logits = query[0, head] @ turned.T * kwargs["scaling"]
@@ -99,11 +108,13 @@ class SlowTwin:
 
 @pytest.mark.parametrize("mode", ["distance", "compact"])
 @pytest.mark.parametrize("family", list(CONFIGS))
+@pytest.mark.parametrize("shared", [False, True])
 @torch.no_grad()
-def test_evicted_attention_is_masked_attention_over_everything(family: str, mode: str) -> None:
+def test_evicted_attention_is_masked_attention_over_everything(family: str, mode: str, shared: bool) -> None:
     learned = family not in ROTARY
     model, ids = backbone(family, torch.float64), ids_of(104)
-    ours = over(model, 8, policy="keen", positions=mode, budget=20)
+    shares = uneven(over(model)) if shared else None
+    ours = over(model, 8, policy="keen", positions=mode, budget=20, head_shares=shares)
     memory = ours.new_working_memory(ours.config.working, 1)
     slow = SlowTwin(model, memory)
     for at in range(0, 104, 8):
@@ -130,7 +141,7 @@ def test_bytes_are_given_back(family: str, policy: str) -> None:
         model.read_ids(memory, part[None])
         stored = sum(
             tensor.untyped_storage().nbytes()
-            for layer in memory.layers
+            for layer in memory.caches
             for tensor in layer.tensors().values()
         )
         if memory.seen[0] > 8:  # the first chunk may be a view of a fused projection
@@ -195,10 +206,10 @@ def test_each_head_keeps_its_own_best_tokens() -> None:
         model.read_ids(memory, ids[:, at : at + 16])
     evict, memory._decide = memory._decide, lambda *_: None  # type: ignore[method-assign]
     model.read_ids(memory, ids[:, 48:])
-    full = [layer.tensors() for layer in memory.layers]
+    full = [layer.tensors() for layer in memory.caches]
     evict([True], memory._frame_starts([48]))
     kept_sets = []
-    for layer, tensors in zip(memory.layers, full, strict=True):
+    for layer, tensors in zip(memory.caches, full, strict=True):
         assert layer.positions is not None
         for head in range(2):
             positions = tensors["positions"][0, head].tolist()

@@ -96,7 +96,7 @@ def evaluate(
         context = asked.read(example.text)
         kept = None
         if isinstance(context, Opened):
-            kept = context.working.live_tokens / context.working.seen[0]
+            kept = context.working.mean_tokens / context.working.seen[0]
         score = score_answer(model, asked.prompt(context, example.question), example.answer, example.lead)
         return {"nll": float(score.nll.mean()), "exact": score.exact, "kept": kept}
 

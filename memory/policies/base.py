@@ -23,12 +23,14 @@ class CacheView:
         seen: number of tokens read so far in each row, ``[B, 1, 1]`` int64.
         state: the policy's own per-token tensors, ``[B, G, T, …]``, moved along with the survivors.
         holes: whether any slot may be empty.
+        recent: newest tokens that are never evicted.
     """
 
     positions: Tensor
     seen: Tensor
     state: Mapping[str, Tensor]
     holes: bool = False
+    recent: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,20 +80,16 @@ class EvictionPolicy(ABC):
 
     Attributes:
         sinks: first tokens of the document that are never evicted (StreamingLLM, arXiv 2309.17453).
-        recent: newest tokens that are never evicted.
     """
 
     sinks: int = 4
-    recent: int = 0
 
     name: ClassVar[str]
     evicts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.sinks < 0 or self.recent < 0:
-            raise InputError(
-                f"Sinks and recent tokens must not be negative, not {self.sinks} and {self.recent}."
-            )
+        if self.sinks < 0:
+            raise InputError(f"Sinks must not be negative, not {self.sinks}.")
 
     @abstractmethod
     def scores(self, view: CacheView) -> Tensor:
@@ -118,7 +116,7 @@ class EvictionPolicy(ABC):
     def protected_scores(self, view: CacheView) -> Tensor:
         """`scores` with sinks and recent tokens at +inf and empty slots at -inf, ``[B, G, T]`` float32."""
         positions = view.positions
-        protected = (positions < self.sinks) | (positions >= view.seen - self.recent)
+        protected = (positions < self.sinks) | (positions >= view.seen - view.recent)
         scores = self.scores(view).masked_fill(protected, torch.inf)
         return scores.masked_fill(positions < 0, -torch.inf)
 

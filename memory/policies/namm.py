@@ -97,7 +97,7 @@ class Namm(nn.Module):
 
 @dataclass(frozen=True)
 class NammPolicy(EvictionPolicy):
-    """Keeps what the network scores highest, and always the newest token.
+    """Keeps what the network scores highest.
 
     Attributes:
         network: shared by all layers and heads.
@@ -106,10 +106,6 @@ class NammPolicy(EvictionPolicy):
     network: Namm = field(default_factory=lambda: Namm(NammConfig()))
 
     name: ClassVar[str] = "namm"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "recent", max(self.recent, 1))
 
     @property
     def drops(self) -> bool:

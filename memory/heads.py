@@ -1,0 +1,78 @@
+"""How many tokens each KV head keeps: which heads need a long memory is a property of the backbone.
+
+Heads of one layer that keep equally many tokens make one part, whose cache is one rectangle; a layer whose
+heads are all alike is one part.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from hiermem.errors import InputError
+from hiermem.memory.layer import LayerShape
+
+LEAST = 16
+"""Every head keeps the sinks and, of the newest tokens, this part of the budget at least (512: 32)."""
+
+STEP = 32
+"""Heads keep multiples of this part of the budget (512: 16) more, so that neighbours often make one part."""
+
+Shares = Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring KV heads of one layer that keep equally many tokens.
+
+    Attributes:
+        layer: index of their attention layer.
+        heads: which of the layer's KV heads they are.
+        budget: tokens that each keeps after a decision.
+    """
+
+    layer: int
+    heads: slice
+    budget: int
+
+
+def plan_parts(
+    shapes: Sequence[LayerShape], budget: int, shares: Shares | None, sinks: int
+) -> tuple[Part, ...]:
+    """All parts, layer by layer.
+
+    Args:
+        budget: tokens that a head keeps in the mean.
+        shares: what every head keeps in proportion to the others, layers x KV heads; None: all alike.
+
+    Raises:
+        InputError: the shares are of a backbone with other layers or heads.
+    """
+    if shares is None:
+        return tuple(Part(layer, slice(None), budget) for layer in range(len(shapes)))
+    known = [shape.heads for shape in shapes]
+    if [len(row) for row in shares] != known:
+        raise InputError(
+            f"The head shares are of {len(shares)} layers with {len(shares[0])} KV heads, the backbone has "
+            f"{len(known)} with {known[0]}: calibrate them for this backbone."
+        )
+    parts = []
+    for layer, row in enumerate(head_budgets(shares, budget, sinks)):
+        first = 0
+        for own, run in groupby(row):
+            end = first + len(list(run))
+            parts.append(Part(layer, slice(first, end), own))
+            first = end
+    return tuple(parts)
+
+
+def head_budgets(shares: Shares, budget: int, sinks: int) -> list[list[int]]:
+    """Tokens each head keeps: in proportion to its share, at least a few, at most ``budget`` in the mean."""
+    least, step = min(sinks + max(budget // LEAST, 1), budget), max(budget // STEP, 1)
+    flat = [share for row in shares for share in row]
+    room = (budget - least) * len(flat)
+    low, high = 0.0, (room + least) / max(flat)
+    for _ in range(64):  # bisection: what is spent beyond the least grows with the factor
+        factor = (low + high) / 2
+        spent = sum(max(share * factor - least, 0.0) for share in flat)
+        low, high = (factor, high) if spent <= room else (low, factor)
+    return [[least + int(max(share * low - least, 0.0)) // step * step for share in row] for row in shares]
