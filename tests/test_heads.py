@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from readers import assert_same_memory, assert_same_working, backbone, ids_of, over, reader, text_of, uneven
+from readers import assert_same_working, backbone, ids_of, over, reader, text_of, uneven
 
 from hiermem.memory.heads import head_budgets, plan_parts
 from hiermem.memory.layer import LayerShape
@@ -136,7 +136,7 @@ def test_a_memory_with_head_shares_is_saved_and_read_on(tmp_path: Path) -> None:
     loaded = MemoryState.load(tmp_path / "m.hmem", plain)  # its own settings are in the memory
     assert loaded.working.config == config.working
     plain.read(ids[100:], loaded, progress=False)
-    assert_same_memory(loaded, model.read(ids, progress=False))
+    assert_same_working(loaded.working, model.read(ids, progress=False).working)
 
 
 def test_beams_and_samples_run_over_uneven_heads() -> None:
