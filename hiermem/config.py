@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from hiermem.asking import AskConfig
 from hiermem.errors import InputError
+from hiermem.evictor import AUTO, NONE, Evictor
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.policies import NammConfig
 from hiermem.memory.working import WorkingMemoryConfig
@@ -29,6 +30,9 @@ class HierMemConfig(PreTrainedConfig):
         longterm: settings of the long-term memory.
         asking: settings of an answer.
         namm: settings of the network behind the policy `namm`.
+        evictor: where head shares and that network's parameters come from (see `hiermem.evictor`): `auto`
+            takes those that ship for the backbone where the policy is `namm`; `none`; a folder. A model that
+            is loaded has taken them over and says `none`.
     """
 
     model_type = "hiermem"
@@ -42,6 +46,7 @@ class HierMemConfig(PreTrainedConfig):
     longterm: LongTermConfig = field(default_factory=LongTermConfig)
     asking: AskConfig = field(default_factory=AskConfig)
     namm: NammConfig = field(default_factory=NammConfig)
+    evictor: str = AUTO
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.working, dict):
@@ -105,11 +110,18 @@ class HierMemConfig(PreTrainedConfig):
     def settings(self) -> dict[str, Any]:
         """The settings that are hiermem's own, as the constructor takes them."""
         names = ("backbone", "backbone_revision", "segment", "chunk", "working", "longterm", "asking", "namm")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, "evictor")}
 
     def with_working(self, **changes: Any) -> "HierMemConfig":
         """The same configuration with other settings of the working memory."""
         return type(self)(**{**self.settings(), "working": replace(self.working, **changes)})
+
+    def with_evictor(self, evictor: Evictor) -> "HierMemConfig":
+        """The same configuration with an evictor's head shares, where it has none, and network settings."""
+        shares = evictor.shares if self.working.head_shares is None else self.working.head_shares
+        changes = {"working": replace(self.working, head_shares=shares), "evictor": NONE}
+        changes |= {"namm": evictor.namm} if evictor.network is not None else {}
+        return type(self)(**{**self.settings(), **changes})
 
     def with_asking(self, **changes: Any) -> "HierMemConfig":
         """The same configuration with other settings of an answer."""

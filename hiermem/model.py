@@ -26,6 +26,7 @@ from hiermem.backbone import Backbone, BackboneCache
 from hiermem.columns import left_aligned, take_columns, wanted_columns
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
+from hiermem.evictor import find_evictor
 from hiermem.loading import backbone_hash, is_saved_model, load_backbone, model_type, tokenizer_hash
 from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.policies import Namm
@@ -111,11 +112,16 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         if os.path.isfile(folder / "config.json"):
             name_or_path = folder.resolve()  # a saved model must find its backbone from anywhere
         config = config or HierMemConfig.preset("full")
+        evictor = find_evictor(config.evictor, str(name_or_path), config.working.policy)
+        config = config if evictor is None else config.with_evictor(evictor)
         settings = {**config.settings(), "backbone": str(name_or_path), "backbone_revision": revision}
         config = HierMemConfig(**settings)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         backbone, tokenizer = load_backbone(str(name_or_path), revision, dtype, device)
-        return cls(config, backbone, tokenizer).to(device).eval()
+        model = cls(config, backbone, tokenizer)
+        if evictor is not None and evictor.network is not None:
+            model.namm.load_state_dict(evictor.network)
+        return model.to(device).eval()
 
     @classmethod
     def _from_saved(cls, folder: Path, config: HierMemConfig | None, **kwargs: Any) -> "HierMemModel":

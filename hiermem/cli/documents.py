@@ -34,6 +34,7 @@ def read(
     segment: opt.Segment = None,
     chunk: opt.Chunk = None,
     positions: opt.Positions = None,
+    evictor: opt.EvictorName = "auto",
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     json: opt.Json = False,
@@ -51,7 +52,7 @@ def read(
 
         hiermem read python-reference --out ref.hmem --policy window --budget 1024
     """
-    config = opt.configuration(model, preset, policy, budget, segment, chunk, positions)
+    config = opt.configuration(model, preset, policy, budget, segment, chunk, positions, evictor=evictor)
     check_target(out)
     text = opt.read_document(doc)
     reader = opt.load_model(model, config, dtype, device)

@@ -12,6 +12,7 @@ from hiermem.cli import options as opt
 from hiermem.cli import results
 from hiermem.errors import InputError, first_line
 from hiermem.eval.journal import Journal, data_hash
+from hiermem.evictor import find_evictor
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -41,6 +42,7 @@ def pg19(
     budget: opt.Budget = None,
     chunk: opt.Chunk = None,
     positions: opt.Positions = None,
+    evictor: opt.EvictorName = "auto",
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     limit: opt.Limit = None,
@@ -66,7 +68,9 @@ def pg19(
             raise InputError("Full attention keeps everything in place: leave --budget and --positions out.")
         config = opt.configuration(model, "bare", chunk=chunk)
     else:
-        config = opt.configuration(model, "full", policy, budget, chunk=chunk, positions=positions)
+        config = opt.configuration(
+            model, "full", policy, budget, chunk=chunk, positions=positions, evictor=evictor
+        )
     settings = {"books": list(texts), "split": split, **asdict(part), "policy": policy}
 
     def run(journal: Journal) -> dict[str, Any]:
@@ -91,6 +95,7 @@ def passkey(
     segment: opt.Segment = None,
     chunk: opt.Chunk = None,
     top_k: opt.TopK = None,
+    evictor: opt.EvictorName = "auto",
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     out: opt.Out = None,
@@ -106,7 +111,7 @@ def passkey(
 
     wanted = opt.whole_numbers(lengths, "--lengths")
     text = opt.read_document(str(haystack))
-    config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k)
+    config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k, evictor=evictor)
     settings = {"haystack": haystack.name, "lengths": wanted, "limit": limit, "seed": seed}
 
     def run(journal: Journal) -> dict[str, Any]:
@@ -134,6 +139,7 @@ def needles(
     model: opt.Model = "smollm2",
     chunk: opt.Chunk = None,
     positions: opt.Positions = None,
+    evictor: opt.EvictorName = "auto",
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     out: opt.Out = None,
@@ -156,7 +162,9 @@ def needles(
 
     check_system(system, (Pruned.name, Full.name, HierMem.name))
     budget = max(round(keep * length), 1)
-    config = opt.configuration(model, "full", policy, budget, chunk=chunk, positions=positions)
+    config = opt.configuration(
+        model, "full", policy, budget, chunk=chunk, positions=positions, evictor=evictor
+    )
     texts = pg19.books(data, split, None, None)
     settings = {"books": list(texts), "system": system, "keep": keep, "length": length, "limit": limit}
     settings["seed"] = seed
@@ -197,6 +205,7 @@ def pubmedqa(
     segment: opt.Segment = None,
     chunk: opt.Chunk = None,
     top_k: opt.TopK = None,
+    evictor: opt.EvictorName = "auto",
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     limit: opt.Limit = None,
@@ -214,7 +223,7 @@ def pubmedqa(
     from hiermem.eval.systems import SYSTEMS, check_system
     from hiermem.eval.tasks import pubmedqa as task
 
-    config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k)
+    config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k, evictor=evictor)
     config = config.with_asking(**task.ASKING)
     check_system(system, (*SYSTEMS, task.RIGHT))
     items = task.load(data, split)[:limit]
@@ -244,6 +253,7 @@ def babi_long(
     segment: opt.Segment = None,
     chunk: opt.Chunk = None,
     top_k: opt.TopK = None,
+    evictor: opt.EvictorName = "auto",
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     out: opt.Out = None,
@@ -261,7 +271,7 @@ def babi_long(
 
     wanted = opt.whole_numbers(lengths, "--lengths")
     text = opt.read_document(str(haystack))
-    config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k)
+    config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k, evictor=evictor)
     check_system(system, tuple(SYSTEMS))
     size = task.Size(lengths=wanted, texts=limit, rounds=stories, seed=seed)
     settings = {"haystack": haystack.name, **asdict(size), "system": system}
@@ -364,4 +374,9 @@ def _settings(
     parts = ["segment", "chunk", "working", "longterm", "asking"]
     parts += ["namm"] if config.working.policy == "namm" else []
     settings = {"model": model, "dtype": numbers, "device": where.type, "data": data_hash(*data)}
+    evictor = find_evictor(config.evictor, model, config.working.policy)
+    if known["working"]["head_shares"] is None:
+        del known["working"]["head_shares"]
+    if evictor is not None:
+        settings["evictor"] = evictor.digest
     return settings | {name: known[name] for name in parts}

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from hiermem.cli import bench, documents, evaluate
+from hiermem.cli import bench, documents, evaluate, learn
 from hiermem.errors import HierMemError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command("read")(documents.read)
 app.command("ask")(documents.ask)
 app.command("verify")(documents.verify)
 app.command("demo")(documents.demo)
+app.command("calibrate")(learn.calibrate)
 app.command("report")(evaluate.report)
 app.command(
     "lm-eval",

@@ -34,6 +34,14 @@ Positions = Annotated[str | None, typer.Option(help="Positions of old tokens: di
 TopK = Annotated[int | None, typer.Option("--top-k", min=0, help="Segments to recall for a question.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the model's own.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")]
+EvictorName = Annotated[
+    str,
+    typer.Option(
+        "--evictor",
+        help="Head shares and NAMM's network: auto (those of the model, for the policy namm), none, smollm2, "
+        "or a folder from calibrate or evolve.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many examples.")]
 Data = Annotated[Path, typer.Option(help="Folder or file with the data, or its name on the hub.")]
@@ -55,6 +63,7 @@ def configuration(
     chunk: int | None = None,
     positions: str | None = None,
     top_k: int | None = None,
+    evictor: str | None = None,
 ) -> "HierMemConfig":
     """The preset, or a saved model's own settings, with what was given on the command line in its place."""
     from hiermem.config import HierMemConfig
@@ -77,6 +86,7 @@ def configuration(
         segment = -(-config.segment // chunk) * chunk
     longterm = config.longterm if top_k is None else replace(config.longterm, top_k=top_k)
     settings = {"working": working, "longterm": longterm, "chunk": chunk, "segment": segment}
+    settings |= {} if evictor is None else {"evictor": evictor}
     return HierMemConfig(**{**config.settings(), **settings})
 
 

@@ -1,0 +1,55 @@
+"""`hiermem calibrate`: what a backbone's memory learns about it."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hiermem.cli import options as opt
+from hiermem.errors import InputError
+
+
+def calibrate(
+    doc: Annotated[str, typer.Argument(help="A UTF-8 text file, - for standard input, or python-reference.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the evictor into.")],
+    model: opt.Model = "smollm2",
+    tokens: Annotated[int, typer.Option(help="Length of each piece of the text that is read twice.")] = 2048,
+    texts: Annotated[int, typer.Option(help="Pieces that are read; the shares are their mean.")] = 2,
+    kept: Annotated[float, typer.Option(help="Share of all tokens, those with the most attention.")] = 0.1,
+    power: Annotated[float, typer.Option(help="Less than 1 evens the shares out.")] = 0.75,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    json: opt.Json = False,
+) -> None:
+    """Measure how many tokens each KV head of a model should keep, without training.
+
+    Reads pieces of a text twice and counts where the second reading looks. Takes a minute or two for a small
+    model on two cores; any text of the kind you will read will do.
+
+    Examples:
+
+        hiermem calibrate book.txt --model HuggingFaceTB/SmolLM2-360M-Instruct --out evictor
+
+        hiermem read book.txt --model HuggingFaceTB/SmolLM2-360M-Instruct --evictor evictor --out book.hmem
+    """
+    from hiermem.evictor import FILE, Evictor
+    from hiermem.training.calibration import CalibrationConfig
+    from hiermem.training.calibration import calibrate as measure
+
+    config = CalibrationConfig(tokens, texts, kept, power)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: give a folder to --out.")
+    text = opt.read_document(doc)
+    reader = opt.load_model(model, None, dtype, device)
+    ids = reader.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    shares = measure(reader, ids, config)
+    origin = {"made_by": "hiermem calibrate", "backbone": model, "text": Path(doc).name, **asdict(config)}
+    Evictor(shares=shares, origin=origin).save(out)
+    flat = sorted(share for row in shares for share in row)
+    middle, most = flat[len(flat) // 2], flat[-1]
+    words = (
+        f"Wrote {out / FILE}: of {len(flat)} KV heads the middle one keeps {middle:.2f} times the budget, "
+        f"the longest memory is {most:.2f} times the budget."
+    )
+    opt.emit({"out": str(out), "shares": shares, "middle": middle, "most": most}, json, words)

@@ -1,0 +1,115 @@
+"""Evictors: head shares and a network for NAMM, made for one backbone by calibration or evolution.
+
+An evictor is a folder with one file, `evictor.safetensors`. Those of bundled backbones ship in
+`hiermem/weights`, each with a card.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hiermem.errors import InputError
+from hiermem.memory.heads import Shares
+from hiermem.memory.policies import NammConfig
+
+FILE = "evictor.safetensors"
+FORMAT_VERSION = 1
+AUTO, NONE = "auto", "none"
+
+_WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Evictor:
+    """What an eviction policy has learned about one backbone.
+
+    Attributes:
+        shares: what each KV head keeps in proportion to the others; None: all alike.
+        network: parameters and buffers of `Namm` by name; None: the backbone has no network of its own.
+        namm: settings of that network.
+        origin: how it was made, plain JSON.
+    """
+
+    shares: Shares | None = None
+    network: dict[str, Tensor] | None = None
+    namm: NammConfig = field(default_factory=NammConfig)
+    origin: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """A short hash of all that it makes a model do."""
+        digest = sha256(json.dumps([self.shares, asdict(self.namm)]).encode())
+        for name, tensor in sorted((self.network or {}).items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the evictor into ``folder``; the file is replaced whole."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {f"network.{name}": t.contiguous() for name, t in (self.network or {}).items()}
+        if self.shares is not None:
+            tensors["shares"] = torch.tensor(self.shares, dtype=torch.float32)
+        known = {"format_version": FORMAT_VERSION, "namm": asdict(self.namm), "origin": self.origin}
+        temporary = path / f".{FILE}.tmp"
+        save_file(tensors, temporary, metadata={"hiermem": json.dumps(known)})
+        os.replace(temporary, path / FILE)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Evictor":
+        """Read an evictor.
+
+        Raises:
+            InputError: there is none in ``folder``, it is damaged, or in a newer format.
+        """
+        path = Path(folder) / FILE
+        try:
+            with safe_open(path, framework="pt") as file:
+                known = json.loads((file.metadata() or {})["hiermem"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            version = int(known["format_version"])
+            if version > FORMAT_VERSION:
+                raise InputError(
+                    f"The evictor at {folder} is in format {version} and this version reads up to "
+                    f"{FORMAT_VERSION}: upgrade hiermem."
+                )
+            shares = tensors.pop("shares").tolist() if "shares" in tensors else None
+            network = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
+            return cls(shares, network or None, NammConfig(**known["namm"]), dict(known["origin"]))
+        except FileNotFoundError as error:
+            raise InputError(
+                f"There is no evictor at {folder}: give a folder that `hiermem calibrate` wrote, "
+                f"{', '.join([AUTO, NONE, *bundled()])}."
+            ) from error
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"The evictor at {folder} is damaged ({error}): make it again.") from error
+
+
+def bundled() -> list[str]:
+    """Names of the backbones whose evictors ship with the package."""
+    return sorted(folder.parent.name for folder in _WEIGHTS.glob(f"*/{FILE}"))
+
+
+def find_evictor(name: str, backbone: str, policy: str) -> Evictor | None:
+    """The evictor that a configuration asks for.
+
+    Args:
+        name: `auto`, the bundled evictor of ``backbone`` if there is one and ``policy`` is `namm`; `none`;
+            the name of a bundled evictor; or a folder.
+
+    Raises:
+        InputError: there is no such evictor.
+    """
+    if name == NONE or (name == AUTO and (policy != "namm" or backbone not in bundled())):
+        return None
+    name = backbone if name == AUTO else name
+    return Evictor.load(_WEIGHTS / name if name in bundled() else name)

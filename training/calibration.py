@@ -1,0 +1,143 @@
+"""Head shares from one text, without training: which heads look far back when the text is read again.
+
+What a question will look at cannot be known when tokens are evicted, but a second reading of the same text
+comes close (KVzip, arXiv 2505.23416, keeps tokens by it). Which tokens it needs differs from text to text;
+how many of them each head needs hardly does, so that is what is kept of it.
+
+Dimension names: B batch, G KV heads, R query heads per KV head, Q shown queries, T cached tokens, L layers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from hiermem.errors import InputError
+from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, ShownQueries, grown
+from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
+
+if TYPE_CHECKING:
+    from hiermem.model import HierMemModel
+
+AGAIN = "\n\nRepeat the previous context:\n\n"
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """Settings of a calibration, chosen on train books (`docs/lab-notes.md`).
+
+    Attributes:
+        tokens: length of each text that is read twice; both readings must fit the trained range.
+        texts: how many texts are read; the shares are their mean.
+        kept: of all tokens in all heads, the share with the most attention counts.
+        power: shares are raised to this power; less than 1 evens them out.
+    """
+
+    tokens: int = 2048
+    texts: int = 2
+    kept: float = 0.1
+    power: float = 0.75
+
+    def __post_init__(self) -> None:
+        if self.tokens < 64 or self.texts < 1:
+            raise InputError(
+                f"A calibration needs a text of at least 64 tokens, not {self.texts} of {self.tokens}."
+            )
+        if not 0 < self.kept < 1 or not 0 < self.power <= 1:
+            raise InputError(
+                f"kept must lie between 0 and 1 and power in 0..1, not {self.kept} and {self.power}."
+            )
+
+
+def calibrate(model: "HierMemModel", ids: Sequence[int], config: CalibrationConfig) -> list[list[float]]:
+    """Shares of all KV heads, layers x heads, with mean 1.
+
+    Args:
+        ids: tokens of a long text, from which evenly spaced pieces are read.
+
+    Raises:
+        InputError: the text is too short, or two readings of a piece do not fit the trained range.
+    """
+    from tqdm.auto import tqdm
+
+    if len(ids) < config.tokens * config.texts:
+        raise InputError(
+            f"The text has {len(ids)} tokens, a calibration reads {config.tokens * config.texts}: give a "
+            f"longer text, or lower --tokens."
+        )
+    between = model.tokenizer(AGAIN, add_special_tokens=False).input_ids
+    if 2 * config.tokens + len(between) > model.adapter.trained_range:
+        raise InputError(
+            f"Two readings of {config.tokens} tokens exceed the backbone's trained range of "
+            f"{model.adapter.trained_range} positions: lower --tokens."
+        )
+    total: Tensor | None = None
+    starts = [len(ids) // config.texts * text for text in range(config.texts)]
+    for start in tqdm(starts, desc="calibrating", unit="text", disable=None):
+        piece = list(ids[start : start + config.tokens])
+        shares = _shares(_received_again(model, piece, between), config.kept)
+        total = shares if total is None else total + shares
+    assert total is not None
+    evened = total**config.power
+    return (evened / evened.mean()).tolist()
+
+
+def _shares(received: Tensor, kept: float) -> Tensor:
+    """Of the tokens with the most attention anywhere, each head's share: ``[L, G, T]`` to ``[L, G]``."""
+    least = received.flatten().topk(max(int(kept * received.numel()), 1)).values[-1]
+    return (received >= least).float().mean(-1)
+
+
+@torch.inference_mode()
+def _received_again(model: "HierMemModel", piece: list[int], between: list[int]) -> Tensor:
+    """Most attention that each token of ``piece`` receives when it is read again, ``[L, G, T]`` float32."""
+    adapter, device = model.adapter, model.device
+    settings = WorkingMemoryConfig(policy="none", positions="absolute")
+    policy = SecondReading(first=len(piece) + len(between))
+    memory = WorkingMemory(settings, adapter.shapes, adapter.trained_range, 1, policy)
+    ids = torch.tensor([[*piece, *between, *piece]], device=device)
+    for at, take in chunks(memory, [ids.shape[1]], model.config.chunk):
+        adapter.read_chunk(memory, ids[:, at : at + take], [take])
+    received = []
+    for cache in memory.caches:  # layers with a sliding window have lost what left it
+        assert cache.positions is not None
+        place = cache.positions[0].masked_fill(cache.positions[0] < 0, len(piece)).clamp(max=len(piece))
+        found = torch.zeros(place.shape[0], len(piece) + 1, device=device)
+        received.append(found.scatter_(1, place, cache.state["received"][0])[:, :-1])
+    return torch.stack(received).cpu()
+
+
+@dataclass(frozen=True)
+class SecondReading(EvictionPolicy):
+    """Keeps everything and notes the most attention that a token receives from any later reading.
+
+    Attributes:
+        first: position of the first token that is read again.
+    """
+
+    first: int = 0
+
+    name: ClassVar[str] = "second reading"
+    evicts: ClassVar[bool] = False
+
+    @property
+    def period(self) -> int:
+        return 1
+
+    def looks_at(self, positions: Tensor) -> Tensor:
+        return positions >= self.first
+
+    def observer(self, shown: ShownQueries) -> Observer:
+        return _most
+
+    def scores(self, view: CacheView) -> Tensor:
+        return view.state["received"]
+
+
+def _most(state: Mapping[str, Tensor], attention: Tensor, positions: Tensor, span: int) -> dict[str, Tensor]:
+    received = grown(state.get("received"), positions)
+    if attention.shape[3] == 0:
+        return {"received": received}
+    return {"received": torch.maximum(received, attention.amax((2, 3)).float())}
