@@ -70,6 +70,10 @@ class LayerMemory:
         state = {name[6:]: value for name, value in tensors.items() if name.startswith("state.")}
         return cls(**fields, state=state, holes=holes)
 
+    def of_heads(self, heads: slice) -> "LayerMemory":
+        """The memory of some of the KV heads alone; shares storage."""
+        return LayerMemory.from_tensors({name: t[:, heads] for name, t in self.tensors().items()}, self.holes)
+
     def rows(self, index: Tensor) -> "LayerMemory":
         """The memory of other batch rows, ``index [B'] int64``."""
         tensors = {name: t.index_select(0, index.to(t.device)) for name, t in self.tensors().items()}

@@ -416,6 +416,15 @@ class WorkingMemory:
         twin.peak_tokens, twin.next_frame = self.peak_tokens, list(self.next_frame)
         return twin
 
+    def under(self, config: WorkingMemoryConfig, policy: EvictionPolicy) -> "WorkingMemory":
+        """The same content under other settings; nothing may have been evicted by head shares yet."""
+        assert len(self.parts) == len(self.shapes)
+        twin = WorkingMemory(config, self.shapes, self.trained_range, len(self.seen), policy)
+        twin.caches = [self.caches[part.layer].of_heads(part.heads) for part in twin.parts]
+        twin.seen, twin.columns = list(self.seen), self.columns
+        twin.peak_tokens, twin.next_frame = self.peak_tokens, list(self.next_frame)
+        return twin
+
     def select_rows(self, index: Tensor) -> None:
         """Reorder, repeat or drop batch rows in place: row i becomes old row ``index[i]`` (int64)."""
         self.caches = [memory.rows(index) if memory.tokens else memory for memory in self.caches]

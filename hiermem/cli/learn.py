@@ -1,6 +1,6 @@
-"""`hiermem calibrate`: what a backbone's memory learns about it."""
+"""`hiermem calibrate` and `evolve`: what the memory learns about a backbone."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -53,3 +53,50 @@ def calibrate(
         f"the longest memory is {most:.2f} times the budget."
     )
     opt.emit({"out": str(out), "shares": shares, "middle": middle, "most": most}, json, words)
+
+
+def evolve(
+    data: opt.Data,
+    out: Annotated[Path, typer.Option(help="Folder of checkpoints, logs and, all along, the evictor.")],
+    recipe: Annotated[
+        str, typer.Option(help="small (as shipped for smollm2), published or smoke.")
+    ] = "small",
+    model: opt.Model = "smollm2",
+    generations: Annotated[
+        int | None, typer.Option(min=1, help="Generations of every stage in place of the recipe's.")
+    ] = None,
+    seed: opt.Seed = 0,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    json: opt.Json = False,
+) -> None:
+    """Evolve what the memory keeps: head shares and NAMM's network, by CMA-ES on train data.
+
+    Stopped at any moment, the same command goes on from the last complete generation. Under a launcher of
+    torch.distributed every process judges a share of the prompts.
+
+    Examples:
+
+        hiermem evolve --data data --out runs/evictor --recipe smoke
+
+        hiermem eval needles --data data/pg19 --policy namm --evictor runs/evictor --keep 0.25
+    """
+    from hiermem.training.evolve import evolve as run
+    from hiermem.training.launch import one_of_many
+    from hiermem.training.recipes import RECIPES
+
+    if recipe not in RECIPES:
+        raise InputError(f"There is no recipe {recipe!r}: choose one of {', '.join(RECIPES)}.")
+    config = replace(RECIPES[recipe](), seed=seed)
+    if generations is not None:
+        stages = tuple(replace(stage, generations=generations) for stage in config.stages)
+        config = replace(config, stages=stages)
+    with one_of_many() as first:
+        reader = opt.load_model(model, opt.configuration(model, "full", evictor="none"), dtype, device)
+        result = run(reader, data, config, out)
+    if first:
+        words = (
+            f"After {result['generation']} generations the fitness is {result['fitness']:.3f} with "
+            f"{result['kept']:.3f} of the cache; the evictor is in {out}."
+        )
+        opt.emit(result, json, words)

@@ -21,6 +21,7 @@ app.command("ask")(documents.ask)
 app.command("verify")(documents.verify)
 app.command("demo")(documents.demo)
 app.command("calibrate")(learn.calibrate)
+app.command("evolve")(learn.evolve)
 app.command("report")(evaluate.report)
 app.command(
     "lm-eval",

@@ -26,7 +26,7 @@ class NammConfig:
     Attributes:
         spectrogram: settings of the features of received attention.
         frequencies: sines and cosines of the age.
-        hidden: width of the backward attention memory.
+        hidden: width of the backward attention memory; 0 leaves it out, and the score is a weighted sum.
         threshold: score below which a token is evicted even where the budget has room for it; None leaves
             it to the budget alone.
     """
@@ -39,10 +39,10 @@ class NammConfig:
     def __post_init__(self) -> None:
         if isinstance(self.spectrogram, dict):
             self.spectrogram = SpectrogramConfig(**self.spectrogram)
-        if self.frequencies < 1 or self.hidden < 1:
+        if self.frequencies < 1 or self.hidden < 0:
             raise InputError(
-                f"NAMM needs at least one frequency and a hidden width of at least 1, not "
-                f"{self.frequencies} and {self.hidden}."
+                f"NAMM needs at least one frequency and no negative hidden width, not {self.frequencies} and "
+                f"{self.hidden}."
             )
 
     @property
@@ -67,8 +67,9 @@ class Namm(nn.Module):
     def __init__(self, config: NammConfig) -> None:
         super().__init__()
         self.config = config
-        self.look = nn.Linear(config.features, 3 * config.hidden)
-        self.change = nn.Linear(config.hidden, 2 * config.features)
+        if config.hidden:
+            self.look = nn.Linear(config.features, 3 * config.hidden)
+            self.change = nn.Linear(config.hidden, 2 * config.features)
         self.score = nn.Linear(config.features, 1)
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
@@ -88,11 +89,15 @@ class Namm(nn.Module):
         angles = ages.unsqueeze(-1) * self.rates
         spectrum = (average - self.mean) / self.deviation.clamp(min=1e-7)
         x = torch.cat((angles.sin(), angles.cos(), spectrum), dim=-1)
+        return self.score(self._reminded(x) if self.config.hidden else x).squeeze(-1)
+
+    def _reminded(self, x: Tensor) -> Tensor:
+        """Features ``[N, T, features]`` changed by what each token sees in itself and in newer ones (BAM)."""
         newest_first = self.look(x).flip(1).unsqueeze(1)
         query, key, value = newest_first.chunk(3, dim=-1)
         looked = F.scaled_dot_product_attention(query, key, value, is_causal=True).squeeze(1).flip(1)
         shift, scale = self.change(looked).chunk(2, dim=-1)
-        return self.score(x * (1 + scale) + shift).squeeze(-1)
+        return x * (1 + scale) + shift
 
 
 @dataclass(frozen=True)

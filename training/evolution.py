@@ -1,0 +1,261 @@
+"""Evolution by CMA-ES: ask, evaluate, tell, keep; whatever is evolved and however it is judged.
+
+Fitness is maximised; the library underneath minimises, and this is the one place that turns the sign. What
+ships is the mean of the distribution (NAMM, arXiv 2410.13166), never its luckiest sample.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from hiermem.errors import InputError
+
+WORST = 0.0
+"""Fitness of a candidate that cannot be judged."""
+
+_COMPLETE = "COMPLETE"
+Vector = np.ndarray
+Fitness = Callable[[Sequence[Vector], int], tuple[np.ndarray, np.ndarray]]
+"""From candidates and the generation's number to fitness and kept share, ``[candidates, prompts]``."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of an evolution; each starts from the mean of the last.
+
+    Attributes:
+        name: of the stage.
+        tasks: names of the tasks that judge it.
+        prompts: of each task, in every generation; all candidates get the same.
+        generations: how many.
+        population: candidates of a generation.
+        sigma: first standard deviation.
+        covariance: `full` or `diagonal` (a matrix of n or only n values for n parameters).
+        pressure: fitness lost per share of the cache that is kept beyond none.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    prompts: int = 4
+    generations: int = 50
+    population: int = 16
+    sigma: float = 0.2
+    covariance: str = "full"
+    pressure: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.prompts, self.generations) < 1 or self.population < 4 or not self.tasks:
+            raise InputError(
+                f"Stage {self.name} needs a task, a prompt, a generation and at least 4 candidates."
+            )
+        if self.covariance not in ("full", "diagonal") or not self.sigma > 0:
+            raise InputError(f"Stage {self.name} needs a positive sigma and a full or diagonal covariance.")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What happened in one generation.
+
+    Attributes:
+        number: from 1 within the whole evolution.
+        best, mean: fitness of the best candidate, and of all in the mean.
+        centre: fitness of the distribution's mean before this generation.
+        kept: share of the cache that the distribution's mean keeps.
+        refused: candidates whose fitness was not finite.
+    """
+
+    number: int
+    stage: str
+    best: float
+    mean: float
+    centre: float
+    kept: float
+    sigma: float
+    refused: int
+    seconds: float
+
+
+class Evolution:
+    """CMA-ES through the stages of a configuration, with a checkpoint after every generation.
+
+    Args:
+        start: mean of the first stage, ``[n]`` float64.
+        stages: in order.
+        seed: of all that is drawn.
+        folder: of the checkpoints; the newest complete one is gone on from.
+        writes: whether this process keeps checkpoints (one of several that evolve together).
+
+    Attributes:
+        mean: the distribution's mean, ``[n]`` float64.
+        history: all generations so far.
+        skipped: checkpoints that were passed over because they are not complete.
+    """
+
+    def __init__(
+        self, start: Vector, stages: Sequence[StageConfig], seed: int, folder: Path, writes: bool = True
+    ) -> None:
+        self.stages, self.seed, self.folder, self.writes = tuple(stages), seed, folder, writes
+        self.history: list[Generation] = []
+        self.skipped: list[str] = []
+        self._settings = json.loads(json.dumps({"stages": [asdict(s) for s in stages], "seed": seed}))
+        self._optimizer = self._new(0, start)
+        self._resume()
+
+    @property
+    def mean(self) -> Vector:
+        return np.array(self._optimizer._mean)
+
+    @property
+    def total(self) -> int:
+        """Generations of all stages together."""
+        return sum(stage.generations for stage in self.stages)
+
+    @property
+    def stage(self) -> StageConfig:
+        """The stage of the next generation, or the last."""
+        return self.stages[min(self._place(len(self.history))[0], len(self.stages) - 1)]
+
+    def step(self, fitness: Fitness) -> Generation:
+        """One generation.
+
+        Args:
+            fitness: judges candidates in generation ``number``: ``[candidates, prompts]`` fitness and kept
+                share.
+        """
+        began, done = time.perf_counter(), len(self.history)
+        index, within = self._place(done)
+        stage = self.stages[index]
+        if within == 0 and done:
+            self._optimizer = self._new(index, self.mean)
+        asked = [self._optimizer.ask() for _ in range(stage.population)]
+        scores, kept = fitness([self.mean, *asked], done)
+        judged = scores.mean(1) - stage.pressure * kept.mean(1)
+        finite = np.isfinite(judged)
+        judged = np.where(finite, judged, WORST)
+        self._optimizer.tell([(x, -float(y)) for x, y in zip(asked, judged[1:], strict=True)])
+        generation = Generation(
+            number=done + 1,
+            stage=stage.name,
+            best=float(judged[1:].max()),
+            mean=float(judged[1:].mean()),
+            centre=float(judged[0]),
+            kept=float(kept[0].mean()),
+            sigma=float(self._optimizer._sigma),
+            refused=int((~finite).sum()),
+            seconds=time.perf_counter() - began,
+        )
+        self.history.append(generation)
+        if self.writes:
+            self._keep()
+        return generation
+
+    def _place(self, done: int) -> tuple[int, int]:
+        """Stage of generation ``done``, counted from 0, and how many of that stage came before it."""
+        for index, stage in enumerate(self.stages):
+            if done < stage.generations:
+                return index, done
+            done -= stage.generations
+        return len(self.stages), 0
+
+    def _new(self, index: int, mean: Vector) -> Any:
+        from cmaes import CMA, SepCMA
+
+        stage = self.stages[index]
+        kind = CMA if stage.covariance == "full" else SepCMA
+        return kind(
+            mean=np.array(mean, dtype=np.float64),
+            sigma=stage.sigma,
+            seed=self.seed + index,
+            population_size=stage.population,
+        )
+
+    # ---- checkpoints
+
+    def _keep(self) -> None:
+        """Write a checkpoint; `COMPLETE` comes last, older ones go when it is there."""
+        path = self.folder / f"generation-{len(self.history):05d}"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        arrays, plain = _state(self._optimizer)
+        save_file(arrays, path / "state.safetensors")
+        known = {"settings": self._settings, "history": [asdict(g) for g in self.history], "state": plain}
+        (path / "state.json").write_text(json.dumps(known), "utf-8")
+        for name in ("state.safetensors", "state.json"):
+            _sync(path / name)
+        (path / _COMPLETE).touch()
+        _sync(path)
+        for old in self.folder.glob("generation-*"):
+            if old != path:
+                shutil.rmtree(old)
+
+    def _resume(self) -> None:
+        for path in sorted(self.folder.glob("generation-*"), reverse=True):
+            if not (path / _COMPLETE).exists():
+                self.skipped.append(path.name)
+                continue
+            try:
+                known = json.loads((path / "state.json").read_text("utf-8"))
+                arrays = load_file(path / "state.safetensors")
+            except (OSError, ValueError, SafetensorError) as error:
+                raise InputError(f"The checkpoint {path} is damaged ({error}): delete it.") from error
+            if known["settings"] != self._settings:
+                raise InputError(f"{self.folder} is of an evolution with other settings: give another --out.")
+            self.history = [Generation(**generation) for generation in known["history"]]
+            index = self._place(len(self.history) - 1)[0]
+            self._optimizer = self._new(index, arrays["_mean"])
+            _restore(self._optimizer, arrays, known["state"])
+            return
+
+
+def _state(optimizer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """All attributes of an optimizer: arrays, and what is plain JSON; the random state among them."""
+    arrays: dict[str, np.ndarray] = {}
+    plain: dict[str, Any] = {}
+    for name, value in vars(optimizer).items():
+        if isinstance(value, np.random.RandomState):
+            kind, keys, *rest = value.get_state()  # type: ignore[misc]
+            arrays[name], plain[name] = keys, [kind, *rest]
+        elif isinstance(value, np.ndarray):
+            arrays[name] = np.ascontiguousarray(value)
+        else:
+            plain[name] = value.item() if isinstance(value, np.generic) else value
+    return arrays, plain
+
+
+def _restore(optimizer: Any, arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> None:
+    for name, before in list(vars(optimizer).items()):
+        if isinstance(before, np.random.RandomState):
+            kind, *rest = plain[name]
+            before.set_state((kind, arrays[name], *rest))
+        else:
+            setattr(optimizer, name, arrays[name] if name in arrays else plain[name])
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def relative_likelihood(nll: float, reference: float) -> float:
+    """How likely an answer is per token, against the same backbone with its full cache: 1 is as likely.
+
+    Smooth, and not below 0; NaN where one of the two is.
+
+    Args:
+        nll: negative log-likelihood per token in nats.
+        reference: the same with the full cache.
+    """
+    return math.exp(min(reference - nll, 50.0))

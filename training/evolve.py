@@ -1,0 +1,202 @@
+"""`hiermem evolve`: from a backbone and train data to an evictor, on one process or many.
+
+Under a launcher that sets RANK and WORLD_SIZE, every process judges all candidates on its own share of a
+generation's prompts; what they find is gathered, so all of them evolve the same distribution.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import distributed
+
+from hiermem.errors import InputError
+from hiermem.evictor import Evictor
+from hiermem.memory.policies import Namm, NammConfig
+from hiermem.training.calibration import calibrate
+from hiermem.training.evolution import Evolution, Generation, Vector
+from hiermem.training.fitness import Genome, Judge, normalisation
+from hiermem.training.prompts import Prompt, Source, prompt
+from hiermem.training.recipes import EvolveConfig
+
+if TYPE_CHECKING:
+    from hiermem.model import HierMemModel
+
+
+def evolve(model: "HierMemModel", data: Path, config: EvolveConfig, folder: Path) -> dict[str, Any]:
+    """Evolve, or go on where an earlier run in ``folder`` stopped, and write the evictor there.
+
+    Returns:
+        generation, fitness of the distribution's mean, kept share, checkpoint and history.
+
+    Raises:
+        InputError: the data are missing, or ``folder`` is of an evolution with other settings.
+    """
+    from tqdm.auto import tqdm
+
+    source = Source(model.tokenizer, data, model.config.asking.instruction, config.length)
+    genome, start = _start(model, source, config, folder)
+    evolution = Evolution(start, config.stages, config.seed, folder, writes=_rank() == 0)
+    judge = Judge(model, genome, room=config.pool * 3)
+
+    def fitness(candidates: Sequence[Vector], number: int) -> tuple[np.ndarray, np.ndarray]:
+        return _gathered(judge, candidates, _drawn(source, config, evolution, number))
+
+    bar = tqdm(total=evolution.total, initial=len(evolution.history), desc="evolving", disable=_quiet())
+    with bar, _Log(folder) as log:
+        while len(evolution.history) < evolution.total:
+            generation = evolution.step(fitness)
+            log.add(generation)
+            bar.update()
+            bar.set_postfix_str(_words(generation))
+            if _rank() == 0:
+                _evictor(genome, evolution, config).save(folder)
+    if _rank() == 0:
+        _plot(evolution.history, folder / "fitness.png")
+    last = evolution.history[-1]
+    return {
+        "generation": last.number,
+        "fitness": last.centre,
+        "kept": last.kept,
+        "checkpoint": str(folder),
+        "skipped": evolution.skipped,
+        "history": [asdict(generation) for generation in evolution.history],
+    }
+
+
+def _start(
+    model: "HierMemModel", source: Source, config: EvolveConfig, folder: Path
+) -> tuple[Genome, Vector]:
+    """Calibrated head shares and averaged attention as score; kept in ``folder`` for the next time."""
+    where = folder / "start"
+    if not (where / "evictor.safetensors").exists():
+        book = source.books[0]
+        shares = calibrate(model, source.encoded(book.text), config.calibration)
+        tasks = dict.fromkeys(task for stage in config.stages for task in stage.tasks)
+        texts = [prompt(source, task, 0, config.seed) for task in tasks]
+        network = averaged_attention(config.namm)
+        network.load_state_dict(normalisation(model, config.namm, texts), strict=False)
+        if _rank() == 0:
+            origin: dict[str, object] = {"made_by": "hiermem evolve", "generation": 0}
+            Evictor(shares, network.state_dict(), config.namm, origin).save(where)
+        if distributed.is_initialized():
+            distributed.barrier()
+    saved = Evictor.load(where)
+    assert saved.shares is not None and saved.network is not None
+    if asdict(saved.namm) != asdict(config.namm):
+        raise InputError(f"{folder} is of an evolution of another network: give another --out.")
+    network = Namm(config.namm)
+    network.load_state_dict(saved.network)
+    shape = len(saved.shares), len(saved.shares[0])
+    genome = Genome(shape, config.namm, {"mean": network.mean, "deviation": network.deviation})
+    return genome, genome.vector(saved.shares, network)
+
+
+def averaged_attention(config: NammConfig) -> Namm:
+    """A network whose score is the averaged strength of the attention that a token receives."""
+    network = Namm(config)
+    with torch.no_grad():
+        network.score.weight[0, 2 * config.frequencies] = 1.0  # the lowest bin is the sum over a frame
+    return network
+
+
+def _drawn(source: Source, config: EvolveConfig, evolution: Evolution, number: int) -> list[Prompt]:
+    """The prompts of a generation: of each task the same number, drawn from its pool."""
+    stage, prompts = evolution.stage, []
+    for task in stage.tasks:
+        draw = random.Random(f"{config.seed}/{number}/{task}")
+        chosen = draw.sample(range(config.pool), min(stage.prompts, config.pool))
+        prompts += [prompt(source, task, one, config.seed) for one in sorted(chosen)]
+    return prompts
+
+
+def _gathered(
+    judge: Judge, candidates: Sequence[Vector], prompts: Sequence[Prompt]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of all prompts, of which this process judges its share."""
+    if not distributed.is_initialized():
+        return judge.scores(candidates, prompts)
+    world, rank = distributed.get_world_size(), distributed.get_rank()
+    both = torch.zeros(2, len(candidates), len(prompts), dtype=torch.float64)
+    own = list(range(rank, len(prompts), world))
+    if own:
+        scores, kept = judge.scores(candidates, [prompts[i] for i in own])
+        both[:, :, own] = torch.from_numpy(np.stack((scores, kept)))
+    distributed.all_reduce(both)
+    return both[0].numpy(), both[1].numpy()
+
+
+def _evictor(genome: Genome, evolution: Evolution, config: EvolveConfig) -> Evictor:
+    mean, last = evolution.mean, evolution.history[-1]
+    origin: dict[str, object] = {"made_by": "hiermem evolve", "generation": last.number, "seed": config.seed}
+    origin |= {"stages": [asdict(stage) for stage in config.stages], "fitness": last.centre}
+    return Evictor(genome.shares(mean), genome.network(mean).state_dict(), config.namm, origin)
+
+
+def _words(generation: Generation) -> str:
+    words = f"{generation.stage}: best {generation.best:.3f}, mean {generation.mean:.3f}, "
+    words += f"centre {generation.centre:.3f}, kept {generation.kept:.3f}"
+    return words + (f", {generation.refused} not finite" if generation.refused else "")
+
+
+def _rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def _quiet() -> bool | None:
+    return True if _rank() else None
+
+
+class _Log:
+    """`history.jsonl`, and TensorBoard's files where it is installed; of the first process alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> "_Log":
+        self._board = None
+        if _rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.folder / "history.jsonl", "a", encoding="utf-8")
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(self.folder / "tensorboard"))
+            except ImportError:
+                pass  # it comes with the extra train
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if _rank() == 0:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def add(self, generation: Generation) -> None:
+        """Note one generation."""
+        if _rank():
+            return
+        self._file.write(json.dumps(asdict(generation)) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name in ("best", "mean", "centre", "kept", "sigma"):
+                self._board.add_scalar(name, getattr(generation, name), generation.number)
+
+
+def _plot(history: Sequence[Generation], path: Path) -> None:
+    """Fitness over generations."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    numbers = [generation.number for generation in history]
+    for name in ("best", "mean", "centre", "kept"):
+        axes.plot(numbers, [getattr(generation, name) for generation in history], label=name)
+    axes.set(xlabel="generation", ylabel="likelihood relative to the full cache", ylim=(0, None))
+    axes.legend()
+    figure.savefig(path, dpi=120)

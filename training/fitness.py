@@ -1,0 +1,129 @@
+"""The fitness of evictors: all candidates share one reading of each text, and part ways when it is pruned."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hiermem.memory.policies import Namm, NammConfig, NammPolicy
+from hiermem.memory.working import WorkingMemory
+from hiermem.training.evolution import Vector, relative_likelihood
+from hiermem.training.prompts import Prompt
+
+if TYPE_CHECKING:
+    from hiermem.model import HierMemModel
+
+
+@dataclass(frozen=True)
+class Genome:
+    """How a vector stands for head shares and a network's parameters.
+
+    Attributes:
+        shape: layers and KV heads of the backbone.
+        namm: settings of the network.
+        buffers: its normalisation, which does not evolve.
+    """
+
+    shape: tuple[int, int]
+    namm: NammConfig
+    buffers: dict[str, Tensor]
+
+    def shares(self, vector: Vector) -> list[list[float]]:
+        """Head shares with mean 1; the vector holds their logarithms, so that they stay positive."""
+        layers, heads = self.shape
+        shares = np.exp(np.clip(vector[: layers * heads], -20.0, 20.0)).reshape(self.shape)
+        return (shares / shares.mean()).tolist()
+
+    def network(self, vector: Vector) -> Namm:
+        """The network with the rest of the vector as its parameters, in the order of `Namm.parameters`."""
+        network = Namm(self.namm)
+        network.load_state_dict(self.buffers, strict=False)
+        rest = torch.from_numpy(vector[self.shape[0] * self.shape[1] :]).float()
+        torch.nn.utils.vector_to_parameters(rest, network.parameters())
+        return network
+
+    def vector(self, shares: Sequence[Sequence[float]], network: Namm) -> Vector:
+        """The inverse of `shares` and `network`; shares count at least a hundredth of the mean."""
+        parameters = torch.nn.utils.parameters_to_vector(network.parameters()).detach().numpy()
+        logs = np.log(np.maximum(np.array(shares), 0.01)).flatten()
+        return np.concatenate((logs, parameters)).astype(np.float64)
+
+
+@dataclass
+class _Read:
+    """A text in the cache, all of it, and how well what follows is predicted from all of it."""
+
+    memory: WorkingMemory
+    reference: float
+
+
+class Judge:
+    """Judges candidates on prompts; texts that were read are kept for later generations.
+
+    Args:
+        model: the backbone; only its adapter is used.
+        genome: what candidates mean.
+        room: how many texts are kept in memory.
+    """
+
+    def __init__(self, model: "HierMemModel", genome: Genome, room: int = 48) -> None:
+        self.model, self.genome, self.room = model, genome, room
+        self._read: OrderedDict[str, _Read] = OrderedDict()
+
+    @torch.inference_mode()
+    def scores(
+        self, candidates: Sequence[Vector], prompts: Sequence[Prompt]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Relative likelihoods and kept shares, each ``[candidates, prompts]``."""
+        both = np.array([[self._judge(vector, prompt) for prompt in prompts] for vector in candidates])
+        return both[..., 0], both[..., 1]
+
+    def _judge(self, vector: Vector, prompt: Prompt) -> tuple[float, float]:
+        read = self._reading(prompt)
+        budget = max(round(prompt.keep * len(prompt.text)), 1)
+        config = replace(read.memory.config, budget=budget, head_shares=self.genome.shares(vector))
+        memory = read.memory.under(config, NammPolicy(config.sinks, self.genome.network(vector)))
+        memory.settle()
+        kept = memory.mean_tokens / len(prompt.text)
+        return relative_likelihood(self._nll(memory, prompt), read.reference), kept
+
+    def _reading(self, prompt: Prompt) -> _Read:
+        if prompt.key not in self._read:
+            config = self.model.config.working
+            interval = self.model.adapter.trained_range
+            config = replace(config, policy="namm", update_interval=interval, head_shares=None)
+            shapes = self.model.adapter.shapes
+            policy = NammPolicy(config.sinks, Namm(self.genome.namm))
+            memory = WorkingMemory(config, shapes, interval, 1, policy)
+            self.model.read_ids(memory, torch.tensor([prompt.text], device=self.model.device))
+            self._read[prompt.key] = _Read(memory, self._nll(memory.copy(), prompt))
+            while len(self._read) > self.room:
+                self._read.popitem(last=False)
+        self._read.move_to_end(prompt.key)
+        return self._read[prompt.key]
+
+    def _nll(self, memory: WorkingMemory, prompt: Prompt) -> float:
+        """Negative log-likelihood per scored token in nats; the first token of the rest is not scored."""
+        ids = torch.tensor([prompt.rest], device=self.model.device)
+        scored = min(prompt.scored, ids.shape[1] - 1)
+        logits = self.model.adapter.read_chunk(memory, ids[:, :-1], [ids.shape[1] - 1], logits=scored)
+        return float(F.cross_entropy(logits[0].float(), ids[0, -scored:]))
+
+
+@torch.inference_mode()
+def normalisation(model: "HierMemModel", namm: NammConfig, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """Mean and deviation of the spectrogram's features over texts, all layers and heads pooled."""
+    judge = Judge(model, Genome((0, 0), namm, {}), room=1)
+    averages = torch.cat(
+        [
+            cache.state["average"].flatten(0, 2)
+            for prompt in prompts
+            for cache in judge._reading(prompt).memory.caches
+        ]
+    )
+    return {"mean": averages.mean(0), "deviation": averages.std(0)}
