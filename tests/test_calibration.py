@@ -1,0 +1,64 @@
+"""Calibration: what a second reading looks at, against full attention matrices."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from readers import ids_of, reader, settings
+from test_policies import eager_attention
+
+from hiermem.evictor import Evictor
+from hiermem.training.calibration import CalibrationConfig, _received_again, _shares, calibrate
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-neox"])
+def test_a_second_reading_is_seen_as_full_attention_shows_it(family: str) -> None:
+    piece, between = ids_of(25)[0].tolist(), [5, 6, 7]
+    model = reader(family, settings(chunk=8))
+    received = _received_again(model, piece, between)
+    whole = torch.tensor([[*piece, *between, *piece]])
+    for ours, matrix in zip(received, eager_attention(family, whole), strict=True):
+        heads = ours.shape[0]
+        again = matrix.unflatten(0, (heads, -1))[:, :, 28:, :25].amax((1, 2))
+        there = ours > 0  # layers with a window have lost what left it
+        torch.testing.assert_close(ours[there], again[there], atol=1e-5, rtol=1e-4)
+        assert there[:, -3:].all()
+
+
+def test_heads_share_what_is_looked_at_most() -> None:
+    received = torch.zeros(2, 2, 8)
+    received[0, 0] = 1.0
+    received[1, 1, :4] = 2.0
+    assert _shares(received, 4 / 32).tolist() == [[0, 0], [0, 0.5]]
+    assert _shares(received, 12 / 32).tolist() == [[1.0, 0], [0, 0.5]]
+
+
+def test_shares_are_even_in_the_mean_and_the_same_every_time(tmp_path: Path) -> None:
+    model, ids = reader(), ids_of(80)[0].tolist()
+    model.adapter.trained_range = 512
+    config = CalibrationConfig(tokens=64, texts=1)
+    shares = calibrate(model, ids, config)
+    assert sum(map(sum, shares)) == pytest.approx(6)
+    assert shares == calibrate(model, ids, config)
+    Evictor(shares).save(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        ({"tokens": 10}, "at least 64"),
+        ({"texts": 0}, "needs a text"),
+        ({"kept": 1.0}, "between 0 and 1"),
+        ({"power": 0.0}, "0..1"),
+    ],
+)
+def test_bad_settings_are_explained(bad: dict[str, float], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        CalibrationConfig(**bad)  # type: ignore[arg-type]
+
+
+def test_too_short_a_text_and_too_short_a_range_are_explained() -> None:
+    with pytest.raises(ValueError, match="give a longer text"):
+        calibrate(reader(), ids_of(70)[0].tolist(), CalibrationConfig(tokens=64, texts=2))
+    with pytest.raises(ValueError, match="exceed the backbone's trained range"):
+        calibrate(reader(), ids_of(70)[0].tolist(), CalibrationConfig(tokens=64, texts=1))

@@ -1,0 +1,95 @@
+"""Evictors on disk, and the models that take them over."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from readers import backbone, lively_namm, reader, settings, tokenizer, uneven
+
+from hiermem.config import HierMemConfig
+from hiermem.evictor import FILE, Evictor, find_evictor
+from hiermem.model import HierMemModel
+
+
+@pytest.fixture
+def plain_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "plain"
+    backbone().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def made() -> Evictor:
+    network = lively_namm()
+    return Evictor(uneven(reader()), network.state_dict(), network.config, {"made_by": "a test"})
+
+
+def test_an_evictor_comes_back_the_same(tmp_path: Path) -> None:
+    made().save(tmp_path)
+    again = Evictor.load(tmp_path)
+    assert again.digest == made().digest
+    assert (again.namm, again.origin) == (made().namm, {"made_by": "a test"})
+    assert [list(row) for row in again.shares or ()] == [list(row) for row in made().shares or ()]
+    assert all(torch.equal(again.network[name], t) for name, t in (made().network or {}).items())  # type: ignore[index]
+
+
+def test_any_change_changes_the_digest() -> None:
+    network = made().network
+    assert network is not None
+    other = {name: tensor + (name == "score.bias") for name, tensor in network.items()}
+    evictors = [made(), Evictor(made().shares), Evictor(None, network, made().namm)]
+    evictors.append(Evictor(made().shares, other, made().namm))
+    assert len({evictor.digest for evictor in evictors}) == 4
+
+
+def test_a_model_takes_an_evictor_over_and_saves_it(plain_folder: Path, tmp_path: Path) -> None:
+    made().save(tmp_path / "evictor")
+    config = HierMemConfig(**{**settings(policy="namm").settings(), "evictor": str(tmp_path / "evictor")})
+    model = HierMemModel.from_pretrained(plain_folder, config)
+    (tmp_path / "evictor" / FILE).unlink()
+    model.save_pretrained(tmp_path / "saved")
+    for taken in (model, HierMemModel.from_pretrained(tmp_path / "saved")):
+        assert taken.config.evictor == "none"
+        assert taken.config.namm == made().namm
+        assert taken.config.working.head_shares == [list(row) for row in made().shares or ()]
+        for name, tensor in (made().network or {}).items():
+            assert torch.equal(taken.namm.state_dict()[name].cpu(), tensor)
+
+
+def test_shares_that_were_given_stay(plain_folder: Path, tmp_path: Path) -> None:
+    made().save(tmp_path)
+    own = [[1.0, 2.0]] * 3
+    config = HierMemConfig(**{**settings(head_shares=own).settings(), "evictor": str(tmp_path)})
+    assert HierMemModel.from_pretrained(plain_folder, config).config.working.head_shares == own
+
+
+@pytest.mark.parametrize("policy", ["window", "namm"])
+def test_auto_takes_nothing_where_nothing_ships(policy: str) -> None:
+    assert find_evictor("auto", "some/backbone", policy) is None
+    assert find_evictor("none", "smollm2", policy) is None
+
+
+def test_auto_leaves_hand_made_policies_alone() -> None:
+    assert find_evictor("auto", "smollm2", "window") is None
+
+
+def test_a_missing_evictor_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no evictor at .*nowhere"):
+        find_evictor(str(tmp_path / "nowhere"), "smollm2", "namm")
+
+
+def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hiermem.evictor.FORMAT_VERSION", 99)
+    made().save(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="upgrade hiermem"):
+        Evictor.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 100, None])
+def test_a_damaged_evictor_is_refused(tmp_path: Path, damage: bytes | None) -> None:
+    made().save(tmp_path)
+    data = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(data[: len(data) // 2] if damage is None else damage)
+    with pytest.raises(ValueError, match="damaged"):
+        Evictor.load(tmp_path)
