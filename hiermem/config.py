@@ -139,10 +139,22 @@ def streaming() -> HierMemConfig:
     return HierMemConfig(working=working, longterm=LongTermConfig(top_k=0))
 
 
+def namm() -> HierMemConfig:
+    """NAMM as published (arXiv 2410.13166), with a network of its own still to be evolved: positions count on
+    for ever, what scores below 0 goes, at most 1,024 tokens stay, no recall."""
+    working = WorkingMemoryConfig(policy="namm", budget=1024, sinks=0, recent_share=0.0, positions="absolute")
+    return HierMemConfig(working=working, longterm=LongTermConfig(top_k=0), evictor=NONE)
+
+
 def bare() -> HierMemConfig:
     """Every tier off: the backbone, exactly, with its full cache."""
     working = WorkingMemoryConfig(policy="none", positions="absolute")
     return HierMemConfig(working=working, longterm=LongTermConfig(top_k=0))
 
 
-PRESETS: dict[str, Callable[[], HierMemConfig]] = {"full": full, "streaming": streaming, "bare": bare}
+PRESETS: dict[str, Callable[[], HierMemConfig]] = {
+    "full": full,
+    "streaming": streaming,
+    "namm": namm,
+    "bare": bare,
+}

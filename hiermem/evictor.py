@@ -47,7 +47,7 @@ class Evictor:
         """A short hash of all that it makes a model do."""
         digest = sha256(json.dumps([self.shares, asdict(self.namm)]).encode())
         for name, tensor in sorted((self.network or {}).items()):
-            digest.update(name.encode() + tensor.numpy().tobytes())
+            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def save(self, folder: str | os.PathLike[str]) -> None:

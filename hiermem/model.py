@@ -26,10 +26,10 @@ from hiermem.backbone import Backbone, BackboneCache
 from hiermem.columns import left_aligned, take_columns, wanted_columns
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
-from hiermem.evictor import find_evictor
+from hiermem.evictor import Evictor, find_evictor
 from hiermem.loading import backbone_hash, is_saved_model, load_backbone, model_type, tokenizer_hash
 from hiermem.memory.longterm import LongTermMemory
-from hiermem.memory.policies import Namm
+from hiermem.memory.policies import Namm, NammPolicy
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
 
@@ -181,14 +181,21 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
             raise InputError(f"The saved memory parameters do not fit this configuration: {names} differ.")
         self.load_state_dict(parameters, strict=False)
 
-    def fingerprint(self) -> dict[str, str]:
-        """What a saved memory must match: backbone with its geometry, tokenizer and dtype."""
+    def fingerprint(self, policy: str | None = None) -> dict[str, str]:
+        """What a memory must match: backbone with its geometry, tokenizer, dtype, and NAMM's network.
+
+        Args:
+            policy: of the memory's working memory; the network counts where it is `namm`. None: the model's.
+        """
         weights = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self.backbone.parameters()]
         version = hash((*weights, id(self.tokenizer), len(self.tokenizer or ())))
         if self._hashed is None or self._hashed[0] != version:
             backbone = backbone_hash(self.backbone, self.adapter)
             self._hashed = version, {"backbone": backbone, "tokenizer": tokenizer_hash(self.tokenizer)}
-        return {**self._hashed[1], "dtype": str(self.dtype).removeprefix("torch.")}
+        known = {**self._hashed[1], "dtype": str(self.dtype).removeprefix("torch.")}
+        if (policy or self.config.working.policy) == NammPolicy.name:
+            known["network"] = Evictor(None, self.namm.state_dict(), self.config.namm).digest
+        return known
 
     # ---- the two things a reader wants
 
@@ -252,7 +259,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
                 module.training = True
 
     def _own(self, memory: MemoryState) -> MemoryState:
-        if memory.fingerprint != self.fingerprint():
+        if memory.fingerprint != self.fingerprint(memory.working.config.policy):
             raise MemoryIncompatibleError(
                 "This memory was read by another model: load the model that made it, or read again."
             )

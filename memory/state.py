@@ -15,8 +15,8 @@ from hiermem.retrieval.files import load_directory, save_directory, verify_direc
 class Reader(Protocol):
     """What a memory needs of the model that reads into it."""
 
-    def fingerprint(self) -> dict[str, str]:
-        """What must be the same for a memory to fit: name → value, in words or as a hash."""
+    def fingerprint(self, policy: str | None = None) -> dict[str, str]:
+        """What must be the same for a memory with this policy to fit: name → value, in words or as a hash."""
 
     def new_working_memory(self, config: WorkingMemoryConfig) -> WorkingMemory:
         """An empty working memory on the model's device."""
@@ -133,8 +133,9 @@ class MemoryState:
         """
         files, info = load_directory(path)
         try:
-            _check_fingerprint(info["fingerprint"], model.fingerprint(), path)
-            working = model.new_working_memory(WorkingMemoryConfig(**info["working"]["config"]))
+            config = WorkingMemoryConfig(**info["working"]["config"])
+            _check_fingerprint(info["fingerprint"], model.fingerprint(config.policy), path)
+            working = model.new_working_memory(config)
             tensors = {name: model.to_device(tensor) for name, tensor in files["working"].items()}
             working.load_state(tensors, info["working"]["bookkeeping"])
             longterm = LongTermMemory.from_tensors(LongTermConfig(**info["longterm"]["config"]), files)

@@ -37,7 +37,7 @@ def test_presets_are_full_configurations(name: str) -> None:
 
 def test_presets_differ_as_they_say() -> None:
     assert HierMemConfig.preset("full").longterm.top_k > 0
-    for name in ("bare", "streaming"):
+    for name in ("bare", "streaming", "namm"):
         assert HierMemConfig.preset(name).longterm.top_k == 0
     bare, streaming = HierMemConfig.preset("bare").working, HierMemConfig.preset("streaming").working
     assert (bare.policy, bare.positions) == ("none", "absolute")
@@ -45,7 +45,7 @@ def test_presets_differ_as_they_say() -> None:
 
 
 def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="choose one of full, streaming, bare"):
+    with pytest.raises(InputError, match="choose one of full, streaming, namm, bare"):
         HierMemConfig.preset("no such")
 
 

@@ -1,13 +1,16 @@
 """Evictors on disk, and the models that take them over."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
-from readers import backbone, lively_namm, reader, settings, tokenizer, uneven
+from readers import backbone, lively_namm, reader, settings, text_of, tokenizer, uneven
 
 from hiermem.config import HierMemConfig
+from hiermem.errors import MemoryIncompatibleError
 from hiermem.evictor import FILE, Evictor, find_evictor
+from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 
 
@@ -61,6 +64,22 @@ def test_shares_that_were_given_stay(plain_folder: Path, tmp_path: Path) -> None
     own = [[1.0, 2.0]] * 3
     config = HierMemConfig(**{**settings(head_shares=own).settings(), "evictor": str(tmp_path)})
     assert HierMemModel.from_pretrained(plain_folder, config).config.working.head_shares == own
+
+
+def test_a_memory_stays_with_the_network_that_pruned_it(tmp_path: Path) -> None:
+    model = reader(config=settings(policy="namm"))
+    memory = model.read(text_of(80), progress=False)
+    memory.save(tmp_path / "m.hmem")
+    other = copy.deepcopy(model)
+    assert MemoryState.load(tmp_path / "m.hmem", other).fingerprint == memory.fingerprint
+    with torch.no_grad():
+        other.namm.score.bias += 1
+    with pytest.raises(MemoryIncompatibleError, match="another network"):
+        MemoryState.load(tmp_path / "m.hmem", other)
+    with pytest.raises(MemoryIncompatibleError):
+        other.read(text_of(5), memory)
+    reader(config=settings(policy="window")).read(text_of(80), progress=False).save(tmp_path / "w.hmem")
+    MemoryState.load(tmp_path / "w.hmem", other)  # nothing in it depends on a network
 
 
 @pytest.mark.parametrize("policy", ["window", "namm"])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Option(help="Hub id or folder of a model, or smollm2 (bundled).")]
 Preset = Annotated[
     str | None,
-    typer.Option(help="Named configuration: full (default for a plain backbone), streaming or bare."),
+    typer.Option(help="Named configuration: full (default for a plain backbone), streaming, namm or bare."),
 ]
 Policy = Annotated[
     str | None, typer.Option(help="What the working memory keeps: window, attention, namm or none.")
