@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError
@@ -168,8 +168,10 @@ class Evolution:
         return len(self.stages), 0
 
     def _new(self, index: int, mean: Vector) -> Any:
-        from cmaes import CMA, SepCMA
-
+        try:
+            from cmaes import CMA, SepCMA
+        except ImportError as error:
+            raise InputError("Evolution needs cmaes: install hiermem with the extra evolve.") from error
         stage = self.stages[index]
         kind = CMA if stage.covariance == "full" else SepCMA
         return kind(
@@ -223,8 +225,8 @@ def _state(optimizer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     plain: dict[str, Any] = {}
     for name, value in vars(optimizer).items():
         if isinstance(value, np.random.RandomState):
-            kind, keys, *rest = value.get_state()  # type: ignore[misc]
-            arrays[name], plain[name] = keys, [kind, *rest]
+            state = cast(tuple[Any, ...], value.get_state())
+            arrays[name], plain[name] = state[1], [state[0], *state[2:]]
         elif isinstance(value, np.ndarray):
             arrays[name] = np.ascontiguousarray(value)
         else:

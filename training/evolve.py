@@ -168,7 +168,7 @@ class _Log:
 
                 self._board = SummaryWriter(str(self.folder / "tensorboard"))
             except ImportError:
-                pass  # it comes with the extra train
+                pass  # it comes with the extra evolve
         return self
 
     def __exit__(self, *_: object) -> None:

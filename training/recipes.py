@@ -1,7 +1,7 @@
 """Named recipes of evolution: functions that return a whole configuration."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hiermem.memory.policies import NammConfig
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
@@ -42,11 +42,10 @@ def small() -> EvolveConfig:
 
 def published() -> EvolveConfig:
     """The published network and sizes (NAMM, arXiv 2410.13166) with our tasks; for a GPU and days."""
-    common = {"prompts": 64, "generations": 200, "population": 32, "sigma": 0.065}
-    stages = (("needles",), ("needles", "abstracts"), ("needles", "abstracts", "continuation"))
-    return EvolveConfig(
-        stages=tuple(StageConfig(" + ".join(tasks), tasks, **common) for tasks in stages), pool=256
-    )
+    first = StageConfig("first", ("needles",), prompts=64, generations=200, population=32, sigma=0.065)
+    second = replace(first, name="second", tasks=("needles", "abstracts"))
+    third = replace(first, name="third", tasks=("needles", "abstracts", "continuation"))
+    return EvolveConfig(stages=(first, second, third), pool=256)
 
 
 def smoke() -> EvolveConfig:
