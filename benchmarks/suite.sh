@@ -16,7 +16,7 @@ measure() { # NAME COMMAND...
     if flock --nonblock 9; then
         echo "$name"
         hiermem "$@" --out "$out/$name.json"
-        rm "$lock"
+        rm -f "$lock"
     fi
     exec 9>&-
 }

@@ -31,8 +31,8 @@ class HierMemConfig(PreTrainedConfig):
         asking: settings of an answer.
         namm: settings of the network behind the policy `namm`.
         evictor: where head shares and that network's parameters come from (see `hiermem.evictor`): `auto`
-            takes those that ship for the backbone where the policy is `namm`; `none`; a folder. A model that
-            is loaded has taken them over and says `none`.
+            takes what ships for the backbone where the policy is `namm`; `none`; a folder. A model that is
+            loaded has taken it over and says `none`.
     """
 
     model_type = "hiermem"

@@ -1,12 +1,13 @@
 """Evictors: head shares and a network for NAMM, made for one backbone by calibration or evolution.
 
 An evictor is a folder with one file, `evictor.safetensors`. Those of bundled backbones ship in
-`hiermem/weights`, each with a card.
+`hiermem/weights`, each with a card. Head shares belong to one backbone; the network sees attention and age
+alone, so a backbone without an evictor of its own gets the network of a bundled one.
 """
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,13 +18,15 @@ from torch import Tensor
 
 from hiermem.errors import InputError
 from hiermem.memory.heads import Shares
-from hiermem.memory.policies import NammConfig
+from hiermem.memory.policies import NammConfig, NammPolicy
 
 FILE = "evictor.safetensors"
 FORMAT_VERSION = 1
 AUTO, NONE = "auto", "none"
 
 _WEIGHTS = Path(__file__).parent / "weights"
+_LENDS = "smollm2"
+"""Whose network other backbones get."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +106,15 @@ def find_evictor(name: str, backbone: str, policy: str) -> Evictor | None:
     """The evictor that a configuration asks for.
 
     Args:
-        name: `auto`, the bundled evictor of ``backbone`` if there is one and ``policy`` is `namm`; `none`;
-            the name of a bundled evictor; or a folder.
+        name: `auto`, where ``policy`` is `namm` the bundled evictor of ``backbone``, or a bundled network
+            if it has none; `none`; the name of a bundled evictor; or a folder.
 
     Raises:
         InputError: there is no such evictor.
     """
-    if name == NONE or (name == AUTO and (policy != "namm" or backbone not in bundled())):
+    if name == NONE or (name == AUTO and policy != NammPolicy.name):
         return None
+    if name == AUTO and backbone not in bundled():
+        return replace(Evictor.load(_WEIGHTS / _LENDS), shares=None)
     name = backbone if name == AUTO else name
     return Evictor.load(_WEIGHTS / name if name in bundled() else name)

@@ -162,6 +162,16 @@ def test_interrupted_reading_is_saved_and_goes_on(tiny_model: Path, tmp_path: Pa
         (["eval", "babi-long", "--haystack", "BOOK", "--stories", "0"], "'--stories'"),
         (["bench", "length", "--text", "BOOK", "--systems", "magic"], "no system 'magic'"),
         (["bench", "length", "--text", "BOOK", "--lengths", "10"], "at least two chunks"),
+        (["eval", "pg19", "--data", "BOOK", "--policy", "namm", "--evictor", "OUT"], "no evictor at"),
+        (["read", "BOOK", "--out", "OUT", "--evictor", "missing"], "no evictor at missing"),
+        (["calibrate", "BOOK", "--out", "OUT", "--tokens", "70"], "exceed the backbone's trained range"),
+        (["calibrate", "BOOK", "--out", "OUT", "--tokens", "7000"], "give a longer text"),
+        (["calibrate", "BOOK", "--out", "OUT", "--kept", "2"], "between 0 and 1"),
+        (["calibrate", "BOOK", "--out", "EMPTY"], "is a file"),
+        (["calibrate", "missing.txt", "--out", "OUT"], "cannot be read"),
+        (["evolve", "--data", "OUT", "--out", "OUT", "--recipe", "magic"], "no recipe 'magic'"),
+        (["evolve", "--data", "missing", "--out", "OUT"], "missing"),
+        (["evolve", "--data", "missing", "--out", "OUT", "--generations", "0"], "'--generations'"),
         (["report", "missing"], "no folder missing"),
         (["eval", "passkey", "--haystack", "BOOK", "--limit", "0"], "'--limit'"),
         (["eval", "retrieval", "--data", "OUT"], "does not hold PubMedQA"),
@@ -228,7 +238,7 @@ def test_eval_tasks_report_json(tiny_model: Path, book: Path) -> None:
 def test_bench_reports_json(tiny_model: Path, book: Path) -> None:
     common = ["--text", book, "--model", tiny_model, "--budget", 24, "--chunk", 16]
     rows = result("bench", "overhead", *common, "--rounds", 2)["rows"]
-    assert [row["system"] for row in rows] == ["bare limit", "window", "attention"]
+    assert [row["system"] for row in rows] == ["bare limit", "window", "attention", "namm"]
     assert rows[0]["ratio_to_bare"] == 1.0
     flat = result("bench", "flat", *common, "--settle", 64)
     assert flat["live_tokens_max"] <= 24 + 16

@@ -82,14 +82,20 @@ def test_a_memory_stays_with_the_network_that_pruned_it(tmp_path: Path) -> None:
     MemoryState.load(tmp_path / "w.hmem", other)  # nothing in it depends on a network
 
 
-@pytest.mark.parametrize("policy", ["window", "namm"])
-def test_auto_takes_nothing_where_nothing_ships(policy: str) -> None:
-    assert find_evictor("auto", "some/backbone", policy) is None
-    assert find_evictor("none", "smollm2", policy) is None
+def test_auto_is_for_namm_alone() -> None:
+    for policy in ("window", "attention", "none"):
+        assert find_evictor("auto", "smollm2", policy) is None
+    assert find_evictor("none", "smollm2", "namm") is None
 
 
-def test_auto_leaves_hand_made_policies_alone() -> None:
-    assert find_evictor("auto", "smollm2", "window") is None
+def test_the_bundled_backbone_has_an_evictor_of_its_own_and_lends_its_network() -> None:
+    own, lent = find_evictor("auto", "smollm2", "namm"), find_evictor("auto", "some/backbone", "namm")
+    assert own is not None and own.shares is not None and own.network is not None
+    assert [len(row) for row in own.shares] == [3] * 30
+    assert lent is not None and lent.shares is None and lent.network is not None
+    assert all(torch.equal(lent.network[name], tensor) for name, tensor in own.network.items())
+    by_name = find_evictor("smollm2", "some/backbone", "window")
+    assert by_name is not None and by_name.digest == own.digest
 
 
 def test_a_missing_evictor_is_named(tmp_path: Path) -> None:

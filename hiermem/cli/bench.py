@@ -22,6 +22,7 @@ def overhead(
     budget: Annotated[int, typer.Option(help="Live tokens per KV head.")] = 512,
     chunk: Annotated[int, typer.Option(help="Tokens read at once.")] = 512,
     rounds: Annotated[int, typer.Option(help="Chunks timed for each system.")] = 20,
+    evictor: opt.EvictorName = "auto",
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     json: opt.Json = False,
@@ -37,11 +38,11 @@ def overhead(
     if rounds < 1:
         raise InputError("--rounds must be at least 1.")
     document = opt.read_document(text)
-    configs = {
-        policy: opt.configuration(model, "full", policy, budget, chunk=chunk)
-        for policy in ("window", "attention")
-    }
-    reader = opt.load_model(model, None, dtype, device)
+    config = opt.configuration(model, "full", "namm", budget, chunk=chunk, evictor=evictor)
+    reader = opt.load_model(model, config, dtype, device)
+    configs = {"window": reader.config.with_working(policy="window", head_shares=None)}
+    configs["attention"] = reader.config.with_working(policy="attention", head_shares=None)
+    configs["namm"] = reader.config
     ids = reader.tokenizer(document, return_tensors="pt", verbose=False).input_ids
     if ids.shape[1] < 4 * (budget + chunk):
         raise InputError(f"The text has {ids.shape[1]} tokens: give one of at least {4 * (budget + chunk)}.")
