@@ -235,6 +235,23 @@ def test_eval_tasks_report_json(tiny_model: Path, book: Path) -> None:
     assert all(row["n"] == 2 and 0 <= row["accuracy"] <= 1 for row in passkey["rows"])
 
 
+def test_a_calibration_is_read_with(book: Path, tmp_path: Path) -> None:
+    wide = backbone()
+    wide.config.max_position_embeddings = 512
+    wide.save_pretrained(tmp_path / "wide")
+    tokenizer().save_pretrained(tmp_path / "wide")
+    common, folder = ["--model", tmp_path / "wide"], tmp_path / "evictor"
+    made = result("calibrate", book, "--out", folder, "--tokens", 128, "--texts", 1, *common)
+    assert [len(row) for row in made["shares"]] == [2, 2, 2]
+    assert made["most"] > made["middle"] > 0
+    read = ["read", book, "--out", tmp_path / "m.hmem", "--policy", "window", *SMALL, *common]
+    assert (
+        result(*read, "--evictor", folder)["live_tokens_max"] > 24 + 16
+    )  # one head keeps more than the mean
+    other = run(*read)
+    assert other.returncode == 2 and b"other settings" in other.stderr
+
+
 def test_bench_reports_json(tiny_model: Path, book: Path) -> None:
     common = ["--text", book, "--model", tiny_model, "--budget", 24, "--chunk", 16]
     rows = result("bench", "overhead", *common, "--rounds", 2)["rows"]

@@ -7,8 +7,12 @@ import pytest
 import torch
 from readers import backbone, lively_namm, reader, settings, text_of, tokenizer, uneven
 
+from hiermem.bundled import BUNDLED_DOCUMENTS
 from hiermem.config import HierMemConfig
 from hiermem.errors import MemoryIncompatibleError
+from hiermem.eval.haystack import Haystack
+from hiermem.eval.journal import Journal
+from hiermem.eval.tasks import needles
 from hiermem.evictor import FILE, Evictor, find_evictor
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
@@ -118,3 +122,19 @@ def test_a_damaged_evictor_is_refused(tmp_path: Path, damage: bytes | None) -> N
     (tmp_path / FILE).write_bytes(data[: len(data) // 2] if damage is None else damage)
     with pytest.raises(ValueError, match="damaged"):
         Evictor.load(tmp_path)
+
+
+@pytest.mark.real
+def test_the_bundled_evictor_keeps_what_a_window_loses() -> None:
+    """Codes hidden in the embedded document, a quarter kept: most of what the window forgets is found."""
+    found = {}
+    for policy in ("namm", "window"):
+        model = HierMemModel.from_pretrained(
+            "smollm2", HierMemConfig.preset("full").with_working(policy=policy)
+        )
+        haystack = Haystack(model.tokenizer, BUNDLED_DOCUMENTS["python-reference"]()[:40_000])
+        made = needles.examples([haystack], length=600, count=3, seed=0)
+        found[policy] = needles.evaluate(model, "pruned", 0.25, made, Journal(None, {"task": "needles"}))
+    nll = {policy: result["metrics"]["nll"] for policy, result in found.items()}
+    assert nll["namm"] < nll["window"] / 2
+    assert found["namm"]["metrics"]["kept"] <= 0.25

@@ -110,7 +110,7 @@ def _place(reader: "HierMemModel", out: Path, text: str, append: bool) -> tuple[
     if (memory.working.config, memory.segment) != (wanted.working, wanted.segment):
         raise InputError(
             f"The memory at {out} was read with other settings: leave --policy, --budget, --segment, "
-            f"--chunk, --positions and --preset as they were, or give a new folder to --out."
+            f"--chunk, --positions, --evictor and --preset as they were, or give a new folder to --out."
         )
     if append:
         return memory, text
