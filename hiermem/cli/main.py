@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from hiermem.cli import bench, documents, evaluate, learn
+from hiermem.cli import bench, documents, evaluate, learn, look
 from hiermem.errors import HierMemError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("ask")(documents.ask)
 app.command("verify")(documents.verify)
 app.command("demo")(documents.demo)
 app.command("calibrate")(learn.calibrate)
+app.command("inspect")(look.inspect)
 app.command("evolve")(learn.evolve)
 app.command("report")(evaluate.report)
 app.command(

@@ -1,0 +1,84 @@
+"""`hiermem inspect`: which tokens the working memory keeps, for a person to look at."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hiermem.cli import options as opt
+from hiermem.cli.documents import Document
+from hiermem.errors import InputError
+
+
+def inspect(
+    doc: Document,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("inspect.html"),
+    model: opt.Model = "smollm2",
+    preset: opt.Preset = None,
+    policy: opt.Policy = None,
+    budget: opt.Budget = None,
+    chunk: opt.Chunk = None,
+    positions: opt.Positions = None,
+    evictor: opt.EvictorName = "auto",
+    limit: Annotated[int, typer.Option(min=1, help="Read and show only so many first tokens.")] = 4096,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    json: opt.Json = False,
+) -> None:
+    """Show in a browser which tokens of a document the KV heads keep.
+
+    Writes one HTML page that needs nothing else: the text, shaded by how many heads still hold each token
+    after reading, for all layers or one, and the size of the cache over time.
+
+    Examples:
+
+        hiermem inspect book.txt
+
+        hiermem inspect book.txt --policy namm --budget 256 --limit 2048 --out namm.html
+    """
+    from hiermem.eval import inspection
+
+    config = opt.configuration(model, preset, policy, budget, None, chunk, positions, evictor=evictor)
+    _check_file(out)
+    text = opt.read_document(doc)
+    reader = opt.load_model(model, config, dtype, device)
+    name = "standard input" if doc == "-" else Path(doc).name
+    seen = inspection.inspect(reader, text, limit, name)
+    _write(out, inspection.page(seen))
+    tokens, mean, layers = len(seen.tokens), seen.sizes[-1].tokens, len(seen.heads)
+    words = (
+        f"Wrote {out}: of {tokens} tokens a KV head holds {mean:.1f} in the mean over {layers} layers. "
+        f"Open it in a browser."
+    )
+    result = {"out": str(out), "tokens": tokens, "live_tokens_mean": mean, "layers": layers}
+    opt.emit(result, json, words)
+
+
+def _check_file(out: Path) -> None:
+    """Refuse early, before the text is read, what cannot be written.
+
+    Raises:
+        InputError: it is a folder, or nothing can be written into its folder.
+    """
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: give a file to --out.")
+    if not out.parent.is_dir():
+        raise InputError(f"There is no folder {out.parent}: make it, or give another file to --out.")
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(f"Nothing can be written into {out.parent}: give another file to --out.")
+
+
+def _write(out: Path, page: str) -> None:
+    """Write the whole page or leave what was there."""
+    temporary = out.with_name(out.name + ".tmp")
+    try:
+        temporary.write_text(page, "utf-8", "replace")  # file names may hold what is not Unicode
+        os.replace(temporary, out)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise InputError(
+            f"{out} cannot be written ({error.strerror or error}): give another file to --out."
+        ) from error
