@@ -145,6 +145,7 @@ class _CacheLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        self._cache.updates += 1
         return key_states, value_states  # `_attend` takes them into the memory
 
     def get_seq_length(self) -> int:
@@ -162,10 +163,11 @@ class BackboneCache(Cache):
 
     Attributes:
         memory: the working memory behind it.
+        updates: layers that have asked it for what they may see.
     """
 
     def __init__(self, memory: WorkingMemory) -> None:
-        self.memory = memory
+        self.memory, self.updates = memory, 0
         super().__init__(layers=[_CacheLayer(self) for _ in memory.shapes])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -269,7 +271,7 @@ class Backbone:
                 output = self.model(**arguments).logits[:, -logits:]
             else:
                 output = self.model.base_model(**arguments).last_hidden_state
-            if not memory.complete:
+            if not memory.complete or cache.updates != len(memory.shapes):
                 raise BackboneUnsupportedError(
                     f"{type(self.model).__name__} did not send all its layers through the working memory: "
                     f"choose a decoder-only model, and switch gradient checkpointing off"

@@ -213,7 +213,7 @@ def test_bad_input_gets_one_sentence(
         for first, *rest in [argument.split("/")]
     ]
     before = sorted(tmp_path.rglob("*"))
-    done = run(*given, "--model", tiny_model)
+    done = run(*SMALL, *given, "--model", tiny_model)
     message = done.stderr.decode()
     assert done.returncode == 2, message
     assert expected in message
