@@ -28,7 +28,7 @@ measure length-256k bench length --text "$book" --lengths 262144 --systems hierm
 
 needles() { measure "needles-$1" eval needles --data "$pg19" --length 2000 --limit 100 "${@:2}"; }
 for keep in 25 50; do
-    for policy in window attention; do
+    for policy in window attention namm; do
         needles "$policy-$keep" --keep "0.$keep" --policy "$policy"
     done
 done
