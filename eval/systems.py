@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from hiermem.asking import Prompt, prepare, prompt_ids, prompt_text
+from hiermem.asking import Prompt, prepare, prompt_ids, prompt_text, split_prompt
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.memory.state import MemoryState
@@ -79,9 +79,8 @@ class InContext(System[Opened]):
 
     def read(self, text: str) -> Opened:
         model = self.model
-        whole = prompt_text(model.tokenizer, [text], _HERE, model.config.asking.instruction)
-        before, after = whole.split(text, 1) if text else ("", whole)
-        ids = prompt_ids(model.tokenizer, before + text).to(model.device)
+        begun, after = split_prompt(model.tokenizer, text, _HERE, model.config.asking.instruction)
+        ids = prompt_ids(model.tokenizer, begun).to(model.device)
         self.check_length(ids.shape[1])
         working = model.new_working_memory(self.working(ids.shape[1]))
         model.read_ids(working, ids)

@@ -125,6 +125,13 @@ def prompt_text(tokenizer: Any, passages: list[str], question: str, instruction:
     return "\n\n".join([*passages, f"Question: {question}\nAnswer:"])
 
 
+def split_prompt(tokenizer: Any, text: str, question: str, instruction: str) -> tuple[str, str]:
+    """A prompt about one text, up to its end and from there: the first may be read for any question."""
+    whole = prompt_text(tokenizer, [text], question, instruction)
+    before, after = whole.split(text, 1) if text else ("", whole)
+    return before + text, after
+
+
 def prompt_ids(tokenizer: Any, prompt: str, working: WorkingMemory | None = None) -> Tensor:
     """Ids ``[1, n]`` of a prompt; where nothing was read before it, it begins as every text does."""
     ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids

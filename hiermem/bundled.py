@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import InputError
+from hiermem.retrieval.disk import sync
 
 if TYPE_CHECKING:
     import torch
@@ -165,11 +166,11 @@ def _convert_once(gguf: Path, source: dict[str, str], folder: Path, progress: bo
             partial.mkdir()
             _convert(gguf, partial)
             _write_manifest(partial, source)
-            _sync(*partial.iterdir(), partial)
+            sync(*partial.iterdir(), partial)
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
-            _sync(folder.parent)
+            sync(folder.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -275,15 +276,3 @@ def _write_manifest(folder: Path, source: dict[str, str]) -> None:
         "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-
-
-def _sync(*paths: Path) -> None:
-    """Force files and folder entries to the disk, so that they survive a power cut."""
-    if os.name == "nt":
-        return  # Windows opens no folders, and syncs only files that are open for writing
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

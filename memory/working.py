@@ -13,6 +13,7 @@ D head width.
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -410,10 +411,10 @@ class WorkingMemory:
 
     def copy(self) -> "WorkingMemory":
         """An independent memory with the same content; shares tensors, which are never written in place."""
-        twin = WorkingMemory(self.config, self.shapes, self.trained_range, len(self.seen), self.policy)
-        twin.caches = list(self.caches)
-        twin.seen, twin.columns = list(self.seen), self.columns
-        twin.peak_tokens, twin.next_frame = self.peak_tokens, list(self.next_frame)
+        twin = copy(self)  # with its parts, which need not be planned again
+        twin.caches, twin.seen, twin.next_frame = list(self.caches), list(self.seen), list(self.next_frame)
+        twin._pending, twin._pending_state, twin._masks = {}, {}, {}
+        twin._chunk = twin._shown = twin._observer = None
         return twin
 
     def under(self, config: WorkingMemoryConfig, policy: EvictionPolicy) -> "WorkingMemory":
@@ -421,8 +422,7 @@ class WorkingMemory:
         assert len(self.parts) == len(self.shapes)
         twin = WorkingMemory(config, self.shapes, self.trained_range, len(self.seen), policy)
         twin.caches = [self.caches[part.layer].of_heads(part.heads) for part in twin.parts]
-        twin.seen, twin.columns = list(self.seen), self.columns
-        twin.peak_tokens, twin.next_frame = self.peak_tokens, list(self.next_frame)
+        twin._take_bookkeeping(self.bookkeeping())
         return twin
 
     def select_rows(self, index: Tensor) -> None:
@@ -476,6 +476,9 @@ class WorkingMemory:
             LayerMemory.from_tensors(named, holes) if named else LayerMemory()
             for named, holes in zip(by_part, bookkeeping["holes"], strict=True)
         ]
+        self._take_bookkeeping(bookkeeping)
+
+    def _take_bookkeeping(self, bookkeeping: dict[str, Any]) -> None:
         self.seen = list(bookkeeping["seen"])
         self.columns = int(bookkeeping["columns"])
         self.peak_tokens = int(bookkeeping["peak_tokens"])

@@ -32,6 +32,7 @@ from hiermem.errors import (
     MemoryMissingError,
     MemoryTooNewError,
 )
+from hiermem.retrieval.disk import sync
 
 FORMAT = "hiermem-memory"
 FORMAT_VERSION = 1
@@ -355,14 +356,8 @@ def _remove_unnamed(directory: Path, candidates: Iterable[Path]) -> None:
 
 def _sync_directory(directory: Path) -> None:
     """Make the names in a directory outlast a power failure, where we may open it at all."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except PermissionError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with suppress(PermissionError):
+        sync(directory)
 
 
 @contextmanager

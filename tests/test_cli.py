@@ -1,13 +1,12 @@
 """The command line: what it prints, and how it refuses."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commands import assert_refused, result, run
 from readers import backbone, text_of, tokenizer
 
 
@@ -20,20 +19,6 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SMALL = ["--budget", "24", "--segment", "32", "--chunk", "16"]
-
-
-def run(*arguments: object, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    """`hiermem ARGUMENTS` in a process of its own, offline."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "hiermem.cli.main", *map(str, arguments)]
-    return subprocess.run(command, input=stdin, capture_output=True, env=environment, check=False)
-
-
-def result(*arguments: object, stdin: bytes | None = None) -> dict[str, Any]:
-    """The one JSON object that a command prints."""
-    done = run(*arguments, "--json", stdin=stdin)
-    assert done.returncode == 0, done.stderr.decode()
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -203,13 +188,7 @@ def test_bad_input_gets_one_sentence(
     given = [str(places.get(argument, argument)) for argument in arguments]
     if needs_model and "--model" not in given and "nonsense" not in given:
         given += ["--model", str(tiny_model)]
-    done = run(*given)
-    message = done.stderr.decode()
-    assert done.returncode == 2, message
-    assert expected in message
-    assert "Traceback" not in message
-    assert len(message.strip().splitlines()) == 1
-    assert done.stdout == b""
+    assert_refused(run(*given), expected)
     assert not (tmp_path / "out.hmem").exists()
 
 

@@ -19,9 +19,9 @@ from hiermem.memory.policies.spectrogram import SpectrogramConfig
 from hiermem.model import HierMemModel
 from hiermem.training import evolution as loop
 from hiermem.training.calibration import CalibrationConfig
-from hiermem.training.evolution import Evolution, StageConfig, Vector, relative_likelihood
+from hiermem.training.evolution import Evolution, StageConfig, Vector
 from hiermem.training.evolve import averaged_attention, evolve
-from hiermem.training.fitness import Genome, Judge
+from hiermem.training.fitness import Genome, Judge, relative_likelihood
 from hiermem.training.prompts import Prompt
 from hiermem.training.recipes import RECIPES, EvolveConfig
 
@@ -79,7 +79,7 @@ def test_a_kill_while_a_checkpoint_is_written_costs_one_generation_at_most(
         if next(calls) == moment:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "_sync", dies)
+    monkeypatch.setattr(loop, "sync", dies)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, 4)
     monkeypatch.undo()

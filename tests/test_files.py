@@ -31,7 +31,7 @@ from hiermem.errors import (
     MemoryMissingError,
     MemoryTooNewError,
 )
-from hiermem.retrieval import files
+from hiermem.retrieval import disk, files
 from hiermem.retrieval.files import load_directory, only_writer, save_directory, verify_directory
 
 NAMES = ("index", "levels", "state")
@@ -464,7 +464,7 @@ def stop_at_line(number: int, stop: Callable[[], None]) -> Callable[..., Any]:
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal seen
-        if frame.f_code.co_filename != files.__file__:
+        if frame.f_code.co_filename not in (files.__file__, disk.__file__):
             return None
         if event == "line":
             seen += 1

@@ -73,14 +73,11 @@ def calibrate(model: "HierMemModel", ids: Sequence[int], config: CalibrationConf
             f"Two readings of {config.tokens} tokens exceed the backbone's trained range of "
             f"{model.adapter.trained_range} positions: lower --tokens."
         )
-    total: Tensor | None = None
     starts = [len(ids) // config.texts * text for text in range(config.texts)]
-    for start in tqdm(starts, desc="calibrating", unit="text", disable=None):
-        piece = list(ids[start : start + config.tokens])
-        shares = _shares(_received_again(model, piece, between), config.kept)
-        total = shares if total is None else total + shares
-    assert total is not None
-    evened = total**config.power
+    pieces = [list(ids[start : start + config.tokens]) for start in starts]
+    bar = tqdm(pieces, desc="calibrating", unit="text", disable=None)
+    shares = [_shares(_received_again(model, piece, between), config.kept) for piece in bar]
+    evened = torch.stack(shares).mean(0) ** config.power
     return (evened / evened.mean()).tolist()
 
 

@@ -5,8 +5,6 @@ ships is the mean of the distribution (NAMM, arXiv 2410.13166), never its luckie
 """
 
 import json
-import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from hiermem.errors import InputError
+from hiermem.retrieval.disk import sync
 
 WORST = 0.0
 """Fitness of a candidate that cannot be judged."""
@@ -193,9 +192,9 @@ class Evolution:
         known = {"settings": self._settings, "history": [asdict(g) for g in self.history], "state": plain}
         (path / "state.json").write_text(json.dumps(known), "utf-8")
         for name in ("state.safetensors", "state.json"):
-            _sync(path / name)
+            sync(path / name)
         (path / _COMPLETE).touch()
-        _sync(path)
+        sync(path)
         for old in self.folder.glob("generation-*"):
             if old != path:
                 shutil.rmtree(old)
@@ -241,23 +240,3 @@ def _restore(optimizer: Any, arrays: dict[str, np.ndarray], plain: dict[str, Any
             before.set_state((kind, arrays[name], *rest))
         else:
             setattr(optimizer, name, arrays[name] if name in arrays else plain[name])
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def relative_likelihood(nll: float, reference: float) -> float:
-    """How likely an answer is per token, against the same backbone with its full cache: 1 is as likely.
-
-    Smooth, and not below 0; NaN where one of the two is.
-
-    Args:
-        nll: negative log-likelihood per token in nats.
-        reference: the same with the full cache.
-    """
-    return math.exp(min(reference - nll, 50.0))

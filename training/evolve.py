@@ -6,7 +6,8 @@ generation's prompts; what they find is gathered, so all of them evolve the same
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import torch
 from torch import distributed
 
 from hiermem.errors import InputError
-from hiermem.evictor import Evictor
+from hiermem.evictor import FILE, Evictor
 from hiermem.memory.policies import Namm, NammConfig
 from hiermem.training.calibration import calibrate
 from hiermem.training.evolution import Evolution, Generation, Vector
@@ -26,6 +27,8 @@ from hiermem.training.recipes import EvolveConfig
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
+
+_CURVES = ("best", "mean", "centre", "kept", "sigma")
 
 
 def evolve(model: "HierMemModel", data: Path, config: EvolveConfig, folder: Path) -> dict[str, Any]:
@@ -47,11 +50,16 @@ def evolve(model: "HierMemModel", data: Path, config: EvolveConfig, folder: Path
     def fitness(candidates: Sequence[Vector], number: int) -> tuple[np.ndarray, np.ndarray]:
         return _gathered(judge, candidates, _drawn(source, config, evolution, number))
 
-    bar = tqdm(total=evolution.total, initial=len(evolution.history), desc="evolving", disable=_quiet())
-    with bar, _Log(folder) as log:
+    bar = tqdm(
+        total=evolution.total,
+        initial=len(evolution.history),
+        desc="evolving",
+        disable=True if _rank() else None,
+    )
+    with bar, _log(folder) as note:
         while len(evolution.history) < evolution.total:
             generation = evolution.step(fitness)
-            log.add(generation)
+            note(generation)
             bar.update()
             bar.set_postfix_str(_words(generation))
             if _rank() == 0:
@@ -74,18 +82,10 @@ def _start(
 ) -> tuple[Genome, Vector]:
     """Calibrated head shares and averaged attention as score; kept in ``folder`` for the next time."""
     where = folder / "start"
-    if not (where / "evictor.safetensors").exists():
-        book = source.books[0]
-        shares = calibrate(model, source.encoded(book.text), config.calibration)
-        tasks = dict.fromkeys(task for stage in config.stages for task in stage.tasks)
-        texts = [prompt(source, task, 0, config.seed) for task in tasks]
-        network = averaged_attention(config.namm)
-        network.load_state_dict(normalisation(model, config.namm, texts), strict=False)
-        if _rank() == 0:
-            origin: dict[str, object] = {"made_by": "hiermem evolve", "generation": 0}
-            Evictor(shares, network.state_dict(), config.namm, origin).save(where)
-        if distributed.is_initialized():
-            distributed.barrier()
+    if _rank() == 0 and not (where / FILE).exists():
+        _first_evictor(model, source, config).save(where)
+    if distributed.is_initialized():
+        distributed.barrier()
     saved = Evictor.load(where)
     assert saved.shares is not None and saved.network is not None
     if asdict(saved.namm) != asdict(config.namm):
@@ -95,6 +95,15 @@ def _start(
     shape = len(saved.shares), len(saved.shares[0])
     genome = Genome(shape, config.namm, {"mean": network.mean, "deviation": network.deviation})
     return genome, genome.vector(saved.shares, network)
+
+
+def _first_evictor(model: "HierMemModel", source: Source, config: EvolveConfig) -> Evictor:
+    shares = calibrate(model, source.encoded(source.books[0].text), config.calibration)
+    tasks = dict.fromkeys(task for stage in config.stages for task in stage.tasks)
+    texts = [prompt(source, task, 0, config.seed) for task in tasks]
+    network = averaged_attention(config.namm)
+    network.load_state_dict(normalisation(model, config.namm, texts), strict=False)
+    return Evictor(shares, network.state_dict(), config.namm, {"made_by": "hiermem evolve", "generation": 0})
 
 
 def averaged_attention(config: NammConfig) -> Namm:
@@ -148,44 +157,36 @@ def _rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def _quiet() -> bool | None:
-    return True if _rank() else None
+@contextmanager
+def _log(folder: Path) -> Iterator[Callable[[Generation], None]]:
+    """What notes a generation in `history.jsonl`, and in TensorBoard's files where it is installed; in the
+    first process alone."""
+    if _rank():
+        yield lambda generation: None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    board = _board(folder / "tensorboard")
+
+    def add(generation: Generation) -> None:
+        file.write(json.dumps(asdict(generation)) + "\n")
+        file.flush()
+        for name in _CURVES if board is not None else ():
+            board.add_scalar(name, getattr(generation, name), generation.number)
+
+    with open(folder / "history.jsonl", "a", encoding="utf-8") as file:
+        try:
+            yield add
+        finally:
+            if board is not None:
+                board.close()
 
 
-class _Log:
-    """`history.jsonl`, and TensorBoard's files where it is installed; of the first process alone."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> "_Log":
-        self._board = None
-        if _rank() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.folder / "history.jsonl", "a", encoding="utf-8")
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(self.folder / "tensorboard"))
-            except ImportError:
-                pass  # it comes with the extra evolve
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if _rank() == 0:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-    def add(self, generation: Generation) -> None:
-        """Note one generation."""
-        if _rank():
-            return
-        self._file.write(json.dumps(asdict(generation)) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name in ("best", "mean", "centre", "kept", "sigma"):
-                self._board.add_scalar(name, getattr(generation, name), generation.number)
+def _board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None  # it comes with the extra evolve
+    return SummaryWriter(str(folder))
 
 
 def _plot(history: Sequence[Generation], path: Path) -> None:

@@ -1,5 +1,6 @@
 """The fitness of evictors: all candidates share one reading of each text, and part ways when it is pruned."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from hiermem.memory.policies import Namm, NammConfig, NammPolicy
+from hiermem import asking
+from hiermem.eval.scoring import score_tokens
+from hiermem.memory.policies import Namm, NammConfig
 from hiermem.memory.working import WorkingMemory
-from hiermem.training.evolution import Vector, relative_likelihood
+from hiermem.training.evolution import Vector
 from hiermem.training.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -54,54 +56,42 @@ class Genome:
         return np.concatenate((logs, parameters)).astype(np.float64)
 
 
-@dataclass
-class _Read:
-    """A text in the cache, all of it, and how well what follows is predicted from all of it."""
-
-    memory: WorkingMemory
-    reference: float
-
-
 class Judge:
     """Judges candidates on prompts; texts that were read are kept for later generations.
 
     Args:
-        model: the backbone; only its adapter is used.
+        model: the backbone.
         genome: what candidates mean.
         room: how many texts are kept in memory.
     """
 
     def __init__(self, model: "HierMemModel", genome: Genome, room: int = 48) -> None:
         self.model, self.genome, self.room = model, genome, room
-        self._read: OrderedDict[str, _Read] = OrderedDict()
+        self._read: OrderedDict[str, tuple[WorkingMemory, float]] = OrderedDict()
 
     @torch.inference_mode()
     def scores(
         self, candidates: Sequence[Vector], prompts: Sequence[Prompt]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Relative likelihoods and kept shares, each ``[candidates, prompts]``."""
-        both = np.array([[self._judge(vector, prompt) for prompt in prompts] for vector in candidates])
+        meant = [(self.genome.shares(vector), self.genome.network(vector)) for vector in candidates]
+        both = np.array([[self._judge(*one, prompt) for prompt in prompts] for one in meant])
         return both[..., 0], both[..., 1]
 
-    def _judge(self, vector: Vector, prompt: Prompt) -> tuple[float, float]:
-        read = self._reading(prompt)
+    def _judge(self, shares: list[list[float]], network: Namm, prompt: Prompt) -> tuple[float, float]:
+        whole, reference = self._reading(prompt)
         budget = max(round(prompt.keep * len(prompt.text)), 1)
-        config = replace(read.memory.config, budget=budget, head_shares=self.genome.shares(vector))
-        memory = read.memory.under(config, NammPolicy(config.sinks, self.genome.network(vector)))
+        config = replace(whole.config, budget=budget, head_shares=shares)
+        memory = whole.under(config, config.new_policy(network))
         memory.settle()
         kept = memory.mean_tokens / len(prompt.text)
-        return relative_likelihood(self._nll(memory, prompt), read.reference), kept
+        return relative_likelihood(self._nll(memory, prompt), reference), kept
 
-    def _reading(self, prompt: Prompt) -> _Read:
+    def _reading(self, prompt: Prompt) -> tuple[WorkingMemory, float]:
+        """A text in the cache, all of it, and how well what follows is predicted from all of it."""
         if prompt.key not in self._read:
-            config = self.model.config.working
-            interval = self.model.adapter.trained_range
-            config = replace(config, policy="namm", update_interval=interval, head_shares=None)
-            shapes = self.model.adapter.shapes
-            policy = NammPolicy(config.sinks, Namm(self.genome.namm))
-            memory = WorkingMemory(config, shapes, interval, 1, policy)
-            self.model.read_ids(memory, torch.tensor([prompt.text], device=self.model.device))
-            self._read[prompt.key] = _Read(memory, self._nll(memory.copy(), prompt))
+            whole = read_whole(self.model, self.genome.namm, prompt)
+            self._read[prompt.key] = whole, self._nll(whole.copy(), prompt)
             while len(self._read) > self.room:
                 self._read.popitem(last=False)
         self._read.move_to_end(prompt.key)
@@ -111,19 +101,39 @@ class Judge:
         """Negative log-likelihood per scored token in nats; the first token of the rest is not scored."""
         ids = torch.tensor([prompt.rest], device=self.model.device)
         scored = min(prompt.scored, ids.shape[1] - 1)
-        logits = self.model.adapter.read_chunk(memory, ids[:, :-1], [ids.shape[1] - 1], logits=scored)
-        return float(F.cross_entropy(logits[0].float(), ids[0, -scored:]))
+        asked = asking.Prompt(memory, ids[:, :-scored], [])
+        return float(score_tokens(self.model, asked, ids[0, -scored:]).nll.mean())
+
+
+def read_whole(model: "HierMemModel", namm: NammConfig, prompt: Prompt) -> WorkingMemory:
+    """A prompt's text in a cache that has kept all of it, with the spectrogram of every token."""
+    interval = model.adapter.trained_range  # no decision falls within the text
+    config = replace(model.config.working, policy="namm", update_interval=interval, head_shares=None)
+    memory = model.adapter.new_memory(config, network=Namm(namm))
+    model.read_ids(memory, torch.tensor([prompt.text], device=model.device))
+    return memory
 
 
 @torch.inference_mode()
 def normalisation(model: "HierMemModel", namm: NammConfig, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     """Mean and deviation of the spectrogram's features over texts, all layers and heads pooled."""
-    judge = Judge(model, Genome((0, 0), namm, {}), room=1)
     averages = torch.cat(
         [
             cache.state["average"].flatten(0, 2)
             for prompt in prompts
-            for cache in judge._reading(prompt).memory.caches
+            for cache in read_whole(model, namm, prompt).caches
         ]
     )
     return {"mean": averages.mean(0), "deviation": averages.std(0)}
+
+
+def relative_likelihood(nll: float, reference: float) -> float:
+    """How likely an answer is per token, against the same backbone with its full cache: 1 is as likely.
+
+    Smooth, and not below 0; NaN where one of the two is.
+
+    Args:
+        nll: negative log-likelihood per token in nats.
+        reference: the same with the full cache.
+    """
+    return math.exp(min(reference - nll, 50.0))

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hiermem.asking import prompt_ids, prompt_text
+from hiermem.asking import prompt_ids, split_prompt
 from hiermem.eval.haystack import Haystack
 from hiermem.eval.tasks import needles, pg19, pubmedqa
 from hiermem.text import from_beginning
@@ -63,12 +63,10 @@ class Source:
 
     def answered(self, key: str, text: str, question: str, lead: str, answer: str, keep: float) -> Prompt:
         """A question about a text, and its answer after a lead."""
-        mark = "\x1e"
-        whole = prompt_text(self.tokenizer, [text], mark + question, self.instruction)
-        before, after = whole.split(text, 1)
+        begun, after = split_prompt(self.tokenizer, text, question, self.instruction)
         target = self.encoded(answer)
-        rest = self.encoded(after.replace(mark, "") + lead) + target
-        return Prompt(key, prompt_ids(self.tokenizer, before + text)[0].tolist(), rest, len(target), keep)
+        rest = self.encoded(after + lead) + target
+        return Prompt(key, prompt_ids(self.tokenizer, begun)[0].tolist(), rest, len(target), keep)
 
 
 def _needle(source: Source, number: int, draw: random.Random) -> Prompt:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hiermem.asking import prompt_text
+from hiermem.asking import split_prompt
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack, hidden
 from hiermem.eval.journal import Journal
@@ -65,13 +65,10 @@ def dump(model: "HierMemModel", made: Sequence[Example], path: Path) -> None:
 
     Each has ``context`` (what may be compressed), ``question`` (what follows) and ``answer``.
     """
-    mark = "\x1e"
-    lines = []
+    instruction, lines = model.config.asking.instruction, []
     for example in made:
-        instruction = model.config.asking.instruction
-        prompt = prompt_text(model.tokenizer, [example.text], mark + example.question, instruction)
-        context, question = prompt.split(example.text, 1)
-        row = {"context": context + example.text, "question": question.replace(mark, "") + example.lead}
+        context, question = split_prompt(model.tokenizer, example.text, example.question, instruction)
+        row = {"context": context, "question": question + example.lead}
         lines.append(json.dumps({**row, "answer": example.answer}, ensure_ascii=False) + "\n")
     try:
         path.write_text("".join(lines), "utf-8")

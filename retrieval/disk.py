@@ -1,0 +1,16 @@
+"""What is written outlasts a power cut; imports nothing heavy."""
+
+import os
+from pathlib import Path
+
+
+def sync(*paths: Path) -> None:
+    """Force files and folder entries to the disk, so that they survive a power cut."""
+    if os.name == "nt":
+        return  # Windows opens no folders, and syncs only files that are open for writing
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
