@@ -31,7 +31,7 @@ def bare_reader(model: "HierMemModel", ids: Tensor, budget: int, chunk: int) -> 
 
 
 def _memory_reader(model: "HierMemModel", ids: Tensor, config: "HierMemConfig") -> Callable[[int], object]:
-    memory = model.new_working_memory(config.working)
+    memory = model.new_working_memory(config.working, recurrent=True)
     chunk = config.chunk
     settled = min(memory.trained_range, ids.shape[1] // 2)  # from there on positions move as well
     for at in range(0, settled, chunk):

@@ -27,6 +27,8 @@ from hiermem.errors import BackboneUnsupportedError
 from hiermem.memory.layer import LayerMemory, LayerShape
 from hiermem.memory.policies import Namm
 from hiermem.memory.positions import Rotary
+from hiermem.memory.recurrence import Recurrence, TextSummary
+from hiermem.memory.summary import SummaryMemory
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 
 ATTENTION_NAME = "hiermem"
@@ -116,7 +118,7 @@ def _show_attention(
     """Show the policy the attention of the queries, of ``query [B, G, R, Q, D]``, that it wants to see."""
     R, columns = query.shape[2], memory.shown.columns
     with torch.no_grad():
-        some = query[:, :, :, columns].flatten(2, 3)
+        some = query[:, :, :, memory.chunk.tokens][:, :, :, columns].flatten(2, 3)
         weights = _weights(some, keys, memory.mask(part, R, query.dtype, shown=True), scaling, softcap)
         memory.observe(part, weights.unflatten(2, (R, len(columns))))
 
@@ -190,6 +192,17 @@ class BackboneCache(Cache):
 # ---- the adapter
 
 
+@contextmanager
+def _head_inputs(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Collects the final hidden states ``[B, n, width]`` that the model's head is given."""
+    states: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: states.append(given[0]))
+    try:
+        yield states
+    finally:
+        hook.remove()
+
+
 class Backbone:
     """A decoder-only transformers model that reads over a `WorkingMemory`.
 
@@ -223,15 +236,20 @@ class Backbone:
         self.shapes = tuple(map(LayerShape, windows, self._rotaries(origin), heads))
 
     def new_memory(
-        self, config: WorkingMemoryConfig, batch: int = 1, network: Namm | None = None
+        self,
+        config: WorkingMemoryConfig,
+        batch: int = 1,
+        network: Namm | None = None,
+        recurrence: Recurrence | None = None,
     ) -> WorkingMemory:
         """An empty working memory that fits this backbone.
 
         Args:
             network: what the policy `namm` scores with.
+            recurrence: what is read around segments.
         """
-        trained_range = config.trained_range or self.trained_range
-        return WorkingMemory(config, self.shapes, trained_range, batch, config.new_policy(network))
+        trained_range, policy = config.trained_range or self.trained_range, config.new_policy(network)
+        return WorkingMemory(config, self.shapes, trained_range, batch, policy, recurrence)
 
     @contextmanager
     def attached(self, memory: WorkingMemory) -> Iterator[BackboneCache]:
@@ -260,24 +278,49 @@ class Backbone:
         with self.attached(memory) as cache:
             chunk = memory.begin(valid, input_ids.shape[1], input_ids.device)
             arguments: dict[str, Any] = {
-                "input_ids": input_ids,
+                **self._inputs(memory, input_ids, valid),
                 "position_ids": chunk.frames,
                 "past_key_values": cache,
                 "use_cache": True,
             }
             if logits:
                 if self._keeps_logits:
-                    arguments["logits_to_keep"] = logits
-                output = self.model(**arguments).logits[:, -logits:]
+                    arguments["logits_to_keep"] = logits + chunk.tail
+                with _head_inputs(self.model) as states:
+                    output = self.model(**arguments).logits[:, -(logits + chunk.tail) :][:, :logits]
+                last = states[0]
             else:
-                output = self.model.base_model(**arguments).last_hidden_state
+                last = self.model.base_model(**arguments).last_hidden_state
+                output = last[:, chunk.tokens]
             if not memory.complete or cache.updates != len(memory.shapes):
                 raise BackboneUnsupportedError(
                     f"{type(self.model).__name__} did not send all its layers through the working memory: "
                     f"choose a decoder-only model, and switch gradient checkpointing off"
                 )
+            memory.end_segments(input_ids, last[:, -chunk.tail :] if chunk.tail else None)
             memory.commit()
         return output
+
+    def _inputs(self, memory: WorkingMemory, input_ids: Tensor, valid: list[int]) -> dict[str, Tensor]:
+        """What the model is given of a chunk: its tokens, or embeddings where more is read around them."""
+        chunk, recurrence = memory.chunk, memory.recurrence
+        if recurrence is None or not (chunk.lead or chunk.tail):
+            return {"input_ids": input_ids}
+        embed, summary = self.model.get_input_embeddings(), None
+        if chunk.lead and recurrence.looks_ahead:
+            half = recurrence.looks_ahead
+            summary = self.summary(
+                recurrence.module, input_ids[:, :half], [min(count, half) for count in valid]
+            )
+        return {"inputs_embeds": memory.surround(embed(input_ids), embed, summary)}
+
+    def summary(self, module: SummaryMemory, input_ids: Tensor, valid: list[int]) -> Tensor:
+        """Summaries S ``[B, m, d]`` of texts ``input_ids [B, n]``, of each row's first ``valid`` tokens."""
+        recurrence = TextSummary(module, len(valid), input_ids.device)
+        config = WorkingMemoryConfig(policy="none", update_interval=self.trained_range, positions="compact")
+        memory = WorkingMemory(config, self.shapes, self.trained_range, len(valid), recurrence=recurrence)
+        self.read_chunk(memory, input_ids, valid)
+        return torch.stack([own[-1] if own else recurrence.after()[0] for own in recurrence.past])
 
     def _rotaries(self, origin: list[LayerMemory]) -> list[Rotary | None]:
         """How each layer rotates its keys, found by reading single tokens at two positions.

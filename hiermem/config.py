@@ -11,7 +11,8 @@ from hiermem.asking import AskConfig
 from hiermem.errors import InputError
 from hiermem.evictor import AUTO, NONE, Evictor
 from hiermem.memory.longterm import LongTermConfig
-from hiermem.memory.policies import NammConfig
+from hiermem.memory.policies import ForgetPolicy, NammConfig
+from hiermem.memory.summary import SummaryConfig
 from hiermem.memory.working import WorkingMemoryConfig
 
 FORMAT_VERSION = 1
@@ -30,6 +31,7 @@ class HierMemConfig(PreTrainedConfig):
         longterm: settings of the long-term memory.
         asking: settings of an answer.
         namm: settings of the network behind the policy `namm`.
+        summary: settings of the memory embeddings.
         evictor: where head shares and that network's parameters come from (see `hiermem.evictor`): `auto`
             takes what ships for the backbone where the policy is `namm`; `none`; a folder. A model that is
             loaded has taken it over and says `none`.
@@ -46,6 +48,7 @@ class HierMemConfig(PreTrainedConfig):
     longterm: LongTermConfig = field(default_factory=LongTermConfig)
     asking: AskConfig = field(default_factory=AskConfig)
     namm: NammConfig = field(default_factory=NammConfig)
+    summary: SummaryConfig = field(default_factory=SummaryConfig)
     evictor: str = AUTO
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -57,16 +60,25 @@ class HierMemConfig(PreTrainedConfig):
             self.asking = AskConfig(**self.asking)
         if isinstance(self.namm, dict):
             self.namm = NammConfig(**self.namm)
+        if isinstance(self.summary, dict):
+            self.summary = SummaryConfig(**self.summary)
         if self.chunk < 1 or self.segment < 1 or self.segment % self.chunk:
             raise InputError(
                 f"The segment must be a multiple of the chunk, not a segment of {self.segment} "
                 f"with a chunk of {self.chunk} tokens."
             )
+        if self.summary.tokens and self.summary.query == "half":
+            alone = self.working.policy == ForgetPolicy.name and self.chunk == self.segment
+            if not alone or self.working.update_interval != self.segment:
+                raise InputError(
+                    "The query half reads segments one by one: set the policy forget, and chunk and "
+                    "update_interval to the segment."
+                )
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain JSON types."""
-        parts = ("working", "longterm", "asking", "namm")
+        parts = ("working", "longterm", "asking", "namm", "summary")
         return {**super().to_dict(), **{name: asdict(getattr(self, name)) for name in parts}}
 
     @classmethod
@@ -110,7 +122,7 @@ class HierMemConfig(PreTrainedConfig):
     def settings(self) -> dict[str, Any]:
         """The settings that are hiermem's own, as the constructor takes them."""
         names = ("backbone", "backbone_revision", "segment", "chunk", "working", "longterm", "asking", "namm")
-        return {name: getattr(self, name) for name in (*names, "evictor")}
+        return {name: getattr(self, name) for name in (*names, "summary", "evictor")}
 
     def with_working(self, **changes: Any) -> "HierMemConfig":
         """The same configuration with other settings of the working memory."""
@@ -146,6 +158,17 @@ def namm() -> HierMemConfig:
     return HierMemConfig(working=working, longterm=LongTermConfig(top_k=0), evictor=NONE)
 
 
+def hmt() -> HierMemConfig:
+    """HMT as published (arXiv 2405.06067), its memory still to be trained: segments of 1,024 tokens over no
+    cache, each with its memory prompt and the last 32 tokens of the one before, recall of the last 300."""
+    working = WorkingMemoryConfig(
+        policy="forget", sinks=0, recent_share=0.0, update_interval=1024, positions="compact"
+    )
+    summary = SummaryConfig(tokens=1, sensory=32, width=1536, last=300, query="half", neutral=False)
+    longterm = LongTermConfig(top_k=0)
+    return HierMemConfig(segment=1024, chunk=1024, working=working, longterm=longterm, summary=summary)
+
+
 def bare() -> HierMemConfig:
     """Every tier off: the backbone, exactly, with its full cache."""
     working = WorkingMemoryConfig(policy="none", positions="absolute")
@@ -156,5 +179,6 @@ PRESETS: dict[str, Callable[[], HierMemConfig]] = {
     "full": full,
     "streaming": streaming,
     "namm": namm,
+    "hmt": hmt,
     "bare": bare,
 }

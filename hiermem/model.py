@@ -30,7 +30,9 @@ from hiermem.evictor import Evictor, find_evictor
 from hiermem.loading import backbone_hash, is_saved_model, load_backbone, model_type, tokenizer_hash
 from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.policies import Namm, NammPolicy
+from hiermem.memory.recurrence import Recurrence
 from hiermem.memory.state import MemoryState
+from hiermem.memory.summary import SummaryMemory
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
 
 IGNORED_LABEL = -100
@@ -62,6 +64,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         backbone: the transformers model; its weights and its code are not changed.
         tokenizer: the backbone's tokenizer, or None where only token ids are used.
         namm: the network behind the policy `namm`, float32 whatever the backbone's dtype.
+        summary: the parameters of the memory embeddings, float32; None where they are off.
     """
 
     config_class = HierMemConfig
@@ -74,8 +77,18 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         self.tokenizer = tokenizer
         self.adapter = Backbone(backbone)
         self.namm = Namm(config.namm)
+        self.summary = self._new_summary(config, backbone)
         self.generation_config = backbone.generation_config
         self._hashed: tuple[int, dict[str, str]] | None = None
+
+    @staticmethod
+    def _new_summary(config: HierMemConfig, backbone: PreTrainedModel) -> SummaryMemory | None:
+        if not config.summary.tokens:
+            return None
+        embeddings = backbone.get_input_embeddings().weight
+        summary = SummaryMemory(config.summary, embeddings.shape[1])
+        summary.start(embeddings)
+        return summary
 
     # ---- loading and saving
 
@@ -195,6 +208,8 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         known = {**self._hashed[1], "dtype": str(self.dtype).removeprefix("torch.")}
         if (policy or self.config.working.policy) == NammPolicy.name:
             known["network"] = Evictor(None, self.namm.state_dict(), self.config.namm).digest
+        if self.summary is not None:
+            known["summaries"] = self.summary.digest
         return known
 
     # ---- the two things a reader wants
@@ -241,7 +256,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
 
     def new_memory(self) -> MemoryState:
         """The memory of a document of which nothing has been read."""
-        working = self.new_working_memory(self.config.working)
+        working = self.new_working_memory(self.config.working, recurrent=True)
         longterm = LongTermMemory(self.config.longterm)
         return MemoryState(working, longterm, self.config.segment, self.fingerprint())
 
@@ -302,7 +317,8 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
             if others.get(name) is not None and others[name] is not False:
                 raise InputError(f"HierMemModel.forward() does not know {name}: leave it out.")
         memory = past_key_values.memory if past_key_values is not None else None
-        memory = memory if memory is not None else self.new_working_memory(self.config.working, B)
+        if memory is None:
+            memory = self.new_working_memory(self.config.working, B, recurrent=True)
         memory.take_rows(B)
         order, lengths = left_aligned(attention_mask, B, N)
         aligned = input_ids if order is None else input_ids.gather(1, order)
@@ -321,12 +337,22 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         if any(kwargs.get(name) is not None for name in ("assistant_model", "prompt_lookup_num_tokens")):
             raise InputError("Assisted decoding takes tokens back, which a memory cannot: leave it out.")
         if kwargs.get("past_key_values") is None:
-            kwargs["past_key_values"] = BackboneCache(self.new_working_memory(self.config.working))
+            memory = self.new_working_memory(self.config.working, recurrent=True)
+            kwargs["past_key_values"] = BackboneCache(memory)
         return super().generate(*args, **kwargs)
 
-    def new_working_memory(self, config: WorkingMemoryConfig, batch: int = 1) -> WorkingMemory:
-        """An empty working memory for this backbone."""
-        return self.adapter.new_memory(config, batch, self.namm)
+    def new_working_memory(
+        self, config: WorkingMemoryConfig, batch: int = 1, *, recurrent: bool = False
+    ) -> WorkingMemory:
+        """An empty working memory for this backbone.
+
+        Args:
+            recurrent: whether segments hand on their memory embeddings, where the model makes them.
+        """
+        recurrence = None
+        if recurrent and self.summary is not None:
+            recurrence = Recurrence(self.summary, self.config.segment, batch, self.device)
+        return self.adapter.new_memory(config, batch, self.namm, recurrence)
 
     def read_ids(self, memory: WorkingMemory, ids: Tensor) -> Tensor:
         """Read ``ids [1, n]`` without computing logits; returns the last chunk's states ``[1, Q, width]``.

@@ -47,7 +47,8 @@ def read(model: "HierMemModel", source: Source, memory: MemoryState, progress: b
     moment = memory.snapshot()
     try:
         blocks = _blocks(model.tokenizer, source, memory)
-        for piece in _pieces(blocks, model.config.chunk, memory.segment, memory.tokens):
+        position, begun = memory.tokens, _begin_again(memory)
+        for piece in _pieces(blocks, model.config.chunk, memory.segment, position, begun):
             _read_piece(model, memory, piece)
             if piece.whole:
                 moment = memory.snapshot()
@@ -95,10 +96,25 @@ def _token_ids(source: Source) -> list[int] | None:
     return None
 
 
-def _pieces(blocks: Iterable[TokenBlock], chunk: int, segment: int, position: int) -> Iterator[Piece]:
-    """Regroup a stream so that pieces end at multiples of ``chunk`` and of ``segment`` in the document."""
-    ids: list[int] = []
-    text, start = "", 0
+def _begin_again(memory: MemoryState) -> Piece | None:
+    """The open segment, to be read anew with what comes, where the half of it is to be summarised first."""
+    record, recurrence = memory.longterm.open, memory.working.recurrence
+    if record is None or recurrence is None or not recurrence.looks_ahead:
+        return None
+    memory.working.rewind(len(record.ids))
+    memory.longterm.open = None
+    return Piece(record.ids.tolist(), record.start, record.text, whole=True)
+
+
+def _pieces(
+    blocks: Iterable[TokenBlock], chunk: int, segment: int, position: int, begun: Piece | None = None
+) -> Iterator[Piece]:
+    """Regroup a stream so that pieces end at multiples of ``chunk`` and of ``segment`` in the document.
+
+    Args:
+        begun: what stands before the stream in its first piece.
+    """
+    ids, text, start = ([*begun.ids], begun.text, begun.start) if begun else ([], "", 0)
     for block in blocks:
         if not block.ids:
             continue
@@ -126,6 +142,7 @@ def _read_piece(model: "HierMemModel", memory: MemoryState, piece: Piece) -> Non
         raise NonFiniteError(f"Segment {first // memory.segment} cannot be read. {error}") from error
     record = _extended(memory.longterm.open, piece, first)
     if memory.tokens % memory.segment == 0:
+        record.embedding = _embedding(memory)
         memory.longterm.write([record])
     else:
         memory.longterm.open = record
@@ -138,3 +155,16 @@ def _extended(record: Record | None, piece: Piece, first: int) -> Record:
     return Record(
         record.first_token, torch.cat((record.ids, ids)), record.start, end, record.text + piece.text
     )
+
+
+def _embedding(memory: MemoryState) -> Tensor | None:
+    """What the segment that has just ended left behind, on the CPU."""
+    recurrence = memory.working.recurrence
+    if recurrence is None:
+        return None
+    embedding = recurrence.past[0][-1].cpu()
+    if not embedding.isfinite().all():
+        raise NonFiniteError(
+            f"The memory embedding of segment {memory.segments} is not finite: read with dtype float32."
+        )
+    return embedding

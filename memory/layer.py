@@ -74,6 +74,10 @@ class LayerMemory:
         """The memory of some of the KV heads alone; shares storage."""
         return LayerMemory.from_tensors({name: t[:, heads] for name, t in self.tensors().items()}, self.holes)
 
+    def detached(self) -> "LayerMemory":
+        """The same content without gradients."""
+        return LayerMemory.from_tensors({name: t.detach() for name, t in self.tensors().items()}, self.holes)
+
     def rows(self, index: Tensor) -> "LayerMemory":
         """The memory of other batch rows, ``index [B'] int64``."""
         tensors = {name: t.index_select(0, index.to(t.device)) for name, t in self.tensors().items()}

@@ -43,7 +43,7 @@ class Record:
         ids: its tokens, ``[n]`` int32.
         start, end: its character span in the document.
         utf8: the characters of that span, exactly, ``[bytes]`` uint8.
-        embedding: its memory embedding ``[width]``, where the model makes one.
+        embedding: its memory embeddings ``[m, width]``, where the model makes them.
     """
 
     def __init__(

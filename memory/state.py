@@ -18,8 +18,8 @@ class Reader(Protocol):
     def fingerprint(self, policy: str | None = None) -> dict[str, str]:
         """What must be the same for a memory with this policy to fit: name → value, in words or as a hash."""
 
-    def new_working_memory(self, config: WorkingMemoryConfig) -> WorkingMemory:
-        """An empty working memory on the model's device."""
+    def new_working_memory(self, config: WorkingMemoryConfig, *, recurrent: bool = False) -> WorkingMemory:
+        """An empty working memory on the model's device; if ``recurrent``, one that segments hand on."""
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """The tensor where the model computes."""
@@ -118,6 +118,7 @@ class MemoryState:
             "segment": self.segment,
             "tokens": self.tokens,
             "characters": self.characters,
+            "recurrent": self.working.recurrence is not None,
             "working": {"config": asdict(self.working.config), "bookkeeping": self.working.bookkeeping()},
             "longterm": {"config": asdict(self.longterm.config)},
         }
@@ -135,7 +136,7 @@ class MemoryState:
         try:
             config = WorkingMemoryConfig(**info["working"]["config"])
             _check_fingerprint(info["fingerprint"], model.fingerprint(config.policy), path)
-            working = model.new_working_memory(config)
+            working = model.new_working_memory(config, recurrent=info["recurrent"])
             tensors = {name: model.to_device(tensor) for name, tensor in files["working"].items()}
             working.load_state(tensors, info["working"]["bookkeeping"])
             longterm = LongTermMemory.from_tensors(LongTermConfig(**info["longterm"]["config"]), files)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
-from hiermem.memory.chunk import Chunk, causal_mask, exact_mask
+from hiermem.memory.chunk import Chunk, Prefix, additive, around_tokens, seen_causally, seen_exactly
 from hiermem.memory.eviction import keep_best, keep_best_where_due
 from hiermem.memory.heads import Shares, plan_parts
 from hiermem.memory.layer import LayerMemory, LayerShape
@@ -35,6 +35,7 @@ from hiermem.memory.policies import (
     ShownQueries,
 )
 from hiermem.memory.positions import POSITION_MODES, frame_start
+from hiermem.memory.recurrence import Embed, Recurrence
 
 
 @dataclass
@@ -118,6 +119,8 @@ class WorkingMemory:
         seen: tokens read so far, per batch row.
         next_frame: frame position of the next token in `compact` mode, per batch row.
         columns: width of the input read so far, padding included.
+        recurrence: what is read around segments; None where nothing is.
+        prefixes: what was read before the present segment, one for each part; empty where nothing was.
     """
 
     def __init__(
@@ -127,6 +130,7 @@ class WorkingMemory:
         trained_range: int,
         batch: int = 1,
         policy: EvictionPolicy | None = None,
+        recurrence: Recurrence | None = None,
     ) -> None:
         if config.positions == "distance" and config.update_interval > trained_range:
             raise InputError(
@@ -148,14 +152,17 @@ class WorkingMemory:
         self._of_layer: list[list[int]] = [[] for _ in self.shapes]
         for index, part in enumerate(self.parts):
             self._of_layer[part.layer].append(index)
-        self.seen = [0] * batch
         self.columns = 0
         self.peak_tokens = 0
-        self.next_frame = [0] * batch
+        self.recurrence = recurrence
+        self.prefixes: list[Prefix] = []
+        self._prefix_there: Tensor | None = None
+        self.seen, self.next_frame = [0] * batch, [self._first_frame(0)] * batch
         self._chunk: Chunk | None = None
         self._shown: ShownQueries | None = None
         self._observer: Observer | None = None
         self._pending: dict[int, tuple[Tensor, Tensor]] = {}
+        self._pending_prefix: dict[int, Prefix] = {}
         self._pending_state: dict[int, dict[str, Tensor]] = {}
         self._masks: dict[tuple[int, int, bool], Tensor] = {}
 
@@ -166,15 +173,22 @@ class WorkingMemory:
         if len(self.seen) != batch:
             if any(self.seen):
                 raise InputError(f"The memory holds {len(self.seen)} rows, the input has {batch}.")
-            self.seen, self.next_frame = [0] * batch, [0] * batch
+            self.seen, self.next_frame = [0] * batch, [self._first_frame(0)] * batch
+            if self.recurrence is not None:
+                self.recurrence.take_rows(batch)
 
     def room(self, rows: Sequence[bool]) -> int:
-        """How many tokens may be read before the next decision is due in one of the chosen rows."""
+        """How many tokens may be read until a decision is due or a segment ends in one of the chosen rows."""
         interval = self.config.update_interval
-        return min(interval - seen % interval for seen, chosen in zip(self.seen, rows, strict=True) if chosen)
+        chosen = [seen for seen, wanted in zip(self.seen, rows, strict=True) if wanted]
+        room = min(interval - seen % interval for seen in chosen)
+        return room if self.recurrence is None else min(room, *map(self.recurrence.room, chosen))
 
     def begin(self, valid: Sequence[int], width: int, device: torch.device) -> Chunk:
-        """Start a chunk of ``width`` columns of which each row's first ``valid`` are real tokens."""
+        """Start a chunk of ``width`` columns of which each row's first ``valid`` are real tokens.
+
+        Its frames have more columns where a segment begins or ends in it.
+        """
         columns = torch.arange(width, device=device)
         seen = torch.tensor(self.seen, device=device).unsqueeze(1)
         padded = any(count < width for count in valid)
@@ -193,6 +207,55 @@ class WorkingMemory:
             frames = frames.masked_fill(~real, 0)
         self._forget_chunk()
         self._chunk = Chunk(positions, frames, tuple(valid), padded)
+        if self.recurrence is not None:
+            first = seen - torch.tensor(starts, device=device).unsqueeze(1)
+            self._chunk = self._with_surroundings(self._chunk, first, self.recurrence)
+        return self._chunk
+
+    def _with_surroundings(self, chunk: Chunk, first: Tensor, recurrence: Recurrence) -> Chunk:
+        """The chunk with what is read before and after the segments that begin or end in it.
+
+        Args:
+            first: frame of each row's next token, ``[B, 1]``.
+        """
+        rows = [(seen, seen + new, new > 0) for seen, new in zip(self.seen, chunk.valid, strict=True)]
+        starting = tuple(real and recurrence.starts(before) for before, _, real in rows)
+        ending = tuple(real and recurrence.ends(after) for _, after, real in rows)
+        lead, tail = recurrence.lead * any(starting), recurrence.tail * any(ending)
+        device, highest = first.device, self.trained_range - 1
+        end = first + torch.tensor(chunk.valid, device=device).unsqueeze(1)
+        offsets = [recurrence.offsets(seen)[:lead] for seen in self.seen]
+        before = (first + torch.tensor(offsets, device=device, dtype=torch.int64)).clamp(0, highest)
+        after = (end + torch.arange(tail, device=device)).clamp(0, highest)
+        frames = torch.cat((before, chunk.frames, after), dim=1)
+        return replace(chunk, frames=frames, lead=lead, tail=tail, starting=starting, ending=ending)
+
+    def surround(self, tokens: Tensor, embed: Embed, summary: Tensor | None = None) -> Tensor:
+        """The input embeddings of the present chunk, ``[B, lead + Q + tail, d]``.
+
+        Args:
+            tokens: those of its tokens, ``[B, Q, d]``.
+            embed: the backbone's token embeddings.
+            summary: what `Recurrence.before` wants.
+        """
+        chunk, parts = self.chunk, [tokens]
+        assert self.recurrence is not None
+        if chunk.lead:
+            before, there = self.recurrence.before(chunk.starting, embed, summary)
+            if self._prefix_there is not None:
+                begins = torch.tensor(chunk.starting, device=there.device).unsqueeze(1)
+                there = torch.where(begins, there, self._prefix_there)
+            self._prefix_there = there
+            parts.insert(0, before)
+        if chunk.tail:
+            parts.append(self.recurrence.after())
+        return torch.cat(parts, dim=1)
+
+    @property
+    def chunk(self) -> Chunk:
+        """The chunk that is being read."""
+        if self._chunk is None:
+            raise RuntimeError("no chunk is being read: call begin first")
         return self._chunk
 
     def parts_of(self, layer: int) -> list[int]:
@@ -201,12 +264,29 @@ class WorkingMemory:
 
     def append(self, part: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add a chunk's keys and values ``[B, G, Q, D]``; returns all that may be seen, ``S`` long."""
-        memory = self.caches[part]
+        memory, chunk = self.caches[part], self.chunk
+        prefix = self._prefix(part, keys[:, :, : chunk.lead], values[:, :, : chunk.lead])
+        keys, values = keys[:, :, chunk.lead :], values[:, :, chunk.lead :]
         if memory.keys is not None and memory.values is not None:
             keys = torch.cat((memory.keys, keys), dim=2)
             values = torch.cat((memory.values, values), dim=2)
-        self._pending[part] = (keys, values)
-        return keys, values
+        stored = slice(keys.shape[2] - chunk.tail)
+        self._pending[part] = (keys[:, :, stored], values[:, :, stored])
+        if prefix is None:
+            return keys, values
+        self._pending_prefix[part] = prefix
+        return torch.cat((prefix.keys, keys), dim=2), torch.cat((prefix.values, values), dim=2)
+
+    def _prefix(self, part: int, keys: Tensor, values: Tensor) -> Prefix | None:
+        """What stands before each row's present segment: new where one begins, else what was there."""
+        chunk = self.chunk
+        if not chunk.lead:
+            return self.prefixes[part] if self.prefixes else None
+        if all(chunk.starting) or not self.prefixes:
+            return Prefix(keys, values)
+        begins = torch.tensor(chunk.starting, device=keys.device).view(-1, 1, 1, 1)
+        before = self.prefixes[part]
+        return Prefix(torch.where(begins, keys, before.keys), torch.where(begins, values, before.values))
 
     def mask(self, part: int, repeats: int, dtype: torch.dtype, shown: bool = False) -> Tensor | None:
         """Additive attention mask of the current chunk, broadcastable to ``[B, G, R * Q, S]``.
@@ -216,19 +296,33 @@ class WorkingMemory:
         Args:
             shown: only the rows of the `shown` queries.
         """
-        chunk, memory, window = self._current(), self.caches[part], self._window_in_force(part)
-        width = chunk.positions.shape[1]
+        chunk, memory, window = self.chunk, self.caches[part], self._window_in_force(part)
+        width, device = chunk.positions.shape[1], chunk.positions.device
+        around = bool(chunk.lead or chunk.tail)
+        there = self._prefix_there
         exact = memory.holes or chunk.padded or window
-        if not exact and width == 1:
+        if not exact and width == 1 and not around and there is None:
             return None
         key = (memory.tokens, repeats, shown)
         if not exact and key in self._masks:
             return self._masks[key]
-        columns = self.shown.columns if shown else torch.arange(width, device=chunk.positions.device)
+        columns = torch.arange(-chunk.lead, width + chunk.tail, device=device).clamp(-1, width)
+        columns = self.shown.columns if shown else columns
         if exact:
-            return exact_mask(memory, chunk, columns, window, repeats, dtype)
-        self._masks[key] = causal_mask(memory.tokens, chunk, columns, repeats, dtype)
-        return self._masks[key]
+            visible = seen_exactly(memory, chunk, columns, window)
+        else:
+            visible = seen_causally(memory.tokens, chunk, columns)[None, None]
+        if prefix := self._prefix_length:
+            visible = around_tokens(visible, chunk, columns, prefix, there)
+        mask = additive(visible, repeats, dtype)
+        if not exact:
+            self._masks[key] = mask
+        return mask
+
+    @property
+    def _prefix_length(self) -> int:
+        """Keys that stand before the cached ones in the present chunk."""
+        return self.chunk.lead or (self.prefixes[0].keys.shape[2] if self.prefixes else 0)
 
     @property
     def shown(self) -> ShownQueries:
@@ -238,7 +332,7 @@ class WorkingMemory:
         rows differ, all columns are shown.
         """
         if self._shown is None:
-            chunk, period = self._current(), self.policy.period
+            chunk, period = self.chunk, self.policy.period
             columns = torch.arange(chunk.positions.shape[1], device=chunk.positions.device)
             if not chunk.padded and len({seen % period for seen in self.seen}) == 1:
                 columns = columns[self.policy.looks_at(columns + self.seen[0])]
@@ -251,7 +345,8 @@ class WorkingMemory:
 
     def observe(self, part: int, attention: Tensor) -> None:
         """Let the policy see the attention ``[B, G, R, Q', S]`` of the `shown` queries."""
-        chunk, memory, shown = self._current(), self.caches[part], self.shown
+        chunk, memory, shown = self.chunk, self.caches[part], self.shown
+        attention = attention[..., self._prefix_length : attention.shape[-1] - chunk.tail]
         assert self._observer is not None
         new = chunk.positions.unsqueeze(1).expand(*attention.shape[:2], -1)
         positions = new if memory.positions is None else torch.cat((memory.positions, new), dim=2)
@@ -265,10 +360,12 @@ class WorkingMemory:
 
     def commit(self) -> None:
         """Take the chunk in; where an interval is complete, evict and move the frame."""
-        chunk = self._current()
+        chunk = self.chunk
         if not self.complete:
             raise RuntimeError("a chunk was committed that not every layer has read")
         self.caches = [self._grown(index, memory, chunk) for index, memory in enumerate(self.caches)]
+        if chunk.lead:
+            self.prefixes = [self._pending_prefix[index] for index in range(len(self.parts))]
         before = self._frame_starts(self.seen)
         self.seen = [seen + new for seen, new in zip(self.seen, chunk.valid, strict=True)]
         self.columns += chunk.positions.shape[1]
@@ -280,6 +377,19 @@ class WorkingMemory:
         if any(due):
             self._decide(due, before)
 
+    def end_segments(self, ids: Tensor, states: Tensor | None) -> None:
+        """Hand on what the chunk leaves to the next segments; called before `commit`.
+
+        Args:
+            ids: the chunk's tokens, ``[B, Q]``.
+            states: final states after the segments that end, ``[B, tail, d]``.
+        """
+        chunk = self.chunk
+        if self.recurrence is not None:
+            self.recurrence.saw(ids, chunk.valid)
+            if states is not None:
+                self.recurrence.keep(states, chunk.ending)
+
     def settle(self) -> None:
         """Decide now, in the middle of an interval: what is cached shrinks to the budget."""
         self._decide([True] * len(self.seen), self._frame_starts(self.seen))
@@ -287,19 +397,15 @@ class WorkingMemory:
     def _forget_chunk(self) -> None:
         self._chunk = self._shown = self._observer = None
         self._pending.clear()
+        self._pending_prefix.clear()
         self._pending_state.clear()
         self._masks.clear()
-
-    def _current(self) -> Chunk:
-        if self._chunk is None:
-            raise RuntimeError("no chunk is being read: call begin first")
-        return self._chunk
 
     def _grown(self, index: int, memory: LayerMemory, chunk: Chunk) -> LayerMemory:
         keys, values = self._pending[index]
         shape = (*keys.shape[:2], chunk.positions.shape[1])
         positions = chunk.positions.unsqueeze(1).expand(shape)
-        frames = chunk.frames.to(torch.int32).unsqueeze(1).expand(shape)
+        frames = chunk.frames[:, chunk.tokens].to(torch.int32).unsqueeze(1).expand(shape)
         if memory.positions is not None and memory.frames is not None:
             positions = torch.cat((memory.positions, positions), dim=2)
             frames = torch.cat((memory.frames, frames), dim=2)
@@ -310,7 +416,7 @@ class WorkingMemory:
 
     def _window_in_force(self, part: int) -> int | None:
         """The layer's sliding window, or None while every token still lies within it."""
-        window, chunk = self._shape(part).window, self._current()
+        window, chunk = self._shape(part).window, self.chunk
         if window is None or max(self.seen) + chunk.positions.shape[1] <= window:
             return None
         return window
@@ -332,12 +438,20 @@ class WorkingMemory:
             self.caches = [self._evicted(part, due) for part in every]
         if self.config.positions == "compact":
             self.next_frame = [
-                used if now else frame
-                for used, now, frame in zip(self._most_held(), due, self.next_frame, strict=True)
+                max(used, self._first_frame(seen)) if now else frame
+                for used, seen, now, frame in zip(
+                    self._most_held(), self.seen, due, self.next_frame, strict=True
+                )
             ]
             self.caches = [self._compacted(part) for part in every]
         elif self._frame_starts(self.seen) != list(frames_before):
             self.caches = [self._reframed(part) for part in every]
+
+    def _first_frame(self, seen: int) -> int:
+        """Frame of a row's next token where nothing is cached: without gaps, the lead comes first."""
+        if self.recurrence is None or self.config.positions != "compact":
+            return 0
+        return -self.recurrence.offsets(seen)[0]
 
     def _shape(self, part: int) -> LayerShape:
         return self.shapes[self.parts[part].layer]
@@ -356,19 +470,23 @@ class WorkingMemory:
         scores = self.policy.protected_scores(view)
         if window is not None:
             scores = scores.masked_fill(memory.positions <= seen - window, -torch.inf)
+        if self.policy.forgets and all(due):
+            return LayerMemory()
         return keep_best(memory, scores, limit) if even else keep_best_where_due(memory, scores, due, limit)
 
     def _reframed(self, part: int) -> LayerMemory:
         """Distance mode: turn the keys to the new frame; what lies before it is held at its edge."""
         memory = self.caches[part]
-        assert memory.positions is not None
+        if memory.positions is None:
+            return memory
         starts = torch.tensor(self._frame_starts(self.seen), device=memory.positions.device)
         return self._turned(part, (memory.positions - starts.view(-1, 1, 1)).clamp(min=0))
 
     def _compacted(self, part: int) -> LayerMemory:
         """Compact mode: cached tokens take the positions right before the next query, without gaps."""
         memory = self.caches[part]
-        assert memory.positions is not None
+        if memory.positions is None:
+            return memory
         device = memory.positions.device
         end = torch.tensor(self.next_frame, device=device).view(-1, 1, 1)
         frames = (torch.arange(memory.tokens, device=device) + end - memory.tokens).clamp(min=0)
@@ -406,14 +524,15 @@ class WorkingMemory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all cached tensors, bookkeeping included."""
-        return sum(t.numel() * t.element_size() for memory in self.caches for t in memory.tensors().values())
+        """Bytes of all that is kept, bookkeeping included."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
 
     def copy(self) -> "WorkingMemory":
         """An independent memory with the same content; shares tensors, which are never written in place."""
         twin = copy(self)  # with its parts, which need not be planned again
         twin.caches, twin.seen, twin.next_frame = list(self.caches), list(self.seen), list(self.next_frame)
-        twin._pending, twin._pending_state, twin._masks = {}, {}, {}
+        twin._pending, twin._pending_prefix, twin._pending_state, twin._masks = {}, {}, {}, {}
+        twin.recurrence = None if self.recurrence is None else self.recurrence.copy()
         twin._chunk = twin._shown = twin._observer = None
         return twin
 
@@ -425,9 +544,31 @@ class WorkingMemory:
         twin._take_bookkeeping(self.bookkeeping())
         return twin
 
+    def rewind(self, tokens: int) -> None:
+        """Go back by ``tokens``, to where the present segment began; nothing may be carried into it."""
+        assert self.policy.forgets
+        self.caches, self.prefixes = [LayerMemory() for _ in self.parts], []
+        self.seen = [seen - tokens for seen in self.seen]
+        self.columns -= tokens
+        self.next_frame = [self._first_frame(seen) for seen in self.seen]
+        if self.recurrence is not None:
+            self.recurrence.rewind()
+
+    def detach(self) -> None:
+        """Cut the gradients: what was read so far is a constant from here."""
+        self.caches = [memory.detached() for memory in self.caches]
+        self.prefixes = [Prefix(prefix.keys.detach(), prefix.values.detach()) for prefix in self.prefixes]
+        if self.recurrence is not None:
+            self.recurrence.detach()
+
     def select_rows(self, index: Tensor) -> None:
         """Reorder, repeat or drop batch rows in place: row i becomes old row ``index[i]`` (int64)."""
         self.caches = [memory.rows(index) if memory.tokens else memory for memory in self.caches]
+        self.prefixes = [prefix.rows(index) for prefix in self.prefixes]
+        if self._prefix_there is not None:
+            self._prefix_there = self._prefix_there[index.to(self._prefix_there.device)]
+        if self.recurrence is not None:
+            self.recurrence.select_rows(index)
         chosen = index.tolist()
         self.seen = [self.seen[row] for row in chosen]
         self.next_frame = [self.next_frame[row] for row in chosen]
@@ -449,12 +590,21 @@ class WorkingMemory:
     # ---- saving
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors, named ``<part>.<tensor>``; what is not a tensor is in `bookkeeping`."""
-        return {
+        """All tensors, named ``<part>.<tensor>``, ``prefix.<…>`` and ``recurrence.<…>``; the rest is in
+        `bookkeeping`."""
+        named = {
             f"{part}.{name}": tensor
             for part, memory in enumerate(self.caches)
             for name, tensor in memory.tensors().items()
         }
+        for part, prefix in enumerate(self.prefixes):
+            named |= {f"prefix.keys.{part}": prefix.keys, f"prefix.values.{part}": prefix.values}
+        if self._prefix_there is not None:
+            named["prefix.there"] = self._prefix_there
+        if self.recurrence is not None:
+            handed_on = self.recurrence.tensors()
+            named |= {f"recurrence.{name}": tensor for name, tensor in handed_on.items()}
+        return named
 
     def bookkeeping(self) -> dict[str, Any]:
         """JSON-ready rest of the state."""
@@ -468,14 +618,21 @@ class WorkingMemory:
 
     def load_state(self, tensors: dict[str, Tensor], bookkeeping: dict[str, Any]) -> None:
         """Take the place of a memory that was saved with `state_dict` and `bookkeeping`."""
-        by_part: list[dict[str, Tensor]] = [{} for _ in self.parts]
+        groups: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            by_part[int(part)][rest] = tensor
+            group, _, rest = name.partition(".")
+            groups.setdefault(group, {})[rest] = tensor
+        by_part = [groups.get(str(part), {}) for part in range(len(self.parts))]
         self.caches = [
             LayerMemory.from_tensors(named, holes) if named else LayerMemory()
             for named, holes in zip(by_part, bookkeeping["holes"], strict=True)
         ]
+        before = groups.get("prefix", {})
+        parts = range(len(self.parts)) if before else ()
+        self.prefixes = [Prefix(before[f"keys.{part}"], before[f"values.{part}"]) for part in parts]
+        self._prefix_there = before.get("there")
+        if self.recurrence is not None:
+            self.recurrence.load(groups.get("recurrence", {}))
         self._take_bookkeeping(bookkeeping)
 
     def _take_bookkeeping(self, bookkeeping: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from readers import backbone, ids_of, over
 from torch import Tensor
 
 from hiermem.backbone import _weights
-from hiermem.memory.chunk import Chunk, exact_mask
+from hiermem.memory.chunk import Chunk, additive, seen_exactly
 from hiermem.memory.layer import LayerMemory
 from hiermem.memory.policies import (
     POLICIES,
@@ -110,7 +110,7 @@ def test_padding_is_finite_in_half_precision() -> None:
     query, key = torch.full((1, 1, 2, 4), 10.0).half(), torch.full((1, 1, 2, 4), -10.0).half()
     padding = torch.full((1, 2), -1)
     chunk = Chunk(padding, padding, (0,), True)
-    mask = exact_mask(LayerMemory(), chunk, torch.arange(2), None, 1, torch.float16)
+    mask = additive(seen_exactly(LayerMemory(), chunk, torch.arange(2), None), 1, torch.float16)
     assert _weights(query, key, mask, 1.0, None).isfinite().all()
 
 

@@ -2,12 +2,13 @@
 
 from hiermem.memory.policies.attention import AttentionPolicy
 from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, ShownQueries
+from hiermem.memory.policies.forget import ForgetPolicy
 from hiermem.memory.policies.namm import Namm, NammConfig, NammPolicy
 from hiermem.memory.policies.none import NoPolicy
 from hiermem.memory.policies.window import WindowPolicy
 
 POLICIES: dict[str, type[EvictionPolicy]] = {
-    policy.name: policy for policy in (NoPolicy, WindowPolicy, AttentionPolicy, NammPolicy)
+    policy.name: policy for policy in (NoPolicy, WindowPolicy, ForgetPolicy, AttentionPolicy, NammPolicy)
 }
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "AttentionPolicy",
     "CacheView",
     "EvictionPolicy",
+    "ForgetPolicy",
     "Namm",
     "NammConfig",
     "NammPolicy",

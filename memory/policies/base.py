@@ -86,6 +86,8 @@ class EvictionPolicy(ABC):
 
     name: ClassVar[str]
     evicts: ClassVar[bool] = True
+    forgets: ClassVar[bool] = False
+    """Whether nothing outlives a decision."""
 
     def __post_init__(self) -> None:
         if self.sinks < 0:

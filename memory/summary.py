@@ -1,0 +1,128 @@
+"""HMT's memory parameters and equations (Hierarchical Memory Transformer, arXiv 2405.06067).
+
+A segment leaves m memory embeddings behind: the backbone's final states at the m positions of the memory
+prompt that ends it. The next segment's memory prompt is what its query recalls of all that were left.
+
+Dimension names: B batch, m memory embeddings of a segment, n segments, k sensory tokens, d backbone width,
+h width of the recall attention.
+"""
+
+import math
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+from torch import Tensor, nn
+
+from hiermem.errors import InputError
+
+QUERIES = ("half", "previous")
+
+
+@dataclass
+class SummaryConfig:
+    """Settings of the memory embeddings.
+
+    Attributes:
+        tokens: m, the memory embeddings of a segment (published: 1); 0 switches them off, and all below.
+        sensory: k, tokens of the previous segment that are read again before a segment (published: 32).
+        width: h, of the recall attention.
+        last: N, how many segments the recall attends to, the newest ones (published: 300).
+        query: what recalls: `half`, the summary of the segment's first half, read beforehand (as published);
+            `previous`, the memory embeddings of the segment before, which costs no second reading.
+        neutral: whether the prompt is the learned first one plus a learned projection of what is recalled,
+            which starts at 0, so that an untrained memory changes nothing from segment to segment. As
+            published, it is what is recalled.
+    """
+
+    tokens: int = 0
+    sensory: int = 0
+    width: int = 512
+    last: int = 300
+    query: str = "previous"
+    neutral: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.tokens, self.sensory) < 0 or min(self.width, self.last) < 1:
+            raise InputError(
+                "tokens and sensory of the summaries must not be negative, width and last at least 1."
+            )
+        if self.query not in QUERIES:
+            raise InputError(f"There is no query {self.query!r}: choose one of {', '.join(QUERIES)}.")
+
+
+class Prompt(nn.Module):
+    """A few learned embeddings."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(tokens, width))
+
+    def forward(self, batch: int) -> Tensor:
+        """The embeddings for each row, ``[batch, tokens, width]``."""
+        return self.weight.repeat(batch, 1, 1)
+
+
+class SummaryMemory(nn.Module):
+    """The trained parameters: summary prompt T, first memory prompt P_0, recall attention W_q and W_k.
+
+    Args:
+        width: d, of the backbone's embeddings and states.
+
+    Attributes:
+        summary_prompt: T: read before and after a text, it ends in the text's summary.
+        first_prompt: P_0: the memory prompt of a document's first segment.
+    """
+
+    def __init__(self, config: SummaryConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.summary_prompt = Prompt(config.tokens, width)
+        self.first_prompt = Prompt(config.tokens, width)
+        self.query = nn.Linear(width, config.width, bias=False)
+        self.key = nn.Linear(width, config.width, bias=False)
+        self.value = nn.Linear(width, width, bias=False) if config.neutral else None
+
+    @torch.no_grad()
+    def start(self, embeddings: Tensor) -> None:
+        """Initialise for a backbone with the token ``embeddings [V, d]``, reproducibly.
+
+        T and P_0 are noise with the embeddings' deviation, as published; the projection of what is recalled
+        starts at 0 where there is one.
+        """
+        draw = torch.Generator().manual_seed(0)
+        deviation, width = float(embeddings.float().std()), embeddings.shape[1]
+        scales = {self.summary_prompt: deviation, self.first_prompt: deviation}
+        scales |= {self.query: width**-0.5, self.key: width**-0.5}
+        for module, scale in scales.items():
+            weight = module.weight
+            weight.copy_(torch.randn(weight.shape, generator=draw) * scale)
+        if self.value is not None:
+            self.value.weight.zero_()
+
+    @property
+    def digest(self) -> str:
+        """A short hash of settings and parameters."""
+        digest = sha256(repr(self.config).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def forward(self, query: Tensor, past: Tensor, there: Tensor) -> Tensor:
+        """The memory prompt P_n, ``[B, m, d]`` (section 3.2: softmax(Q Kᵀ / √h) M); P_0 where M is empty.
+
+        Args:
+            query: S_n, ``[B, m, d]``.
+            past: M, ``[B, n * m, d]``.
+            there: which of them are a row's own, ``[B, n * m]`` bool.
+        """
+        first = self.first_prompt(len(past))
+        if past.shape[1] == 0:
+            return first
+        own = self.key.weight.dtype
+        query, past = query.to(own), past.to(own)
+        logits = self.query(query) @ self.key(past).transpose(1, 2) / math.sqrt(self.config.width)
+        logits = logits.masked_fill(~there.unsqueeze(1), torch.finfo(own).min)
+        recalled = logits.softmax(dim=-1) @ past
+        prompt = recalled if self.value is None else first + self.value(recalled)
+        return torch.where(there.any(dim=1).view(-1, 1, 1), prompt, first)

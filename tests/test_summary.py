@@ -1,0 +1,219 @@
+"""HMT's memory embeddings: equal to the paper's equations written down plainly, however a text is read."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import CONFIGS
+from readers import assert_same_memory, assert_same_working, ids_of, reader, settings, text_of
+from torch import Tensor, nn
+
+from hiermem.config import HierMemConfig
+from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
+from hiermem.memory.state import MemoryState
+from hiermem.memory.summary import SummaryConfig, SummaryMemory
+from hiermem.model import HierMemModel
+
+PUBLISHED = SummaryConfig(tokens=1, sensory=5, width=8, last=4, query="half", neutral=False)
+CARRIED = SummaryConfig(tokens=2, width=8, last=3)
+
+
+def published(segment: int = 16, **changes: Any) -> HierMemConfig:
+    """HMT in proportion to the tiny models' range."""
+    config = settings(segment, segment, policy="forget", update_interval=segment, positions="compact")
+    return HierMemConfig(**{**config.settings(), "summary": replace(PUBLISHED, **changes)})
+
+
+def carried(chunk: int = 16, summary: SummaryConfig = CARRIED, **working: Any) -> HierMemConfig:
+    """Memory embeddings beside a working memory that is carried across segments."""
+    return HierMemConfig(**{**settings(chunk, **working).settings(), "summary": summary})
+
+
+def lively(config: HierMemConfig, family: str = "llama", dtype: torch.dtype = torch.float32) -> HierMemModel:
+    """A reader whose memory parameters are random, so that what is handed on changes what follows."""
+    model = reader(family, config, dtype)
+    draw = torch.Generator().manual_seed(3)
+    assert model.summary is not None
+    for parameter in model.summary.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=draw)
+    return model.to(dtype)
+
+
+def plainly(model: HierMemModel, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The paper's equations, one segment after the other, on the bare backbone: logits and embeddings M."""
+    hmt, L = model.summary, model.config.segment
+    assert hmt is not None
+    embed, T, k = model.backbone.get_input_embeddings(), hmt.summary_prompt.weight, hmt.config.sensory
+    logits, past = [], []
+    for start in range(0, ids.shape[1], L):
+        segment = embed(ids[:, start : start + L])
+        prompt = hmt.first_prompt.weight
+        if past:
+            half = torch.cat((T, segment[0, : L // 2], T)).unsqueeze(0)
+            summary = model.backbone.base_model(inputs_embeds=half).last_hidden_state[0, -1:]
+            memory = torch.cat(past[-hmt.config.last :])
+            weights = (hmt.query(summary) @ hmt.key(memory).T / hmt.config.width**0.5).softmax(-1)
+            prompt = weights @ memory
+        sensory = embed(ids[0, max(start - k, 0) : start])
+        whole = torch.cat((prompt, sensory, segment[0], prompt)).unsqueeze(0)
+        output = model.backbone(inputs_embeds=whole, output_hidden_states=True)
+        first = len(prompt) + len(sensory)
+        logits.append(output.logits[:, first : first + segment.shape[1]])
+        if segment.shape[1] == L:
+            past.append(output.hidden_states[-1][0, -1:])
+    return torch.cat(logits, dim=1), past
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt-neox", "gemma3", "phi3", "gpt2", "opt"])
+def test_the_published_preset_is_the_papers_equations(family: str) -> None:
+    model, ids = lively(published(), family), ids_of(75)
+    with torch.no_grad():
+        expected, past = plainly(model, ids)
+        output = model(ids)
+    memory = output.past_key_values.memory
+    torch.testing.assert_close(output.logits, expected, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.stack(memory.recurrence.past[0]), torch.stack(past[-4:]), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_gradients_are_those_of_the_plain_equations() -> None:
+    model, ids = lively(published(), dtype=torch.float64), ids_of(64)
+    names = [
+        "summary.summary_prompt.weight",
+        "summary.first_prompt.weight",
+        "summary.query.weight",
+        "summary.key.weight",
+    ]
+    wanted = [dict(model.named_parameters())[name] for name in names]
+    model(ids, labels=ids).loss.backward()
+    fast = [parameter.grad.clone() for parameter in wanted]
+    model.zero_grad()
+    logits, _ = plainly(model, ids)
+    nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]).backward()
+    for name, one, other in zip(names, fast, wanted, strict=True):
+        assert other.grad.abs().max() > 1e-6, name
+        torch.testing.assert_close(one, other.grad, atol=1e-6, rtol=1e-4)  # norms compute in float32
+
+
+@pytest.mark.parametrize("family", list(CONFIGS))
+def test_a_text_reads_the_same_in_any_pieces(family: str, tmp_path: Path) -> None:
+    text = text_of(120)
+    whole = lively(carried(), family).read(text)
+    assert len(whole.records()[0].embedding) == 2 and whole.records()[-1].embedding is None
+    if family == "llama":
+        for chunk in (4, 8, 48):
+            assert_same_memory(lively(carried(chunk)).read(text), whole, atol=5e-5)
+    resumed = lively(carried(), family).new_memory()
+    ids = torch.cat([record.ids for record in whole.records()])
+    for end in (5, 21, 60, 144, 203, len(ids)):
+        model = lively(carried(8), family)
+        resumed = model.read(ids[resumed.tokens : end], resumed)
+        resumed.save(tmp_path / "memory")
+        resumed = MemoryState.load(tmp_path / "memory", model)
+    assert_same_working(resumed.working, whole.working, atol=5e-5)
+    assert_same_recurrence(resumed, whole)
+
+
+def assert_same_recurrence(one: MemoryState, other: MemoryState) -> None:
+    """Equal embeddings, prompts and prefixes."""
+    ours, theirs = one.working.state_dict(), other.working.state_dict()
+    names = [name for name in ours if name.startswith(("prefix", "recurrence"))]
+    assert names and names == [name for name in theirs if name.startswith(("prefix", "recurrence"))]
+    for name in names:
+        torch.testing.assert_close(ours[name], theirs[name], atol=5e-5, rtol=1e-3)
+
+
+def test_a_segment_whose_half_is_summarised_first_is_read_anew(tmp_path: Path) -> None:
+    text, model = text_of(60), lively(published())
+    whole = model.read(text)
+    ids = torch.cat([record.ids for record in whole.records()])
+    resumed = model.new_memory()
+    for end in (3, 5, 16, 30, 47, len(ids)):
+        resumed = model.read(ids[resumed.tokens : end], resumed)
+        resumed.save(tmp_path / "memory")
+        resumed = MemoryState.load(tmp_path / "memory", model)
+    assert resumed.text == whole.text
+    assert_same_working(resumed.working, whole.working)
+    assert_same_recurrence(resumed, whole)
+
+
+@pytest.mark.parametrize("config", [carried(), carried(policy="window"), published(sensory=0), published()])
+def test_a_padded_batch_reads_as_its_rows(config: HierMemConfig) -> None:
+    model, lengths = lively(config), (70, 48, 33)
+    ids = ids_of(70, rows=3)
+    mask = (torch.arange(70) < torch.tensor(lengths).unsqueeze(1)).long()
+    with torch.no_grad():
+        batch = model(ids, attention_mask=mask)
+        left = model(ids.flip(1), attention_mask=mask.flip(1))
+        more = model(ids[:, :40], past_key_values=batch.past_key_values)  # rows are out of step now
+        for row, length in enumerate(lengths):
+            alone = model(ids[row : row + 1, :length])
+            torch.testing.assert_close(batch.logits[row, :length], alone.logits[0], atol=5e-5, rtol=1e-3)
+            single = model(ids[row : row + 1].flip(1)[:, 70 - length :])
+            torch.testing.assert_close(
+                left.logits[row, 70 - length :], single.logits[0], atol=5e-5, rtol=1e-3
+            )
+            if model.config.summary.query != "half":
+                alone = model(ids[row : row + 1, :40], past_key_values=alone.past_key_values)
+                torch.testing.assert_close(more.logits[row], alone.logits[0], atol=5e-5, rtol=1e-3)
+
+
+def test_an_untrained_neutral_memory_changes_nothing_from_segment_to_segment() -> None:
+    model, ids = reader(config=carried()), ids_of(150)
+    with torch.no_grad():
+        memory = model(ids).past_key_values.memory
+        other = model(ids.flip(1)).past_key_values.memory
+    assert not torch.allclose(memory.recurrence.past[0][0], other.recurrence.past[0][0])
+    torch.testing.assert_close(memory.recurrence.prompt, other.recurrence.prompt)
+
+
+def test_beams_and_batches_hand_on_their_own() -> None:
+    model, ids = lively(carried()), ids_of(90, rows=2)
+    both = model.generate(ids, max_new_tokens=20, num_beams=3, do_sample=False)
+    for row in range(2):
+        alone = model.generate(ids[row : row + 1], max_new_tokens=20, num_beams=3, do_sample=False)
+        assert torch.equal(both[row][: alone.shape[1]], alone[0])
+
+
+def test_saved_parameters_give_the_same_logits(tiny_model: Path, tmp_path: Path) -> None:
+    model = HierMemModel.from_pretrained(tiny_model, config=carried())
+    assert model.summary is not None
+    for parameter in model.summary.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    model.save_pretrained(tmp_path / "saved")
+    again, ids = HierMemModel.from_pretrained(tmp_path / "saved"), ids_of(100)
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, again(ids).logits)
+
+
+def test_a_memory_of_other_parameters_is_refused(tmp_path: Path) -> None:
+    model = lively(carried())
+    model.read(text_of(60)).save(tmp_path / "memory")
+    with pytest.raises(MemoryIncompatibleError, match="summaries"):
+        MemoryState.load(tmp_path / "memory", reader(config=carried()))
+
+
+def test_a_broken_embedding_is_named() -> None:
+    model = lively(carried())
+    assert model.summary is not None and model.summary.value is not None
+    with torch.no_grad():
+        model.summary.value.weight.fill_(torch.nan)
+    with pytest.raises(NonFiniteError, match="egment 1"):
+        model.read(text_of(120))
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    for wrong in ({"tokens": -1}, {"width": 0}, {"query": "third"}):
+        with pytest.raises(InputError):
+            SummaryConfig(**wrong)
+    with pytest.raises(InputError, match="forget"):
+        carried(summary=PUBLISHED)
+
+
+def test_the_published_size_on_the_default_backbone() -> None:
+    preset = HierMemConfig.preset("hmt").summary
+    module = SummaryMemory(preset, 576)
+    assert 1.76e6 < sum(parameter.numel() for parameter in module.parameters()) < 1.78e6
