@@ -65,9 +65,9 @@ measure pg19-isolated eval pg19 --data "$pg19" --max-tokens 32768 --policy full 
 measure pg19-sensory eval pg19 --data "$pg19" --max-tokens 32768 --policy full --window 512 --overlap 32
 
 babi() { measure "babi-$1" eval babi-long --haystack "$book" --seed 1 "${@:2}"; }
-babi hiermem --lengths 1000,8000,32000,128000 --limit 4
-babi bm25 --lengths 1000,8000,32000,128000 --limit 4 --system bm25
-babi full --lengths 1000,8000 --limit 4 --system full
+babi hiermem --lengths 1000,8000,32000,128000 --limit 2
+babi bm25 --lengths 1000,8000,32000,128000 --limit 2 --system bm25
+babi full --lengths 1000,8000 --limit 2 --system full
 
 measure passkey eval passkey --haystack "$book" --lengths 1024,8192,32768 --limit 20 --seed 1
 measure retrieval eval retrieval --data "$pubmedqa" --split test --limit 300
