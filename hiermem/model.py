@@ -1,6 +1,7 @@
 """`HierMemModel`: a causal language model with a hierarchy of memories around any backbone."""
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from hiermem import asking, reading
+from hiermem import asking, lora, reading
 from hiermem.backbone import Backbone, BackboneCache
 from hiermem.columns import left_aligned, take_columns, wanted_columns
 from hiermem.config import HierMemConfig
@@ -146,6 +147,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         )
         try:
             model.load_memory_parameters(load_file(folder / "model.safetensors"))
+            lora.load_lora(model.backbone, folder)
             if (folder / "tokenizer_config.json").exists():
                 model.tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, SafetensorError) as error:
@@ -153,7 +155,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         return model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **_: Any) -> None:
-        """Write configuration, memory parameters, tokenizer and a model card, the backbone by reference.
+        """Write configuration, memory parameters, adapters, tokenizer and card, the backbone by reference.
 
         Every file is replaced whole, `config.json` last.
 
@@ -171,8 +173,14 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
             (staging / "README.md").write_text(_CARD.format(backbone=self.config.backbone), "utf-8")
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(staging)
-            for file in sorted(staging.iterdir(), key=lambda file: file.name == "config.json"):
-                file.replace(folder / file.name)
+            if lora.has_lora(self.backbone):
+                lora.save_lora(self.backbone, staging)
+            else:
+                shutil.rmtree(folder / lora.FOLDER, ignore_errors=True)
+            files = [file.relative_to(staging) for file in staging.rglob("*") if file.is_file()]
+            for file in sorted(files, key=lambda file: file.name == "config.json"):
+                (folder / file).parent.mkdir(exist_ok=True)
+                (staging / file).replace(folder / file)
 
     def memory_parameters(self) -> dict[str, Tensor]:
         """The parameters that are hiermem's own, by name, contiguous and on the CPU."""

@@ -23,7 +23,7 @@ from hiermem.training.evolution import Evolution, StageConfig, Vector
 from hiermem.training.evolve import averaged_attention, evolve
 from hiermem.training.fitness import Genome, Judge, relative_likelihood
 from hiermem.training.prompts import Prompt
-from hiermem.training.recipes import RECIPES, EvolveConfig
+from hiermem.training.recipes import EVOLUTIONS, EvolveConfig
 
 # ---- the loop
 
@@ -277,9 +277,9 @@ def test_another_network_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_recipe_is_whole() -> None:
-    for name, recipe in RECIPES.items():
+    for name, recipe in EVOLUTIONS.items():
         assert recipe().stages, name
-    assert RECIPES["published"]().namm == NammConfig()
+    assert EVOLUTIONS["published"]().namm == NammConfig()
 
 
 def test_two_processes_evolve_what_one_does(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ ships is the mean of the distribution (NAMM, arXiv 2410.13166), never its luckie
 """
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,12 +16,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from hiermem.errors import InputError
-from hiermem.retrieval.disk import sync
+from hiermem.training.checkpoints import begin, finish, newest
 
 WORST = 0.0
 """Fitness of a candidate that cannot be judged."""
 
-_COMPLETE = "COMPLETE"
 Vector = np.ndarray
 Fitness = Callable[[Sequence[Vector], int], tuple[np.ndarray, np.ndarray]]
 """From candidates and the generation's number to fitness and kept share, ``[candidates, prompts]``."""
@@ -183,39 +181,28 @@ class Evolution:
     # ---- checkpoints
 
     def _keep(self) -> None:
-        """Write a checkpoint; `COMPLETE` comes last, older ones go when it is there."""
-        path = self.folder / f"generation-{len(self.history):05d}"
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
+        path = begin(self.folder, "generation", len(self.history))
         arrays, plain = _state(self._optimizer)
         save_file(arrays, path / "state.safetensors")
         known = {"settings": self._settings, "history": [asdict(g) for g in self.history], "state": plain}
         (path / "state.json").write_text(json.dumps(known), "utf-8")
-        for name in ("state.safetensors", "state.json"):
-            sync(path / name)
-        (path / _COMPLETE).touch()
-        sync(path)
-        for old in self.folder.glob("generation-*"):
-            if old != path:
-                shutil.rmtree(old)
+        finish(path)
 
     def _resume(self) -> None:
-        for path in sorted(self.folder.glob("generation-*"), reverse=True):
-            if not (path / _COMPLETE).exists():
-                self.skipped.append(path.name)
-                continue
-            try:
-                known = json.loads((path / "state.json").read_text("utf-8"))
-                arrays = load_file(path / "state.safetensors")
-            except (OSError, ValueError, SafetensorError) as error:
-                raise InputError(f"The checkpoint {path} is damaged ({error}): delete it.") from error
-            if known["settings"] != self._settings:
-                raise InputError(f"{self.folder} is of an evolution with other settings: give another --out.")
-            self.history = [Generation(**generation) for generation in known["history"]]
-            index = self._place(len(self.history) - 1)[0]
-            self._optimizer = self._new(index, arrays["_mean"])
-            _restore(self._optimizer, arrays, known["state"])
+        path, self.skipped = newest(self.folder, "generation")
+        if path is None:
             return
+        try:
+            known = json.loads((path / "state.json").read_text("utf-8"))
+            arrays = load_file(path / "state.safetensors")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(f"The checkpoint {path} is damaged ({error}): delete it.") from error
+        if known["settings"] != self._settings:
+            raise InputError(f"{self.folder} is of an evolution with other settings: give another --out.")
+        self.history = [Generation(**generation) for generation in known["history"]]
+        index = self._place(len(self.history) - 1)[0]
+        self._optimizer = self._new(index, arrays["_mean"])
+        _restore(self._optimizer, arrays, known["state"])
 
 
 def _state(optimizer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

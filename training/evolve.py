@@ -4,10 +4,8 @@ Under a launcher that sets RANK and WORLD_SIZE, every process judges all candida
 generation's prompts; what they find is gathered, so all of them evolve the same distribution.
 """
 
-import json
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +20,12 @@ from hiermem.memory.policies import Namm, NammConfig
 from hiermem.training.calibration import calibrate
 from hiermem.training.evolution import Evolution, Generation, Vector
 from hiermem.training.fitness import Genome, Judge, normalisation
+from hiermem.training.log import log
 from hiermem.training.prompts import Prompt, Source, prompt
 from hiermem.training.recipes import EvolveConfig
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
-
-_CURVES = ("best", "mean", "centre", "kept", "sigma")
 
 
 def evolve(model: "HierMemModel", data: Path, config: EvolveConfig, folder: Path) -> dict[str, Any]:
@@ -56,10 +53,10 @@ def evolve(model: "HierMemModel", data: Path, config: EvolveConfig, folder: Path
         desc="evolving",
         disable=True if _rank() else None,
     )
-    with bar, _log(folder) as note:
+    with bar, log(folder, writes=_rank() == 0) as note:
         while len(evolution.history) < evolution.total:
             generation = evolution.step(fitness)
-            note(generation)
+            note(generation.number, asdict(generation))
             bar.update()
             bar.set_postfix_str(_words(generation))
             if _rank() == 0:
@@ -155,38 +152,6 @@ def _words(generation: Generation) -> str:
 
 def _rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
-
-
-@contextmanager
-def _log(folder: Path) -> Iterator[Callable[[Generation], None]]:
-    """What notes a generation in `history.jsonl`, and in TensorBoard's files where it is installed; in the
-    first process alone."""
-    if _rank():
-        yield lambda generation: None
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    board = _board(folder / "tensorboard")
-
-    def add(generation: Generation) -> None:
-        file.write(json.dumps(asdict(generation)) + "\n")
-        file.flush()
-        for name in _CURVES if board is not None else ():
-            board.add_scalar(name, getattr(generation, name), generation.number)
-
-    with open(folder / "history.jsonl", "a", encoding="utf-8") as file:
-        try:
-            yield add
-        finally:
-            if board is not None:
-                board.close()
-
-
-def _board(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None  # it comes with the extra evolve
-    return SummaryWriter(str(folder))
 
 
 def _plot(history: Sequence[Generation], path: Path) -> None:

@@ -1,12 +1,20 @@
-"""Named recipes of evolution: functions that return a whole configuration."""
+"""Named recipes of evolution and of gradient training: functions that return a whole configuration."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from hiermem.config import HierMemConfig
+from hiermem.errors import InputError
+from hiermem.lora import LoraConfig
 from hiermem.memory.policies import NammConfig
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
+from hiermem.memory.summary import SummaryConfig
 from hiermem.training.calibration import CalibrationConfig
+from hiermem.training.engine import OptimizerConfig
 from hiermem.training.evolution import StageConfig
+from hiermem.training.objective import ObjectiveConfig
+from hiermem.training.samples import SampleConfig
 
 
 @dataclass(frozen=True)
@@ -60,4 +68,109 @@ def smoke() -> EvolveConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], EvolveConfig]] = {"small": small, "published": published, "smoke": smoke}
+EVOLUTIONS: dict[str, Callable[[], EvolveConfig]] = {"small": small, "published": published, "smoke": smoke}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole gradient training.
+
+    Attributes:
+        preset: configuration of the model, but for the summaries.
+        summary: settings of the memory embeddings; None takes those of the preset.
+        lora: settings of the adapters.
+        samples: what is trained on.
+        objective: what is minimised.
+        optimizer: how.
+        steps: optimizer steps.
+        warmup: first steps, in which the learning rates rise from 0.
+        floor: share of the learning rates that is left at the end, after a cosine.
+        evaluated: held-out pieces of validation books that are read every `evaluate_every` steps.
+        save_every: steps between two checkpoints.
+    """
+
+    preset: str = "full"
+    summary: SummaryConfig | None = None
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    samples: SampleConfig = field(default_factory=SampleConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    steps: int = 200
+    warmup: int = 10
+    floor: float = 0.1
+    evaluated: int = 8
+    evaluate_every: int = 50
+    save_every: int = 25
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.evaluated, self.evaluate_every, self.save_every) < 1 or self.warmup < 0:
+            raise InputError("Steps and what is counted in them must be at least 1.")
+
+    def model(self) -> HierMemConfig:
+        """The configuration of the model that is trained."""
+        changes = {} if self.summary is None else {"summary": self.summary}
+        return HierMemConfig.preset(self.preset, **changes)
+
+    @property
+    def held_out(self) -> SampleConfig:
+        """Pieces of books as long as those that are trained on."""
+        return SampleConfig(tokens=self.samples.tokens, seed=self.samples.seed)
+
+    def factor(self, step: int) -> float:
+        """What the learning rates are multiplied by."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        through = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * through)) / 2
+
+    def with_steps(self, steps: int | None) -> "TrainConfig":
+        """The same training with another number of steps, if one is given."""
+        return self if steps is None else replace(self, steps=steps)
+
+
+def hmt_first() -> TrainConfig:
+    """HMT's first stage (arXiv 2405.06067, section 4): no recall beyond the segment before, two segments."""
+    summary = replace(HierMemConfig.preset("hmt").summary, last=1)
+    return TrainConfig(
+        preset="hmt",
+        summary=summary,
+        lora=LoraConfig(rank=8),
+        samples=SampleConfig(tokens=2048),
+        objective=ObjectiveConfig(depth=1, recompute=True),
+        optimizer=OptimizerConfig(batch=2, micro=1),
+        steps=200,
+    )
+
+
+def hmt_second() -> TrainConfig:
+    """HMT's second stage: recall over the last 300 segments, gradients through as many as memory allows."""
+    first = hmt_first()
+    return replace(
+        first,
+        summary=None,
+        samples=SampleConfig(tokens=8192),
+        objective=ObjectiveConfig(depth=7, recompute=True),
+        steps=500,
+    )
+
+
+def smoke_training() -> TrainConfig:
+    """A few steps on short pieces, to see that everything works: under two minutes on two cores."""
+    return TrainConfig(
+        summary=SummaryConfig(tokens=4),
+        lora=LoraConfig(rank=4),
+        samples=SampleConfig(books=0.5, questions=0.5, tokens=1024),
+        optimizer=OptimizerConfig(batch=2, micro=1),
+        steps=4,
+        warmup=2,
+        evaluated=2,
+        evaluate_every=4,
+        save_every=2,
+    )
+
+
+TRAININGS: dict[str, Callable[[], TrainConfig]] = {
+    "hmt-1": hmt_first,
+    "hmt-2": hmt_second,
+    "smoke": smoke_training,
+}

@@ -83,11 +83,11 @@ def evolve(
     """
     from hiermem.training.evolve import evolve as run
     from hiermem.training.launch import one_of_many
-    from hiermem.training.recipes import RECIPES
+    from hiermem.training.recipes import EVOLUTIONS
 
-    if recipe not in RECIPES:
-        raise InputError(f"There is no recipe {recipe!r}: choose one of {', '.join(RECIPES)}.")
-    config = replace(RECIPES[recipe](), seed=seed)
+    if recipe not in EVOLUTIONS:
+        raise InputError(f"There is no recipe {recipe!r}: choose one of {', '.join(EVOLUTIONS)}.")
+    config = replace(EVOLUTIONS[recipe](), seed=seed)
     if generations is not None:
         stages = tuple(replace(stage, generations=generations) for stage in config.stages)
         config = replace(config, stages=stages)

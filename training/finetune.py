@@ -1,0 +1,249 @@
+"""`hiermem train`: gradient training of memory parameters and adapters, on one process or many.
+
+    deepspeed --num_accelerators 2 --module hiermem.training.finetune \\
+        --recipe smoke --deepspeed ds_config.json --data data --output runs/smoke
+
+Nothing in a step is random: samples are functions of seed and number, and there is no dropout. So a run that
+was stopped goes on from its newest complete checkpoint as if it had not been.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from hiermem.errors import HierMemError, InputError
+from hiermem.lora import add_lora, has_lora
+from hiermem.model import HierMemModel
+from hiermem.training.checkpoints import begin, finish, newest
+from hiermem.training.engine import Engine, declared, new_engine
+from hiermem.training.launch import one_of_many
+from hiermem.training.log import log
+from hiermem.training.objective import Learner
+from hiermem.training.recipes import TRAININGS, TrainConfig
+from hiermem.training.samples import Samples
+
+CHECKPOINT = "step"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a training reads and writes.
+
+    Attributes:
+        model: a backbone, or a folder of an earlier training that this one goes on from.
+        data: folder that holds `pg19` and `pubmedqa`.
+        output: folder of checkpoints, logs and, at the end, the trained model.
+        deepspeed: DeepSpeed's configuration; None trains in this process alone.
+        dtype, device: of the backbone.
+    """
+
+    model: str
+    data: Path
+    output: Path
+    deepspeed: Path | None = None
+    dtype: str | None = None
+    device: str | None = None
+
+
+def train(config: TrainConfig, run: Run) -> dict[str, Any]:
+    """Train, or go on where an earlier run in ``run.output`` stopped, and write the model there.
+
+    Returns:
+        step, loss, held-out loss, checkpoint, history; the same in all processes.
+
+    Raises:
+        InputError: data are missing, or the folder is of a training with other settings.
+        NonFiniteError: a loss was not finite; the newest checkpoint is from before.
+    """
+    from tqdm.auto import tqdm
+
+    with one_of_many(always=run.deepspeed is not None) as first:
+        model = prepared(config, run)
+        learner = Learner(model, config.objective)
+        engine = new_engine(learner, config.optimizer, run.deepspeed)
+        samples = Samples(model.tokenizer, run.data, config.samples, model.config.asking.instruction)
+        held_out = Samples(model.tokenizer, run.data, config.held_out, split="validation")
+        history, skipped = _resume(engine, config, run.output)
+        bar = tqdm(total=config.steps, initial=len(history), desc="training", disable=None if first else True)
+        with bar, log(run.output, writes=first) as note:
+            while len(history) < config.steps:
+                step = len(history)
+                if step == 0:
+                    note(0, {"step": 0, "held_out": _evaluated(engine, held_out, config)})
+                entry = _step(engine, samples, config, step)
+                if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
+                    entry["held_out"] = _evaluated(engine, held_out, config)
+                history.append(entry)
+                note(step + 1, entry)
+                bar.update()
+                bar.set_postfix_str(_words(entry))
+                if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                    _keep(engine, config, run.output, history)
+        _export(engine, run.output)
+        last = history[-1]
+        return {
+            "step": last["step"],
+            "loss": last["loss"],
+            "held_out": last.get("held_out"),
+            "checkpoint": str(run.output),
+            "trained": engine.trained,
+            "skipped": skipped,
+            "history": history,
+        }
+
+
+def prepared(config: TrainConfig, run: Run) -> HierMemModel:
+    """The model of a recipe, of which only what is declared asks for gradients."""
+    model = HierMemModel.from_pretrained(run.model, config=config.model(), dtype=run.dtype, device=run.device)
+    if config.lora.rank and not has_lora(model.backbone):
+        torch.manual_seed(config.samples.seed)
+        add_lora(model.backbone, config.lora)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name.startswith("summary.") or ".lora_" in name)
+    return model.train()
+
+
+def _step(engine: Engine, samples: Samples, config: TrainConfig, step: int) -> dict[str, Any]:
+    """One optimizer step; which samples it takes depends on its number alone, not on who computes them."""
+    settings = config.optimizer
+    rounds = settings.rounds(engine.world)
+    numbers = range(step * settings.batch, (step + 1) * settings.batch)
+    own = [numbers[i] for i in range(engine.rank, settings.batch, engine.world)]
+    batches = [
+        samples.batch(own[i * settings.micro : (i + 1) * settings.micro]).to(engine.device)
+        for i in range(rounds)
+    ]
+    factor = config.factor(step)
+    loss, norm = engine.step(batches, factor)
+    return {"step": step + 1, "loss": loss, "norm": norm, "rate": settings.memory_rate * factor}
+
+
+@torch.no_grad()
+def _evaluated(engine: Engine, samples: Samples, config: TrainConfig) -> float:
+    """Mean negative log-likelihood in nats of held-out samples, each process its share of them."""
+    engine.learner.eval()
+    own = range(engine.rank, config.evaluated, engine.world)
+    sums = torch.zeros(2, dtype=torch.float64)
+    for number in range(0, config.evaluated, engine.world):
+        batch = samples.batch([own[number // engine.world] if number // engine.world < len(own) else 0])
+        nll = float(engine.losses(batch.to(engine.device)).language)
+        if number // engine.world < len(own):  # the others only keep ZeRO's processes in step
+            sums += torch.tensor([nll, 1.0], dtype=torch.float64)
+    engine.learner.train()
+    if distributed.is_initialized():
+        distributed.all_reduce(sums)
+    return float(sums[0] / sums[1])
+
+
+# ---- checkpoints and the trained model
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """What a run must not change on the way, as JSON gives it back; how long it is to be may."""
+    kept = {name: value for name, value in asdict(config).items() if name not in ("steps", "save_every")}
+    return json.loads(json.dumps(kept))
+
+
+def _keep(engine: Engine, config: TrainConfig, folder: Path, history: list[dict[str, Any]]) -> None:
+    """Write a checkpoint: everybody its part, the first process the marker, once all are done."""
+    step = history[-1]["step"]
+    if engine.rank == 0:
+        begin(folder, CHECKPOINT, step)
+    _wait()
+    path = folder / f"{CHECKPOINT}-{step:05d}"
+    engine.save(path)
+    if engine.rank == 0:
+        known = {"settings": _settings(config), "world": engine.world, "history": history}
+        (path / "state.json").write_text(json.dumps(known), "utf-8")
+    _wait()
+    if engine.rank == 0:
+        finish(path)
+    _wait()
+
+
+def _resume(engine: Engine, config: TrainConfig, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """History up to the newest complete checkpoint, which is taken over, and what was passed over."""
+    path, skipped = newest(folder, CHECKPOINT)
+    if path is None:
+        return [], skipped
+    try:
+        known = json.loads((path / "state.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"The checkpoint {path} is damaged ({error}): delete it.") from error
+    if known["settings"] != _settings(config):
+        raise InputError(f"{folder} is of a training with other settings: give another --output.")
+    if known["world"] != engine.world:
+        raise InputError(
+            f"{folder} is of a training on {known['world']} processes: go on with as many, or give another "
+            f"--output."
+        )
+    engine.load(path)
+    return known["history"], skipped
+
+
+def _export(engine: Engine, folder: Path) -> None:
+    """Write the trained model beside the checkpoints.
+
+    Raises:
+        RuntimeError: a tensor is empty.
+    """
+    with engine.gathered():
+        if engine.rank == 0:
+            model = engine.learner.model
+            tensors = {**declared(engine.learner), **model.memory_parameters()}
+            empty = [name for name, tensor in tensors.items() if not tensor.numel()]
+            if empty:
+                raise RuntimeError(f"{', '.join(empty)} would be saved empty")
+            model.save_pretrained(folder)
+    _wait()
+
+
+def _wait() -> None:
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def _words(entry: dict[str, Any]) -> str:
+    words = f"loss {entry['loss']:.4f}"
+    return words + (f", held out {entry['held_out']:.4f}" if "held_out" in entry else "")
+
+
+# ---- under a launcher
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry for the deepspeed launcher; `hiermem train` is the same for one process."""
+    parser = argparse.ArgumentParser(
+        prog="hiermem.training.finetune", description="Train what hiermem learns."
+    )
+    parser.add_argument("--recipe", default="smoke", choices=list(TRAININGS))
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds pg19 and pubmedqa")
+    parser.add_argument("--output", type=Path, required=True, help="checkpoints, logs and the trained model")
+    parser.add_argument("--deepspeed", type=Path, help="DeepSpeed's configuration")
+    parser.add_argument("--model", default="smollm2", help="a backbone, or a folder of an earlier training")
+    parser.add_argument("--steps", type=int, help="in place of the recipe's")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    run = Run(given.model, given.data, given.output, given.deepspeed, given.dtype)
+    try:
+        result = train(TRAININGS[given.recipe]().with_steps(given.steps), run)
+    except HierMemError as error:
+        sys.stderr.write(f"hiermem: {error}\n")
+        sys.stderr.flush()
+        os._exit(2)  # at once, so that the launcher ends the processes that wait for this one
+    if int(os.environ.get("RANK", "0")) == 0:
+        result.pop("history")
+        sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""What is trained on: pieces of books in reading order, and questions with their abstracts before them.
+
+A sample is a function of seed and number alone. So any process can draw any sample, each draws others, and
+training that was stopped goes on with the very samples that would have come.
+
+Dimension names: B batch, N tokens of a sample.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hiermem.asking import prompt_ids, prompt_text
+from hiermem.errors import InputError
+from hiermem.eval.tasks import pg19, pubmedqa
+
+KINDS = ("books", "questions")
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """What samples are made of.
+
+    Attributes:
+        books: share of the samples that are pieces of books.
+        questions: share that are questions after their abstracts, packed until a sample is full.
+        tokens: N, of a sample.
+        seed: of all samples.
+    """
+
+    books: float = 1.0
+    questions: float = 0.0
+    tokens: int = 2048
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.books, self.questions) < 0 or self.books + self.questions <= 0 or self.tokens < 2:
+            raise InputError(
+                "Samples need shares that are not negative and not all 0, and at least 2 tokens."
+            )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Consecutive tokens and what is to be predicted.
+
+    Attributes:
+        name: document and place, for messages.
+        ids: at most `SampleConfig.tokens`.
+        scored: which of them count when they are predicted.
+    """
+
+    name: str
+    ids: list[int]
+    scored: list[bool]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as one rectangle, padded on the right.
+
+    Attributes:
+        names: of the samples.
+        ids: ``[B, N]`` int64.
+        labels: what each position should predict, ``[B, N]`` int64, -100 where nothing counts.
+        lengths: real tokens of each row.
+    """
+
+    names: list[str]
+    ids: Tensor
+    labels: Tensor
+    lengths: list[int]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch where the model computes."""
+        return replace(self, ids=self.ids.to(device), labels=self.labels.to(device))
+
+
+class Samples:
+    """Samples by number.
+
+    Args:
+        data: folder that holds `pg19` and `pubmedqa` in their official layouts, with what the shares need.
+        split: `train` or `validation`; questions have a training half only.
+    """
+
+    def __init__(
+        self, tokenizer: Any, data: Path, config: SampleConfig, instruction: str = "", split: str = "train"
+    ) -> None:
+        self.tokenizer, self.data, self.config = tokenizer, data, config
+        self.instruction, self.split = instruction, split
+        self._book = lru_cache(maxsize=64)(self._encoded_book)
+
+    def __getitem__(self, number: int) -> Sample:
+        draw = random.Random(f"{self.config.seed}/{self.split}/{number}")
+        shares = (self.config.books, self.config.questions)
+        kind = draw.choices(KINDS, shares)[0]
+        return self._piece(draw) if kind == "books" else self._questions(draw)
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """Several samples as one rectangle."""
+        return collated([self[number] for number in numbers])
+
+    @cached_property
+    def _books(self) -> dict[str, str]:
+        return pg19.books(self.data / "pg19", self.split, None, None)
+
+    @cached_property
+    def _items(self) -> list[pubmedqa.Item]:
+        return pubmedqa.load(self.data / "pubmedqa", "train")
+
+    def _encoded(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    def _encoded_book(self, name: str) -> NDArray[np.int32]:
+        return np.array(self._encoded(self._books[name]), np.int32)
+
+    def _piece(self, draw: random.Random) -> Sample:
+        """Consecutive tokens of a book from anywhere in it."""
+        name = draw.choice(sorted(self._books))
+        ids = self._book(name)
+        start = draw.randrange(max(len(ids) - self.config.tokens, 0) + 1)
+        piece = ids[start : start + self.config.tokens].tolist()
+        return Sample(f"book {name} from token {start}", piece, [True] * len(piece))
+
+    def _questions(self, draw: random.Random) -> Sample:
+        """Questions, each with its own abstract before it and its answer after it, one after the other."""
+        ids: list[int] = []
+        scored: list[bool] = []
+        names = []
+        while not ids or len(ids) < self.config.tokens:
+            item = draw.choice(self._items)
+            text = prompt_text(self.tokenizer, [item.abstract], item.question, self.instruction)
+            asked = prompt_ids(self.tokenizer, text)[0].tolist() if not ids else self._encoded(text)
+            decided = f"{pubmedqa.LEAD} {item.decision}."
+            answer = self._encoded(draw.choice((decided, item.long_answer)) + "\n\n")
+            if ids and len(ids) + len(asked) + len(answer) > self.config.tokens:
+                break
+            ids, scored = ids + asked + answer, scored + [False] * len(asked) + [True] * len(answer)
+            names.append(item.id)
+        end = self.config.tokens
+        return Sample(f"questions {', '.join(names)}", ids[-end:], scored[-end:])
+
+
+def collated(samples: Sequence[Sample]) -> Batch:
+    """Samples as one rectangle; position i should predict what stands at i + 1."""
+    width = max(len(sample.ids) for sample in samples)
+    ids = torch.zeros(len(samples), width, dtype=torch.int64)
+    labels = torch.full_like(ids, IGNORED)
+    for row, sample in enumerate(samples):
+        tokens = torch.tensor(sample.ids)
+        ids[row, : len(tokens)] = tokens
+        labels[row, : len(tokens) - 1] = tokens[1:].masked_fill(~torch.tensor(sample.scored)[1:], IGNORED)
+    return Batch([sample.name for sample in samples], ids, labels, [len(sample.ids) for sample in samples])
