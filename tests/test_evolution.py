@@ -17,7 +17,7 @@ from hiermem.evictor import Evictor
 from hiermem.memory.policies import NammConfig
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
 from hiermem.model import HierMemModel
-from hiermem.training import evolution as loop
+from hiermem.training import checkpoints
 from hiermem.training.calibration import CalibrationConfig
 from hiermem.training.evolution import Evolution, StageConfig, Vector
 from hiermem.training.evolve import averaged_attention, evolve
@@ -79,7 +79,7 @@ def test_a_kill_while_a_checkpoint_is_written_costs_one_generation_at_most(
         if next(calls) == moment:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "sync", dies)
+    monkeypatch.setattr(checkpoints, "sync", dies)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, 4)
     monkeypatch.undo()

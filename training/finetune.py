@@ -28,7 +28,7 @@ from hiermem.training.launch import one_of_many
 from hiermem.training.log import log
 from hiermem.training.objective import Learner
 from hiermem.training.recipes import TRAININGS, TrainConfig
-from hiermem.training.samples import Samples
+from hiermem.training.samples import Samples, check_data
 
 CHECKPOINT = "step"
 
@@ -65,6 +65,7 @@ def train(config: TrainConfig, run: Run) -> dict[str, Any]:
     """
     from tqdm.auto import tqdm
 
+    check_data(run.data, config.samples)
     with one_of_many(always=run.deepspeed is not None) as first:
         model = prepared(config, run)
         learner = Learner(model, config.objective)

@@ -86,10 +86,9 @@ class Learner(nn.Module):
             if number % (self.config.depth + 1) == 0:
                 memory.detach()
             part = slice(start, min(start + L, N))
-            valid = [min(max(length - start, 0), part.stop - start) for length in batch.lengths]
             ids, labels = batch.ids[:, part], batch.labels[:, part]
-            target = None if teacher is None else self._teach(teacher, ids, valid)
-            arguments = (memory, ids, labels, valid, target)
+            target = None if teacher is None else self._teach(teacher, ids)
+            arguments = (memory, ids, labels, target)
             if self.config.recompute and self.training:
                 nll, divergence, memory = checkpoint(self._segment, *arguments, use_reentrant=False)
             else:
@@ -103,20 +102,15 @@ class Learner(nn.Module):
         return Losses(total, nll.detach(), by_segment, divergence.detach())
 
     def _segment(
-        self,
-        memory: WorkingMemory,
-        ids: Tensor,
-        labels: Tensor,
-        valid: list[int],
-        target: Tensor | None,
+        self, memory: WorkingMemory, ids: Tensor, labels: Tensor, target: Tensor | None
     ) -> tuple[Tensor, Tensor, WorkingMemory]:
         """Sums over a segment ``[B]`` of the two losses, and the memory after it; ``memory`` stays."""
         memory, model = memory.copy(), self.model
-        nll = divergence = torch.zeros(len(ids), device=ids.device)
-        for at, take in chunks(memory, valid, model.config.chunk, ids.shape[1]):
+        B, L = ids.shape
+        nll = divergence = torch.zeros(B, device=ids.device)
+        for at, take in chunks(memory, [L] * B, model.config.chunk):
             part = slice(at, at + take)
-            real = [min(max(count - at, 0), take) for count in valid]
-            logits = model.adapter.read_chunk(memory, ids[:, part], real, logits=take).float()
+            logits = model.adapter.read_chunk(memory, ids[:, part], [take] * B, logits=take).float()
             wanted = labels[:, part]
             losses = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
             nll = nll + losses.view_as(wanted).sum(dim=1)
@@ -126,13 +120,13 @@ class Learner(nn.Module):
         return nll, divergence, memory
 
     @torch.no_grad()
-    def _teach(self, memory: WorkingMemory, ids: Tensor, valid: list[int]) -> Tensor:
+    def _teach(self, memory: WorkingMemory, ids: Tensor) -> Tensor:
         """Log-probabilities ``[B, L, V]`` of the backbone that sees the whole sample; ``memory`` moves on."""
         model, blocks = self.model, []
+        B, L = ids.shape
         with _without_lora(model):
-            for at, take in chunks(memory, valid, model.config.chunk, ids.shape[1]):
-                real = [min(max(count - at, 0), take) for count in valid]
-                logits = model.adapter.read_chunk(memory, ids[:, at : at + take], real, logits=take)
+            for at, take in chunks(memory, [L] * B, model.config.chunk):
+                logits = model.adapter.read_chunk(memory, ids[:, at : at + take], [take] * B, logits=take)
                 blocks.append(logits.float().log_softmax(-1))
         return torch.cat(blocks, dim=1)
 

@@ -161,10 +161,10 @@ def smoke_training() -> TrainConfig:
         lora=LoraConfig(rank=4),
         samples=SampleConfig(books=0.5, questions=0.5, tokens=1024),
         optimizer=OptimizerConfig(batch=2, micro=1),
-        steps=4,
+        steps=3,
         warmup=2,
-        evaluated=2,
-        evaluate_every=4,
+        evaluated=1,
+        evaluate_every=3,
         save_every=2,
     )
 

@@ -66,19 +66,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples as one rectangle, padded on the right.
+    """Samples as one rectangle, all filled up to the same number of tokens: so all processes do the same
+    computations, whatever they have drawn (ZeRO-3 would wait for ever else), and no row needs a mask.
 
     Attributes:
         names: of the samples.
         ids: ``[B, N]`` int64.
         labels: what each position should predict, ``[B, N]`` int64, -100 where nothing counts.
-        lengths: real tokens of each row.
     """
 
     names: list[str]
     ids: Tensor
     labels: Tensor
-    lengths: list[int]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch where the model computes."""
@@ -98,6 +97,7 @@ class Samples:
     ) -> None:
         self.tokenizer, self.data, self.config = tokenizer, data, config
         self.instruction, self.split = instruction, split
+        self._books = {path.stem: path for path in books(data, split)} if config.books else {}
         self._book = lru_cache(maxsize=64)(self._encoded_book)
 
     def __getitem__(self, number: int) -> Sample:
@@ -108,11 +108,7 @@ class Samples:
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """Several samples as one rectangle."""
-        return collated([self[number] for number in numbers])
-
-    @cached_property
-    def _books(self) -> dict[str, str]:
-        return pg19.books(self.data / "pg19", self.split, None, None)
+        return collated([self[number] for number in numbers], self.config.tokens)
 
     @cached_property
     def _items(self) -> list[pubmedqa.Item]:
@@ -122,7 +118,8 @@ class Samples:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def _encoded_book(self, name: str) -> NDArray[np.int32]:
-        return np.array(self._encoded(self._books[name]), np.int32)
+        path = self._books[name]
+        return np.array(self._encoded(pg19.books(path, self.split, None, None)[name]), np.int32)
 
     def _piece(self, draw: random.Random) -> Sample:
         """Consecutive tokens of a book from anywhere in it."""
@@ -151,13 +148,38 @@ class Samples:
         return Sample(f"questions {', '.join(names)}", ids[-end:], scored[-end:])
 
 
-def collated(samples: Sequence[Sample]) -> Batch:
-    """Samples as one rectangle; position i should predict what stands at i + 1."""
-    width = max(len(sample.ids) for sample in samples)
-    ids = torch.zeros(len(samples), width, dtype=torch.int64)
+def books(data: Path, split: str) -> list[Path]:
+    """The books of a split, in the layout of PG-19.
+
+    Raises:
+        InputError: there are none.
+    """
+    folder = data / "pg19" / split
+    found = sorted(folder.glob("*.txt"))
+    if not found:
+        raise InputError(f"There is no book in {folder}: give --data a folder that holds PG-19's as pg19.")
+    return found
+
+
+def check_data(data: Path, config: SampleConfig) -> None:
+    """Refuse a folder that lacks what training needs before anything is loaded.
+
+    Raises:
+        InputError: it does.
+    """
+    books(data, "validation")
+    if config.books:
+        books(data, "train")
+    if config.questions:
+        pubmedqa.load(data / "pubmedqa", "train")
+
+
+def collated(samples: Sequence[Sample], tokens: int) -> Batch:
+    """Samples as one rectangle ``tokens`` wide; position i should predict what stands at i + 1."""
+    ids = torch.zeros(len(samples), tokens, dtype=torch.int64)
     labels = torch.full_like(ids, IGNORED)
     for row, sample in enumerate(samples):
-        tokens = torch.tensor(sample.ids)
-        ids[row, : len(tokens)] = tokens
-        labels[row, : len(tokens) - 1] = tokens[1:].masked_fill(~torch.tensor(sample.scored)[1:], IGNORED)
-    return Batch([sample.name for sample in samples], ids, labels, [len(sample.ids) for sample in samples])
+        known = torch.tensor(sample.ids)
+        ids[row, : len(known)] = known
+        labels[row, : len(known) - 1] = known[1:].masked_fill(~torch.tensor(sample.scored)[1:], IGNORED)
+    return Batch([sample.name for sample in samples], ids, labels)

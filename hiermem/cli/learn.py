@@ -1,4 +1,4 @@
-"""`hiermem calibrate` and `evolve`: what the memory learns about a backbone."""
+"""`hiermem calibrate`, `evolve` and `train`: what the memory learns about a backbone."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -100,3 +100,45 @@ def evolve(
             f"{result['kept']:.3f} of the cache; the evictor is in {out}."
         )
         opt.emit(result, json, words)
+
+
+def train(
+    data: opt.Data,
+    out: Annotated[Path, typer.Option(help="Folder of checkpoints, logs and the trained model.")],
+    recipe: Annotated[
+        str, typer.Option(help="smoke, hmt-1 or hmt-2 (the two stages of HMT as published).")
+    ] = "smoke",
+    model: Annotated[
+        str, typer.Option(help="A backbone, or the folder of an earlier training that this goes on from.")
+    ] = "smollm2",
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps in place of the recipe's.")] = None,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    json: opt.Json = False,
+) -> None:
+    """Train memory parameters and adapters; the backbone itself stays as it is.
+
+    Stopped at any moment, the same command goes on from the last complete checkpoint. For many processes see
+    docs/training.md: the same recipes under DeepSpeed's launcher.
+
+    Examples:
+
+        hiermem train --data data --out runs/smoke --recipe smoke
+
+        hiermem train --data data --out runs/second --recipe hmt-2 --model runs/first
+
+        hiermem read book.txt --model runs/second --out book.hmem
+    """
+    from hiermem.training.finetune import Run
+    from hiermem.training.finetune import train as run
+    from hiermem.training.recipes import TRAININGS
+
+    if recipe not in TRAININGS:
+        raise InputError(f"There is no recipe {recipe!r}: choose one of {', '.join(TRAININGS)}.")
+    config = TRAININGS[recipe]().with_steps(steps)
+    result = run(config, Run(model, data, out, dtype=dtype, device=device))
+    words = (
+        f"After {result['step']} steps of {result['trained']:,} parameters the loss is {result['loss']:.4f}, "
+        f"on validation books {result['held_out']:.4f}; the model is in {out}."
+    )
+    opt.emit(result, json, words)

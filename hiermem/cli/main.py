@@ -1,5 +1,6 @@
 """`hiermem`: read a document, ask it, evaluate, measure."""
 
+import logging
 import os
 import sys
 
@@ -23,6 +24,7 @@ app.command("demo")(documents.demo)
 app.command("calibrate")(learn.calibrate)
 app.command("inspect")(look.inspect)
 app.command("evolve")(learn.evolve)
+app.command("train")(learn.train)
 app.command("report")(evaluate.report)
 app.command(
     "lm-eval",
@@ -36,6 +38,8 @@ app.add_typer(bench.app, name="bench")
 def main() -> None:
     """Run the command line; errors are one plain sentence on standard error and exit status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # DeepSpeed, which transformers imports where it is installed, writes its warnings to standard output.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
         status = app(standalone_mode=False) or 0
     except HierMemError as error:

@@ -1,0 +1,329 @@
+"""Gradient training: losses, how far gradients reach, checkpoints, and processes that agree with one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
+
+import pytest
+import torch
+from commands import assert_refused, run
+from readers import backbone, ids_of, tokenizer
+from torch import nn
+from trainings import COMBINATIONS, batch, combination, model_with_memory, steps
+
+from hiermem.errors import InputError, NonFiniteError
+from hiermem.lora import LoraConfig, add_lora
+from hiermem.model import HierMemModel
+from hiermem.training import finetune
+from hiermem.training.engine import OptimizerConfig, TorchEngine, declared
+from hiermem.training.objective import Learner, ObjectiveConfig
+from hiermem.training.recipes import TRAININGS, TrainConfig
+from hiermem.training.samples import IGNORED, Sample, SampleConfig, Samples, collated
+
+TESTS = Path(__file__).parent
+
+
+# ---- samples
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two train books, one for validation, and labelled questions, in the official layouts."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, seeds in (("train", (1, 2)), ("validation", (3,))):
+        (folder / "pg19" / split).mkdir(parents=True)
+        for seed in seeds:
+            words = " ".join(f"word{(seed * i * i) % 89}" for i in range(400))
+            (folder / "pg19" / split / f"{seed}.txt").write_text(words, "utf-8")
+    (folder / "pubmedqa").mkdir()
+    items = {
+        str(i): {
+            "QUESTION": f"Is {i} odd?",
+            "CONTEXTS": [f"The number {i} was studied."],
+            "LONG_ANSWER": f"It was {i}.",
+            "final_decision": ("no", "yes")[i % 2],
+        }
+        for i in range(8)
+    }
+    (folder / "pubmedqa" / "ori_pqal.json").write_text(json.dumps(items), "utf-8")
+    (folder / "pubmedqa" / "test_ground_truth.json").write_text(json.dumps({"7": "yes"}), "utf-8")
+    return folder
+
+
+def test_samples_depend_on_seed_and_number_alone(data: Path) -> None:
+    config = SampleConfig(books=0.5, questions=0.5, tokens=200)
+    one, other = (Samples(tokenizer(), data, config, "Answer yes or no.") for _ in range(2))
+    backwards = {number: other[number] for number in reversed(range(12))}
+    assert all(one[number] == backwards[number] for number in range(12))
+    assert len({one[number].name for number in range(12)}) > 8
+    assert {one[number].name.split()[0] for number in range(12)} == {"book", "questions"}
+    assert all(len(one[number].ids) <= 200 for number in range(12))
+    held_out = Samples(tokenizer(), data, SampleConfig(tokens=200), split="validation")
+    assert {held_out[number].name.split()[1] for number in range(5)} == {"3"}
+
+
+def test_only_answers_to_train_questions_count(data: Path) -> None:
+    samples = Samples(tokenizer(), data, SampleConfig(books=0, questions=1, tokens=300), "Answer yes or no.")
+    seen = set()
+    for number in range(10):
+        sample = samples[number]
+        seen |= {int(name) for name in sample.name.removeprefix("questions ").split(", ")}
+        wanted = [token for token, scored in zip(sample.ids, sample.scored, strict=True) if scored]
+        text = tokenizer().decode(wanted)
+        assert "studied" not in text and "odd" not in text
+        assert "The answer is" in text or "It was" in text
+    assert seen == set(range(7))  # 7 is a test question
+
+
+def test_labels_are_the_next_tokens() -> None:
+    samples = [Sample("a", [5, 6, 7, 8], [True, False, True, True]), Sample("b", [9, 4], [True, True])]
+    made, no = collated(samples, 5), IGNORED
+    assert made.labels.tolist() == [[no, 7, 8, no, no], [4, no, no, no, no]]
+    assert made.ids.tolist() == [[5, 6, 7, 8, 0], [9, 4, 0, 0, 0]]
+
+
+# ---- losses
+
+
+def test_the_loss_is_that_of_the_model_and_every_sample_counts_the_same() -> None:
+    learner, _ = combination("plain")
+    ids = ids_of(70, rows=2)
+    samples = [Sample("a", ids[0].tolist(), [True] * 70), Sample("b", ids[1, :30].tolist(), [True] * 30)]
+    with torch.no_grad():
+        losses = learner(collated(samples, 70))
+        alone = [learner.model(row, labels=row).loss for row in (ids[:1], ids[1:, :30])]
+        singles = [learner(collated([sample], 70)).total for sample in samples]
+    torch.testing.assert_close(losses.total, torch.stack(alone).mean(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(losses.total, torch.stack(singles).mean(), atol=1e-5, rtol=1e-5)
+    assert losses.nll.shape == (2, 5) and (losses.nll[1, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("depth", [0, 1, 2, 5])
+def test_gradients_reach_back_as_many_segments_as_they_should(depth: int, recompute: bool) -> None:
+    model = model_with_memory(policy="window")
+    learner = Learner(model.train(), ObjectiveConfig(depth=depth, recompute=recompute))
+    L, n = 16, 6
+    ids = [token for segment in range(n) for token in range(10 + 20 * segment, 10 + 20 * segment + L)]
+    sample = Sample("a", ids, [False] * (L * (n - 1) + 1) + [True] * (L - 1))  # all in the last segment
+    embeddings = model.backbone.get_input_embeddings().weight.requires_grad_(True)
+    learner(collated([sample], L * n)).total.backward()
+    reached = [
+        bool(embeddings.grad[10 + 20 * segment : 26 + 20 * segment].abs().sum() > 0) for segment in range(n)
+    ]
+    first = (n - 1) // (depth + 1) * (depth + 1)  # of the last block
+    assert reached == [segment >= first for segment in range(n)]
+    assert n - 1 - first == depth or depth == 3
+
+
+def test_recomputed_segments_give_the_same_gradients() -> None:
+    kept, recomputed = combination("lora")[0], combination("lora-recomputed")[0]
+    for learner in (kept, recomputed):
+        learner(batch(0, 0)).total.backward()
+    for (name, one), other in zip(declared(kept).items(), declared(recomputed).values(), strict=True):
+        if "summary_prompt" not in name:  # which is not read here
+            torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-5)
+    changed = [
+        name for name, weight in declared(kept).items() if weight.grad is not None and weight.grad.any()
+    ]
+    assert len(changed) == 10  # six lora_B, P_0, W_q, W_k, W_v; lora_A waits for lora_B to leave 0
+
+
+def test_the_teacher_is_the_backbone_with_full_attention() -> None:
+    model = model_with_memory(budget=8, sinks=1)
+    add_lora(model.backbone, LoraConfig(rank=2))
+    for name, weight in model.named_parameters():
+        if ".lora_B" in name:
+            nn.init.normal_(weight, std=0.5)
+    ids = ids_of(64)
+    sample = collated([Sample("a", ids[0].tolist(), [True] * 64)], 64)
+    with torch.no_grad():
+        losses = Learner(model, ObjectiveConfig(language=0.0, teacher=1.0))(sample)
+        student = model(ids).logits[0, :-1].log_softmax(-1)
+        teacher = backbone()(ids).logits[0, :-1].log_softmax(-1)
+    expected = (teacher.exp() * (teacher - student)).sum(-1).mean()
+    torch.testing.assert_close(losses.total, expected, atol=1e-5, rtol=1e-4)
+    assert losses.teacher > 0.01
+
+
+# ---- steps
+
+
+def test_exactly_the_declared_parameters_change() -> None:
+    learner, config = combination("lora")
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    steps(TorchEngine(learner, config), 2)
+    changed = {name for name, tensor in learner.state_dict().items() if not torch.equal(tensor, before[name])}
+    unused = {"model.summary.summary_prompt.weight"}  # T only summarises texts that stand alone
+    assert changed == set(declared(learner)) - unused
+
+
+def test_a_loss_that_is_not_finite_changes_nothing_and_names_its_place() -> None:
+    learner, config = combination("plain")
+    engine = TorchEngine(learner, config)
+    with torch.no_grad():
+        learner.model.summary.value.weight.fill_(torch.inf)
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    with pytest.raises(NonFiniteError, match="segment 1 of sample 0"):
+        steps(engine, 1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.state_dict().items())
+
+
+def test_what_cannot_be_trained_is_refused() -> None:
+    learner, config = combination("plain")
+    with pytest.raises(InputError, match="divide"):
+        config.rounds(3)
+    for weight in learner.parameters():
+        weight.requires_grad_(False)
+    with pytest.raises(InputError, match="nothing to train"):
+        TorchEngine(learner, config)
+    for wrong in ({"batch": 3, "micro": 2}, {"memory_rate": 0.0}):
+        with pytest.raises(InputError):
+            OptimizerConfig(**wrong)
+    with pytest.raises(InputError):
+        ObjectiveConfig(language=0.0)
+    with pytest.raises(InputError):
+        SampleConfig(books=0.0)
+
+
+# ---- whole trainings
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny backbone that reads segments of the usual length."""
+    folder = tmp_path_factory.mktemp("wide-model")
+    model = backbone()
+    model.config.max_position_embeddings = 2048
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def config_of(tmp_steps: int = 4) -> TrainConfig:
+    smoke = TRAININGS["smoke"]()
+    return replace(
+        smoke, steps=tmp_steps, save_every=1, evaluate_every=4, samples=replace(smoke.samples, tokens=600)
+    )
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(
+    data: Path, wide_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = finetune.Run(str(wide_model), data, tmp_path / "whole")
+    whole = finetune.train(config_of(), where)
+    stopped = replace(where, output=tmp_path / "stopped")
+    taken = finetune._step
+
+    def dies(*arguments: object) -> dict:
+        if arguments[-1] == 2:
+            raise KeyboardInterrupt
+        return taken(*arguments)
+
+    monkeypatch.setattr(finetune, "_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.train(config_of(), stopped)
+    monkeypatch.setattr(finetune, "_step", taken)
+    (tmp_path / "stopped" / "step-00009").mkdir()  # begun, never finished
+    again = finetune.train(config_of(), stopped)
+    assert again["skipped"] == ["step-00009"]
+    assert again["history"] == whole["history"]
+    one, other = (HierMemModel.from_pretrained(tmp_path / name) for name in ("whole", "stopped"))
+    ids = ids_of(700)
+    with torch.no_grad():
+        assert torch.equal(one(ids).logits, other(ids).logits)
+    files = {file.name for file in (tmp_path / "whole" / "step-00004").iterdir()}
+    assert files == {"COMPLETE", "state.json", "weights.safetensors", "optimizer.safetensors"}
+    with pytest.raises(InputError, match="other settings"):
+        finetune.train(replace(config_of(), warmup=1), stopped)
+
+
+def test_a_trained_model_is_trained_on(data: Path, wide_model: Path, tmp_path: Path) -> None:
+    first = finetune.Run(str(wide_model), data, tmp_path / "first")
+    finetune.train(config_of(2), first)
+    second = finetune.prepared(config_of(2), replace(first, model=str(tmp_path / "first")))
+    saved = HierMemModel.from_pretrained(tmp_path / "first")
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name])
+
+
+def test_every_recipe_can_be_made() -> None:
+    for recipe in TRAININGS.values():
+        config = recipe()
+        assert config.model().summary.tokens and config.optimizer.rounds(1)
+        assert config.factor(0) <= config.factor(config.warmup) == 1.0 > config.factor(config.steps - 1) > 0
+
+
+def test_bad_input(data: Path, tmp_path: Path) -> None:
+    assert_refused(run("train", "--recipe", "nothing", "--data", data, "--out", tmp_path / "a"), "recipe")
+    assert_refused(run("train", "--data", tmp_path / "nowhere", "--out", tmp_path / "a"), "nowhere")
+    assert not (tmp_path / "a").exists()
+
+
+# ---- many processes
+
+
+def launch(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    """Two processes under DeepSpeed's launcher."""
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2", "--master_port"]
+    command += [str(29600 + os.getpid() % 300), *map(str, arguments)]
+    environment = {
+        **os.environ,
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+
+
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None or which("c++") is None,
+    reason="DeepSpeed is not installed, or there is no C++ compiler for what it builds",
+)
+
+
+@needs_deepspeed
+@pytest.mark.timeout(600)
+def test_two_processes_are_one_in_every_stage_of_zero(tmp_path: Path) -> None:
+    """float32: sums over samples in another order, so losses agree to 1e-5."""
+    job = launch(TESTS / "ranks.py", tmp_path)
+    output, _ = job.communicate()
+    assert job.returncode == 0, output[-3000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results) == 3 * len(COMBINATIONS)
+    for name in COMBINATIONS:
+        learner, config = combination(name)
+        expected = steps(TorchEngine(learner, config), 3)
+        for stage in (1, 2, 3):
+            found = results[f"{stage}-{name}"]
+            assert found["losses"] == pytest.approx(expected, abs=1e-5), (stage, name)
+            assert found["resumed"] == pytest.approx(expected[2:], abs=1e-5), (stage, name)
+
+
+@needs_deepspeed
+@pytest.mark.timeout(600)
+def test_a_killed_process_ends_the_job(data: Path, wide_model: Path, tmp_path: Path) -> None:
+    job = launch(
+        *("--module", "hiermem.training.finetune", "--recipe", "smoke", "--steps", "100000"),
+        *("--deepspeed", TESTS.parent / "ds_config.json", "--data", data, "--model", wide_model),
+        *("--output", tmp_path / "run"),
+    )
+    history, deadline = tmp_path / "run" / "history.jsonl", time.monotonic() + 400
+    while not (history.exists() and len(history.read_text().splitlines()) > 3):
+        assert job.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    workers = subprocess.run(
+        ["pgrep", "-f", f"finetune.*{tmp_path}"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    victim = max(int(pid) for pid in workers if int(pid) != job.pid)
+    os.kill(victim, signal.SIGKILL)
+    assert job.wait(timeout=60) != 0
