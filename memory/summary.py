@@ -92,10 +92,11 @@ class SummaryMemory(nn.Module):
         """
         draw = torch.Generator().manual_seed(0)
         deviation, width = float(embeddings.float().std()), embeddings.shape[1]
-        scales = {self.summary_prompt: deviation, self.first_prompt: deviation}
-        scales |= {self.query: width**-0.5, self.key: width**-0.5}
-        for module, scale in scales.items():
-            weight = module.weight
+        prompts, projections = (self.summary_prompt, self.first_prompt), (self.query, self.key)
+        for weight, scale in [
+            *((prompt.weight, deviation) for prompt in prompts),
+            *((projection.weight, width**-0.5) for projection in projections),
+        ]:
             weight.copy_(torch.randn(weight.shape, generator=draw) * scale)
         if self.value is not None:
             self.value.weight.zero_()

@@ -242,7 +242,7 @@ class WorkingMemory:
         assert self.recurrence is not None
         if chunk.lead:
             before, there = self.recurrence.before(chunk.starting, embed, summary)
-            if self._prefix_there is not None:
+            if there is not None and self._prefix_there is not None:
                 begins = torch.tensor(chunk.starting, device=there.device).unsqueeze(1)
                 there = torch.where(begins, there, self._prefix_there)
             self._prefix_there = there

@@ -31,7 +31,7 @@ def finish(path: Path) -> None:
 
 def newest(folder: Path, kind: str) -> tuple[Path | None, list[str]]:
     """The newest complete checkpoint, and the names of newer ones that are not complete."""
-    skipped = []
+    skipped: list[str] = []
     for path in sorted(folder.glob(f"{kind}-*"), reverse=True):
         if (path / _COMPLETE).exists():
             return path, skipped
