@@ -29,8 +29,8 @@ def test_presets_are_full_configurations(name: str) -> None:
     config = HierMemConfig.preset(name)
     assert isinstance(config.working, WorkingMemoryConfig) and isinstance(config.longterm, LongTermConfig)
     assert config.segment % config.chunk == 0
-    changed = HierMemConfig.preset(name, segment=96, chunk=48)
-    assert (changed.segment, changed.chunk) == (96, 48)
+    changed = HierMemConfig.preset(name, segment=1024, chunk=1024)
+    assert (changed.segment, changed.chunk) == (1024, 1024)
     assert changed.working == config.working and changed.longterm == config.longterm
     assert HierMemConfig.preset(name).settings() == config.settings()
 
@@ -45,7 +45,7 @@ def test_presets_differ_as_they_say() -> None:
 
 
 def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="choose one of full, streaming, namm, bare"):
+    with pytest.raises(InputError, match="choose one of full, streaming, namm, hmt, bare"):
         HierMemConfig.preset("no such")
 
 
