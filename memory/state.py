@@ -136,7 +136,7 @@ class MemoryState:
         try:
             config = WorkingMemoryConfig(**info["working"]["config"])
             _check_fingerprint(info["fingerprint"], model.fingerprint(config.policy), path)
-            working = model.new_working_memory(config, recurrent=info["recurrent"])
+            working = model.new_working_memory(config, recurrent=bool(info.get("recurrent")))
             tensors = {name: model.to_device(tensor) for name, tensor in files["working"].items()}
             working.load_state(tensors, info["working"]["bookkeeping"])
             longterm = LongTermMemory.from_tensors(LongTermConfig(**info["longterm"]["config"]), files)

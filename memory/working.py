@@ -622,17 +622,19 @@ class WorkingMemory:
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
             groups.setdefault(group, {})[rest] = tensor
-        by_part = [groups.get(str(part), {}) for part in range(len(self.parts))]
+        by_part = [groups.pop(str(part), {}) for part in range(len(self.parts))]
+        before, handed_on = groups.pop("prefix", {}), groups.pop("recurrence", {})
+        if groups:
+            raise ValueError(f"there are caches of unknown parts: {', '.join(sorted(groups))}")
         self.caches = [
             LayerMemory.from_tensors(named, holes) if named else LayerMemory()
             for named, holes in zip(by_part, bookkeeping["holes"], strict=True)
         ]
-        before = groups.get("prefix", {})
         parts = range(len(self.parts)) if before else ()
         self.prefixes = [Prefix(before[f"keys.{part}"], before[f"values.{part}"]) for part in parts]
         self._prefix_there = before.get("there")
         if self.recurrence is not None:
-            self.recurrence.load(groups.get("recurrence", {}))
+            self.recurrence.load(handed_on)
         self._take_bookkeeping(bookkeeping)
 
     def _take_bookkeeping(self, bookkeeping: dict[str, Any]) -> None:

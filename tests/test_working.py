@@ -318,7 +318,7 @@ def test_an_interval_must_fit_the_range() -> None:
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [
-        ({"policy": "no such"}, "choose one of none, window, attention"),
+        ({"policy": "no such"}, "choose one of none, window, forget, attention"),
         ({"positions": "no such"}, "choose one of distance, absolute, compact"),
         ({"budget": 0}, "at least 1 token"),
         ({"update_interval": 0}, "at least 1 token"),
