@@ -193,9 +193,12 @@ class BackboneCache(Cache):
 
 
 @contextmanager
-def _head_inputs(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Collects the final hidden states ``[B, n, width]`` that the model's head is given."""
+def _head_inputs(model: PreTrainedModel, wanted: bool) -> Iterator[list[Tensor]]:
+    """Collects, if ``wanted``, the final hidden states ``[B, n, width]`` that the model's head is given."""
     states: list[Tensor] = []
+    if not wanted:
+        yield states
+        return
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: states.append(given[0]))
     try:
         yield states
@@ -286,18 +289,17 @@ class Backbone:
             if logits:
                 if self._keeps_logits:
                     arguments["logits_to_keep"] = logits + chunk.tail
-                with _head_inputs(self.model) as states:
+                with _head_inputs(self.model, wanted=chunk.tail > 0) as states:
                     output = self.model(**arguments).logits[:, -(logits + chunk.tail) :][:, :logits]
-                last = states[0]
             else:
-                last = self.model.base_model(**arguments).last_hidden_state
-                output = last[:, chunk.tokens]
+                states = [self.model.base_model(**arguments).last_hidden_state]
+                output = states[0][:, chunk.tokens]
             if not memory.complete or cache.updates != len(memory.shapes):
                 raise BackboneUnsupportedError(
                     f"{type(self.model).__name__} did not send all its layers through the working memory: "
                     f"choose a decoder-only model, and switch gradient checkpointing off"
                 )
-            memory.end_segments(input_ids, last[:, -chunk.tail :] if chunk.tail else None)
+            memory.end_segments(input_ids, states[0][:, -chunk.tail :] if chunk.tail else None)
             memory.commit()
         return output
 

@@ -17,6 +17,14 @@ from hiermem.memory.working import WorkingMemoryConfig
 
 FORMAT_VERSION = 1
 
+_PARTS: dict[str, type] = {
+    "working": WorkingMemoryConfig,
+    "longterm": LongTermConfig,
+    "asking": AskConfig,
+    "namm": NammConfig,
+    "summary": SummaryConfig,
+}
+
 
 class HierMemConfig(PreTrainedConfig):
     """Configuration of `HierMemModel`; each part's settings are documented beside that part.
@@ -52,16 +60,9 @@ class HierMemConfig(PreTrainedConfig):
     evictor: str = AUTO
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.working, dict):
-            self.working = WorkingMemoryConfig(**self.working)
-        if isinstance(self.longterm, dict):
-            self.longterm = LongTermConfig(**self.longterm)
-        if isinstance(self.asking, dict):
-            self.asking = AskConfig(**self.asking)
-        if isinstance(self.namm, dict):
-            self.namm = NammConfig(**self.namm)
-        if isinstance(self.summary, dict):
-            self.summary = SummaryConfig(**self.summary)
+        for name, kind in _PARTS.items():
+            if isinstance(getattr(self, name), dict):
+                setattr(self, name, kind(**getattr(self, name)))
         if self.chunk < 1 or self.segment < 1 or self.segment % self.chunk:
             raise InputError(
                 f"The segment must be a multiple of the chunk, not a segment of {self.segment} "
@@ -78,8 +79,7 @@ class HierMemConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain JSON types."""
-        parts = ("working", "longterm", "asking", "namm", "summary")
-        return {**super().to_dict(), **{name: asdict(getattr(self, name)) for name in parts}}
+        return {**super().to_dict(), **{name: asdict(getattr(self, name)) for name in _PARTS}}
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "HierMemConfig":
@@ -121,8 +121,8 @@ class HierMemConfig(PreTrainedConfig):
 
     def settings(self) -> dict[str, Any]:
         """The settings that are hiermem's own, as the constructor takes them."""
-        names = ("backbone", "backbone_revision", "segment", "chunk", "working", "longterm", "asking", "namm")
-        return {name: getattr(self, name) for name in (*names, "summary", "evictor")}
+        names = ("backbone", "backbone_revision", "segment", "chunk", *_PARTS, "evictor")
+        return {name: getattr(self, name) for name in names}
 
     def with_working(self, **changes: Any) -> "HierMemConfig":
         """The same configuration with other settings of the working memory."""

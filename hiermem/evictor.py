@@ -8,7 +8,6 @@ alone, so a backbone without an evictor of its own gets the network of a bundled
 import json
 import os
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hiermem.errors import InputError
+from hiermem.memory.digest import digest
 from hiermem.memory.heads import Shares
 from hiermem.memory.policies import NammConfig, NammPolicy
 
@@ -48,10 +48,7 @@ class Evictor:
     @property
     def digest(self) -> str:
         """A short hash of all that it makes a model do."""
-        digest = sha256(json.dumps([self.shares, asdict(self.namm)]).encode())
-        for name, tensor in sorted((self.network or {}).items()):
-            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return digest(json.dumps([self.shares, asdict(self.namm)]), self.network or {})
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the evictor into ``folder``; the file is replaced whole."""

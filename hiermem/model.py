@@ -203,21 +203,21 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         self.load_state_dict(parameters, strict=False)
 
     def fingerprint(self, policy: str | None = None) -> dict[str, str]:
-        """What a memory must match: backbone with its geometry, tokenizer, dtype, and NAMM's network.
+        """What a memory must match: backbone with its geometry, tokenizer, dtype, summaries, NAMM's network.
 
         Args:
             policy: of the memory's working memory; the network counts where it is `namm`. None: the model's.
         """
-        weights = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self.backbone.parameters()]
+        hashed = [*self.backbone.parameters(), *(self.summary.parameters() if self.summary else ())]
+        weights = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in hashed]
         version = hash((*weights, id(self.tokenizer), len(self.tokenizer or ())))
         if self._hashed is None or self._hashed[0] != version:
             backbone = backbone_hash(self.backbone, self.adapter)
-            self._hashed = version, {"backbone": backbone, "tokenizer": tokenizer_hash(self.tokenizer)}
+            own = {} if self.summary is None else {"summaries": self.summary.digest}
+            self._hashed = version, {"backbone": backbone, "tokenizer": tokenizer_hash(self.tokenizer), **own}
         known = {**self._hashed[1], "dtype": str(self.dtype).removeprefix("torch.")}
         if (policy or self.config.working.policy) == NammPolicy.name:
             known["network"] = Evictor(None, self.namm.state_dict(), self.config.namm).digest
-        if self.summary is not None:
-            known["summaries"] = self.summary.digest
         return known
 
     # ---- the two things a reader wants

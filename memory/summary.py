@@ -9,12 +9,12 @@ h width of the recall attention.
 
 import math
 from dataclasses import dataclass
-from hashlib import sha256
 
 import torch
 from torch import Tensor, nn
 
 from hiermem.errors import InputError
+from hiermem.memory.digest import digest
 
 QUERIES = ("half", "previous")
 
@@ -104,10 +104,7 @@ class SummaryMemory(nn.Module):
     @property
     def digest(self) -> str:
         """A short hash of settings and parameters."""
-        digest = sha256(repr(self.config).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return digest(repr(self.config), self.state_dict())
 
     def forward(self, query: Tensor, past: Tensor, there: Tensor) -> Tensor:
         """The memory prompt P_n, ``[B, m, d]`` (section 3.2: softmax(Q Kᵀ / √h) M); P_0 where M is empty.

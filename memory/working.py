@@ -222,6 +222,8 @@ class WorkingMemory:
         starting = tuple(real and recurrence.starts(before) for before, _, real in rows)
         ending = tuple(real and recurrence.ends(after) for _, after, real in rows)
         lead, tail = recurrence.lead * any(starting), recurrence.tail * any(ending)
+        if not (lead or tail):
+            return chunk
         device, highest = first.device, self.trained_range - 1
         end = first + torch.tensor(chunk.valid, device=device).unsqueeze(1)
         offsets = [recurrence.offsets(seen)[:lead] for seen in self.seen]
@@ -306,8 +308,10 @@ class WorkingMemory:
         key = (memory.tokens, repeats, shown)
         if not exact and key in self._masks:
             return self._masks[key]
-        columns = torch.arange(-chunk.lead, width + chunk.tail, device=device).clamp(-1, width)
-        columns = self.shown.columns if shown else columns
+        if shown:
+            columns = self.shown.columns
+        else:
+            columns = torch.arange(-chunk.lead, width + chunk.tail, device=device).clamp(-1, width)
         if exact:
             visible = seen_exactly(memory, chunk, columns, window)
         else:

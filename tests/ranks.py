@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -37,7 +36,6 @@ def main(folder: Path) -> None:
                 results[f"{stage}-{name}"] = {
                     "losses": [*losses, *after],
                     "resumed": steps(again, 1, first=2),
-                    "config": asdict(config),
                 }
         if first:
             (folder / "results.json").write_text(json.dumps(results))

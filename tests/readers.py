@@ -114,6 +114,15 @@ def reader(
     return HierMemModel(config or settings(), backbone(family, dtype, seed), tokenizer(bos)).eval()
 
 
+def lively(model: HierMemModel, deviation: float = 0.5) -> HierMemModel:
+    """The model with random memory parameters, so that what is handed on changes what follows."""
+    draw = torch.Generator().manual_seed(3)
+    assert model.summary is not None
+    for parameter in model.summary.parameters():
+        nn.init.normal_(parameter, std=deviation, generator=draw)
+    return model
+
+
 def over(model: PreTrainedModel, chunk: int = 16, **working: Any) -> HierMemModel:
     """The library around a model that only sees token ids."""
     return HierMemModel(settings(chunk, chunk * 2, **working), model).eval()

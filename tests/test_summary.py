@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from families import CONFIGS
-from readers import assert_same_memory, assert_same_working, ids_of, reader, settings, text_of
+from readers import assert_same_memory, assert_same_working, ids_of, lively, reader, settings, text_of
 from torch import Tensor, nn
 
 from hiermem.config import HierMemConfig
@@ -31,14 +31,11 @@ def carried(chunk: int = 16, summary: SummaryConfig = CARRIED, **working: Any) -
     return HierMemConfig(**{**settings(chunk, **working).settings(), "summary": summary})
 
 
-def lively(config: HierMemConfig, family: str = "llama", dtype: torch.dtype = torch.float32) -> HierMemModel:
-    """A reader whose memory parameters are random, so that what is handed on changes what follows."""
-    model = reader(family, config, dtype)
-    draw = torch.Generator().manual_seed(3)
-    assert model.summary is not None
-    for parameter in model.summary.parameters():
-        nn.init.normal_(parameter, std=0.5, generator=draw)
-    return model.to(dtype)
+def handing_on(
+    config: HierMemConfig, family: str = "llama", dtype: torch.dtype = torch.float32
+) -> HierMemModel:
+    """A reader with random memory parameters in its own dtype."""
+    return lively(reader(family, config, dtype)).to(dtype)
 
 
 def plainly(model: HierMemModel, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -68,7 +65,7 @@ def plainly(model: HierMemModel, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 @pytest.mark.parametrize("family", ["llama", "gpt-neox", "gemma3", "phi3", "gpt2", "opt"])
 def test_the_published_preset_is_the_papers_equations(family: str) -> None:
-    model, ids = lively(published(), family), ids_of(75)
+    model, ids = handing_on(published(), family), ids_of(75)
     with torch.no_grad():
         expected, past = plainly(model, ids)
         output = model(ids)
@@ -80,7 +77,7 @@ def test_the_published_preset_is_the_papers_equations(family: str) -> None:
 
 
 def test_gradients_are_those_of_the_plain_equations() -> None:
-    model, ids = lively(published(), dtype=torch.float64), ids_of(64)
+    model, ids = handing_on(published(), dtype=torch.float64), ids_of(64)
     names = [
         "summary.summary_prompt.weight",
         "summary.first_prompt.weight",
@@ -101,15 +98,15 @@ def test_gradients_are_those_of_the_plain_equations() -> None:
 @pytest.mark.parametrize("family", list(CONFIGS))
 def test_a_text_reads_the_same_in_any_pieces(family: str, tmp_path: Path) -> None:
     text = text_of(120)
-    whole = lively(carried(), family).read(text)
+    whole = handing_on(carried(), family).read(text)
     assert len(whole.records()[0].embedding) == 2 and whole.records()[-1].embedding is None
     if family == "llama":
         for chunk in (4, 8, 48):
-            assert_same_memory(lively(carried(chunk)).read(text), whole, atol=5e-5)
-    resumed = lively(carried(), family).new_memory()
+            assert_same_memory(handing_on(carried(chunk)).read(text), whole, atol=5e-5)
+    resumed = handing_on(carried(), family).new_memory()
     ids = torch.cat([record.ids for record in whole.records()])
     for end in (5, 21, 60, 144, 203, len(ids)):
-        model = lively(carried(8), family)
+        model = handing_on(carried(8), family)
         resumed = model.read(ids[resumed.tokens : end], resumed)
         resumed.save(tmp_path / "memory")
         resumed = MemoryState.load(tmp_path / "memory", model)
@@ -127,7 +124,7 @@ def assert_same_recurrence(one: MemoryState, other: MemoryState) -> None:
 
 
 def test_a_segment_whose_half_is_summarised_first_is_read_anew(tmp_path: Path) -> None:
-    text, model = text_of(60), lively(published())
+    text, model = text_of(60), handing_on(published())
     whole = model.read(text)
     ids = torch.cat([record.ids for record in whole.records()])
     resumed = model.new_memory()
@@ -142,7 +139,7 @@ def test_a_segment_whose_half_is_summarised_first_is_read_anew(tmp_path: Path) -
 
 @pytest.mark.parametrize("config", [carried(), carried(policy="window"), published(sensory=0), published()])
 def test_a_padded_batch_reads_as_its_rows(config: HierMemConfig) -> None:
-    model, lengths = lively(config), (70, 48, 33)
+    model, lengths = handing_on(config), (70, 48, 33)
     ids = ids_of(70, rows=3)
     mask = (torch.arange(70) < torch.tensor(lengths).unsqueeze(1)).long()
     with torch.no_grad():
@@ -171,7 +168,7 @@ def test_an_untrained_neutral_memory_changes_nothing_from_segment_to_segment() -
 
 
 def test_beams_and_batches_hand_on_their_own() -> None:
-    model, ids = lively(carried()), ids_of(90, rows=2)
+    model, ids = handing_on(carried()), ids_of(90, rows=2)
     both = model.generate(ids, max_new_tokens=20, num_beams=3, do_sample=False)
     for row in range(2):
         alone = model.generate(ids[row : row + 1], max_new_tokens=20, num_beams=3, do_sample=False)
@@ -190,14 +187,14 @@ def test_saved_parameters_give_the_same_logits(tiny_model: Path, tmp_path: Path)
 
 
 def test_a_memory_of_other_parameters_is_refused(tmp_path: Path) -> None:
-    model = lively(carried())
+    model = handing_on(carried())
     model.read(text_of(60)).save(tmp_path / "memory")
     with pytest.raises(MemoryIncompatibleError, match="summaries"):
         MemoryState.load(tmp_path / "memory", reader(config=carried()))
 
 
 def test_a_broken_embedding_is_named() -> None:
-    model = lively(carried())
+    model = handing_on(carried())
     assert model.summary is not None and model.summary.value is not None
     with torch.no_grad():
         model.summary.value.weight.fill_(torch.nan)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from commands import assert_refused, run
 from readers import backbone, ids_of, tokenizer
+from safetensors.torch import load_file
 from torch import nn
 from trainings import COMBINATIONS, batch, combination, model_with_memory, steps
 
@@ -305,10 +306,15 @@ def test_two_processes_are_one_in_every_stage_of_zero(tmp_path: Path) -> None:
     for name in COMBINATIONS:
         learner, config = combination(name)
         expected = steps(TorchEngine(learner, config), 3)
+        weights = learner.model.memory_parameters()
         for stage in (1, 2, 3):
             found = results[f"{stage}-{name}"]
             assert found["losses"] == pytest.approx(expected, abs=1e-5), (stage, name)
             assert found["resumed"] == pytest.approx(expected[2:], abs=1e-5), (stage, name)
+            saved = load_file(tmp_path / f"model-{stage}-{name}" / "model.safetensors")
+            assert saved.keys() == weights.keys()
+            for own, tensor in weights.items():
+                torch.testing.assert_close(saved[own], tensor, atol=1e-4, rtol=1e-3)
 
 
 @needs_deepspeed

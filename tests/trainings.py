@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from readers import ids_of, reader, settings
-from torch import nn
+from readers import ids_of, lively, reader, settings
 
 from hiermem.config import HierMemConfig
 from hiermem.lora import LoraConfig, add_lora
 from hiermem.memory.summary import SummaryConfig
 from hiermem.model import HierMemModel
-from hiermem.training.engine import Engine, OptimizerConfig
+from hiermem.training.engine import Engine, OptimizerConfig, declare
+from hiermem.training.launch import rank, world
 from hiermem.training.objective import Learner, ObjectiveConfig
 from hiermem.training.samples import Batch, Sample, collated
 
@@ -22,12 +22,8 @@ COMBINATIONS = ("plain", "lora", "recomputed", "lora-recomputed")
 def model_with_memory(summary: SummaryConfig | None = None, **working: Any) -> HierMemModel:
     """A reader with random memory parameters."""
     config = settings(16, 16, **working).settings()
-    model = reader(config=HierMemConfig(**{**config, "summary": summary or SummaryConfig(tokens=2, width=8)}))
-    draw = torch.Generator().manual_seed(3)
-    assert model.summary is not None
-    for parameter in model.summary.parameters():
-        nn.init.normal_(parameter, std=0.3, generator=draw)
-    return model
+    config["summary"] = summary or SummaryConfig(tokens=2, width=8)
+    return lively(reader(config=HierMemConfig(**config)), 0.3)
 
 
 def combination(name: str) -> tuple[Learner, OptimizerConfig]:
@@ -36,8 +32,7 @@ def combination(name: str) -> tuple[Learner, OptimizerConfig]:
     if "lora" in name:
         torch.manual_seed(5)
         add_lora(model.backbone, LoraConfig(rank=2, targets=("q_proj", "v_proj")))
-    for parameter, weight in model.named_parameters():
-        weight.requires_grad_(parameter.startswith("summary.") or ".lora_" in parameter)
+    declare(model)
     objective = ObjectiveConfig(depth=1, recompute="recomputed" in name)
     return Learner(model.train(), objective), OptimizerConfig(batch=2, micro=1, memory_rate=0.01)
 
@@ -52,7 +47,7 @@ def steps(engine: Engine, count: int, first: int = 0) -> list[float]:
     """Losses of a few steps of two samples."""
     losses = []
     for step in range(first, first + count):
-        own = range(engine.rank, 2, engine.world)
+        own = range(rank(), 2, world())
         losses.append(engine.step([batch(step, number) for number in own], 1.0)[0])
     return losses
 

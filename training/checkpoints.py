@@ -1,19 +1,50 @@
 """Checkpoints: folders that count only once a marker, written last, says that they are complete."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+from hiermem.errors import InputError
 from hiermem.retrieval.disk import sync
 
-_COMPLETE = "COMPLETE"
+_COMPLETE, _STATE = "COMPLETE", "state.json"
 
 
-def begin(folder: Path, kind: str, number: int) -> Path:
-    """An empty folder for checkpoint ``number``; whatever an interrupted run left in it goes."""
-    path = folder / f"{kind}-{number:05d}"
+def place(folder: Path, kind: str, number: int) -> Path:
+    """Where checkpoint ``number`` is."""
+    return folder / f"{kind}-{number:05d}"
+
+
+def begin(path: Path) -> None:
+    """Make an empty folder; whatever an interrupted run left there goes."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
-    return path
+
+
+def write_state(path: Path, settings: dict[str, Any], **known: Any) -> None:
+    """Keep in a checkpoint what is plain JSON, with the settings of the run."""
+    (path / _STATE).write_text(json.dumps({"settings": settings, **known}), "utf-8")
+
+
+def read_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What `write_state` kept.
+
+    Raises:
+        InputError: it is damaged, or the run had other settings.
+    """
+    try:
+        known: dict[str, Any] = json.loads((path / _STATE).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from error
+    if known["settings"] != json.loads(json.dumps(settings)):
+        raise InputError(f"{path.parent} is of a run with other settings: give another folder.")
+    return known
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    """What is said of a checkpoint that is complete and cannot be read."""
+    return InputError(f"The checkpoint {path} is damaged ({error}): delete it.")
 
 
 def finish(path: Path) -> None:

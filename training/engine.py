@@ -18,6 +18,9 @@ from torch import distributed, nn
 from torch.nn.utils import clip_grad_norm_
 
 from hiermem.errors import InputError, NonFiniteError
+from hiermem.model import HierMemModel
+from hiermem.training.checkpoints import damaged
+from hiermem.training.launch import summed, world
 from hiermem.training.objective import Learner, Losses
 from hiermem.training.samples import Batch
 
@@ -55,7 +58,7 @@ class OptimizerConfig:
         if self.batch % (self.micro * world):
             raise InputError(
                 f"A batch of {self.batch} samples does not divide into {world} processes that compute "
-                f"{self.micro} at once: change --batch or --micro."
+                f"{self.micro} at once: start another number of them."
             )
         return self.batch // (self.micro * world)
 
@@ -63,6 +66,12 @@ class OptimizerConfig:
 def declared(learner: Learner) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name: those of the memory embeddings and the adapters."""
     return {name: weight for name, weight in learner.named_parameters() if weight.requires_grad}
+
+
+def declare(model: HierMemModel) -> None:
+    """Let only those ask for gradients."""
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name.startswith("summary.") or ".lora_" in name)
 
 
 def _groups(learner: Learner, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -85,14 +94,13 @@ class Engine(ABC):
 
     Attributes:
         learner: what is trained.
-        rank, world: this process, and how many there are.
+        config: settings of a step.
         trained: number of parameters that change.
     """
 
-    learner: Learner
-    trained: int
-    rank: int = 0
-    world: int = 1
+    def __init__(self, learner: Learner, config: OptimizerConfig) -> None:
+        self.learner, self.config = learner, config
+        self.trained = sum(weight.numel() for weight in declared(learner).values())
 
     @property
     def device(self) -> torch.device:
@@ -136,10 +144,9 @@ class TorchEngine(Engine):
     """One process."""
 
     def __init__(self, learner: Learner, config: OptimizerConfig) -> None:
-        if distributed.is_initialized() and distributed.get_world_size() > 1:
+        if world() > 1:
             raise InputError("Several processes train with DeepSpeed: give its configuration to --deepspeed.")
-        self.learner, self.config = learner, config
-        self.trained = sum(weight.numel() for weight in declared(learner).values())
+        super().__init__(learner, config)
         self.optimizer = _adamw(learner, config)
 
     def losses(self, batch: Batch) -> Losses:
@@ -149,7 +156,7 @@ class TorchEngine(Engine):
         total = 0.0
         for batch in batches:
             losses = self.learner(batch)
-            check_finite(losses, batch, self.learner)
+            check_finite(losses, batch)
             (losses.total / len(batches)).backward()
             total += float(losses.total.detach()) / len(batches)
         norm = float(clip_grad_norm_(declared(self.learner).values(), self.config.clip))
@@ -188,9 +195,7 @@ class TorchEngine(Engine):
                 kinds = [key.rpartition("/")[2] for key in moments if key.startswith(f"{name}/")]
                 self.optimizer.state[weight] = {kind: moments[f"{name}/{kind}"] for kind in kinds}
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-            raise InputError(
-                f"The checkpoint {path} is damaged or of another recipe ({error}): delete it."
-            ) from error
+            raise damaged(path, error) from error
 
 
 class DeepSpeedEngine(Engine):
@@ -207,13 +212,11 @@ class DeepSpeedEngine(Engine):
             raise InputError("--deepspeed needs DeepSpeed: install hiermem with the extra train.") from error
         if not distributed.is_initialized():
             raise InputError("DeepSpeed trains under its launcher: see docs/training.md.")
-        self.learner, self.config = learner, config
-        self.trained = sum(weight.numel() for weight in declared(learner).values())
-        self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
+        super().__init__(learner, config)
         settings = _settings(path) | {
             "train_batch_size": config.batch,
             "train_micro_batch_size_per_gpu": config.micro,
-            "gradient_accumulation_steps": config.rounds(self.world),
+            "gradient_accumulation_steps": config.rounds(world()),
             "gradient_clipping": config.clip,
         }
         self._deepspeed = deepspeed
@@ -229,12 +232,11 @@ class DeepSpeedEngine(Engine):
         total = torch.zeros((), device=self.device)
         for batch in batches:
             losses = self._engine(batch)
-            check_finite(losses, batch, self.learner)
+            check_finite(losses, batch)
             self._engine.backward(losses.total)
             self._engine.step()
             total += losses.total.detach().float() / len(batches)
-        distributed.all_reduce(total)
-        return float(total) / self.world, float(self._engine.get_global_grad_norm() or 0.0)
+        return float(summed(total)) / world(), float(self._engine.get_global_grad_norm() or 0.0)
 
     def gathered(self) -> AbstractContextManager[Any]:
         if self._engine.zero_optimization_stage() < 3:
@@ -270,16 +272,13 @@ def _set_rates(optimizer: Any, factor: float) -> None:
         group["lr"] = group["rate"] * factor
 
 
-def check_finite(losses: Losses, batch: Batch, learner: Learner) -> None:
+def check_finite(losses: Losses, batch: Batch) -> None:
     """Stop all processes before a step on a loss that is not finite in one of them.
 
     Raises:
         NonFiniteError: it is so; document and segment are named in the process that has them.
     """
-    finite = losses.total.detach().isfinite().all().float().reshape(1)
-    if distributed.is_initialized():
-        distributed.all_reduce(finite, op=distributed.ReduceOp.MIN)
-    if finite.item():
+    if not summed((~losses.total.detach().isfinite()).float()).item():
         return
     broken = (~losses.nll.isfinite()).nonzero().tolist()
     where = [f"segment {segment} of {batch.names[row]}" for row, segment in broken[:1]]

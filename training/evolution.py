@@ -4,7 +4,6 @@ Fitness is maximised; the library underneath minimises, and this is the one plac
 ships is the mean of the distribution (NAMM, arXiv 2410.13166), never its luckiest sample.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from hiermem.errors import InputError
-from hiermem.training.checkpoints import begin, finish, newest
+from hiermem.training.checkpoints import begin, damaged, finish, newest, place, read_state, write_state
 
 WORST = 0.0
 """Fitness of a candidate that cannot be judged."""
@@ -104,7 +103,7 @@ class Evolution:
         self.stages, self.seed, self.folder, self.writes = tuple(stages), seed, folder, writes
         self.history: list[Generation] = []
         self.skipped: list[str] = []
-        self._settings = json.loads(json.dumps({"stages": [asdict(s) for s in stages], "seed": seed}))
+        self._settings = {"stages": [asdict(s) for s in stages], "seed": seed}
         self._optimizer = self._new(0, start)
         self._resume()
 
@@ -181,24 +180,22 @@ class Evolution:
     # ---- checkpoints
 
     def _keep(self) -> None:
-        path = begin(self.folder, "generation", len(self.history))
+        path = place(self.folder, "generation", len(self.history))
+        begin(path)
         arrays, plain = _state(self._optimizer)
         save_file(arrays, path / "state.safetensors")
-        known = {"settings": self._settings, "history": [asdict(g) for g in self.history], "state": plain}
-        (path / "state.json").write_text(json.dumps(known), "utf-8")
+        write_state(path, self._settings, history=[asdict(g) for g in self.history], state=plain)
         finish(path)
 
     def _resume(self) -> None:
         path, self.skipped = newest(self.folder, "generation")
         if path is None:
             return
+        known = read_state(path, self._settings)
         try:
-            known = json.loads((path / "state.json").read_text("utf-8"))
             arrays = load_file(path / "state.safetensors")
         except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"The checkpoint {path} is damaged ({error}): delete it.") from error
-        if known["settings"] != self._settings:
-            raise InputError(f"{self.folder} is of an evolution with other settings: give another --out.")
+            raise damaged(path, error) from error
         self.history = [Generation(**generation) for generation in known["history"]]
         index = self._place(len(self.history) - 1)[0]
         self._optimizer = self._new(index, arrays["_mean"])

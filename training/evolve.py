@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import distributed
 
 from hiermem.errors import InputError
 from hiermem.evictor import FILE, Evictor
@@ -20,6 +19,7 @@ from hiermem.memory.policies import Namm, NammConfig
 from hiermem.training.calibration import calibrate
 from hiermem.training.evolution import Evolution, Generation, Vector
 from hiermem.training.fitness import Genome, Judge, normalisation
+from hiermem.training.launch import rank, summed, wait, world
 from hiermem.training.log import log
 from hiermem.training.prompts import Prompt, Source, prompt
 from hiermem.training.recipes import EvolveConfig
@@ -41,7 +41,7 @@ def evolve(model: "HierMemModel", data: Path, config: EvolveConfig, folder: Path
 
     source = Source(model.tokenizer, data, model.config.asking.instruction, config.length)
     genome, start = _start(model, source, config, folder)
-    evolution = Evolution(start, config.stages, config.seed, folder, writes=_rank() == 0)
+    evolution = Evolution(start, config.stages, config.seed, folder, writes=rank() == 0)
     judge = Judge(model, genome, room=config.pool * 3)
 
     def fitness(candidates: Sequence[Vector], number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,17 +51,17 @@ def evolve(model: "HierMemModel", data: Path, config: EvolveConfig, folder: Path
         total=evolution.total,
         initial=len(evolution.history),
         desc="evolving",
-        disable=True if _rank() else None,
+        disable=True if rank() else None,
     )
-    with bar, log(folder, writes=_rank() == 0) as note:
+    with bar, log(folder, writes=rank() == 0) as note:
         while len(evolution.history) < evolution.total:
             generation = evolution.step(fitness)
             note(generation.number, asdict(generation))
             bar.update()
             bar.set_postfix_str(_words(generation))
-            if _rank() == 0:
+            if rank() == 0:
                 _evictor(genome, evolution, config).save(folder)
-    if _rank() == 0:
+    if rank() == 0:
         _plot(evolution.history, folder / "fitness.png")
     last = evolution.history[-1]
     return {
@@ -79,10 +79,9 @@ def _start(
 ) -> tuple[Genome, Vector]:
     """Calibrated head shares and averaged attention as score; kept in ``folder`` for the next time."""
     where = folder / "start"
-    if _rank() == 0 and not (where / FILE).exists():
+    if rank() == 0 and not (where / FILE).exists():
         _first_evictor(model, source, config).save(where)
-    if distributed.is_initialized():
-        distributed.barrier()
+    wait()
     saved = Evictor.load(where)
     assert saved.shares is not None and saved.network is not None
     if asdict(saved.namm) != asdict(config.namm):
@@ -125,15 +124,14 @@ def _gathered(
     judge: Judge, candidates: Sequence[Vector], prompts: Sequence[Prompt]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores of all prompts, of which this process judges its share."""
-    if not distributed.is_initialized():
+    if world() == 1:
         return judge.scores(candidates, prompts)
-    world, rank = distributed.get_world_size(), distributed.get_rank()
     both = torch.zeros(2, len(candidates), len(prompts), dtype=torch.float64)
-    own = list(range(rank, len(prompts), world))
+    own = list(range(rank(), len(prompts), world()))
     if own:
         scores, kept = judge.scores(candidates, [prompts[i] for i in own])
         both[:, :, own] = torch.from_numpy(np.stack((scores, kept)))
-    distributed.all_reduce(both)
+    both = summed(both)
     return both[0].numpy(), both[1].numpy()
 
 
@@ -148,10 +146,6 @@ def _words(generation: Generation) -> str:
     words = f"{generation.stage}: best {generation.best:.3f}, mean {generation.mean:.3f}, "
     words += f"centre {generation.centre:.3f}, kept {generation.kept:.3f}"
     return words + (f", {generation.refused} not finite" if generation.refused else "")
-
-
-def _rank() -> int:
-    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def _plot(history: Sequence[Generation], path: Path) -> None:

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
 
 from hiermem.errors import HierMemError, InputError
 from hiermem.lora import add_lora, has_lora
 from hiermem.model import HierMemModel
-from hiermem.training.checkpoints import begin, finish, newest
-from hiermem.training.engine import Engine, declared, new_engine
-from hiermem.training.launch import one_of_many
+from hiermem.training.checkpoints import begin, finish, newest, place, read_state, write_state
+from hiermem.training.engine import Engine, declare, declared, new_engine
+from hiermem.training.launch import one_of_many, rank, summed, wait, world
 from hiermem.training.log import log
 from hiermem.training.objective import Learner
 from hiermem.training.recipes import TRAININGS, TrainConfig
@@ -107,20 +106,17 @@ def prepared(config: TrainConfig, run: Run) -> HierMemModel:
     if config.lora.rank and not has_lora(model.backbone):
         torch.manual_seed(config.samples.seed)
         add_lora(model.backbone, config.lora)
-    for name, weight in model.named_parameters():
-        weight.requires_grad_(name.startswith("summary.") or ".lora_" in name)
+    declare(model)
     return model.train()
 
 
 def _step(engine: Engine, samples: Samples, config: TrainConfig, step: int) -> dict[str, Any]:
     """One optimizer step; which samples it takes depends on its number alone, not on who computes them."""
     settings = config.optimizer
-    rounds = settings.rounds(engine.world)
-    numbers = range(step * settings.batch, (step + 1) * settings.batch)
-    own = [numbers[i] for i in range(engine.rank, settings.batch, engine.world)]
+    own = range(step * settings.batch, (step + 1) * settings.batch)[rank() :: world()]
     batches = [
-        samples.batch(own[i * settings.micro : (i + 1) * settings.micro]).to(engine.device)
-        for i in range(rounds)
+        samples.batch(own[at : at + settings.micro]).to(engine.device)
+        for at in range(0, len(own), settings.micro)
     ]
     factor = config.factor(step)
     loss, norm = engine.step(batches, factor)
@@ -131,43 +127,38 @@ def _step(engine: Engine, samples: Samples, config: TrainConfig, step: int) -> d
 def _evaluated(engine: Engine, samples: Samples, config: TrainConfig) -> float:
     """Mean negative log-likelihood in nats of held-out samples, each process its share of them."""
     engine.learner.eval()
-    own = range(engine.rank, config.evaluated, engine.world)
     sums = torch.zeros(2, dtype=torch.float64)
-    for number in range(0, config.evaluated, engine.world):
-        batch = samples.batch([own[number // engine.world] if number // engine.world < len(own) else 0])
+    for first in range(0, config.evaluated, world()):
+        number, wanted = first + rank(), first + rank() < config.evaluated
+        batch = samples.batch([number if wanted else 0])  # the others only keep ZeRO's processes in step
         nll = float(engine.losses(batch.to(engine.device)).language)
-        if number // engine.world < len(own):  # the others only keep ZeRO's processes in step
-            sums += torch.tensor([nll, 1.0], dtype=torch.float64)
+        sums += torch.tensor([nll, 1.0], dtype=torch.float64) * wanted
     engine.learner.train()
-    if distributed.is_initialized():
-        distributed.all_reduce(sums)
-    return float(sums[0] / sums[1])
+    total, count = summed(sums).tolist()
+    return total / count
 
 
 # ---- checkpoints and the trained model
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    """What a run must not change on the way, as JSON gives it back; how long it is to be may."""
-    kept = {name: value for name, value in asdict(config).items() if name not in ("steps", "save_every")}
-    return json.loads(json.dumps(kept))
+    """What a run must not change on the way; how long it is to be may."""
+    return {name: value for name, value in asdict(config).items() if name not in ("steps", "save_every")}
 
 
 def _keep(engine: Engine, config: TrainConfig, folder: Path, history: list[dict[str, Any]]) -> None:
     """Write a checkpoint: everybody its part, the first process the marker, once all are done."""
-    step = history[-1]["step"]
-    if engine.rank == 0:
-        begin(folder, CHECKPOINT, step)
-    _wait()
-    path = folder / f"{CHECKPOINT}-{step:05d}"
+    path = place(folder, CHECKPOINT, history[-1]["step"])
+    if rank() == 0:
+        begin(path)
+    wait()
     engine.save(path)
-    if engine.rank == 0:
-        known = {"settings": _settings(config), "world": engine.world, "history": history}
-        (path / "state.json").write_text(json.dumps(known), "utf-8")
-    _wait()
-    if engine.rank == 0:
+    if rank() == 0:
+        write_state(path, _settings(config), world=world(), history=history)
+    wait()
+    if rank() == 0:
         finish(path)
-    _wait()
+    wait()
 
 
 def _resume(engine: Engine, config: TrainConfig, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -175,16 +166,11 @@ def _resume(engine: Engine, config: TrainConfig, folder: Path) -> tuple[list[dic
     path, skipped = newest(folder, CHECKPOINT)
     if path is None:
         return [], skipped
-    try:
-        known = json.loads((path / "state.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"The checkpoint {path} is damaged ({error}): delete it.") from error
-    if known["settings"] != _settings(config):
-        raise InputError(f"{folder} is of a training with other settings: give another --output.")
-    if known["world"] != engine.world:
+    known = read_state(path, _settings(config))
+    if known["world"] != world():
         raise InputError(
             f"{folder} is of a training on {known['world']} processes: go on with as many, or give another "
-            f"--output."
+            f"folder."
         )
     engine.load(path)
     return known["history"], skipped
@@ -197,19 +183,14 @@ def _export(engine: Engine, folder: Path) -> None:
         RuntimeError: a tensor is empty.
     """
     with engine.gathered():
-        if engine.rank == 0:
+        if rank() == 0:
             model = engine.learner.model
             tensors = {**declared(engine.learner), **model.memory_parameters()}
             empty = [name for name, tensor in tensors.items() if not tensor.numel()]
             if empty:
                 raise RuntimeError(f"{', '.join(empty)} would be saved empty")
             model.save_pretrained(folder)
-    _wait()
-
-
-def _wait() -> None:
-    if distributed.is_initialized():
-        distributed.barrier()
+    wait()
 
 
 def _words(entry: dict[str, Any]) -> str:
@@ -241,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.write(f"hiermem: {error}\n")
         sys.stderr.flush()
         os._exit(2)  # at once, so that the launcher ends the processes that wait for this one
-    if int(os.environ.get("RANK", "0")) == 0:
+    if int(os.environ.get("RANK", "0")) == 0:  # the processes have parted
         result.pop("history")
         sys.stdout.write(json.dumps(result) + "\n")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 
 @contextmanager
@@ -23,6 +23,31 @@ def one_of_many(always: bool = False) -> Iterator[bool]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield distributed.get_rank() == 0
+        yield rank() == 0
     finally:
         distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process, 0 where it is alone."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def wait() -> None:
+    """Go on when all processes are here."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum of all processes' ``values``, where they are; NCCL adds on GPUs only."""
+    if not distributed.is_initialized():
+        return values
+    total = values.to("cuda") if distributed.get_backend() == "nccl" else values.clone()
+    distributed.all_reduce(total)
+    return total.to(values.device)

@@ -79,8 +79,9 @@ class Learner(nn.Module):
         model, L = self.model, self.model.config.segment
         B, N = batch.ids.shape
         memory = model.new_working_memory(model.config.working, B, recurrent=True)
-        full = HierMemConfig.preset("bare").working
-        teacher = model.new_working_memory(full, B) if self.config.teacher else None
+        teacher = None
+        if self.config.teacher:
+            teacher = model.new_working_memory(HierMemConfig.preset("bare").working, B)
         sums, counts = [], []
         for number, start in enumerate(range(0, N, L)):
             if number % (self.config.depth + 1) == 0:
