@@ -3,10 +3,11 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from commands import assert_refused, result, run
+from commands import assert_refused, result, run, run_alone
 from readers import backbone, text_of, tokenizer
 
 
@@ -267,6 +268,14 @@ def test_bench_length_reports_every_point(tiny_model: Path, book: Path) -> None:
     assert [row["system"] for row in rows] == ["hiermem", "full", "bare limit"]
     assert all(row["tokens_per_second"] > 0 and row["peak_rss_bytes"] > 0 for row in rows)
     assert all("ratio_to_bare" in row for row in rows)
+
+
+def test_the_command_by_itself(tiny_model: Path, tmp_path: Path) -> None:
+    """What libraries write while they are imported, and the exit status."""
+    assert_refused(run_alone("ask", tmp_path, "Why?", "--model", tiny_model), "There is no memory")
+    shown = run_alone("--version")
+    assert shown.returncode == 0 and shown.stderr == b""
+    assert shown.stdout.split() == [b"hiermem", version("hiermem-torch").encode()]
 
 
 def test_help_has_examples() -> None:

@@ -2,13 +2,11 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run_alone
 from readers import backbone, text_of
 
 pytest.importorskip("lm_eval")
@@ -109,10 +107,8 @@ def test_a_number_that_is_none_is_refused(tiny_model: Path, budget: object) -> N
 
 
 def test_what_the_harness_refuses_is_one_sentence(tiny_model: Path) -> None:
-    command = [sys.executable, "-m", "hiermem.cli.main", "lm-eval", "--model", "hiermem"]
-    command += ["--model_args", f"pretrained={tiny_model}", "--tasks", "no_such_task"]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, env={**os.environ, **offline}, check=False)
+    task = ["--model_args", f"pretrained={tiny_model}", "--tasks", "no_such_task"]
+    done = run_alone("lm-eval", "--model", "hiermem", *task)
     assert done.returncode == 2
     assert b"hiermem: lm-eval stopped: Tasks not found: no_such_task." in done.stderr
     assert b"Traceback" not in done.stderr
@@ -124,7 +120,9 @@ def test_an_unknown_setting_is_refused(tiny_model: Path) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_the_command_runs_local_tasks(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_command_runs_local_tasks(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [
         {"text": text_of(300, seed), "choices": [" Orion", " a cat and salt"], "label": seed % 2}
         for seed in range(4)
@@ -134,12 +132,11 @@ def test_the_command_runs_local_tasks(tiny_model: Path, tmp_path: Path) -> None:
     for kind, rest in (("multiple_choice", CHOICE), ("generate_until", ANSWER)):
         task = TASK.format(output_type=kind, data=data) + rest
         (tmp_path / f"{kind}.yaml").write_text(task, "utf-8")
-    command = [sys.executable, "-m", "hiermem.cli.main", "lm-eval", "--model", "hiermem", "--model_args"]
-    command += [f"pretrained={tiny_model},preset=streaming,budget=24,chunk=16,segment=48", "--include_path"]
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    command = [f"pretrained={tiny_model},preset=streaming,budget=24,chunk=16,segment=48", "--include_path"]
     command += [str(tmp_path), "--tasks", "tiny_multiple_choice,tiny_generate_until"]
     command += ["--output_path", str(tmp_path / "out")]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(command, capture_output=True, env={**os.environ, **offline}, check=False)
+    done = run_alone("lm-eval", "--model", "hiermem", "--model_args", *command)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     (written,) = (tmp_path / "out").rglob("results_*.json")
     results = json.loads(written.read_text("utf-8"))["results"]

@@ -10,7 +10,6 @@ import typer
 from hiermem.cli import options as opt
 from hiermem.errors import InputError, MemoryMissingError
 from hiermem.machine import peak_rss_bytes
-from hiermem.retrieval.files import check_target, only_writer
 
 if TYPE_CHECKING:
     from hiermem.asking import Answer
@@ -52,6 +51,8 @@ def read(
 
         hiermem read python-reference --out ref.hmem --policy window --budget 1024
     """
+    from hiermem.retrieval.files import check_target, only_writer
+
     config = opt.configuration(model, preset, policy, budget, segment, chunk, positions, evictor=evictor)
     check_target(out)
     text = opt.read_document(doc)

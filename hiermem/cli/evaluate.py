@@ -12,7 +12,6 @@ from hiermem.cli import options as opt
 from hiermem.cli import results
 from hiermem.errors import InputError, first_line
 from hiermem.eval.journal import Journal, data_hash
-from hiermem.evictor import find_evictor
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -366,6 +365,7 @@ def _settings(
     """
     import torch
 
+    from hiermem.evictor import find_evictor
     from hiermem.loading import native_dtype
 
     where = opt.usable_device(device)

@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -11,7 +13,7 @@ from hiermem.errors import HierMemError
 
 app = typer.Typer(
     name="hiermem",
-    help="Read documents of any length in constant memory, and ask them.",
+    invoke_without_command=True,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -33,6 +35,16 @@ app.command(
 )(evaluate.lm_eval)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    """Read documents of any length in constant memory, and ask them."""
+    if version:
+        typer.echo(f"hiermem {metadata.version('hiermem-torch')}")
+        raise typer.Exit
 
 
 def main() -> None:
