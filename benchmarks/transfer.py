@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from hiermem.eval.metrics import means
 from hiermem.evictor import AUTO, find_evictor
 from hiermem.memory.working import chunks
 from hiermem.training.calibration import CalibrationConfig, calibrate
+from hiermem.training.evolve import averaged_attention
 
 BOS, FACT, REFER, ASK, KEY = range(5)
 KEYS, VALUES, CLASSES, FILLERS = 32, 32, 4, 48
@@ -68,14 +69,26 @@ CURRICULUM = (
 )
 """Matching a key with itself is learned fast among few keys only, and is the same among many."""
 
+
+class System(NamedTuple):
+    """What a row measures: a policy, with or without head shares, and whether NAMM's network evolved."""
+
+    name: str
+    policy: str
+    shares: bool = False
+    evolved: bool = True
+
+
 SYSTEMS = [
-    ("full", "none", False),
-    ("window", "window", False),
-    ("attention", "attention", False),
-    ("namm", "namm", False),
-    ("window, calibrated shares", "window", True),
-    ("attention, calibrated shares", "attention", True),
-    ("namm, calibrated shares", "namm", True),
+    System("full", "none"),
+    System("window", "window"),
+    System("attention", "attention"),
+    System("namm, not evolved", "namm", evolved=False),
+    System("namm", "namm"),
+    System("window, calibrated shares", "window", shares=True),
+    System("attention, calibrated shares", "attention", shares=True),
+    System("namm, not evolved, calibrated shares", "namm", shares=True, evolved=False),
+    System("namm, calibrated shares", "namm", shares=True),
 ]
 
 
@@ -180,12 +193,18 @@ def _loss(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, float]:
 def attach(family: str, backbone: PreTrainedModel) -> HierMemModel:
     """The library around a backbone, with the network that any backbone gets that has none of its own."""
     evictor = find_evictor(AUTO, family, "namm")
-    assert evictor is not None and evictor.network is not None and evictor.shares is None
+    assert evictor is not None and evictor.shares is None
     config = HierMemConfig(chunk=INTERVAL, segment=INTERVAL).with_working(update_interval=INTERVAL)
     between = SimpleNamespace(input_ids=[BOS])  # what a calibration puts between two readings
     model = HierMemModel(config.with_evictor(evictor), backbone, lambda *_, **__: between)
-    model.namm.load_state_dict(evictor.network)
     return model.eval()
+
+
+def networks(model: HierMemModel) -> dict[bool, dict[str, Tensor]]:
+    """Parameters of the evolved network, and of the one that evolution began with."""
+    evictor = find_evictor(AUTO, "", "namm")
+    assert evictor is not None and evictor.network is not None
+    return {True: evictor.network, False: averaged_attention(model.config.namm).state_dict()}
 
 
 @torch.inference_mode()
@@ -222,18 +241,18 @@ def measure(given: argparse.Namespace, family: str) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(3 * given.seed + 2)
     made = [texts(draw, min(BATCH, given.contexts - at)) for at in range(0, given.contexts, BATCH)]
     length, results = made[0].ids.shape[1], []
-    runs = [(keep, *system) for keep in given.keep for system in SYSTEMS[1:]]
-    for keep, name, policy, uneven in tqdm(
-        [(1.0, *SYSTEMS[0]), *runs], desc=f"reading, {family}", disable=None
-    ):
+    runs = [(1.0, SYSTEMS[0]), *((keep, system) for keep in given.keep for system in SYSTEMS[1:])]
+    parameters = networks(model)
+    for keep, system in tqdm(runs, desc=f"reading, {family}", disable=None):
+        model.namm.load_state_dict(parameters[system.evolved])
         settings = {
-            "policy": policy,
+            "policy": system.policy,
             "budget": round(keep * length),
-            "head_shares": shares if uneven else None,
+            "head_shares": shares if system.shares else None,
         }
         rows = [row for batch in made for row in recall(model, batch, **settings)]
         result = means(rows, "accuracy", "referred", "others", "nll", "kept")
-        results.append({"family": family, "system": name, "keep": keep, **result})
+        results.append({"family": family, "system": system.name, "keep": keep, **result})
     return {"results": results, "shares": shares, "steps": steps, "training_seconds": trained}
 
 
@@ -260,7 +279,7 @@ def main() -> None:
         families = {name: journal.row(name, measure, given, name) for name in FAMILIES}
         rows = [result for family in families.values() for result in family.pop("results")]
         accuracy = {
-            name: [r["metrics"]["accuracy"] for r in rows if r["system"] == name] for name, *_ in SYSTEMS
+            one.name: [r["metrics"]["accuracy"] for r in rows if r["system"] == one.name] for one in SYSTEMS
         }
         metrics = {name: sum(values) / len(values) for name, values in accuracy.items()}
         return {"metrics": metrics, "n": given.contexts, "rows": rows, "families": families}
