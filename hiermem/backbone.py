@@ -299,22 +299,24 @@ class Backbone:
                     f"{type(self.model).__name__} did not send all its layers through the working memory: "
                     f"choose a decoder-only model, and switch gradient checkpointing off"
                 )
-            memory.end_segments(input_ids, states[0][:, -chunk.tail :] if chunk.tail else None)
+            if memory.surroundings is not None:
+                ends = states[0][:, -chunk.tail :] if chunk.tail else None
+                memory.surroundings.hand_on(chunk, input_ids, ends)
             memory.commit()
         return output
 
     def _inputs(self, memory: WorkingMemory, input_ids: Tensor, valid: list[int]) -> dict[str, Tensor]:
         """What the model is given of a chunk: its tokens, or embeddings where more is read around them."""
-        chunk, recurrence = memory.chunk, memory.recurrence
-        if recurrence is None or not (chunk.lead or chunk.tail):
+        chunk, surroundings = memory.chunk, memory.surroundings
+        if surroundings is None or not (chunk.lead or chunk.tail):
             return {"input_ids": input_ids}
-        embed, summary = self.model.get_input_embeddings(), None
+        embed, summary, recurrence = self.model.get_input_embeddings(), None, surroundings.recurrence
         if chunk.lead and recurrence.looks_ahead:
             half = recurrence.looks_ahead
             summary = self.summary(
                 recurrence.module, input_ids[:, :half], [min(count, half) for count in valid]
             )
-        return {"inputs_embeds": memory.surround(embed(input_ids), embed, summary)}
+        return {"inputs_embeds": surroundings.embeddings(chunk, embed(input_ids), embed, summary)}
 
     def summary(self, module: SummaryMemory, input_ids: Tensor, valid: list[int]) -> Tensor:
         """Summaries S ``[B, m, d]`` of texts ``input_ids [B, n]``, of each row's first ``valid`` tokens."""

@@ -14,28 +14,28 @@ D head width.
 
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
-from hiermem.memory.chunk import Chunk, Prefix, additive, around_tokens, seen_causally, seen_exactly
-from hiermem.memory.eviction import keep_best, keep_best_where_due
+from hiermem.memory.chunk import Chunk, additive, around_tokens, seen_causally, seen_exactly
+from hiermem.memory.decisions import Decider, Progress
 from hiermem.memory.heads import Shares, plan_parts
 from hiermem.memory.layer import LayerMemory, LayerShape
 from hiermem.memory.policies import (
     POLICIES,
-    CacheView,
     EvictionPolicy,
     Namm,
     NammPolicy,
     Observer,
     ShownQueries,
 )
-from hiermem.memory.positions import POSITION_MODES, frame_start
-from hiermem.memory.recurrence import Embed, Recurrence
+from hiermem.memory.positions import POSITION_MODES
+from hiermem.memory.recurrence import Recurrence
+from hiermem.memory.surroundings import Surroundings
 
 
 @dataclass
@@ -119,8 +119,7 @@ class WorkingMemory:
         seen: tokens read so far, per batch row.
         next_frame: frame position of the next token in `compact` mode, per batch row.
         columns: width of the input read so far, padding included.
-        recurrence: what is read around segments; None where nothing is.
-        prefixes: what was read before the present segment, one for each part; empty where nothing was.
+        surroundings: what is read around segments; None where nothing is.
     """
 
     def __init__(
@@ -148,23 +147,34 @@ class WorkingMemory:
         self.shapes = tuple(shapes)
         self.trained_range = trained_range
         self.policy = policy or config.new_policy()
+        self._decider = Decider(
+            self.shapes,
+            self.parts,
+            self.policy,
+            trained_range,
+            config.positions,
+            config.update_interval,
+            config.recent,
+        )
         self.caches = [LayerMemory() for _ in self.parts]
         self._of_layer: list[list[int]] = [[] for _ in self.shapes]
         for index, part in enumerate(self.parts):
             self._of_layer[part.layer].append(index)
         self.columns = 0
         self.peak_tokens = 0
-        self.recurrence = recurrence
-        self.prefixes: list[Prefix] = []
-        self._prefix_there: Tensor | None = None
+        self.surroundings = None if recurrence is None else Surroundings(recurrence, len(self.parts))
         self.seen, self.next_frame = [0] * batch, [self._first_frame(0)] * batch
         self._chunk: Chunk | None = None
         self._shown: ShownQueries | None = None
         self._observer: Observer | None = None
         self._pending: dict[int, tuple[Tensor, Tensor]] = {}
-        self._pending_prefix: dict[int, Prefix] = {}
         self._pending_state: dict[int, dict[str, Tensor]] = {}
         self._masks: dict[tuple[int, int, bool], Tensor] = {}
+
+    @property
+    def recurrence(self) -> Recurrence | None:
+        """What segments hand on beside the cache; None where nothing is."""
+        return None if self.surroundings is None else self.surroundings.recurrence
 
     # ---- reading one chunk
 
@@ -207,51 +217,10 @@ class WorkingMemory:
             frames = frames.masked_fill(~real, 0)
         self._forget_chunk()
         self._chunk = Chunk(positions, frames, tuple(valid), padded)
-        if self.recurrence is not None:
+        if self.surroundings is not None:
             first = seen - torch.tensor(starts, device=device).unsqueeze(1)
-            self._chunk = self._with_surroundings(self._chunk, first, self.recurrence)
+            self._chunk = self.surroundings.around(self._chunk, first, self.seen, self.trained_range - 1)
         return self._chunk
-
-    def _with_surroundings(self, chunk: Chunk, first: Tensor, recurrence: Recurrence) -> Chunk:
-        """The chunk with what is read before and after the segments that begin or end in it.
-
-        Args:
-            first: frame of each row's next token, ``[B, 1]``.
-        """
-        rows = [(seen, seen + new, new > 0) for seen, new in zip(self.seen, chunk.valid, strict=True)]
-        starting = tuple(real and recurrence.starts(before) for before, _, real in rows)
-        ending = tuple(real and recurrence.ends(after) for _, after, real in rows)
-        lead, tail = recurrence.lead * any(starting), recurrence.tail * any(ending)
-        if not (lead or tail):
-            return chunk
-        device, highest = first.device, self.trained_range - 1
-        end = first + torch.tensor(chunk.valid, device=device).unsqueeze(1)
-        offsets = [recurrence.offsets(seen)[:lead] for seen in self.seen]
-        before = (first + torch.tensor(offsets, device=device, dtype=torch.int64)).clamp(0, highest)
-        after = (end + torch.arange(tail, device=device)).clamp(0, highest)
-        frames = torch.cat((before, chunk.frames, after), dim=1)
-        return replace(chunk, frames=frames, lead=lead, tail=tail, starting=starting, ending=ending)
-
-    def surround(self, tokens: Tensor, embed: Embed, summary: Tensor | None = None) -> Tensor:
-        """The input embeddings of the present chunk, ``[B, lead + Q + tail, d]``.
-
-        Args:
-            tokens: those of its tokens, ``[B, Q, d]``.
-            embed: the backbone's token embeddings.
-            summary: what `Recurrence.before` wants.
-        """
-        chunk, parts = self.chunk, [tokens]
-        assert self.recurrence is not None
-        if chunk.lead:
-            before, there = self.recurrence.before(chunk.starting, embed, summary)
-            if there is not None and self._prefix_there is not None:
-                begins = torch.tensor(chunk.starting, device=there.device).unsqueeze(1)
-                there = torch.where(begins, there, self._prefix_there)
-            self._prefix_there = there
-            parts.insert(0, before)
-        if chunk.tail:
-            parts.append(self.recurrence.after())
-        return torch.cat(parts, dim=1)
 
     @property
     def chunk(self) -> Chunk:
@@ -267,7 +236,10 @@ class WorkingMemory:
     def append(self, part: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add a chunk's keys and values ``[B, G, Q, D]``; returns all that may be seen, ``S`` long."""
         memory, chunk = self.caches[part], self.chunk
-        prefix = self._prefix(part, keys[:, :, : chunk.lead], values[:, :, : chunk.lead])
+        prefix = None
+        if self.surroundings is not None:
+            lead = slice(chunk.lead)
+            prefix = self.surroundings.prefix(part, chunk, keys[:, :, lead], values[:, :, lead])
         keys, values = keys[:, :, chunk.lead :], values[:, :, chunk.lead :]
         if memory.keys is not None and memory.values is not None:
             keys = torch.cat((memory.keys, keys), dim=2)
@@ -276,19 +248,7 @@ class WorkingMemory:
         self._pending[part] = (keys[:, :, stored], values[:, :, stored])
         if prefix is None:
             return keys, values
-        self._pending_prefix[part] = prefix
         return torch.cat((prefix.keys, keys), dim=2), torch.cat((prefix.values, values), dim=2)
-
-    def _prefix(self, part: int, keys: Tensor, values: Tensor) -> Prefix | None:
-        """What stands before each row's present segment: new where one begins, else what was there."""
-        chunk = self.chunk
-        if not chunk.lead:
-            return self.prefixes[part] if self.prefixes else None
-        if all(chunk.starting) or not self.prefixes:
-            return Prefix(keys, values)
-        begins = torch.tensor(chunk.starting, device=keys.device).view(-1, 1, 1, 1)
-        before = self.prefixes[part]
-        return Prefix(torch.where(begins, keys, before.keys), torch.where(begins, values, before.values))
 
     def mask(self, part: int, repeats: int, dtype: torch.dtype, shown: bool = False) -> Tensor | None:
         """Additive attention mask of the current chunk, broadcastable to ``[B, G, R * Q, S]``.
@@ -301,7 +261,7 @@ class WorkingMemory:
         chunk, memory, window = self.chunk, self.caches[part], self._window_in_force(part)
         width, device = chunk.positions.shape[1], chunk.positions.device
         around = bool(chunk.lead or chunk.tail)
-        there = self._prefix_there
+        there = None if self.surroundings is None else self.surroundings.there
         exact = memory.holes or chunk.padded or window
         if not exact and width == 1 and not around and there is None:
             return None
@@ -326,7 +286,7 @@ class WorkingMemory:
     @property
     def _prefix_length(self) -> int:
         """Keys that stand before the cached ones in the present chunk."""
-        return self.chunk.lead or (self.prefixes[0].keys.shape[2] if self.prefixes else 0)
+        return 0 if self.surroundings is None else self.surroundings.length(self.chunk)
 
     @property
     def shown(self) -> ShownQueries:
@@ -368,8 +328,8 @@ class WorkingMemory:
         if not self.complete:
             raise RuntimeError("a chunk was committed that not every layer has read")
         self.caches = [self._grown(index, memory, chunk) for index, memory in enumerate(self.caches)]
-        if chunk.lead:
-            self.prefixes = [self._pending_prefix[index] for index in range(len(self.parts))]
+        if self.surroundings is not None:
+            self.surroundings.commit()
         before = self._frame_starts(self.seen)
         self.seen = [seen + new for seen, new in zip(self.seen, chunk.valid, strict=True)]
         self.columns += chunk.positions.shape[1]
@@ -381,19 +341,6 @@ class WorkingMemory:
         if any(due):
             self._decide(due, before)
 
-    def end_segments(self, ids: Tensor, states: Tensor | None) -> None:
-        """Hand on what the chunk leaves to the next segments; called before `commit`.
-
-        Args:
-            ids: the chunk's tokens, ``[B, Q]``.
-            states: final states after the segments that end, ``[B, tail, d]``.
-        """
-        chunk = self.chunk
-        if self.recurrence is not None:
-            self.recurrence.saw(ids, chunk.valid)
-            if states is not None:
-                self.recurrence.keep(states, chunk.ending)
-
     def settle(self) -> None:
         """Decide now, in the middle of an interval: what is cached shrinks to the budget."""
         self._decide([True] * len(self.seen), self._frame_starts(self.seen))
@@ -401,9 +348,10 @@ class WorkingMemory:
     def _forget_chunk(self) -> None:
         self._chunk = self._shown = self._observer = None
         self._pending.clear()
-        self._pending_prefix.clear()
         self._pending_state.clear()
         self._masks.clear()
+        if self.surroundings is not None:
+            self.surroundings.forget_chunk()
 
     def _grown(self, index: int, memory: LayerMemory, chunk: Chunk) -> LayerMemory:
         keys, values = self._pending[index]
@@ -420,97 +368,24 @@ class WorkingMemory:
 
     def _window_in_force(self, part: int) -> int | None:
         """The layer's sliding window, or None while every token still lies within it."""
-        window, chunk = self._shape(part).window, self.chunk
+        window, chunk = self.shapes[self.parts[part].layer].window, self.chunk
         if window is None or max(self.seen) + chunk.positions.shape[1] <= window:
             return None
         return window
 
-    # ---- decisions
+    def _frame_starts(self, seen: list[int]) -> list[int]:
+        return self._decider.frame_starts(seen, self.next_frame)
 
-    def _frame_starts(self, seen: Sequence[int]) -> list[int]:
-        """True position of frame position 0 in each row; for `compact` the row's own running offset."""
-        if self.config.positions == "absolute":
-            return [0] * len(seen)
-        if self.config.positions == "compact":
-            return [count - frame for count, frame in zip(seen, self.next_frame, strict=True)]
-        return [frame_start(count, self.config.update_interval, self.trained_range) for count in seen]
-
-    def _decide(self, due: Sequence[bool], frames_before: Sequence[int]) -> None:
-        windows = any(shape.window for shape in self.shapes)
-        every = range(len(self.parts))
-        if self.policy.evicts or windows or any(memory.holes for memory in self.caches):
-            self.caches = [self._evicted(part, due) for part in every]
-        if self.config.positions == "compact":
-            self.next_frame = [
-                max(used, self._first_frame(seen)) if now else frame
-                for used, seen, now, frame in zip(
-                    self._most_held(), self.seen, due, self.next_frame, strict=True
-                )
-            ]
-            self.caches = [self._compacted(part) for part in every]
-        elif self._frame_starts(self.seen) != list(frames_before):
-            self.caches = [self._reframed(part) for part in every]
+    def _decide(self, due: Sequence[bool], before: list[int]) -> None:
+        progress = Progress(self.seen, self.next_frame, [*map(self._first_frame, self.seen)])
+        self.caches, progress = self._decider.decide(self.caches, progress, due, before)
+        self.next_frame = progress.next_frame
 
     def _first_frame(self, seen: int) -> int:
         """Frame of a row's next token where nothing is cached: without gaps, the lead comes first."""
         if self.recurrence is None or self.config.positions != "compact":
             return 0
         return -self.recurrence.offsets(seen)[0]
-
-    def _shape(self, part: int) -> LayerShape:
-        return self.shapes[self.parts[part].layer]
-
-    def _evicted(self, part: int, due: Sequence[bool]) -> LayerMemory:
-        memory, window, budget = self.caches[part], self._shape(part).window, self.parts[part].budget
-        assert memory.keys is not None and memory.values is not None and memory.positions is not None
-        limit = budget if self.policy.evicts else memory.tokens
-        limit = limit if window is None else min(limit, max(window - 1, 1))
-        even = all(due) and not memory.holes and not self.policy.drops
-        if even and memory.tokens <= limit:
-            return memory
-        seen = torch.tensor(self.seen, device=memory.keys.device).view(-1, 1, 1)
-        recent = max(self.config.recent(budget), 1)
-        view = CacheView(memory.positions, seen, memory.state, memory.holes, recent)
-        scores = self.policy.protected_scores(view)
-        if window is not None:
-            scores = scores.masked_fill(memory.positions <= seen - window, -torch.inf)
-        if self.policy.forgets and all(due):
-            return LayerMemory()
-        return keep_best(memory, scores, limit) if even else keep_best_where_due(memory, scores, due, limit)
-
-    def _reframed(self, part: int) -> LayerMemory:
-        """Distance mode: turn the keys to the new frame; what lies before it is held at its edge."""
-        memory = self.caches[part]
-        if memory.positions is None:
-            return memory
-        starts = torch.tensor(self._frame_starts(self.seen), device=memory.positions.device)
-        return self._turned(part, (memory.positions - starts.view(-1, 1, 1)).clamp(min=0))
-
-    def _compacted(self, part: int) -> LayerMemory:
-        """Compact mode: cached tokens take the positions right before the next query, without gaps."""
-        memory = self.caches[part]
-        if memory.positions is None:
-            return memory
-        device = memory.positions.device
-        end = torch.tensor(self.next_frame, device=device).view(-1, 1, 1)
-        frames = (torch.arange(memory.tokens, device=device) + end - memory.tokens).clamp(min=0)
-        return self._turned(part, frames.expand_as(memory.positions))
-
-    def _most_held(self) -> list[int]:
-        """Most tokens that any KV head holds, per batch row."""
-        counts = [
-            (memory.positions >= 0).sum(-1).amax(-1)
-            if memory.holes and memory.positions is not None
-            else torch.full((len(self.seen),), memory.tokens)
-            for memory in self.caches
-        ]
-        return list(torch.stack([count.cpu() for count in counts]).amax(0).tolist())
-
-    def _turned(self, part: int, frames: Tensor) -> LayerMemory:
-        memory, rotary = self.caches[part], self._shape(part).rotary
-        assert memory.keys is not None and memory.frames is not None
-        keys = memory.keys if rotary is None else rotary.turn(memory.keys, frames - memory.frames)
-        return replace(memory, keys=keys, frames=frames.to(torch.int32))
 
     # ---- whole-memory operations
 
@@ -535,8 +410,8 @@ class WorkingMemory:
         """An independent memory with the same content; shares tensors, which are never written in place."""
         twin = copy(self)  # with its parts, which need not be planned again
         twin.caches, twin.seen, twin.next_frame = list(self.caches), list(self.seen), list(self.next_frame)
-        twin._pending, twin._pending_prefix, twin._pending_state, twin._masks = {}, {}, {}, {}
-        twin.recurrence = None if self.recurrence is None else self.recurrence.copy()
+        twin._pending, twin._pending_state, twin._masks = {}, {}, {}
+        twin.surroundings = None if self.surroundings is None else self.surroundings.copy()
         twin._chunk = twin._shown = twin._observer = None
         return twin
 
@@ -551,28 +426,24 @@ class WorkingMemory:
     def rewind(self, tokens: int) -> None:
         """Go back by ``tokens``, to where the present segment began; nothing may be carried into it."""
         assert self.policy.forgets
-        self.caches, self.prefixes = [LayerMemory() for _ in self.parts], []
+        self.caches = [LayerMemory() for _ in self.parts]
         self.seen = [seen - tokens for seen in self.seen]
         self.columns -= tokens
         self.next_frame = [self._first_frame(seen) for seen in self.seen]
-        if self.recurrence is not None:
-            self.recurrence.rewind()
+        if self.surroundings is not None:
+            self.surroundings.rewind()
 
     def detach(self) -> None:
         """Cut the gradients: what was read so far is a constant from here."""
         self.caches = [memory.detached() for memory in self.caches]
-        self.prefixes = [Prefix(prefix.keys.detach(), prefix.values.detach()) for prefix in self.prefixes]
-        if self.recurrence is not None:
-            self.recurrence.detach()
+        if self.surroundings is not None:
+            self.surroundings.detach()
 
     def select_rows(self, index: Tensor) -> None:
         """Reorder, repeat or drop batch rows in place: row i becomes old row ``index[i]`` (int64)."""
         self.caches = [memory.rows(index) if memory.tokens else memory for memory in self.caches]
-        self.prefixes = [prefix.rows(index) for prefix in self.prefixes]
-        if self._prefix_there is not None:
-            self._prefix_there = self._prefix_there[index.to(self._prefix_there.device)]
-        if self.recurrence is not None:
-            self.recurrence.select_rows(index)
+        if self.surroundings is not None:
+            self.surroundings.select_rows(index)
         chosen = index.tolist()
         self.seen = [self.seen[row] for row in chosen]
         self.next_frame = [self.next_frame[row] for row in chosen]
@@ -594,21 +465,14 @@ class WorkingMemory:
     # ---- saving
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors, named ``<part>.<tensor>``, ``prefix.<…>`` and ``recurrence.<…>``; the rest is in
+        """All tensors, named ``<part>.<tensor>`` or as the surroundings name them; the rest is in
         `bookkeeping`."""
         named = {
             f"{part}.{name}": tensor
             for part, memory in enumerate(self.caches)
             for name, tensor in memory.tensors().items()
         }
-        for part, prefix in enumerate(self.prefixes):
-            named |= {f"prefix.keys.{part}": prefix.keys, f"prefix.values.{part}": prefix.values}
-        if self._prefix_there is not None:
-            named["prefix.there"] = self._prefix_there
-        if self.recurrence is not None:
-            handed_on = self.recurrence.tensors()
-            named |= {f"recurrence.{name}": tensor for name, tensor in handed_on.items()}
-        return named
+        return named | ({} if self.surroundings is None else self.surroundings.tensors())
 
     def bookkeeping(self) -> dict[str, Any]:
         """JSON-ready rest of the state."""
@@ -627,18 +491,15 @@ class WorkingMemory:
             group, _, rest = name.partition(".")
             groups.setdefault(group, {})[rest] = tensor
         by_part = [groups.pop(str(part), {}) for part in range(len(self.parts))]
-        before, handed_on = groups.pop("prefix", {}), groups.pop("recurrence", {})
+        prefix, recurrence = groups.pop("prefix", {}), groups.pop("recurrence", {})
         if groups:
             raise ValueError(f"there are caches of unknown parts: {', '.join(sorted(groups))}")
         self.caches = [
             LayerMemory.from_tensors(named, holes) if named else LayerMemory()
             for named, holes in zip(by_part, bookkeeping["holes"], strict=True)
         ]
-        parts = range(len(self.parts)) if before else ()
-        self.prefixes = [Prefix(before[f"keys.{part}"], before[f"values.{part}"]) for part in parts]
-        self._prefix_there = before.get("there")
-        if self.recurrence is not None:
-            self.recurrence.load(handed_on)
+        if self.surroundings is not None:
+            self.surroundings.load(prefix, recurrence)
         self._take_bookkeeping(bookkeeping)
 
     def _take_bookkeeping(self, bookkeeping: dict[str, Any]) -> None:
