@@ -94,7 +94,7 @@ def prepare(model: "HierMemModel", memory: MemoryState, question: str, top_k: in
         raise InputError("The question is empty: ask something.")
     config = model.config.asking
     k = model.config.longterm.top_k if top_k is None else top_k
-    hits = recall(memory, question, k, leave_out_held=config.working)
+    hits = recall(model, memory, question, k, leave_out_held=config.working)
     key = memory.longterm.key
     sources = select(hits, question, key, config.passage_characters, config.least_score)
     alone = hits and not config.working
@@ -104,7 +104,9 @@ def prepare(model: "HierMemModel", memory: MemoryState, question: str, top_k: in
     return Prompt(working, prompt_ids(model.tokenizer, text, working).to(model.device), sources)
 
 
-def recall(memory: MemoryState, question: str, k: int, leave_out_held: bool = True) -> list[Hit]:
+def recall(
+    model: "HierMemModel", memory: MemoryState, question: str, k: int, leave_out_held: bool = True
+) -> list[Hit]:
     """The best ``k`` segments for a question, best first; without those still held in working memory."""
 
     def is_gone(record: Record) -> bool:
@@ -112,7 +114,10 @@ def recall(memory: MemoryState, question: str, k: int, leave_out_held: bool = Tr
         return not bool(memory.working.held_everywhere(record.first_token, end).all())
 
     wanted = is_gone if leave_out_held else lambda _: True
-    return memory.longterm.search(question, k, wanted) if k else []
+    if not k:
+        return []
+    summary = None if memory.longterm.summary is None else model.summarise(question)
+    return memory.longterm.search(question, k, wanted, summary)
 
 
 def prompt_text(tokenizer: Any, passages: list[str], question: str, instruction: str) -> str:

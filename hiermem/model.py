@@ -265,7 +265,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
     def new_memory(self) -> MemoryState:
         """The memory of a document of which nothing has been read."""
         working = self.new_working_memory(self.config.working, recurrent=True)
-        longterm = LongTermMemory(self.config.longterm)
+        longterm = LongTermMemory(self.config.longterm, self.summary)
         return MemoryState(working, longterm, self.config.segment, self.fingerprint())
 
     @contextmanager
@@ -361,6 +361,18 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         if recurrent and self.summary is not None:
             recurrence = Recurrence(self.summary, self.config.segment, batch, self.device)
         return self.adapter.new_memory(config, batch, self.namm, recurrence)
+
+    def summarise(self, text: str) -> Tensor:
+        """The summary S ``[m, d]`` of a short text, such as a question (HMT section 3.1).
+
+        Raises:
+            InputError: the model makes no memory embeddings.
+        """
+        if self.summary is None:
+            raise InputError("This model makes no summaries: give the summaries in its configuration tokens.")
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False, return_tensors="pt").input_ids
+        ids = ids[:, : self.config.segment].to(self.device)
+        return self.adapter.summary(self.summary, ids, [ids.shape[1]])[0]
 
     def read_ids(self, memory: WorkingMemory, ids: Tensor) -> Tensor:
         """Read ``ids [1, n]`` without computing logits; returns the last chunk's states ``[1, Q, width]``.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
+from hiermem.memory.summary import SummaryMemory
 from hiermem.retrieval.lexical import LexicalKey, LexicalKeyConfig
 from hiermem.retrieval.slabs import Slabs
 from hiermem.retrieval.store import RecallStore, StoreConfig, new_store
@@ -19,16 +20,20 @@ class LongTermConfig:
     Attributes:
         top_k: records that a question recalls; 0 switches recall off.
         store: the index behind the search.
-        lexical: the search key that needs no training.
+        lexical: the part of the search key that needs no training.
+        summary: weight of the part that comes from the trained memory embeddings; 0: there is none.
     """
 
     top_k: int = 8
     store: StoreConfig = field(default_factory=StoreConfig)
     lexical: LexicalKeyConfig = field(default_factory=LexicalKeyConfig)
+    summary: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.top_k < 0:
-            raise InputError(f"top_k must not be negative, not {self.top_k}.")
+        if self.top_k < 0 or self.summary < 0:
+            raise InputError(
+                f"top_k and the summary's weight must not be negative, not {self.top_k} and {self.summary}."
+            )
         if isinstance(self.store, dict):
             self.store = StoreConfig(**self.store)
         if isinstance(self.lexical, dict):
@@ -79,12 +84,20 @@ class LongTermMemory:
 
     Only complete segments are in the store and in the key's statistics, so that reading in pieces leaves
     the same memory as reading at once; an open one is compared beside the store.
+
+    A key is the lexical part and, where its weight is not 0, the summary part behind it, in one store: the
+    weight is the query's, so that keys stay what they are.
+
+    Args:
+        summary: the parameters of the memory embeddings, where the model makes them.
     """
 
-    def __init__(self, config: LongTermConfig) -> None:
+    def __init__(self, config: LongTermConfig, summary: SummaryMemory | None = None) -> None:
+        assert not config.summary or summary is not None
         self.config = config
         self.key = LexicalKey(config.lexical)
-        self.store: RecallStore = new_store(config.lexical.dim, config.store)
+        self.summary = summary if config.summary else None
+        self.store: RecallStore = self._new_store()
         self.records: list[Record] = []
         self.open: Record | None = None
         self._ids, self._utf8 = Slabs(torch.int32), Slabs(torch.uint8)
@@ -92,32 +105,68 @@ class LongTermMemory:
     def __len__(self) -> int:
         return len(self.records) + (self.open is not None)
 
+    def _new_store(self) -> RecallStore:
+        width = 0 if self.summary is None else self.summary.config.width
+        return new_store(self.config.lexical.dim + width, self.config.store)
+
     def write(self, records: Sequence[Record]) -> None:
         """Keep complete segments; any open one is replaced by them."""
         if records:
-            self.store.add(self.key.document_keys([record.text for record in records]))
+            self.store.add(self._keys(records))
             for record in records:
                 self.key.observe(record.text)
                 record.ids, record.utf8 = self._ids.keep(record.ids), self._utf8.keep(record.utf8)
             self.records.extend(records)
             self.open = None
 
+    def _keys(self, records: Sequence[Record]) -> Tensor:
+        """The records' search keys, ``[n, D]`` float32; one without memory embeddings has zeros for them."""
+        lexical = self.key.document_keys([record.text for record in records])
+        if self.summary is None:
+            return lexical
+        found = torch.zeros(len(records), self.summary.config.width)
+        known = [at for at, record in enumerate(records) if record.embedding is not None]
+        if known:
+            embeddings = [e for record in records if (e := record.embedding) is not None]
+            found[known] = self.summary.search_keys(torch.stack(embeddings))
+        return torch.cat((lexical, found), dim=1)
+
+    def _query(self, question: str, summary: Tensor | None) -> Tensor:
+        """The query ``[1, D]`` float32 to the records' search keys."""
+        lexical = self.key.query_key(question).unsqueeze(0)
+        if self.summary is None:
+            return lexical
+        found = torch.zeros(1, self.summary.config.width)
+        if summary is not None:
+            found = self.config.summary * self.summary.search_queries(summary.unsqueeze(0))
+        return torch.cat((lexical, found), dim=1)
+
     def forget_after(self, count: int) -> None:
         """Go back to the first ``count`` complete records, whatever an interrupted `write` left."""
         if len(self.store) == len(self.records) == count:
             return
         self.records, keys = self.records[:count], self.store.keys[:count]
-        self.key, self.store = LexicalKey(self.config.lexical), new_store(keys.shape[1], self.config.store)
+        self.key, self.store = LexicalKey(self.config.lexical), self._new_store()
         self.store.add(keys)
         for record in self.records:
             self.key.observe(record.text)
 
-    def search(self, question: str, k: int, wanted: Callable[[Record], bool] = lambda _: True) -> list[Hit]:
-        """The best ``k`` records for which ``wanted`` holds, best first."""
-        query = self.key.query_key(question).unsqueeze(0)
+    def search(
+        self,
+        question: str,
+        k: int,
+        wanted: Callable[[Record], bool] = lambda _: True,
+        summary: Tensor | None = None,
+    ) -> list[Hit]:
+        """The best ``k`` records for which ``wanted`` holds, best first.
+
+        Args:
+            summary: of the question, ``[m, d]``, where keys have a summary part.
+        """
+        query = self._query(question, summary)
         hits: list[Hit] = []
         if self.open is not None and wanted(self.open):
-            score = float(query @ self.key.document_keys([self.open.text]).T)
+            score = float(query @ self._keys([self.open]).T)
             hits.append(Hit(len(self.records), score, self.open))
         found, breadth = 0, k
         while found < k and len(self.store):
@@ -153,9 +202,14 @@ class LongTermMemory:
         }
 
     @classmethod
-    def from_tensors(cls, config: LongTermConfig, files: dict[str, dict[str, Tensor]]) -> "LongTermMemory":
+    def from_tensors(
+        cls,
+        config: LongTermConfig,
+        files: dict[str, dict[str, Tensor]],
+        summary: SummaryMemory | None = None,
+    ) -> "LongTermMemory":
         """The inverse of `tensors`; the index is built anew from the keys."""
-        memory = cls(config)
+        memory = cls(config, summary)
         spans = files["records"]["spans"].tolist()
         text, ids = bytes(files["records"]["text"].numpy()), files["records"]["ids"]
         records, at_token, at_byte = [], 0, 0

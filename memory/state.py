@@ -8,12 +8,19 @@ from torch import Tensor
 
 from hiermem.errors import InputError, MemoryCorruptError, MemoryIncompatibleError
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, Record
+from hiermem.memory.summary import SummaryMemory
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 from hiermem.retrieval.files import load_directory, save_directory, verify_directory
 
 
 class Reader(Protocol):
-    """What a memory needs of the model that reads into it."""
+    """What a memory needs of the model that reads into it.
+
+    Attributes:
+        summary: the parameters of the memory embeddings; None where they are off.
+    """
+
+    summary: SummaryMemory | None
 
     def fingerprint(self, policy: str | None = None) -> dict[str, str]:
         """What must be the same for a memory with this policy to fit: name → value, in words or as a hash."""
@@ -139,7 +146,8 @@ class MemoryState:
             working = model.new_working_memory(config, recurrent=bool(info.get("recurrent")))
             tensors = {name: model.to_device(tensor) for name, tensor in files["working"].items()}
             working.load_state(tensors, info["working"]["bookkeeping"])
-            longterm = LongTermMemory.from_tensors(LongTermConfig(**info["longterm"]["config"]), files)
+            settings = LongTermConfig(**info["longterm"]["config"])
+            longterm = LongTermMemory.from_tensors(settings, files, model.summary)
             return cls(working, longterm, int(info["segment"]), info["fingerprint"])
         except InputError as error:
             raise MemoryIncompatibleError(f"The memory at {path} cannot be used here. {error}") from error

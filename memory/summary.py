@@ -101,6 +101,20 @@ class SummaryMemory(nn.Module):
         if self.value is not None:
             self.value.weight.zero_()
 
+    @torch.no_grad()
+    def search_keys(self, embeddings: Tensor) -> Tensor:
+        """What segments are found by, ``[n, h]`` float32 on the CPU, from their embeddings ``[n, m, d]``."""
+        own = self.key.weight
+        return self.key(embeddings.to(own)).mean(dim=1).float().cpu()
+
+    @torch.no_grad()
+    def search_queries(self, summaries: Tensor) -> Tensor:
+        """What finds them, ``[B, h]`` float32 on the CPU, from summaries ``[B, m, d]``: the inner product
+        is the recall attention's logit, in the mean over both sides' tokens."""
+        own = self.query.weight
+        queries = self.query(summaries.to(own)).mean(dim=1) / math.sqrt(self.config.width)
+        return queries.float().cpu()
+
     @property
     def digest(self) -> str:
         """A short hash of settings and parameters."""
