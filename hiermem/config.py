@@ -68,8 +68,6 @@ class HierMemConfig(PreTrainedConfig):
                 f"The segment must be a multiple of the chunk, not a segment of {self.segment} "
                 f"with a chunk of {self.chunk} tokens."
             )
-        if self.longterm.summary and not self.summary.tokens:
-            raise InputError("The summary part of a search key needs memory embeddings: set summary.tokens.")
         if self.summary.tokens and self.summary.query == "half":
             alone = self.working.policy == ForgetPolicy.name and self.chunk == self.segment
             if not alone or self.working.update_interval != self.segment:

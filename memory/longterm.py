@@ -21,19 +21,15 @@ class LongTermConfig:
         top_k: records that a question recalls; 0 switches recall off.
         store: the index behind the search.
         lexical: the part of the search key that needs no training.
-        summary: weight of the part that comes from the trained memory embeddings; 0: there is none.
     """
 
     top_k: int = 8
     store: StoreConfig = field(default_factory=StoreConfig)
     lexical: LexicalKeyConfig = field(default_factory=LexicalKeyConfig)
-    summary: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.top_k < 0 or self.summary < 0:
-            raise InputError(
-                f"top_k and the summary's weight must not be negative, not {self.top_k} and {self.summary}."
-            )
+        if self.top_k < 0:
+            raise InputError(f"top_k must not be negative, not {self.top_k}.")
         if isinstance(self.store, dict):
             self.store = StoreConfig(**self.store)
         if isinstance(self.lexical, dict):
@@ -85,18 +81,16 @@ class LongTermMemory:
     Only complete segments are in the store and in the key's statistics, so that reading in pieces leaves
     the same memory as reading at once; an open one is compared beside the store.
 
-    A key is the lexical part and, where its weight is not 0, the summary part behind it, in one store: the
-    weight is the query's, so that keys stay what they are.
+    A key is its lexical part and, where the model has one, the trained part behind it, in one store.
 
     Args:
         summary: the parameters of the memory embeddings, where the model makes them.
     """
 
     def __init__(self, config: LongTermConfig, summary: SummaryMemory | None = None) -> None:
-        assert not config.summary or summary is not None
         self.config = config
         self.key = LexicalKey(config.lexical)
-        self.summary = summary if config.summary else None
+        self.summary = summary if summary is not None and summary.config.search else None
         self.store: RecallStore = self._new_store()
         self.records: list[Record] = []
         self.open: Record | None = None
@@ -106,7 +100,7 @@ class LongTermMemory:
         return len(self.records) + (self.open is not None)
 
     def _new_store(self) -> RecallStore:
-        width = 0 if self.summary is None else self.summary.config.width
+        width = 0 if self.summary is None else self.summary.config.search
         return new_store(self.config.lexical.dim + width, self.config.store)
 
     def write(self, records: Sequence[Record]) -> None:
@@ -119,26 +113,28 @@ class LongTermMemory:
             self.records.extend(records)
             self.open = None
 
+    @torch.no_grad()
     def _keys(self, records: Sequence[Record]) -> Tensor:
         """The records' search keys, ``[n, D]`` float32; one without memory embeddings has zeros for them."""
         lexical = self.key.document_keys([record.text for record in records])
         if self.summary is None:
             return lexical
-        found = torch.zeros(len(records), self.summary.config.width)
+        found = torch.zeros(len(records), self.summary.config.search)
         known = [at for at, record in enumerate(records) if record.embedding is not None]
         if known:
             embeddings = [e for record in records if (e := record.embedding) is not None]
-            found[known] = self.summary.search_keys(torch.stack(embeddings))
+            found[known] = self.summary.search_keys(torch.stack(embeddings)).cpu()
         return torch.cat((lexical, found), dim=1)
 
+    @torch.no_grad()
     def _query(self, question: str, summary: Tensor | None) -> Tensor:
         """The query ``[1, D]`` float32 to the records' search keys."""
         lexical = self.key.query_key(question).unsqueeze(0)
         if self.summary is None:
             return lexical
-        found = torch.zeros(1, self.summary.config.width)
+        found = torch.zeros(1, self.summary.config.search)
         if summary is not None:
-            found = self.config.summary * self.summary.search_queries(summary.unsqueeze(0))
+            found = self.summary.search_queries(summary.unsqueeze(0)).cpu()
         return torch.cat((lexical, found), dim=1)
 
     def forget_after(self, count: int) -> None:
@@ -161,7 +157,7 @@ class LongTermMemory:
         """The best ``k`` records for which ``wanted`` holds, best first.
 
         Args:
-            summary: of the question, ``[m, d]``, where keys have a summary part.
+            summary: of the question, ``[m, d]``, where keys have a trained part.
         """
         query = self._query(question, summary)
         hits: list[Hit] = []

@@ -33,6 +33,7 @@ class SummaryConfig:
         neutral: whether the prompt is the learned first one plus a learned projection of what is recalled,
             which starts at 0, so that an untrained memory changes nothing from segment to segment. As
             published, it is what is recalled.
+        search: width of the trained part of search keys; 0: keys are lexical alone.
     """
 
     tokens: int = 0
@@ -41,12 +42,15 @@ class SummaryConfig:
     last: int = 300
     query: str = "previous"
     neutral: bool = True
+    search: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.tokens, self.sensory) < 0 or min(self.width, self.last) < 1:
+        if min(self.tokens, self.sensory, self.search) < 0 or min(self.width, self.last) < 1:
             raise InputError(
-                "tokens and sensory of the summaries must not be negative, width and last at least 1."
+                "tokens, sensory and search of the summaries must not be negative, width and last at least 1."
             )
+        if self.search and not self.tokens:
+            raise InputError("The trained part of a search key is made of memory embeddings: raise tokens.")
         if self.query not in QUERIES:
             raise InputError(f"There is no query {self.query!r}: choose one of {', '.join(QUERIES)}.")
 
@@ -82,13 +86,16 @@ class SummaryMemory(nn.Module):
         self.query = nn.Linear(width, config.width, bias=False)
         self.key = nn.Linear(width, config.width, bias=False)
         self.value = nn.Linear(width, width, bias=False) if config.neutral else None
+        if config.search:
+            self.search_query = nn.Linear(width, config.search, bias=False)
+            self.search_key = nn.Linear(width, config.search, bias=False)
 
     @torch.no_grad()
     def start(self, embeddings: Tensor) -> None:
         """Initialise for a backbone with the token ``embeddings [V, d]``, reproducibly.
 
-        T and P_0 are noise with the embeddings' deviation, as published; the projection of what is recalled
-        starts at 0 where there is one.
+        T and P_0 are noise with the embeddings' deviation, as published; the projections of what is recalled
+        and of search queries start at 0 where there are any.
         """
         draw = torch.Generator().manual_seed(0)
         deviation, width = float(embeddings.float().std()), embeddings.shape[1]
@@ -100,20 +107,19 @@ class SummaryMemory(nn.Module):
             weight.copy_(torch.randn(weight.shape, generator=draw) * scale)
         if self.value is not None:
             self.value.weight.zero_()
+        if self.config.search:
+            self.search_key.weight.copy_(
+                torch.randn(self.search_key.weight.shape, generator=draw) * width**-0.5
+            )
+            self.search_query.weight.zero_()
 
-    @torch.no_grad()
     def search_keys(self, embeddings: Tensor) -> Tensor:
-        """What segments are found by, ``[n, h]`` float32 on the CPU, from their embeddings ``[n, m, d]``."""
-        own = self.key.weight
-        return self.key(embeddings.to(own)).mean(dim=1).float().cpu()
+        """The trained part of search keys, ``[n, search]`` float32, from embeddings ``[n, m, d]``."""
+        return self.search_key(embeddings.to(self.search_key.weight).mean(dim=1)).float()
 
-    @torch.no_grad()
     def search_queries(self, summaries: Tensor) -> Tensor:
-        """What finds them, ``[B, h]`` float32 on the CPU, from summaries ``[B, m, d]``: the inner product
-        is the recall attention's logit, in the mean over both sides' tokens."""
-        own = self.query.weight
-        queries = self.query(summaries.to(own)).mean(dim=1) / math.sqrt(self.config.width)
-        return queries.float().cpu()
+        """What is multiplied with them, ``[B, search]`` float32, from questions' summaries ``[B, m, d]``."""
+        return self.search_query(summaries.to(self.search_query.weight).mean(dim=1)).float()
 
     @property
     def digest(self) -> str:

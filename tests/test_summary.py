@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from hiermem.asking import recall
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
-from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.state import MemoryState
 from hiermem.memory.summary import SummaryConfig, SummaryMemory
 from hiermem.model import HierMemModel
@@ -195,30 +194,32 @@ def test_a_memory_of_other_parameters_is_refused(tmp_path: Path) -> None:
         MemoryState.load(tmp_path / "memory", reader(config=carried()))
 
 
-def test_a_search_adds_the_recall_attentions_logits(tmp_path: Path) -> None:
-    """In one index, with the weight in the query: the same on disk, whatever the questions were."""
-    plainly_found = carried().settings()
-    longterm = replace(plainly_found["longterm"], summary=3.0)
-    config = HierMemConfig(**{**plainly_found, "longterm": longterm})
-    model, question = handing_on(config), "Where did the captain find salt?"
+def test_a_search_adds_the_trained_part(tmp_path: Path) -> None:
+    """In one index, the same on disk; where nothing is trained yet it adds nothing."""
+    summary, question = replace(CARRIED, search=6), "Where did the captain find salt?"
     text = text_of(200)
-    memory = model.read(text)
     plain = handing_on(carried()).read(text)
-    hmt, summary = model.summary, model.summarise(question)
-    assert hmt is not None and not torch.allclose(summary, model.summarise("Who?"))
-    embeddings = torch.stack([record.embedding for record in memory.longterm.records])
-    logits = hmt.query(summary) @ hmt.key(embeddings).transpose(1, 2) / hmt.config.width**0.5
     lexical = {hit.segment: hit.score for hit in plain.longterm.search(question, plain.segments)}
-    expected = torch.tensor([lexical[segment] for segment in range(len(embeddings))])
-    expected = expected + 3 * logits.mean(dim=(1, 2)).detach()
+    known = torch.tensor([lexical[segment] for segment in range(len(lexical))])
+    untrained = reader(config=carried(summary=summary))
+    hits = recall(untrained, untrained.read(text), question, plain.segments, leave_out_held=False)
+    assert {hit.segment: hit.score for hit in hits} == pytest.approx(lexical, abs=1e-4)
+    model = handing_on(carried(summary=summary))
+    memory, hmt = model.read(text), model.summary
+    assert hmt is not None
+    embeddings = torch.stack([record.embedding for record in memory.longterm.records])
+    with torch.no_grad():
+        assert not torch.allclose(model.summarise(question), model.summarise("Who?"))
+        trained = hmt.search_key(embeddings.mean(1)) @ hmt.search_query(model.summarise(question).mean(0))
+    assert trained.abs().min() > 1e-4
     memory.save(tmp_path / "memory")
     for own in (memory, MemoryState.load(tmp_path / "memory", model)):
         hits = recall(model, own, question, own.segments, leave_out_held=False)
         found = torch.tensor([hit.score for hit in sorted(hits, key=lambda hit: hit.segment)])
-        torch.testing.assert_close(found[:-1], expected, atol=1e-3, rtol=1e-4)
-        assert found[-1] == pytest.approx(lexical[len(embeddings)], abs=1e-4)  # open: words alone
-    with pytest.raises(InputError, match=r"summary\.tokens"):
-        HierMemConfig(longterm=LongTermConfig(summary=1.0))
+        torch.testing.assert_close(found[:-1], known[:-1] + trained, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(found[-1:], known[-1:], atol=1e-4, rtol=1e-4)  # open: words alone
+    with pytest.raises(InputError, match="raise tokens"):
+        SummaryConfig(search=8)
 
 
 def test_a_broken_embedding_is_named() -> None:
