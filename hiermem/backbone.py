@@ -28,7 +28,7 @@ from hiermem.memory.layer import LayerMemory, LayerShape
 from hiermem.memory.policies import Namm
 from hiermem.memory.positions import Rotary
 from hiermem.memory.recurrence import Recurrence, TextSummary
-from hiermem.memory.summary import SummaryMemory
+from hiermem.memory.summary import Prompt, SummaryMemory
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 
 ATTENTION_NAME = "hiermem"
@@ -313,14 +313,17 @@ class Backbone:
         embed, summary, recurrence = self.model.get_input_embeddings(), None, surroundings.recurrence
         if chunk.lead and recurrence.looks_ahead:
             half = recurrence.looks_ahead
-            summary = self.summary(
-                recurrence.module, input_ids[:, :half], [min(count, half) for count in valid]
-            )
+            module, first = recurrence.module, [min(count, half) for count in valid]
+            summary = self.summary(module, module.summary_prompt, input_ids[:, :half], first)
         return {"inputs_embeds": surroundings.embeddings(chunk, embed(input_ids), embed, summary)}
 
-    def summary(self, module: SummaryMemory, input_ids: Tensor, valid: list[int]) -> Tensor:
-        """Summaries S ``[B, m, d]`` of texts ``input_ids [B, n]``, of each row's first ``valid`` tokens."""
-        recurrence = TextSummary(module, len(valid), input_ids.device)
+    def summary(self, module: SummaryMemory, prompt: Prompt, input_ids: Tensor, valid: list[int]) -> Tensor:
+        """Summaries ``[B, m, d]`` of texts ``input_ids [B, n]``, of each row's first ``valid`` tokens.
+
+        Args:
+            prompt: T for S, P_0 for the memory embeddings of a document's first segment.
+        """
+        recurrence = TextSummary(module, prompt, len(valid), input_ids.device)
         config = WorkingMemoryConfig(policy="none", update_interval=self.trained_range, positions="compact")
         memory = WorkingMemory(config, self.shapes, self.trained_range, len(valid), recurrence=recurrence)
         self.read_chunk(memory, input_ids, valid)

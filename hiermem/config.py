@@ -164,7 +164,7 @@ def hmt() -> HierMemConfig:
     working = WorkingMemoryConfig(
         policy="forget", sinks=0, recent_share=0.0, update_interval=1024, positions="compact"
     )
-    summary = SummaryConfig(tokens=1, sensory=32, width=1536, last=300, query="half", neutral=False)
+    summary = SummaryConfig(tokens=1, sensory=32, width=1536, last=300, query="half", neutral=False, words="")
     longterm = LongTermConfig(top_k=0)
     return HierMemConfig(segment=1024, chunk=1024, working=working, longterm=longterm, summary=summary)
 

@@ -33,8 +33,9 @@ from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.policies import Namm, NammPolicy
 from hiermem.memory.recurrence import Recurrence
 from hiermem.memory.state import MemoryState
-from hiermem.memory.summary import SummaryMemory
+from hiermem.memory.summary import Prompt, SummaryMemory
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
+from hiermem.text import from_beginning
 
 IGNORED_LABEL = -100
 
@@ -78,17 +79,20 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         self.tokenizer = tokenizer
         self.adapter = Backbone(backbone)
         self.namm = Namm(config.namm)
-        self.summary = self._new_summary(config, backbone)
+        self.summary = self._new_summary(config, backbone, tokenizer)
         self.generation_config = backbone.generation_config
         self._hashed: tuple[int, dict[str, str]] | None = None
 
     @staticmethod
-    def _new_summary(config: HierMemConfig, backbone: PreTrainedModel) -> SummaryMemory | None:
+    def _new_summary(
+        config: HierMemConfig, backbone: PreTrainedModel, tokenizer: Any
+    ) -> SummaryMemory | None:
         if not config.summary.tokens:
             return None
-        embeddings = backbone.get_input_embeddings().weight
+        embeddings, words = backbone.get_input_embeddings().weight, config.summary.words
+        ids = tokenizer(words, add_special_tokens=False).input_ids if tokenizer and words else []
         summary = SummaryMemory(config.summary, embeddings.shape[1])
-        summary.start(embeddings)
+        summary.start(embeddings, torch.tensor(ids, dtype=torch.int64))
         return summary
 
     # ---- loading and saving
@@ -363,16 +367,22 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         return self.adapter.new_memory(config, batch, self.namm, recurrence)
 
     def summarise(self, text: str) -> Tensor:
-        """The summary S ``[m, d]`` of a short text, such as a question (HMT section 3.1).
+        """The summary S ``[m, d]`` of a question (HMT section 3.1); one longer than a segment is cut."""
+        assert self.summary is not None
+        return self._summary(self.summary.summary_prompt, text)
 
-        Raises:
-            InputError: the model makes no memory embeddings.
-        """
-        if self.summary is None:
-            raise InputError("This model makes no summaries: give the summaries in its configuration tokens.")
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False, return_tensors="pt").input_ids
-        ids = ids[:, : self.config.segment].to(self.device)
-        return self.adapter.summary(self.summary, ids, [ids.shape[1]])[0]
+    def embed(self, text: str) -> Tensor:
+        """The memory embeddings ``[m, d]`` of a document's first segment; a longer text is cut."""
+        assert self.summary is not None
+        return self._summary(self.summary.first_prompt, text)
+
+    def _summary(self, prompt: Prompt, text: str) -> Tensor:
+        assert self.summary is not None
+        ids = torch.tensor([from_beginning(self.tokenizer, self._encoded(text))[: self.config.segment]])
+        return self.adapter.summary(self.summary, prompt, ids.to(self.device), [ids.shape[1]])[0]
+
+    def _encoded(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def read_ids(self, memory: WorkingMemory, ids: Tensor) -> Tensor:
         """Read ``ids [1, n]`` without computing logits; returns the last chunk's states ``[1, Q, width]``.

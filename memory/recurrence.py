@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from hiermem.memory.summary import SummaryMemory
+from hiermem.memory.summary import Prompt, SummaryMemory
 
 Embed = Callable[[Tensor], Tensor]
 """From token ids ``[B, n]`` to the backbone's input embeddings ``[B, n, d]``."""
@@ -161,12 +161,15 @@ class Recurrence:
 
 
 class TextSummary(Recurrence):
-    """T ‖ text ‖ T: a whole text, read at once, leaves its summary S (section 3.1)."""
+    """T ‖ text ‖ T: a whole text, read at once, leaves its summary S (section 3.1).
 
-    def __init__(self, module: SummaryMemory, batch: int, device: torch.device) -> None:
+    With P_0 in T's place it leaves the memory embeddings of a document's first segment.
+    """
+
+    def __init__(self, module: SummaryMemory, prompt: Prompt, batch: int, device: torch.device) -> None:
         super().__init__(module, 1, batch, device)
         self.lead, self.looks_ahead = self.tail, 0
-        self.prompt = module.summary_prompt(batch)
+        self.prompt = prompt(batch)
 
     def starts(self, seen: int) -> bool:
         return seen == 0

@@ -33,6 +33,8 @@ class SummaryConfig:
         neutral: whether the prompt is the learned first one plus a learned projection of what is recalled,
             which starts at 0, so that an untrained memory changes nothing from segment to segment. As
             published, it is what is recalled.
+        words: what the two prompts begin as, in the backbone's embeddings: their last m tokens; what is
+            missing in front, and all where there are no words (as published), is noise.
         search: width of the trained part of search keys; 0: keys are lexical alone.
     """
 
@@ -42,6 +44,7 @@ class SummaryConfig:
     last: int = 300
     query: str = "previous"
     neutral: bool = True
+    words: str = "\nKeywords:"
     search: int = 0
 
     def __post_init__(self) -> None:
@@ -91,11 +94,11 @@ class SummaryMemory(nn.Module):
             self.search_key = nn.Linear(width, config.search, bias=False)
 
     @torch.no_grad()
-    def start(self, embeddings: Tensor) -> None:
+    def start(self, embeddings: Tensor, words: Tensor) -> None:
         """Initialise for a backbone with the token ``embeddings [V, d]``, reproducibly.
 
-        T and P_0 are noise with the embeddings' deviation, as published; the projections of what is recalled
-        and of search queries start at 0 where there are any.
+        T and P_0 are the embeddings of ``words [w] int64``, and noise with the embeddings' deviation before
+        them; the projections of what is recalled and of search queries start at 0 where there are any.
         """
         draw = torch.Generator().manual_seed(0)
         deviation, width = float(embeddings.float().std()), embeddings.shape[1]
@@ -105,6 +108,9 @@ class SummaryMemory(nn.Module):
             *((projection.weight, width**-0.5) for projection in projections),
         ]:
             weight.copy_(torch.randn(weight.shape, generator=draw) * scale)
+        words = words[-self.config.tokens :]
+        for prompt in prompts:
+            prompt.weight[len(prompt.weight) - len(words) :] = embeddings[words]
         if self.value is not None:
             self.value.weight.zero_()
         if self.config.search:
@@ -115,11 +121,11 @@ class SummaryMemory(nn.Module):
 
     def search_keys(self, embeddings: Tensor) -> Tensor:
         """The trained part of search keys, ``[n, search]`` float32, from embeddings ``[n, m, d]``."""
-        return self.search_key(embeddings.to(self.search_key.weight).mean(dim=1)).float()
+        return self.search_key(embeddings[:, -1].to(self.search_key.weight)).float()
 
     def search_queries(self, summaries: Tensor) -> Tensor:
         """What is multiplied with them, ``[B, search]`` float32, from questions' summaries ``[B, m, d]``."""
-        return self.search_query(summaries.to(self.search_query.weight).mean(dim=1)).float()
+        return self.search_query(summaries[:, -1].to(self.search_query.weight)).float()
 
     @property
     def digest(self) -> str:

@@ -168,6 +168,29 @@ def test_an_untrained_neutral_memory_changes_nothing_from_segment_to_segment() -
     torch.testing.assert_close(memory.recurrence.prompt, other.recurrence.prompt)
 
 
+def test_prompts_begin_as_words() -> None:
+    summary = SummaryConfig(tokens=4, width=8, words="a cat")
+    model = reader(config=carried(summary=summary))
+    ids = model.tokenizer("a cat", add_special_tokens=False).input_ids[-4:]
+    wanted = model.backbone.get_input_embeddings().weight[ids]
+    assert model.summary is not None
+    for prompt in (model.summary.summary_prompt, model.summary.first_prompt):
+        assert torch.equal(prompt.weight[4 - len(ids) :], wanted)
+        assert prompt.weight.std(dim=1).min() > 0
+    again = reader(config=carried(summary=summary)).summary
+    assert again is not None and again.digest == model.summary.digest
+    noise = reader(config=carried(summary=replace(summary, words=""))).summary
+    assert noise is not None and not torch.equal(noise.first_prompt.weight, model.summary.first_prompt.weight)
+
+
+def test_a_text_alone_leaves_what_a_first_segment_leaves() -> None:
+    model, text = handing_on(carried()), text_of(60)
+    memory = model.read(text)
+    first = memory.records()[0]
+    with torch.no_grad():
+        torch.testing.assert_close(model.embed(text), first.embedding, atol=1e-5, rtol=1e-4)
+
+
 def test_beams_and_batches_hand_on_their_own() -> None:
     model, ids = handing_on(carried()), ids_of(90, rows=2)
     both = model.generate(ids, max_new_tokens=20, num_beams=3, do_sample=False)
@@ -210,7 +233,7 @@ def test_a_search_adds_the_trained_part(tmp_path: Path) -> None:
     embeddings = torch.stack([record.embedding for record in memory.longterm.records])
     with torch.no_grad():
         assert not torch.allclose(model.summarise(question), model.summarise("Who?"))
-        trained = hmt.search_key(embeddings.mean(1)) @ hmt.search_query(model.summarise(question).mean(0))
+        trained = hmt.search_key(embeddings[:, -1]) @ hmt.search_query(model.summarise(question)[-1])
     assert trained.abs().min() > 1e-4
     memory.save(tmp_path / "memory")
     for own in (memory, MemoryState.load(tmp_path / "memory", model)):

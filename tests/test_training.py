@@ -21,10 +21,14 @@ from trainings import COMBINATIONS, batch, combination, model_with_memory, steps
 
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.lora import LoraConfig, add_lora
+from hiermem.memory.longterm import LongTermConfig, LongTermMemory, Record
+from hiermem.memory.summary import SummaryConfig
 from hiermem.model import HierMemModel
 from hiermem.training import finetune
-from hiermem.training.engine import OptimizerConfig, TorchEngine, declared
-from hiermem.training.objective import Learner, ObjectiveConfig
+from hiermem.training.engine import OptimizerConfig, TorchEngine, declare, declared
+from hiermem.training.objective import LanguageLearner, ObjectiveConfig
+from hiermem.training.pairs import PairConfig, Pairs
+from hiermem.training.recall import SHARPNESS, RecallLearner
 from hiermem.training.recipes import TRAININGS, TrainConfig
 from hiermem.training.samples import IGNORED, Sample, SampleConfig, Samples, collated
 
@@ -110,7 +114,7 @@ def test_the_loss_is_that_of_the_model_and_every_sample_counts_the_same() -> Non
 @pytest.mark.parametrize("depth", [0, 1, 2, 5])
 def test_gradients_reach_back_as_many_segments_as_they_should(depth: int, recompute: bool) -> None:
     model = model_with_memory(policy="window")
-    learner = Learner(model.train(), ObjectiveConfig(depth=depth, recompute=recompute))
+    learner = LanguageLearner(model.train(), ObjectiveConfig(depth=depth, recompute=recompute))
     L, n = 16, 6
     ids = [token for segment in range(n) for token in range(10 + 20 * segment, 10 + 20 * segment + L)]
     sample = Sample("a", ids, [False] * (L * (n - 1) + 1) + [True] * (L - 1))  # all in the last segment
@@ -129,8 +133,7 @@ def test_recomputed_segments_give_the_same_gradients() -> None:
     for learner in (kept, recomputed):
         learner(batch(0, 0)).total.backward()
     for (name, one), other in zip(declared(kept).items(), declared(recomputed).values(), strict=True):
-        if "summary_prompt" not in name:  # which is not read here
-            torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-5, msg=name)
     changed = [
         name for name, weight in declared(kept).items() if weight.grad is not None and weight.grad.any()
     ]
@@ -146,7 +149,7 @@ def test_the_teacher_is_the_backbone_with_full_attention() -> None:
     ids = ids_of(64)
     sample = collated([Sample("a", ids[0].tolist(), [True] * 64)], 64)
     with torch.no_grad():
-        losses = Learner(model, ObjectiveConfig(language=0.0, teacher=1.0))(sample)
+        losses = LanguageLearner(model, ObjectiveConfig(language=0.0, teacher=1.0))(sample)
         student = model(ids).logits[0, :-1].log_softmax(-1)
         teacher = backbone()(ids).logits[0, :-1].log_softmax(-1)
     expected = (teacher.exp() * (teacher - student)).sum(-1).mean()
@@ -162,8 +165,7 @@ def test_exactly_the_declared_parameters_change() -> None:
     before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
     steps(TorchEngine(learner, config), 2)
     changed = {name for name, tensor in learner.state_dict().items() if not torch.equal(tensor, before[name])}
-    unused = {"model.summary.summary_prompt.weight"}  # T only summarises texts that stand alone
-    assert changed == set(declared(learner)) - unused
+    assert changed == set(declared(learner))
 
 
 def test_a_loss_that_is_not_finite_changes_nothing_and_names_its_place() -> None:
@@ -192,6 +194,56 @@ def test_what_cannot_be_trained_is_refused() -> None:
         ObjectiveConfig(language=0.0)
     with pytest.raises(InputError):
         SampleConfig(books=0.0)
+
+
+# ---- the search key
+
+
+PAIRS = PairConfig(held_out=2, tokens=24)
+
+
+def searching() -> HierMemModel:
+    """A reader whose search key has a trained part, with random memory parameters."""
+    return model_with_memory(SummaryConfig(tokens=2, width=8, search=6)).train()
+
+
+def test_queries_depend_on_seed_and_number_alone_and_leave_out_what_is_held_out(data: Path) -> None:
+    longterm = LongTermConfig()
+    one, other = (Pairs(tokenizer(), data, PAIRS, longterm) for _ in range(2))
+    first, again = one.batch(range(40)), other.batch(range(20, 40))
+    assert torch.equal(first.ids[20:], again.ids) and torch.equal(first.lexical[20:], again.lexical)
+    assert set(first.targets.tolist()) == set(range(5)) and len(one.texts) == 7
+    held_out = Pairs(tokenizer(), data, PAIRS, longterm, held_out=True).batch(range(2))
+    assert held_out.targets.tolist() == [5, 6]
+    memory = LongTermMemory(longterm)
+    memory.write([Record(0, first.ids[0], 0, len(text), text) for text in one.texts])
+    scores = {hit.segment: hit.score for hit in memory.search("Is 5 odd?", 7)}
+    assert held_out.lexical[0].tolist() == pytest.approx([scores[text] for text in range(7)], abs=1e-4)
+
+
+def test_the_search_is_taught_by_contrast_with_all_texts(data: Path) -> None:
+    model = searching()
+    declare(model, search=True)
+    pairs = Pairs(tokenizer(), data, PAIRS, model.config.longterm)
+    learner, queries = RecallLearner(model, pairs.texts), pairs.batch(range(4))
+    losses, hmt = learner(queries), model.summary
+    assert hmt is not None
+    with torch.no_grad():
+        keys = torch.stack([hmt.search_key(model.embed(text)[-1]) for text in pairs.texts])
+        for row, (ids, count) in enumerate(zip(queries.ids, queries.valid, strict=True)):
+            asked = model.adapter.summary(hmt, hmt.summary_prompt, ids[None, :count], [count])[0, -1]
+            scores = SHARPNESS * (queries.lexical[row] + keys @ hmt.search_query(asked))
+            expected = -scores.log_softmax(-1)[queries.targets[row]]
+            torch.testing.assert_close(losses.nll[row, 0], expected, atol=1e-5, rtol=1e-4)
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    TorchEngine(learner, OptimizerConfig(batch=4, micro=4)).step([queries], 1.0)
+    changed = {name for name, tensor in learner.state_dict().items() if not torch.equal(tensor, before[name])}
+    named = ("summary_prompt", "search_query", "search_key")
+    assert changed == {f"model.summary.{name}.weight" for name in named}
+    with torch.no_grad():
+        assert learner(queries).total < losses.total
+    with pytest.raises(InputError, match="no search key"):
+        RecallLearner(model_with_memory(), pairs.texts)
 
 
 # ---- whole trainings

@@ -13,7 +13,7 @@ from hiermem.memory.summary import SummaryConfig
 from hiermem.model import HierMemModel
 from hiermem.training.engine import Engine, OptimizerConfig, declare
 from hiermem.training.launch import rank, world
-from hiermem.training.objective import Learner, ObjectiveConfig
+from hiermem.training.objective import LanguageLearner, ObjectiveConfig
 from hiermem.training.samples import Batch, Sample, collated
 
 COMBINATIONS = ("plain", "lora", "recomputed", "lora-recomputed")
@@ -26,7 +26,7 @@ def model_with_memory(summary: SummaryConfig | None = None, **working: Any) -> H
     return lively(reader(config=HierMemConfig(**config)), 0.3)
 
 
-def combination(name: str) -> tuple[Learner, OptimizerConfig]:
+def combination(name: str) -> tuple[LanguageLearner, OptimizerConfig]:
     """A learner and settings by name."""
     model = model_with_memory()
     if "lora" in name:
@@ -34,7 +34,7 @@ def combination(name: str) -> tuple[Learner, OptimizerConfig]:
         add_lora(model.backbone, LoraConfig(rank=2, targets=("q_proj", "v_proj")))
     declare(model)
     objective = ObjectiveConfig(depth=1, recompute="recomputed" in name)
-    return Learner(model.train(), objective), OptimizerConfig(batch=2, micro=1, memory_rate=0.01)
+    return LanguageLearner(model.train(), objective), OptimizerConfig(batch=2, micro=1, memory_rate=0.01)
 
 
 def batch(step: int, number: int, length: int = 40) -> Batch:

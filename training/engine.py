@@ -22,7 +22,11 @@ from hiermem.model import HierMemModel
 from hiermem.training.checkpoints import damaged
 from hiermem.training.launch import summed, world
 from hiermem.training.objective import Learner, Losses
+from hiermem.training.pairs import Queries
 from hiermem.training.samples import Batch
+
+Drawn = Batch | Queries
+"""What a step takes."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,18 @@ def declared(learner: Learner) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in learner.named_parameters() if weight.requires_grad}
 
 
-def declare(model: HierMemModel) -> None:
-    """Let only those ask for gradients."""
+def declare(model: HierMemModel, search: bool = False) -> None:
+    """Let only those ask for gradients.
+
+    Args:
+        search: those of the search key instead, which reading does not depend on.
+    """
+    own = ("summary.search_query.", "summary.search_key.")
+    if model.config.summary.query != "half":  # then T summarises nothing but questions
+        own = (*own, "summary.summary_prompt.")
     for name, weight in model.named_parameters():
-        weight.requires_grad_(name.startswith("summary.") or ".lora_" in name)
+        adapters = not search and ".lora_" in name
+        weight.requires_grad_((name.startswith("summary.") and name.startswith(own) == search) or adapters)
 
 
 def _groups(learner: Learner, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -108,7 +120,7 @@ class Engine(ABC):
         return self.learner.model.device
 
     @abstractmethod
-    def step(self, batches: Sequence[Batch], factor: float) -> tuple[float, float]:
+    def step(self, batches: Sequence[Drawn], factor: float) -> tuple[float, float]:
         """One optimizer step on this process's batches; the mean loss over all, and the gradient's norm.
 
         Args:
@@ -131,7 +143,7 @@ class Engine(ABC):
         """Within it, every process holds whole what is saved: all but the backbone's own parameters."""
 
     @abstractmethod
-    def losses(self, batch: Batch) -> Losses:
+    def losses(self, batch: Drawn) -> Losses:
         """Losses of a batch, without a step."""
 
 
@@ -149,10 +161,10 @@ class TorchEngine(Engine):
         super().__init__(learner, config)
         self.optimizer = _adamw(learner, config)
 
-    def losses(self, batch: Batch) -> Losses:
+    def losses(self, batch: Drawn) -> Losses:
         return self.learner(batch)
 
-    def step(self, batches: Sequence[Batch], factor: float) -> tuple[float, float]:
+    def step(self, batches: Sequence[Drawn], factor: float) -> tuple[float, float]:
         total = 0.0
         for batch in batches:
             losses = self.learner(batch)
@@ -224,10 +236,10 @@ class DeepSpeedEngine(Engine):
             model=learner, optimizer=_adamw(learner, config), config=settings
         )
 
-    def losses(self, batch: Batch) -> Losses:
+    def losses(self, batch: Drawn) -> Losses:
         return self._engine(batch)
 
-    def step(self, batches: Sequence[Batch], factor: float) -> tuple[float, float]:
+    def step(self, batches: Sequence[Drawn], factor: float) -> tuple[float, float]:
         _set_rates(self.optimizer, factor)
         total = torch.zeros((), device=self.device)
         for batch in batches:
@@ -272,7 +284,7 @@ def _set_rates(optimizer: Any, factor: float) -> None:
         group["lr"] = group["rate"] * factor
 
 
-def check_finite(losses: Losses, batch: Batch) -> None:
+def check_finite(losses: Losses, batch: Drawn) -> None:
     """Stop all processes before a step on a loss that is not finite in one of them.
 
     Raises:

@@ -19,17 +19,22 @@ from typing import Any
 import torch
 
 from hiermem.errors import HierMemError, InputError
+from hiermem.eval.tasks import pubmedqa
 from hiermem.lora import add_lora, has_lora
 from hiermem.model import HierMemModel
 from hiermem.training.checkpoints import begin, finish, newest, place, read_state, write_state
 from hiermem.training.engine import Engine, declare, declared, new_engine
 from hiermem.training.launch import one_of_many, rank, summed, wait, world
 from hiermem.training.log import log
-from hiermem.training.objective import Learner
+from hiermem.training.objective import LanguageLearner, Learner
+from hiermem.training.pairs import Pairs
+from hiermem.training.recall import RecallLearner
 from hiermem.training.recipes import TRAININGS, TrainConfig
-from hiermem.training.samples import Samples, check_data
+from hiermem.training.samples import Samples, check_samples
 
 CHECKPOINT = "step"
+Drawer = Samples | Pairs
+"""Draws batches by the numbers of what is in them."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,11 @@ def train(config: TrainConfig, run: Run) -> dict[str, Any]:
     """
     from tqdm.auto import tqdm
 
-    check_data(run.data, config.samples)
+    _check(config, run)
     with one_of_many(always=run.deepspeed is not None) as first:
         model = prepared(config, run)
-        learner = Learner(model, config.objective)
+        learner, samples, held_out = _parts(config, run, model)
         engine = new_engine(learner, config.optimizer, run.deepspeed)
-        samples = Samples(model.tokenizer, run.data, config.samples, model.config.asking.instruction)
-        held_out = Samples(model.tokenizer, run.data, config.held_out, split="validation")
         history, skipped = _resume(engine, config, run.output)
         bar = tqdm(total=config.steps, initial=len(history), desc="training", disable=None if first else True)
         with bar, log(run.output, writes=first) as note:
@@ -100,17 +103,37 @@ def train(config: TrainConfig, run: Run) -> dict[str, Any]:
         }
 
 
+def _check(config: TrainConfig, run: Run) -> None:
+    """Refuse a folder that lacks what the training needs before anything is loaded."""
+    if config.pairs is None:
+        check_samples(run.data, config.samples)
+    else:
+        pubmedqa.load(run.data / "pubmedqa", "train")
+
+
+def _parts(config: TrainConfig, run: Run, model: HierMemModel) -> tuple[Learner, Drawer, Drawer]:
+    """What is trained, what it is trained on, and what is held out."""
+    tokenizer, settings, data = model.tokenizer, model.config, run.data
+    if config.pairs is not None:
+        pairs = Pairs(tokenizer, data, config.pairs, settings.longterm)
+        held_out = Pairs(tokenizer, data, config.pairs, settings.longterm, held_out=True)
+        return RecallLearner(model, pairs.texts), pairs, held_out
+    samples = Samples(tokenizer, data, config.samples, settings.asking.instruction)
+    pieces = Samples(tokenizer, data, config.held_out, split="validation")
+    return LanguageLearner(model, config.objective), samples, pieces
+
+
 def prepared(config: TrainConfig, run: Run) -> HierMemModel:
     """The model of a recipe, of which only what is declared asks for gradients."""
     model = HierMemModel.from_pretrained(run.model, config=config.model(), dtype=run.dtype, device=run.device)
     if config.lora.rank and not has_lora(model.backbone):
         torch.manual_seed(config.samples.seed)
         add_lora(model.backbone, config.lora)
-    declare(model)
+    declare(model, search=config.pairs is not None)
     return model.train()
 
 
-def _step(engine: Engine, samples: Samples, config: TrainConfig, step: int) -> dict[str, Any]:
+def _step(engine: Engine, samples: Drawer, config: TrainConfig, step: int) -> dict[str, Any]:
     """One optimizer step; which samples it takes depends on its number alone, not on who computes them."""
     settings = config.optimizer
     own = range(step * settings.batch, (step + 1) * settings.batch)[rank() :: world()]
@@ -124,7 +147,7 @@ def _step(engine: Engine, samples: Samples, config: TrainConfig, step: int) -> d
 
 
 @torch.no_grad()
-def _evaluated(engine: Engine, samples: Samples, config: TrainConfig) -> float:
+def _evaluated(engine: Engine, samples: Drawer, config: TrainConfig) -> float:
     """Mean negative log-likelihood in nats of held-out samples, each process its share of them."""
     engine.learner.eval()
     sums = torch.zeros(2, dtype=torch.float64)

@@ -55,9 +55,8 @@ class Losses(NamedTuple):
 
     Attributes:
         total: what is minimised, the mean over samples, a scalar with gradients.
-        language: mean negative log-likelihood in nats, a scalar, detached.
-        nll: mean negative log-likelihood of what counts in each segment, ``[B, n]`` in nats, detached; 0
-            where nothing counts.
+        language: mean negative log-likelihood in nats of what should be predicted, a scalar, detached.
+        nll: the same of each segment, ``[B, n]``, detached; 0 where nothing counts.
         teacher: mean divergence from the teacher, a scalar, detached; 0 without one.
     """
 
@@ -68,11 +67,19 @@ class Losses(NamedTuple):
 
 
 class Learner(nn.Module):
-    """A model and its loss as one module, as DeepSpeed trains it."""
+    """A model and its loss as one module, as DeepSpeed trains it; called with a batch, it gives `Losses`."""
+
+    def __init__(self, model: HierMemModel) -> None:
+        super().__init__()
+        self.model = model
+
+
+class LanguageLearner(Learner):
+    """A model that reads samples segment by segment."""
 
     def __init__(self, model: HierMemModel, config: ObjectiveConfig) -> None:
-        super().__init__()
-        self.model, self.config = model, config
+        super().__init__(model)
+        self.config = config
 
     def forward(self, batch: Batch) -> Losses:
         """Losses of a batch; every sample counts the same, however many of its tokens do."""

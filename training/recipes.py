@@ -14,6 +14,7 @@ from hiermem.training.calibration import CalibrationConfig
 from hiermem.training.engine import OptimizerConfig
 from hiermem.training.evolution import StageConfig
 from hiermem.training.objective import ObjectiveConfig
+from hiermem.training.pairs import PairConfig
 from hiermem.training.samples import SampleConfig
 
 
@@ -81,11 +82,13 @@ class TrainConfig:
         lora: settings of the adapters.
         samples: what is trained on.
         objective: what is minimised.
+        pairs: what the search key is taught with, in place of samples and objective; None: it is not.
         optimizer: how.
         steps: optimizer steps.
         warmup: first steps, in which the learning rates rise from 0.
         floor: share of the learning rates that is left at the end, after a cosine.
-        evaluated: held-out pieces of validation books that are read every `evaluate_every` steps.
+        evaluated: held-out samples (pieces of validation books) or queries that are read every
+            `evaluate_every` steps.
         save_every: steps between two checkpoints.
     """
 
@@ -94,6 +97,7 @@ class TrainConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    pairs: PairConfig | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     steps: int = 200
     warmup: int = 10
@@ -169,8 +173,21 @@ def smoke_training() -> TrainConfig:
     )
 
 
+def search_key() -> TrainConfig:
+    """The trained part of the search key, last of all: nothing else depends on it."""
+    return TrainConfig(
+        summary=SummaryConfig(tokens=3, search=128),
+        pairs=PairConfig(),
+        optimizer=OptimizerConfig(memory_rate=1e-3, batch=16, micro=16),
+        steps=200,
+        evaluated=100,
+        evaluate_every=25,
+    )
+
+
 TRAININGS: dict[str, Callable[[], TrainConfig]] = {
     "hmt-1": hmt_first,
     "hmt-2": hmt_second,
+    "key": search_key,
     "smoke": smoke_training,
 }

@@ -161,8 +161,8 @@ def books(data: Path, split: str) -> list[Path]:
     return found
 
 
-def check_data(data: Path, config: SampleConfig) -> None:
-    """Refuse a folder that lacks what training needs before anything is loaded.
+def check_samples(data: Path, config: SampleConfig) -> None:
+    """Refuse a folder that lacks what training on samples needs before anything is loaded.
 
     Raises:
         InputError: it does.

@@ -106,7 +106,10 @@ def train(
     data: opt.Data,
     out: Annotated[Path, typer.Option(help="Folder of checkpoints, logs and the trained model.")],
     recipe: Annotated[
-        str, typer.Option(help="smoke, hmt-1 or hmt-2 (the two stages of HMT as published).")
+        str,
+        typer.Option(
+            help="smoke, hmt-1 or hmt-2 (the two stages of HMT as published), or key (the search key)."
+        ),
     ] = "smoke",
     model: Annotated[
         str, typer.Option(help="A backbone, or the folder of an earlier training that this goes on from.")
@@ -139,6 +142,6 @@ def train(
     result = run(config, Run(model, data, out, dtype=dtype, device=device))
     words = (
         f"After {result['step']} steps of {result['trained']:,} parameters the loss is {result['loss']:.4f}, "
-        f"on validation books {result['held_out']:.4f}; the model is in {out}."
+        f"on what was held out {result['held_out']:.4f}; the model is in {out}."
     )
     opt.emit(result, json, words)

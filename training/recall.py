@@ -1,0 +1,55 @@
+"""Teaching the search key: the right one of all texts should score best, beside what words alone give it.
+
+The texts' memory embeddings are computed once: of what makes them nothing is trained here. What is trained
+is how questions are summarised, and both projections of the search.
+
+Dimension names: B queries, n texts, m memory embeddings of a text, d backbone width.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hiermem.errors import InputError
+from hiermem.model import HierMemModel
+from hiermem.training.objective import Learner, Losses
+from hiermem.training.pairs import Queries
+
+SHARPNESS = 0.2
+"""What scores are multiplied by before the softmax. A lexical score is a sum of idf, so that the right text
+is often 10 or more ahead: flatter, and queries whose words already decide still teach something."""
+
+
+class RecallLearner(Learner):
+    """A model and the contrast of each query's text with all others, as one module.
+
+    Attributes:
+        store: memory embeddings of all texts, ``[n, m, d]``.
+    """
+
+    store: Tensor
+
+    def __init__(self, model: HierMemModel, texts: list[str]) -> None:
+        super().__init__(model)
+        if model.summary is None or not model.config.summary.search:
+            raise InputError("There is no search key to teach: set summary.search.")
+        self.register_buffer("store", embedded(model, texts), persistent=False)
+
+    def forward(self, batch: Queries) -> Losses:
+        """Cross-entropy of the right texts in nats; `Losses.nll` is ``[B, 1]``, of each query."""
+        model, summary = self.model, self.model.summary
+        assert summary is not None
+        asked = model.adapter.summary(summary, summary.summary_prompt, batch.ids, batch.valid)
+        trained = summary.search_queries(asked) @ summary.search_keys(self.store).T
+        scores = SHARPNESS * (batch.lexical + trained)
+        nll = F.cross_entropy(scores, batch.targets, reduction="none")
+        return Losses(nll.mean(), nll.mean().detach(), nll.detach().unsqueeze(1), torch.zeros_like(nll[0]))
+
+
+@torch.no_grad()
+def embedded(model: HierMemModel, texts: list[str]) -> Tensor:
+    """Memory embeddings ``[n, m, d]`` of texts that stand alone."""
+    from tqdm.auto import tqdm
+
+    bar = tqdm(texts, desc="reading texts", disable=None, leave=False)
+    return torch.stack([model.embed(text) for text in bar])
