@@ -70,4 +70,4 @@ babi bm25 --lengths 1000,8000,32000,128000 --limit 2 --system bm25
 babi full --lengths 1000,8000 --limit 2 --system full
 
 measure passkey eval passkey --haystack "$book" --lengths 1024,8192,32768 --limit 20 --seed 1
-measure retrieval eval retrieval --data "$pubmedqa" --split test --limit 300
+measure retrieval eval retrieval --data "$pubmedqa"

@@ -175,21 +175,15 @@ class Bm25(System[Indexed]):
     top_k: ClassVar[int] = 4
 
     def read(self, text: str) -> Indexed:
-        try:
-            from rank_bm25 import BM25Okapi
-        except ImportError as error:
-            raise InputError(
-                "The system bm25 needs rank-bm25: install hiermem with the extra eval."
-            ) from error
         encoded = self.model.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         starts = [start for start, _ in encoded.offset_mapping[:: self.passage_tokens]]
         passages = [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
-        return Indexed(passages, BM25Okapi([_words(passage) for passage in passages]))
+        return Indexed(passages, word_index(passages))
 
     def prompt(self, context: Indexed, question: str) -> Prompt:
-        scores = context.index.get_scores(_words(question))
+        scores = context.index.get_scores(words(question))
         best = sorted(range(len(scores)), key=lambda i: -scores[i])[: self.top_k]
         passages = [context.passages[i].strip() for i in sorted(best)]
         return _fresh(self.model, passages, question)
@@ -207,7 +201,21 @@ class Closed(System[None]):
         return _fresh(self.model, [], question)
 
 
-def _words(text: str) -> list[str]:
+def word_index(texts: Sequence[str]) -> Any:
+    """BM25 over the words of texts.
+
+    Raises:
+        InputError: rank-bm25 is not installed.
+    """
+    try:
+        from rank_bm25 import BM25Okapi
+    except ImportError as error:
+        raise InputError("BM25 needs rank-bm25: install hiermem with the extra eval.") from error
+    return BM25Okapi([words(text) for text in texts])
+
+
+def words(text: str) -> list[str]:
+    """Case-folded words."""
     return re.findall(r"\w+", text.casefold())
 
 

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from readers import reader, settings, text_of
+from readers import lively, reader, settings, text_of
 
+from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack
 from hiermem.eval.journal import Journal
 from hiermem.eval.tasks import passkey, pg19, pubmedqa, retrieval
 from hiermem.memory.longterm import LongTermConfig
+from hiermem.memory.summary import SummaryConfig
 
 
 def test_pg19_scores_each_token_once() -> None:
@@ -105,8 +107,9 @@ def test_retrieval_on_the_official_layout(tmp_path: Path) -> None:
     write_pubmedqa(tmp_path)
     assert [item.id for item in pubmedqa.load(tmp_path, "test")] == ["4", "1", "2"]
     assert [item.id for item in pubmedqa.load(tmp_path, "train")] == ["0", "3", "5"]
-    result = retrieval.evaluate(pubmedqa.load(tmp_path, "test"), LongTermConfig())
-    assert result == {"metrics": {"recall_at_1": 1.0, "recall_at_5": 1.0}, "n": 3}
+    result = retrieval.evaluate(pubmedqa.load(tmp_path, "test"), LongTermConfig(), None, Journal(None, {}))
+    assert result["metrics"] == {"recall_at_1": 1.0, "recall_at_5": 1.0} and result["n"] == 3
+    assert [row["system"] for row in result["rows"]] == ["bm25", "lexical"]
     with pytest.raises(InputError, match="no split"):
         pubmedqa.load(tmp_path, "validation")
 
@@ -114,8 +117,21 @@ def test_retrieval_on_the_official_layout(tmp_path: Path) -> None:
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
+def test_retrieval_with_a_trained_part(tmp_path: Path) -> None:
+    write_pubmedqa(tmp_path)
+    summary = SummaryConfig(tokens=2, width=8, search=6)
+    model = lively(reader(config=HierMemConfig(**{**settings().settings(), "summary": summary})))
+    items = pubmedqa.load(tmp_path, "test")
+    whole = retrieval.evaluate(items, LongTermConfig(), model, Journal(None, {}))
+    assert [row["system"] for row in whole["rows"]] == ["bm25", "lexical", "lexical and trained"]
+    again = retrieval.evaluate(items, LongTermConfig(), model, Journal(tmp_path / "out.json", {}))
+    assert again == whole
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 def test_retrieval_on_pubmedqa() -> None:
-    result = retrieval.evaluate(pubmedqa.load(SHARED / "pubmedqa", "test")[:300], LongTermConfig())
+    result = retrieval.evaluate(
+        pubmedqa.load(SHARED / "pubmedqa", "test")[:300], LongTermConfig(), None, Journal(None, {})
+    )
     assert result["n"] == 300
     assert result["metrics"]["recall_at_1"] >= 0.90

@@ -1,27 +1,79 @@
 """Retrieval on PubMedQA: each abstract is a record, each question a query (Jin et al., arXiv 1909.06146)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+from tqdm.auto import tqdm
 
 from hiermem.errors import InputError
+from hiermem.eval.journal import Journal
+from hiermem.eval.systems import word_index, words
 from hiermem.eval.tasks.pubmedqa import Item
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, Record
 
+if TYPE_CHECKING:
+    from hiermem.model import HierMemModel
 
-def evaluate(items: Sequence[Item], config: LongTermConfig) -> dict[str, Any]:
-    """Share of questions whose own abstract is the best record, or among the five best."""
+BEST = 5
+
+
+def evaluate(
+    items: Sequence[Item], config: LongTermConfig, model: "HierMemModel | None", journal: Journal
+) -> dict[str, Any]:
+    """Share of questions whose own abstract is the best record, or among the five best.
+
+    BM25 and the lexical part of the search key stand beside the whole key.
+
+    Args:
+        model: what makes the trained part of the search keys; None: there is none.
+    """
     if not items:
         raise InputError("There is nothing to evaluate: raise --limit.")
-    memory = LongTermMemory(config)
+    ranks = {"bm25": _bm25(items), "lexical": _found(items, LongTermMemory(config), [None] * len(items))}
+    if model is not None:
+        read = [
+            tuple(map(torch.tensor, journal.row(item.id, _embedded, model, item)))
+            for item in tqdm(items, desc="reading", disable=None)
+        ]
+        ranks["lexical and trained"] = _found(items, LongTermMemory(config, model.summary), read)
+    rows = [{"system": name, **_recall(found)} for name, found in ranks.items()]
+    return {"metrics": _recall(list(ranks.values())[-1]), "n": len(items), "rows": rows}
+
+
+def _found(
+    items: Sequence[Item], memory: LongTermMemory, read: Sequence[tuple[Tensor, ...] | None]
+) -> list[list[int]]:
+    """The best records for each question.
+
+    Args:
+        read: memory embeddings of the abstract and summary of the question, where the model makes them.
+    """
     nothing = torch.zeros(0, dtype=torch.int32)
-    memory.write([Record(0, nothing, 0, len(item.abstract), item.abstract) for item in items])
-    ranks = [[hit.segment for hit in memory.search(item.question, 5)] for item in items]
+    pairs = [(None, None) if both is None else both for both in read]
+    for item, (embedding, _) in zip(items, pairs, strict=True):
+        memory.write([Record(0, nothing, 0, len(item.abstract), item.abstract, embedding)])
+    return [
+        [hit.segment for hit in memory.search(item.question, BEST, summary=summary)]
+        for item, (_, summary) in zip(items, pairs, strict=True)
+    ]
+
+
+def _bm25(items: Sequence[Item]) -> list[list[int]]:
+    index = word_index([item.abstract for item in items])
+    scores = torch.tensor([list(index.get_scores(words(item.question))) for item in items])
+    return scores.topk(min(BEST, len(items))).indices.tolist()
+
+
+def _recall(ranks: list[list[int]]) -> dict[str, float]:
     return {
-        "metrics": {
-            "recall_at_1": sum(own in found[:1] for own, found in enumerate(ranks)) / len(items),
-            "recall_at_5": sum(own in found for own, found in enumerate(ranks)) / len(items),
-        },
-        "n": len(items),
+        "recall_at_1": sum(own in found[:1] for own, found in enumerate(ranks)) / len(ranks),
+        f"recall_at_{BEST}": sum(own in found for own, found in enumerate(ranks)) / len(ranks),
     }
+
+
+@torch.inference_mode()
+def _embedded(model: "HierMemModel", item: Item) -> list[list[list[float]]]:
+    """Memory embeddings of the abstract and summary of the question, each ``[m, d]``."""
+    return [model.embed(item.abstract).tolist(), model.summarise(item.question).tolist()]

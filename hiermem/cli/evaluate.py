@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -287,6 +288,10 @@ def babi_long(
 def retrieval(
     data: opt.Data,
     split: Split = "test",
+    model: opt.Model = "smollm2",
+    preset: opt.Preset = None,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
     limit: opt.Limit = None,
     out: opt.Out = None,
     json: opt.Json = False,
@@ -296,18 +301,25 @@ def retrieval(
     Example:
 
         hiermem eval retrieval --data pubmedqa --split test --limit 300 --json
+
+        hiermem eval retrieval --data pubmedqa --model runs/key
     """
-    from hiermem.config import HierMemConfig
     from hiermem.eval.tasks import pubmedqa
     from hiermem.eval.tasks import retrieval as task
 
     items = pubmedqa.load(data, split)[:limit]
-    longterm = HierMemConfig.preset("full").longterm
-    settings = {"split": split, "limit": limit, "longterm": asdict(longterm)}
-    settings["data"] = data_hash(*map(str, items))
+    config = opt.configuration(model, preset)
+    trained = bool(config.summary.search)
+    settings = {"split": split, "limit": limit}
+    settings |= (
+        _settings(model, config, dtype, device, map(str, items))
+        if trained
+        else {"longterm": asdict(config.longterm), "data": data_hash(*map(str, items))}
+    )
 
     def run(journal: Journal) -> dict[str, Any]:
-        return task.evaluate(items, longterm)
+        reader = opt.load_model(model, config, dtype, device) if trained else None
+        return task.evaluate(items, config.longterm, reader, journal)
 
     results.run("retrieval", run, settings, out, json)
 
@@ -366,17 +378,20 @@ def _settings(
     import torch
 
     from hiermem.evictor import find_evictor
-    from hiermem.loading import native_dtype
+    from hiermem.loading import is_saved_model, native_dtype
 
     where = opt.usable_device(device)
     numbers = dtype or f"{native_dtype(torch.bfloat16, where)}".removeprefix("torch.")
     known = config.to_dict()
     parts = ["segment", "chunk", "working", "longterm", "asking"]
     parts += ["namm"] if config.working.policy == "namm" else []
+    parts += ["summary"] if config.summary.tokens else []
     settings = {"model": model, "dtype": numbers, "device": where.type, "data": data_hash(*data)}
     evictor = find_evictor(config.evictor, model, config.working.policy)
     if known["working"]["head_shares"] is None:
         del known["working"]["head_shares"]
     if evictor is not None:
         settings["evictor"] = evictor.digest
+    if is_saved_model(model):
+        settings["parameters"] = sha256((Path(model) / "model.safetensors").read_bytes()).hexdigest()[:16]
     return settings | {name: known[name] for name in parts}
