@@ -55,7 +55,7 @@ for system in hiermem bm25 full; do fused "$system" 10; done
 for system in hiermem bm25 right; do fused "$system" 1; done
 
 for budget in 512 256 1024 2048; do
-    for policy in window attention; do
+    for policy in window attention namm; do
         measure "pg19-$policy-$budget" eval pg19 --data "$pg19" --max-tokens 32768 \
             --policy "$policy" --budget "$budget"
     done
@@ -68,6 +68,11 @@ babi() { measure "babi-$1" eval babi-long --haystack "$book" --seed 1 "${@:2}"; 
 babi hiermem --lengths 1000,8000,32000,128000 --limit 2
 babi bm25 --lengths 1000,8000,32000,128000 --limit 2 --system bm25
 babi full --lengths 1000,8000 --limit 2 --system full
+
+# Half of the cache, decided before the questions are seen.
+measure pubmedqa-namm-10 eval pubmedqa --data "$pubmedqa" --together 10 --system pruned --policy namm \
+    --keep 0.5
+babi namm --lengths 8000 --limit 2 --system pruned --policy namm --keep 0.5
 
 measure passkey eval passkey --haystack "$book" --lengths 1024,8192,32768 --limit 20 --seed 1
 measure retrieval eval retrieval --data "$pubmedqa"

@@ -230,13 +230,18 @@ SYSTEMS: dict[str, type[System[Any]]] = {
 }
 
 
-def new_system(name: str, model: "HierMemModel") -> System[Any]:
+def new_system(name: str, model: "HierMemModel", keep: float | None = None) -> System[Any]:
     """A system by name.
+
+    Args:
+        keep: share of a text's tokens that `pruned` keeps.
 
     Raises:
         InputError: there is none of that name.
     """
     check_system(name, tuple(SYSTEMS))
+    if name == Pruned.name:
+        return Pruned(model, keep)
     return SYSTEMS[name](model)
 
 

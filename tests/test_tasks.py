@@ -15,7 +15,17 @@ from hiermem.eval.haystack import Haystack, hidden
 from hiermem.eval.journal import Journal
 from hiermem.eval.metrics import bootstrap, macro_f1
 from hiermem.eval.scoring import opened, score_answer, score_options
-from hiermem.eval.systems import SYSTEMS, Bm25, Full, InContext, Pruned, Truncated, check_system, new_system
+from hiermem.eval.systems import (
+    SYSTEMS,
+    Bm25,
+    Full,
+    InContext,
+    Opened,
+    Pruned,
+    Truncated,
+    check_system,
+    new_system,
+)
 from hiermem.eval.tasks import babilong, needles, pubmedqa
 from hiermem.model import HierMemModel
 
@@ -307,6 +317,23 @@ def test_pubmedqa_asks_each_question_once(system: str) -> None:
     assert 0 <= result["metrics"]["accuracy"] <= 1
     assert result["metrics"]["long_answer_perplexity"] > 1
     assert ("recall" in result["metrics"]) == (system == "hiermem")
+
+
+@torch.inference_mode()
+def test_half_of_a_text_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `pruned`, in every task, before a question is asked."""
+    kept, real = [], Pruned.read
+
+    def read(self: Pruned, text: str) -> Opened:
+        opened = real(self, text)
+        kept.append(opened.working.mean_tokens / sum(opened.working.seen))
+        return opened
+
+    monkeypatch.setattr(Pruned, "read", read)
+    pubmedqa.evaluate(wide(), "pruned", items(), 3, Journal(None, {}), keep=0.5)
+    size = babilong.Size(lengths=(0,), texts=1, rounds=1, seed=0)
+    babilong.evaluate(wide(), "pruned", haystack(), size, Journal(None, {}), keep=0.5)
+    assert len(kept) == 3 and all(0.4 < share <= 0.51 for share in kept)
 
 
 def test_a_text_is_read_once_for_all_its_questions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def declare(model: HierMemModel, search: bool = False) -> None:
     Args:
         search: those of the search key instead, which reading does not depend on.
     """
-    own = ("summary.search_query.", "summary.search_key.")
+    own: tuple[str, ...] = ("summary.search_query.", "summary.search_key.")
     if model.config.summary.query != "half":  # then T summarises nothing but questions
         own = (*own, "summary.summary_prompt.")
     for name, weight in model.named_parameters():

@@ -77,8 +77,8 @@ class Queries:
 
     def to(self, device: torch.device) -> "Queries":
         """The same queries where the model computes."""
-        moved = (tensor.to(device) for tensor in (self.ids, self.lexical, self.targets))
-        return replace(self, **dict(zip(("ids", "lexical", "targets"), moved, strict=True)))
+        ids, lexical, targets = (tensor.to(device) for tensor in (self.ids, self.lexical, self.targets))
+        return replace(self, ids=ids, lexical=lexical, targets=targets)
 
 
 class Pairs:

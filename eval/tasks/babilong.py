@@ -202,12 +202,21 @@ class Size:
 
 @torch.inference_mode()
 def evaluate(
-    model: "HierMemModel", system: str, haystack: Haystack, size: Size, journal: Journal
+    model: "HierMemModel",
+    system: str,
+    haystack: Haystack,
+    size: Size,
+    journal: Journal,
+    keep: float | None = None,
 ) -> dict[str, Any]:
-    """Exact match and negative log-likelihood of the answer, for each length and kind of question."""
+    """Exact match and negative log-likelihood of the answer, for each length and kind of question.
+
+    Args:
+        keep: share of a text that `pruned` keeps.
+    """
     from tqdm.auto import tqdm
 
-    asked = new_system(system, model)
+    asked = new_system(system, model, keep)
 
     def ask(made: Document) -> dict[str, Any]:
         context, rows = asked.read(made.text), []

@@ -18,7 +18,7 @@ from hiermem.eval.haystack import Haystack, hidden
 from hiermem.eval.journal import Journal
 from hiermem.eval.metrics import means
 from hiermem.eval.scoring import score_answer
-from hiermem.eval.systems import Opened, Pruned, new_system
+from hiermem.eval.systems import Opened, new_system
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -87,7 +87,7 @@ def evaluate(
     """
     from tqdm.auto import tqdm
 
-    asked = Pruned(model, keep) if system == Pruned.name else new_system(system, model)
+    asked = new_system(system, model, keep)
 
     def row(example: Example) -> dict[str, Any]:
         context = asked.read(example.text)

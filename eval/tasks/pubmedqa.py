@@ -118,16 +118,22 @@ def fused(items: Sequence[Item]) -> Fused:
 
 @torch.inference_mode()
 def evaluate(
-    model: "HierMemModel", system: str, items: Sequence[Item], together: int, journal: Journal
+    model: "HierMemModel",
+    system: str,
+    items: Sequence[Item],
+    together: int,
+    journal: Journal,
+    keep: float | None = None,
 ) -> dict[str, Any]:
     """Accuracy and macro-F1 of the decision, perplexity of the long answer, recall of the right abstract.
 
     Args:
         together: M, how many records are fused.
+        keep: share of a text that `pruned` keeps.
     """
     from tqdm.auto import tqdm
 
-    asked = new_system("full" if system == RIGHT else system, model)
+    asked = new_system("full" if system == RIGHT else system, model, keep)
     rows = []
     with tqdm(total=len(items), desc=f"PubMedQA, M = {together}", disable=None, delay=2) as bar:
         for first in range(0, len(items), together):

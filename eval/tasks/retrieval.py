@@ -33,13 +33,13 @@ def evaluate(
         raise InputError("There is nothing to evaluate: raise --limit.")
     ranks = {"bm25": _bm25(items), "lexical": _found(items, LongTermMemory(config), [None] * len(items))}
     if model is not None:
-        read = [
-            tuple(map(torch.tensor, journal.row(item.id, _embedded, model, item)))
-            for item in tqdm(items, desc="reading", disable=None)
+        rows = [
+            journal.row(item.id, _embedded, model, item) for item in tqdm(items, desc="reading", disable=None)
         ]
+        read = [(torch.tensor(row["embedding"]), torch.tensor(row["summary"])) for row in rows]
         ranks["lexical and trained"] = _found(items, LongTermMemory(config, model.summary), read)
-    rows = [{"system": name, **_recall(found)} for name, found in ranks.items()]
-    return {"metrics": _recall(list(ranks.values())[-1]), "n": len(items), "rows": rows}
+    systems = [{"system": name, **_recall(found)} for name, found in ranks.items()]
+    return {"metrics": _recall(list(ranks.values())[-1]), "n": len(items), "rows": systems}
 
 
 def _found(
@@ -74,6 +74,9 @@ def _recall(ranks: list[list[int]]) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def _embedded(model: "HierMemModel", item: Item) -> list[list[list[float]]]:
+def _embedded(model: "HierMemModel", item: Item) -> dict[str, Any]:
     """Memory embeddings of the abstract and summary of the question, each ``[m, d]``."""
-    return [model.embed(item.abstract).tolist(), model.summarise(item.question).tolist()]
+    return {
+        "embedding": model.embed(item.abstract).tolist(),
+        "summary": model.summarise(item.question).tolist(),
+    }

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Measure quality on public tasks.", no_args_is_help=True)
 
 Split = Annotated[str, typer.Option(help="train, validation or test; all for PubMedQA from the hub.")]
+Keep = Annotated[
+    float | None, typer.Option(min=0.0, max=1.0, help="Share of a text that --system pruned keeps.")
+]
 System = Annotated[
     str, typer.Option(help="hiermem, or a peer: full, truncated, streaming, bm25, closed, pruned.")
 ]
@@ -202,6 +205,7 @@ def pubmedqa(
     preset: opt.Preset = None,
     policy: opt.Policy = None,
     budget: opt.Budget = None,
+    keep: Keep = None,
     segment: opt.Segment = None,
     chunk: opt.Chunk = None,
     top_k: opt.TopK = None,
@@ -227,10 +231,11 @@ def pubmedqa(
     config = config.with_asking(**task.ASKING)
     check_system(system, (*SYSTEMS, task.RIGHT))
     items = task.load(data, split)[:limit]
-    settings = {"split": split, "limit": limit, "together": together, "system": system}
+    settings = {"split": split, "limit": limit, "together": together, "system": system, **_kept(keep, system)}
 
     def run(journal: Journal) -> dict[str, Any]:
-        return task.evaluate(opt.load_model(model, config, dtype, device), system, items, together, journal)
+        reader = opt.load_model(model, config, dtype, device)
+        return task.evaluate(reader, system, items, together, journal, keep)
 
     known = _settings(model, config, dtype, device, map(str, items))
     results.run("pubmedqa", run, {**known, **settings}, out, json)
@@ -250,6 +255,7 @@ def babi_long(
     preset: opt.Preset = None,
     policy: opt.Policy = None,
     budget: opt.Budget = None,
+    keep: Keep = None,
     segment: opt.Segment = None,
     chunk: opt.Chunk = None,
     top_k: opt.TopK = None,
@@ -274,11 +280,11 @@ def babi_long(
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k, evictor=evictor)
     check_system(system, tuple(SYSTEMS))
     size = task.Size(lengths=wanted, texts=limit, rounds=stories, seed=seed)
-    settings = {"haystack": haystack.name, **asdict(size), "system": system}
+    settings = {"haystack": haystack.name, **asdict(size), "system": system, **_kept(keep, system)}
 
     def run(journal: Journal) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device)
-        return task.evaluate(reader, system, Haystack(reader.tokenizer, text), size, journal)
+        return task.evaluate(reader, system, Haystack(reader.tokenizer, text), size, journal, keep)
 
     known = _settings(model, config, dtype, device, [text])
     results.run("babi-long", run, {**known, **settings}, out, json)
@@ -310,12 +316,11 @@ def retrieval(
     items = pubmedqa.load(data, split)[:limit]
     config = opt.configuration(model, preset)
     trained = bool(config.summary.search)
-    settings = {"split": split, "limit": limit}
-    settings |= (
-        _settings(model, config, dtype, device, map(str, items))
-        if trained
-        else {"longterm": asdict(config.longterm), "data": data_hash(*map(str, items))}
-    )
+    settings: dict[str, Any] = {"split": split, "limit": limit}
+    if trained:
+        settings |= _settings(model, config, dtype, device, map(str, items))
+    else:
+        settings |= {"longterm": asdict(config.longterm), "data": data_hash(*map(str, items))}
 
     def run(journal: Journal) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device) if trained else None
@@ -365,6 +370,13 @@ def lm_eval(context: typer.Context) -> None:
         if isinstance(error, InputError):
             raise
         raise InputError(f"lm-eval stopped: {first_line(error)}.") from error
+
+
+def _kept(keep: float | None, system: str) -> dict[str, float]:
+    """The share that is kept, among the settings of a run, where one was given."""
+    if keep is not None and system != "pruned":
+        raise InputError("Only --system pruned keeps a share of a text: leave --keep out.")
+    return {} if keep is None else {"keep": keep}
 
 
 def _settings(
