@@ -330,9 +330,11 @@ def test_half_of_a_text_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         return opened
 
     monkeypatch.setattr(Pruned, "read", read)
-    pubmedqa.evaluate(wide(), "pruned", items(), 3, Journal(None, {}), keep=0.5)
+    model = reader(config=WIDE.with_working(policy="window"))
+    model.adapter.trained_range = 4096
+    pubmedqa.evaluate(model, "pruned", items(), 3, Journal(None, {}), keep=0.5)
     size = babilong.Size(lengths=(0,), texts=1, rounds=1, seed=0)
-    babilong.evaluate(wide(), "pruned", haystack(), size, Journal(None, {}), keep=0.5)
+    babilong.evaluate(model, "pruned", haystack(), size, Journal(None, {}), keep=0.5)
     assert len(kept) == 3 and all(0.4 < share <= 0.51 for share in kept)
 
 
