@@ -32,6 +32,7 @@ for keep in 25 50; do
         needles "$policy-$keep" --keep "0.$keep" --policy "$policy"
     done
 done
+needles namm-untrained-25 --keep 0.25 --policy namm --evictor none
 needles full --keep 1 --system full
 needles hiermem-25 --keep 0.25 --system hiermem
 

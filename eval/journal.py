@@ -31,7 +31,7 @@ class Journal:
         self._seconds = 0.0  # of the parts that were taken over from an earlier run
         self._part: Path | None = None
         if path is not None:
-            self._part = _writable(path).with_name(path.name + ".part")
+            self._part = writable(path).with_name(path.name + ".part")
             if self._part.exists():
                 self._take_over(self._part)
 
@@ -125,8 +125,8 @@ def data_hash(*texts: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _writable(path: Path) -> Path:
-    """The path of a result, once its folder is there.
+def writable(path: Path) -> Path:
+    """The path of a file that is going to be written, once its folder is there.
 
     Raises:
         InputError: nothing can be written there.

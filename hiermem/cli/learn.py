@@ -14,10 +14,14 @@ def calibrate(
     doc: Annotated[str, typer.Argument(help="A UTF-8 text file, - for standard input, or python-reference.")],
     out: Annotated[Path, typer.Option(help="Folder to write the evictor into.")],
     model: opt.Model = "smollm2",
-    tokens: Annotated[int, typer.Option(help="Length of each piece of the text that is read twice.")] = 2048,
-    texts: Annotated[int, typer.Option(help="Pieces that are read; the shares are their mean.")] = 2,
-    kept: Annotated[float, typer.Option(help="Share of all tokens, those with the most attention.")] = 0.1,
-    power: Annotated[float, typer.Option(help="Less than 1 evens the shares out.")] = 0.75,
+    tokens: Annotated[
+        int | None, typer.Option(help="Length of each piece of the text that is read twice.")
+    ] = None,
+    texts: Annotated[int | None, typer.Option(help="Pieces that are read, for the mean.")] = None,
+    kept: Annotated[
+        float | None, typer.Option(help="Share of all tokens, those with the most attention.")
+    ] = None,
+    power: Annotated[float | None, typer.Option(help="Less than 1 evens the shares out.")] = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     json: opt.Json = False,
@@ -37,7 +41,8 @@ def calibrate(
     from hiermem.training.calibration import CalibrationConfig
     from hiermem.training.calibration import calibrate as measure
 
-    config = CalibrationConfig(tokens, texts, kept, power)
+    given = {"tokens": tokens, "texts": texts, "kept": kept, "power": power}
+    config = CalibrationConfig(**{name: value for name, value in given.items() if value is not None})
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: give a folder to --out.")
     text = opt.read_document(doc)

@@ -39,10 +39,11 @@ def inspect(
         hiermem inspect book.txt --policy namm --budget 256 --limit 2048 --out namm.html
     """
     from hiermem.eval import inspection
+    from hiermem.eval.journal import writable
 
     config = opt.configuration(model, preset, policy, budget, None, chunk, positions, evictor=evictor)
-    _check_file(out)
     text = opt.read_document(doc)
+    writable(out)
     reader = opt.load_model(model, config, dtype, device)
     name = "standard input" if doc == "-" else Path(doc).name
     seen = inspection.inspect(reader, text, limit, name)
@@ -54,20 +55,6 @@ def inspect(
     )
     result = {"out": str(out), "tokens": tokens, "live_tokens_mean": mean, "layers": layers}
     opt.emit(result, json, words)
-
-
-def _check_file(out: Path) -> None:
-    """Refuse early, before the text is read, what cannot be written.
-
-    Raises:
-        InputError: it is a folder, or nothing can be written into its folder.
-    """
-    if out.is_dir():
-        raise InputError(f"{out} is a folder: give a file to --out.")
-    if not out.parent.is_dir():
-        raise InputError(f"There is no folder {out.parent}: make it, or give another file to --out.")
-    if not os.access(out.parent, os.W_OK):
-        raise InputError(f"Nothing can be written into {out.parent}: give another file to --out.")
 
 
 def _write(out: Path, page: str) -> None:
