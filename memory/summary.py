@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hiermem.errors import InputError
 from hiermem.memory.digest import digest
@@ -90,15 +91,16 @@ class SummaryMemory(nn.Module):
         self.key = nn.Linear(width, config.width, bias=False)
         self.value = nn.Linear(width, width, bias=False) if config.neutral else None
         if config.search:
-            self.search_query = nn.Linear(width, config.search, bias=False)
-            self.search_key = nn.Linear(width, config.search, bias=False)
+            self.search_query = nn.Linear(width, config.search)
+            self.search_key = nn.Linear(width, config.search)
+            self.search_weight = nn.Parameter(torch.zeros(()))
 
     @torch.no_grad()
     def start(self, embeddings: Tensor, words: Tensor) -> None:
         """Initialise for a backbone with the token ``embeddings [V, d]``, reproducibly.
 
         T and P_0 are the embeddings of ``words [w] int64``, and noise with the embeddings' deviation before
-        them; the projections of what is recalled and of search queries start at 0 where there are any.
+        them; the projection of what is recalled starts at 0 where there is one, and so does the search.
         """
         draw = torch.Generator().manual_seed(0)
         deviation, width = float(embeddings.float().std()), embeddings.shape[1]
@@ -114,18 +116,46 @@ class SummaryMemory(nn.Module):
         if self.value is not None:
             self.value.weight.zero_()
         if self.config.search:
-            self.search_key.weight.copy_(
-                torch.randn(self.search_key.weight.shape, generator=draw) * width**-0.5
-            )
-            self.search_query.weight.zero_()
+            for projection in (self.search_query, self.search_key):
+                projection.weight.zero_()
+                projection.bias.zero_()
+            self.search_weight.zero_()
+
+    @torch.no_grad()
+    def fit_search(self, embeddings: Tensor, summaries: Tensor, weight: float) -> None:
+        """Set the trained part of the search: centre and whiten what texts and questions leave.
+
+        States of a language model share a large mean and a few large directions, which hide what tells texts
+        apart. Both projections are onto the principal directions of both kinds of state, each scaled to
+        variance 1; directions that the samples do not span stay 0.
+
+        Args:
+            embeddings: of texts, ``[n, m, d]``.
+            summaries: of questions, ``[q, m, d]``.
+            weight: of the cosine of the two projections beside the lexical score.
+        """
+        own = self.search_key.weight
+        sides = [(self.search_key, embeddings), (self.search_query, summaries)]
+        centred = [states[:, -1].to(own) - states[:, -1].to(own).mean(dim=0) for _, states in sides]
+        samples = torch.cat(centred)
+        _, scales, directions = torch.linalg.svd(samples / len(samples) ** 0.5, full_matrices=False)
+        spanned = min(len(own), int((scales > 1e-4 * scales[0]).sum()))
+        whitening = directions[:spanned] / scales[:spanned, None]
+        for projection, states in sides:
+            projection.weight.zero_()
+            projection.weight[:spanned] = whitening
+            projection.bias.copy_(-projection.weight @ states[:, -1].to(own).mean(dim=0))
+        self.search_weight.fill_(weight)
 
     def search_keys(self, embeddings: Tensor) -> Tensor:
         """The trained part of search keys, ``[n, search]`` float32, from embeddings ``[n, m, d]``."""
-        return self.search_key(embeddings[:, -1].to(self.search_key.weight)).float()
+        states = embeddings[:, -1].to(self.search_key.weight)
+        return F.normalize(self.search_key(states).float(), dim=-1)
 
     def search_queries(self, summaries: Tensor) -> Tensor:
         """What is multiplied with them, ``[B, search]`` float32, from questions' summaries ``[B, m, d]``."""
-        return self.search_query(summaries[:, -1].to(self.search_query.weight)).float()
+        states = summaries[:, -1].to(self.search_query.weight)
+        return self.search_weight * F.normalize(self.search_query(states).float(), dim=-1)
 
     @property
     def digest(self) -> str:

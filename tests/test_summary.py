@@ -233,7 +233,8 @@ def test_a_search_adds_the_trained_part(tmp_path: Path) -> None:
     embeddings = torch.stack([record.embedding for record in memory.longterm.records])
     with torch.no_grad():
         assert not torch.allclose(model.summarise(question), model.summarise("Who?"))
-        trained = hmt.search_key(embeddings[:, -1]) @ hmt.search_query(model.summarise(question)[-1])
+        key, query = hmt.search_key(embeddings[:, -1]), hmt.search_query(model.summarise(question)[-1])
+        trained = hmt.search_weight * nn.functional.cosine_similarity(key, query[None])
     assert trained.abs().min() > 1e-4
     memory.save(tmp_path / "memory")
     for own in (memory, MemoryState.load(tmp_path / "memory", model)):
@@ -243,6 +244,22 @@ def test_a_search_adds_the_trained_part(tmp_path: Path) -> None:
         torch.testing.assert_close(found[-1:], known[-1:], atol=1e-4, rtol=1e-4)  # open: words alone
     with pytest.raises(InputError, match="raise tokens"):
         SummaryConfig(search=8)
+
+
+def test_a_fitted_search_is_centred_and_white() -> None:
+    module, draw = SummaryMemory(replace(CARRIED, search=6), 12), torch.Generator().manual_seed(0)
+    mixed = torch.randn(12, 12, generator=draw)
+    texts, questions = (torch.randn(count, 2, 12, generator=draw) @ mixed + 5 for count in (300, 200))
+    module.fit_search(texts, questions, 7.0)
+    sides = [module.search_key(texts[:, -1]), module.search_query(questions[:, -1])]
+    for side in sides:
+        torch.testing.assert_close(side.mean(0), torch.zeros(6), atol=1e-3, rtol=0)
+    spread = torch.cat(sides).T @ torch.cat(sides) / 500
+    torch.testing.assert_close(spread, torch.eye(6), atol=1e-3, rtol=0)
+    assert module.search_weight == 7
+    module.fit_search(texts[:2], questions[:2], 7.0)  # two samples a side span two directions
+    assert (module.search_key.weight.abs().sum(1) > 0).tolist() == [True, True, False, False, False, False]
+    assert module.search_keys(texts).isfinite().all()
 
 
 def test_a_broken_embedding_is_named() -> None:

@@ -225,25 +225,26 @@ def test_the_search_is_taught_by_contrast_with_all_texts(data: Path) -> None:
     model = searching()
     declare(model, search=True)
     pairs = Pairs(tokenizer(), data, PAIRS, model.config.longterm)
-    learner, queries = RecallLearner(model, pairs.texts), pairs.batch(range(4))
+    learner, queries = RecallLearner(model, pairs), pairs.batch(range(4))
     losses, hmt = learner(queries), model.summary
     assert hmt is not None
     with torch.no_grad():
         keys = torch.stack([hmt.search_key(model.embed(text)[-1]) for text in pairs.texts])
+        assert keys.abs().sum(0).gt(1e-3).all() and hmt.search_weight > 0  # fitted
         for row, (ids, count) in enumerate(zip(queries.ids, queries.valid, strict=True)):
             asked = model.adapter.summary(hmt, hmt.summary_prompt, ids[None, :count], [count])[0, -1]
-            scores = SHARPNESS * (queries.lexical[row] + keys @ hmt.search_query(asked))
+            cosines = nn.functional.cosine_similarity(keys, hmt.search_query(asked)[None])
+            scores = SHARPNESS * (queries.lexical[row] + hmt.search_weight * cosines)
             expected = -scores.log_softmax(-1)[queries.targets[row]]
             torch.testing.assert_close(losses.nll[row, 0], expected, atol=1e-5, rtol=1e-4)
     before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
     TorchEngine(learner, OptimizerConfig(batch=4, micro=4)).step([queries], 1.0)
     changed = {name for name, tensor in learner.state_dict().items() if not torch.equal(tensor, before[name])}
-    named = ("summary_prompt", "search_query", "search_key")
-    assert changed == {f"model.summary.{name}.weight" for name in named}
+    assert changed == {"model.summary.summary_prompt.weight"}
     with torch.no_grad():
         assert learner(queries).total < losses.total
     with pytest.raises(InputError, match="no search key"):
-        RecallLearner(model_with_memory(), pairs.texts)
+        RecallLearner(model_with_memory(), pairs)
 
 
 # ---- whole trainings

@@ -76,14 +76,14 @@ def declare(model: HierMemModel, search: bool = False) -> None:
     """Let only those ask for gradients.
 
     Args:
-        search: those of the search key instead, which reading does not depend on.
+        search: T instead, which with the query `previous` summarises nothing but questions.
     """
-    own: tuple[str, ...] = ("summary.search_query.", "summary.search_key.")
-    if model.config.summary.query != "half":  # then T summarises nothing but questions
-        own = (*own, "summary.summary_prompt.")
+    summarises = "summary.summary_prompt."
     for name, weight in model.named_parameters():
-        adapters = not search and ".lora_" in name
-        weight.requires_grad_((name.startswith("summary.") and name.startswith(own) == search) or adapters)
+        read = name.startswith("summary.") and not name.startswith("summary.search_")
+        if model.config.summary.query != "half":
+            read = read and not name.startswith(summarises)
+        weight.requires_grad_(name.startswith(summarises) if search else read or ".lora_" in name)
 
 
 def _groups(learner: Learner, config: OptimizerConfig) -> list[dict[str, Any]]:

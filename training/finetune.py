@@ -117,7 +117,7 @@ def _parts(config: TrainConfig, run: Run, model: HierMemModel) -> tuple[Learner,
     if config.pairs is not None:
         pairs = Pairs(tokenizer, data, config.pairs, settings.longterm)
         held_out = Pairs(tokenizer, data, config.pairs, settings.longterm, held_out=True)
-        return RecallLearner(model, pairs.texts), pairs, held_out
+        return RecallLearner(model, pairs), pairs, held_out
     samples = Samples(tokenizer, data, config.samples, settings.asking.instruction)
     pieces = Samples(tokenizer, data, config.held_out, split="validation")
     return LanguageLearner(model, config.objective), samples, pieces

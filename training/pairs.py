@@ -90,6 +90,7 @@ class Pairs:
 
     Attributes:
         texts: all n texts.
+        questions: those of the texts that are not held out.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Pairs:
                 f"{data} has {len(self._items)} questions: hold fewer than {config.held_out} out."
             )
         self.texts = [item.abstract for item in self._items]
+        self.questions = [item.question for item in self._items[: -config.held_out]]
         self._lexical = LexicalKey(longterm.lexical)
         for text in self.texts:
             self._lexical.observe(text)

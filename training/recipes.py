@@ -176,7 +176,7 @@ def smoke_training() -> TrainConfig:
 def search_key() -> TrainConfig:
     """The trained part of the search key, last of all: nothing else depends on it."""
     return TrainConfig(
-        summary=SummaryConfig(tokens=3, search=128),
+        summary=SummaryConfig(tokens=3, search=256),
         pairs=PairConfig(),
         optimizer=OptimizerConfig(memory_rate=1e-3, batch=16, micro=16),
         steps=200,
