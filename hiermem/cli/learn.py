@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,7 +41,7 @@ def calibrate(
     from hiermem.training.calibration import CalibrationConfig
     from hiermem.training.calibration import calibrate as measure
 
-    given = {"tokens": tokens, "texts": texts, "kept": kept, "power": power}
+    given: dict[str, Any] = {"tokens": tokens, "texts": texts, "kept": kept, "power": power}
     config = CalibrationConfig(**{name: value for name, value in given.items() if value is not None})
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: give a folder to --out.")
