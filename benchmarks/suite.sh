@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every measurement of the README, in the order of what they take. A result that is there is not made again, and
+# The measurements of docs/results. A result that is there is not made again, and
 # a run that was stopped goes on where it was. Of two at once, each takes what the other has not begun; with one
 # thread and one core each (OMP_NUM_THREADS=1 taskset -c 0 …) they are a fifth faster than one alone.
 #
@@ -9,16 +9,19 @@ data=$1 out=$2
 pg19=$data/pg19 pubmedqa=$data/pubmedqa book=$data/pg19/test/9931.txt
 mkdir -p "$out"
 
-measure() { # NAME COMMAND...
+locked() { # NAME COMMAND...
     local name=$1 lock=$out/$1.lock
     shift
     exec 9>"$lock"
     if flock --nonblock 9; then
         echo "$name"
-        hiermem "$@" --out "$out/$name.json"
+        "$@"
         rm -f "$lock"
     fi
     exec 9>&-
+}
+measure() { # NAME ARGUMENTS...
+    locked "$1" hiermem "${@:2}" --out "$out/$1.json"
 }
 
 measure length-8k bench length --text "$book" --lengths 2048,8192 --repeats 3
@@ -40,10 +43,13 @@ if [[ -e .venv-peers/ready ]]; then
     prompts=$out/needles.jsonl
     [[ -e $prompts ]] || hiermem eval needles --data "$pg19" --length 2000 --limit 100 --dump "$prompts"
     backbone=$(python -c 'from hiermem.bundled import BUNDLED_MODELS; print(BUNDLED_MODELS["smollm2"]())')
+    peer() { # NAME OPTIONS...
+        locked "$1" .venv-peers/bin/python benchmarks/kvpress_needles.py --model "$backbone" \
+            --prompts "$prompts" --limit 24 --out "$out/$1.json" "${@:2}"
+    }
     for keep in 25 50; do
         for method in streamingllm snapkv tova expected-attention keydiff kvzip; do
-            .venv-peers/bin/python benchmarks/kvpress_needles.py --model "$backbone" --prompts "$prompts" \
-                --method "$method" --keep "0.$keep" --limit 24 --out "$out/needles-kvpress-$method-$keep.json"
+            peer "needles-kvpress-$method-$keep" --method "$method" --keep "0.$keep"
         done
     done
 else

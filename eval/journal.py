@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -79,9 +80,7 @@ class Journal:
     def _finish(self, report: dict[str, Any]) -> None:
         if self.path is None or self._part is None:
             return
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", "utf-8")
-        os.replace(temporary, self.path)
+        replaced(self.path, json.dumps(report, ensure_ascii=False, indent=1) + "\n")
         self._part.unlink(missing_ok=True)
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -140,6 +139,24 @@ def writable(path: Path) -> Path:
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"Nothing can be written into {path.parent}: check --out.")
     return path
+
+
+def replaced(path: Path, text: str) -> None:
+    """Write a whole file, or leave what was there.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text, "utf-8", "replace")  # file names may hold what is not Unicode
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}): give another file."
+        ) from error
 
 
 def _version(distribution: str) -> str | None:

@@ -6,7 +6,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hiermem.errors import InputError
+from hiermem.eval.journal import replaced, writable
 
 Report = dict[str, Any]
 
@@ -26,12 +29,12 @@ def build(folder: Path, page: Path) -> list[Path]:
             raise InputError(
                 f"{file} is no result of hiermem ({type(error).__name__}): move it elsewhere."
             ) from error
-        if not isinstance(report, dict) or missing:
+        if not isinstance(report, dict) or missing or (report["task"] in _BY_ROW and "rows" not in report):
             raise InputError(f"{file} is no result of hiermem: move it elsewhere.")
         by_task[report["task"]].append(report)
     if not by_task:
         raise InputError(f"There are no results in {folder}: make some with `hiermem eval … --out`.")
-    page.parent.mkdir(parents=True, exist_ok=True)
+    writable(page)
     lines, plots = ["# Results", ""], []
     for task in [*(name for name in _SECTIONS if name in by_task), *sorted(set(by_task) - set(_SECTIONS))]:
         title, section = _SECTIONS.get(task, (task, _plain))
@@ -42,7 +45,7 @@ def build(folder: Path, page: Path) -> list[Path]:
             plot(by_task[task], plots[-1])
             lines += ["", f"![{title}]({plots[-1].name})"]
         lines += ["", *_commands(by_task[task]), ""]
-    page.write_text("\n".join(lines).rstrip() + "\n", "utf-8")
+    replaced(page, "\n".join(lines).rstrip() + "\n")
     return [page, *plots]
 
 
@@ -206,6 +209,12 @@ def _pubmedqa(reports: Sequence[Report]) -> list[str]:
     return lines[:-1]
 
 
+def _retrieval(reports: Sequence[Report]) -> list[str]:
+    names = ("recall_at_1", "recall_at_5")
+    rows = [[row["system"], *(row[name] for name in names), r["n"]] for r in reports for row in r["rows"]]
+    return table(["key", "recall@1", "recall@5", "n"], rows)
+
+
 def _needles(reports: Sequence[Report]) -> list[str]:
     """Also on the first prompts alone, as many as the shortest run has: those are the same for all."""
     fewest = min(report["n"] for report in reports)
@@ -238,10 +247,21 @@ def _by_length(metric: str) -> Callable[[Sequence[Report]], list[str]]:
     return section
 
 
-def _plot_length(reports: Sequence[Report], path: Path) -> None:
-    from matplotlib.figure import Figure
+def new_figure() -> Any:
+    """An empty figure of the page's width.
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("Plots need matplotlib: install hiermem with the extra eval.") from error
+    return Figure(figsize=(9, 3.6), layout="constrained")
+
+
+def _plot_length(reports: Sequence[Report], path: Path) -> None:
+    figure = new_figure()
     speed, memory = figure.subplots(1, 2)
     by_system: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in _rows(reports):
@@ -260,13 +280,11 @@ def _plot_length(reports: Sequence[Report], path: Path) -> None:
 
 def _plot_pg19(reports: Sequence[Report], path: Path) -> None:
     """Mean log-perplexity along the books, relative to that of all systems together."""
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = new_figure()
     axes = figure.subplots()
     for report in sorted(reports, key=_pg19_order):
         curves = [row["curve"] for row in report["rows"]]
+        curves = [curve for curve in curves if len(curve) == len(curves[0])]  # a short text has fewer parts
         config = report["config"]
         budget = "" if config["policy"] == "full" else f" {config['working']['budget']}"
         place = np.linspace(0, 1, len(curves[0]) + 1)[1:]
@@ -284,9 +302,10 @@ _SECTIONS: dict[str, tuple[str, Callable[[Sequence[Report]], list[str]]]] = {
     "length": ("Speed and memory against length", _length),
     "pg19": ("PG-19 perplexity", _pg19),
     "pubmedqa": ("PubMedQA, fused", _pubmedqa),
-    "retrieval": ("PubMedQA retrieval", _plain),
+    "retrieval": ("PubMedQA retrieval", _retrieval),
     "needles": ("Needles", _needles),
     "passkey": ("Pass key", _by_length("accuracy")),
     "babi-long": ("babi-long", _by_length("exact")),
 }
+_BY_ROW = ("length", "pg19", "passkey", "babi-long", "retrieval")
 _PLOTS: dict[str, Callable[[Sequence[Report], Path], None]] = {"length": _plot_length, "pg19": _plot_pg19}

@@ -156,7 +156,7 @@ class Streaming(InContext):
     name = "streaming"
 
     def working(self, tokens: int) -> WorkingMemoryConfig:
-        return replace(self.model.config.working, policy="window", positions="compact")
+        return replace(self.model.config.working, policy="window", positions="compact", head_shares=None)
 
 
 @dataclass(frozen=True)

@@ -116,8 +116,12 @@ def recall(
     wanted = is_gone if leave_out_held else lambda _: True
     if not k:
         return []
-    summary = None if memory.longterm.summary is None else model.summarise(question)
-    return memory.longterm.search(question, k, wanted, summary)
+    longterm, summary = memory.longterm, None
+    if longterm.summary is not None:
+        summary = model.summarise(question)
+        if longterm.open is not None and longterm.open.embedding is None:
+            longterm.open.embedding = model.embed(longterm.open.text).cpu()
+    return longterm.search(question, k, wanted, summary)
 
 
 def prompt_text(tokenizer: Any, passages: list[str], question: str, instruction: str) -> str:

@@ -118,7 +118,7 @@ def _show_attention(
     """Show the policy the attention of the queries, of ``query [B, G, R, Q, D]``, that it wants to see."""
     R, columns = query.shape[2], memory.shown.columns
     with torch.no_grad():
-        some = query[:, :, :, memory.chunk.tokens][:, :, :, columns].flatten(2, 3)
+        some = query[:, :, :, memory.chunk.tokens].index_select(3, columns).flatten(2, 3)
         weights = _weights(some, keys, memory.mask(part, R, query.dtype, shown=True), scaling, softcap)
         memory.observe(part, weights.unflatten(2, (R, len(columns))))
 

@@ -197,13 +197,21 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
     def load_memory_parameters(self, parameters: dict[str, Tensor]) -> None:
         """Take over parameters from `memory_parameters`.
 
+        Those of memory embeddings that this configuration has switched off are left aside, and the search may
+        be still to be fitted.
+
         Raises:
             InputError: names are missing or unknown.
         """
-        present = set(self.memory_parameters())
-        if present != set(parameters):
-            names = ", ".join(sorted(present ^ set(parameters)))
-            raise InputError(f"The saved memory parameters do not fit this configuration: {names} differ.")
+        if self.summary is None:
+            parameters = {name: t for name, t in parameters.items() if not name.startswith("summary.")}
+        wrong = set(self.memory_parameters()) ^ set(parameters)
+        wrong -= {name for name in wrong if name.startswith("summary.search_") and name not in parameters}
+        if wrong:
+            raise InputError(
+                f"The saved memory parameters do not fit this configuration ({', '.join(sorted(wrong))} "
+                f"differ): leave the configuration out, or take the one that was saved."
+            )
         self.load_state_dict(parameters, strict=False)
 
     def fingerprint(self, policy: str | None = None) -> dict[str, str]:
@@ -372,7 +380,8 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         return self._summary(self.summary.summary_prompt, text)
 
     def embed(self, text: str) -> Tensor:
-        """The memory embeddings ``[m, d]`` of a document's first segment; a longer text is cut."""
+        """The memory embeddings ``[m, d]`` of a text as of a document's first segment, positions without
+        gaps; one longer than a segment is cut."""
         assert self.summary is not None
         return self._summary(self.summary.first_prompt, text)
 

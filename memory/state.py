@@ -163,12 +163,13 @@ class MemoryState:
 
 
 def _check_fingerprint(saved: dict[str, str], present: dict[str, str], path: Any) -> None:
-    for name, value in saved.items():
-        if present.get(name) != value:
+    for name in sorted(saved.keys() | present.keys()):
+        value, own = saved.get(name), present.get(name)
+        if value != own:
             remedy = (
                 f"load the model with dtype {value}" if name == "dtype" else "load the model that made it"
             )
             raise MemoryIncompatibleError(
-                f"The memory at {path} was read with another {name} ({value}, this model has "
-                f"{present.get(name)}): {remedy}, or read the document again."
+                f"The memory at {path} was read with another {name} ({value}, this model has {own}): "
+                f"{remedy}, or read the document again."
             )

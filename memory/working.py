@@ -165,6 +165,7 @@ class WorkingMemory:
         self.surroundings = None if recurrence is None else Surroundings(recurrence, len(self.parts))
         self.seen, self.next_frame = [0] * batch, [self._first_frame(0)] * batch
         self._chunk: Chunk | None = None
+        self._tallest = 0
         self._shown: ShownQueries | None = None
         self._observer: Observer | None = None
         self._pending: dict[int, tuple[Tensor, Tensor]] = {}
@@ -216,6 +217,7 @@ class WorkingMemory:
             positions = positions.masked_fill(~real, -1)
             frames = frames.masked_fill(~real, 0)
         self._forget_chunk()
+        self._tallest = self.live_tokens
         self._chunk = Chunk(positions, frames, tuple(valid), padded)
         if self.surroundings is not None:
             first = seen - torch.tensor(starts, device=device).unsqueeze(1)
@@ -265,23 +267,22 @@ class WorkingMemory:
         exact = memory.holes or chunk.padded or window
         if not exact and width == 1 and not around and there is None:
             return None
-        key = (memory.tokens, repeats, shown)
-        if not exact and key in self._masks:
-            return self._masks[key]
         if shown:
             columns = self.shown.columns
         else:
             columns = torch.arange(-chunk.lead, width + chunk.tail, device=device).clamp(-1, width)
+        prefix = self._prefix_length
         if exact:
             visible = seen_exactly(memory, chunk, columns, window)
-        else:
-            visible = seen_causally(memory.tokens, chunk, columns)[None, None]
-        if prefix := self._prefix_length:
-            visible = around_tokens(visible, chunk, columns, prefix, there)
-        mask = additive(visible, repeats, dtype)
-        if not exact:
-            self._masks[key] = mask
-        return mask
+            visible = around_tokens(visible, chunk, columns, prefix, there) if prefix else visible
+            return additive(visible, repeats, dtype)
+        height = memory.tokens if prefix else self._tallest  # the newest keys stand last: one mask serves all
+        key = (height, repeats, shown)
+        if key not in self._masks:
+            visible = seen_causally(height, chunk, columns)[None, None]
+            visible = around_tokens(visible, chunk, columns, prefix, there) if prefix else visible
+            self._masks[key] = additive(visible, repeats, dtype)
+        return self._masks[key][..., height - memory.tokens :]
 
     @property
     def _prefix_length(self) -> int:

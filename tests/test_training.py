@@ -14,10 +14,11 @@ from shutil import which
 import pytest
 import torch
 from commands import assert_refused, run
-from readers import backbone, ids_of, tokenizer
+from readers import backbone, ids_of, over, tokenizer
 from safetensors.torch import load_file
 from torch import nn
 from trainings import COMBINATIONS, batch, combination, model_with_memory, steps
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.lora import LoraConfig, add_lora
@@ -297,6 +298,27 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(
     assert files == {"COMPLETE", "state.json", "weights.safetensors", "optimizer.safetensors"}
     with pytest.raises(InputError, match="other settings"):
         finetune.train(replace(config_of(), warmup=1), stopped)
+
+
+def test_dropout_stays_off(tmp_path: Path) -> None:
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=100, n_positions=64)
+    assert config.attn_pdrop and config.resid_pdrop
+    model = over(AutoModelForCausalLM.from_config(config), 16, policy="window")
+    learner = LanguageLearner(model, ObjectiveConfig()).train()
+    made = collated([Sample("a", ids_of(60)[0].tolist(), [True] * 60)], 60)
+    assert learner.training and torch.equal(learner(made).total, learner(made).total)
+
+
+def test_the_search_key_is_taught_after_a_training(data: Path, wide_model: Path, tmp_path: Path) -> None:
+    first = finetune.Run(str(wide_model), data, tmp_path / "first")
+    finetune.train(config_of(2), first)
+    key = replace(TRAININGS["key"](), pairs=PAIRS, steps=2, evaluated=2)
+    finetune.train(key, finetune.Run(str(tmp_path / "first"), data, tmp_path / "second"))
+    one, other = (HierMemModel.from_pretrained(tmp_path / name) for name in ("first", "second"))
+    assert other.config.summary.search == 256 and other.summary.search_weight > 0
+    ids = ids_of(700)
+    with torch.no_grad():
+        assert torch.equal(one(ids).logits, other(ids).logits)
 
 
 def test_a_trained_model_is_trained_on(data: Path, wide_model: Path, tmp_path: Path) -> None:

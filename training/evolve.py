@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from hiermem.errors import InputError
+from hiermem.eval.report import new_figure
 from hiermem.evictor import FILE, Evictor
 from hiermem.memory.policies import Namm, NammConfig
 from hiermem.training.calibration import calibrate
@@ -150,9 +151,7 @@ def _words(generation: Generation) -> str:
 
 def _plot(history: Sequence[Generation], path: Path) -> None:
     """Fitness over generations."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = new_figure()
     axes = figure.subplots()
     numbers = [generation.number for generation in history]
     for name in ("best", "mean", "centre", "kept"):

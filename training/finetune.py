@@ -12,14 +12,16 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hiermem.config import HierMemConfig
 from hiermem.errors import HierMemError, InputError
 from hiermem.eval.tasks import pubmedqa
+from hiermem.loading import is_saved_model
 from hiermem.lora import add_lora, has_lora
 from hiermem.model import HierMemModel
 from hiermem.training.checkpoints import begin, finish, newest, place, read_state, write_state
@@ -125,7 +127,12 @@ def _parts(config: TrainConfig, run: Run, model: HierMemModel) -> tuple[Learner,
 
 def prepared(config: TrainConfig, run: Run) -> HierMemModel:
     """The model of a recipe, of which only what is declared asks for gradients."""
-    model = HierMemModel.from_pretrained(run.model, config=config.model(), dtype=run.dtype, device=run.device)
+    settings = config.model()
+    if config.pairs is not None and is_saved_model(run.model):  # nothing that reading depends on may change
+        settings = HierMemConfig.from_saved(run.model)
+        searching = replace(settings.summary, search=config.model().summary.search)
+        settings = HierMemConfig(**{**settings.settings(), "summary": searching})
+    model = HierMemModel.from_pretrained(run.model, config=settings, dtype=run.dtype, device=run.device)
     if config.lora.rank and not has_lora(model.backbone):
         torch.manual_seed(config.samples.seed)
         add_lora(model.backbone, config.lora)

@@ -73,6 +73,12 @@ class Learner(nn.Module):
         super().__init__()
         self.model = model
 
+    def train(self, mode: bool = True) -> "Learner":
+        """As of every module; but dropout stays off: nothing in a step is random."""
+        super().train(mode)
+        self.model.backbone.eval()
+        return self
+
 
 class LanguageLearner(Learner):
     """A model that reads samples segment by segment."""

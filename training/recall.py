@@ -41,7 +41,8 @@ class RecallLearner(Learner):
         if model.summary is None or not model.config.summary.search:
             raise InputError("There is no search key to teach: set summary.search.")
         self.register_buffer("store", _read(model.embed, pairs.texts), persistent=False)
-        model.summary.fit_search(self.store, _read(model.summarise, pairs.questions), WEIGHT)
+        known = self.store[: len(pairs.questions)]  # without what is held out
+        model.summary.fit_search(known, _read(model.summarise, pairs.questions), WEIGHT)
 
     def forward(self, batch: Queries) -> Losses:
         """Cross-entropy of the right texts in nats; `Losses.nll` is ``[B, 1]``, of each query."""

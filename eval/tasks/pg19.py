@@ -149,7 +149,7 @@ def _evaluate_book(
 
 def _curve(nll: torch.Tensor, parts: int = 32) -> list[float]:
     """Mean negative log-likelihood in nats along the text, in equal parts."""
-    return [float(piece.mean()) for piece in nll.chunk(min(parts, len(nll)))]
+    return [float(piece.mean()) for piece in nll.tensor_split(min(parts, len(nll)))]
 
 
 def _windows(

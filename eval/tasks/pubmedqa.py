@@ -71,12 +71,15 @@ def load(data: Path, split: str) -> list[Item]:
         everything = json.loads((data / "ori_pqal.json").read_text(encoding="utf-8"))
         test = json.loads((data / "test_ground_truth.json").read_text(encoding="utf-8"))
         ids = list(test) if split == "test" else [key for key in everything if key not in test]
-        return [_item(key, everything[key]) for key in ids]
+        items = [_item(key, everything[key]) for key in ids]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{data} does not hold PubMedQA in its official layout ({error}): "
             f"give the folder of ori_pqal.json and test_ground_truth.json."
         ) from error
+    if not items:
+        raise InputError(f"{data} holds no questions of the split {split}: give the official files.")
+    return items
 
 
 def _item(key: str, raw: dict) -> Item:

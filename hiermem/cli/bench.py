@@ -38,7 +38,7 @@ def overhead(
     if rounds < 1:
         raise InputError("--rounds must be at least 1.")
     document = opt.read_document(text)
-    config = opt.configuration(model, "full", "namm", budget, chunk=chunk, evictor=evictor)
+    config = opt.configuration(model, None, "namm", budget, chunk=chunk, evictor=evictor)
     reader = opt.load_model(model, config, dtype, device)
     configs = {"window": reader.config.with_working(policy="window", head_shares=None)}
     configs["attention"] = reader.config.with_working(policy="attention", head_shares=None)
@@ -91,7 +91,7 @@ def length(
         raise InputError(f"There is no system {name!r}: choose of {', '.join(SYSTEMS)}.")
     if min(wanted) < 2 * chunk:
         raise InputError(f"--lengths must be at least two chunks, which is {2 * chunk}.")
-    config = opt.configuration(model, "full", policy, budget, chunk=chunk)
+    config = opt.configuration(model, None, policy, budget, chunk=chunk)
     data = data_hash(opt.read_document(text))
     where = opt.usable_device(device).type
     common = ["--text", text, "--model", model, "--policy", config.working.policy]
@@ -149,7 +149,7 @@ def point(
     from hiermem.eval.speed import measure
 
     document = opt.read_document(text)
-    config = opt.configuration(model, "full", policy, budget, chunk=chunk)
+    config = opt.configuration(model, None, policy, budget, chunk=chunk)
     reader = opt.load_model(model, config, dtype, device)
     ids = torch.tensor(reader.tokenizer(document, verbose=False).input_ids)
     ids = ids.repeat(-(-tokens // len(ids)))[:tokens]

@@ -17,9 +17,12 @@ from hiermem.eval.journal import Journal, data_hash
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
 
+LEAST_KEPT = 16
+"""Tokens that a policy needs for the sinks and something of its own."""
+
 app = typer.Typer(help="Measure quality on public tasks.", no_args_is_help=True)
 
-Split = Annotated[str, typer.Option(help="train, validation or test; all for PubMedQA from the hub.")]
+Split = Annotated[str, typer.Option(help="train, test or (books) validation; all for PubMedQA from the hub.")]
 Keep = Annotated[
     float | None, typer.Option(min=0.0, max=1.0, help="Share of a text that --system pruned keeps.")
 ]
@@ -72,7 +75,7 @@ def pg19(
         config = opt.configuration(model, "bare", chunk=chunk)
     else:
         config = opt.configuration(
-            model, "full", policy, budget, chunk=chunk, positions=positions, evictor=evictor
+            model, None, policy, budget, chunk=chunk, positions=positions, evictor=evictor
         )
     settings = {"books": list(texts), "split": split, **asdict(part), "policy": policy}
 
@@ -164,10 +167,10 @@ def needles(
     from hiermem.eval.tasks import pg19
 
     check_system(system, (Pruned.name, Full.name, HierMem.name))
-    budget = max(round(keep * length), 1)
-    config = opt.configuration(
-        model, "full", policy, budget, chunk=chunk, positions=positions, evictor=evictor
-    )
+    budget = round(keep * length)
+    if budget < LEAST_KEPT:
+        raise InputError(f"{keep} of {length} tokens is too little to keep: raise --keep or --length.")
+    config = opt.configuration(model, None, policy, budget, chunk=chunk, positions=positions, evictor=evictor)
     texts = pg19.books(data, split, None, None)
     settings = {"books": list(texts), "system": system, "keep": keep, "length": length, "limit": limit}
     settings["seed"] = seed
@@ -199,7 +202,10 @@ def pubmedqa(
     split: Split = "test",
     together: Annotated[int, typer.Option(min=1, help="M: abstracts fused into one text.")] = 10,
     system: Annotated[
-        str, typer.Option(help="A system as elsewhere, or right: given the right abstract and nothing else.")
+        str,
+        typer.Option(
+            help="hiermem, full, truncated, streaming, bm25, closed, pruned or right (the right abstract)."
+        ),
     ] = "hiermem",
     model: opt.Model = "smollm2",
     preset: opt.Preset = None,
@@ -376,6 +382,8 @@ def _kept(keep: float | None, system: str) -> dict[str, float]:
     """The share that is kept, among the settings of a run, where one was given."""
     if keep is not None and system != "pruned":
         raise InputError("Only --system pruned keeps a share of a text: leave --keep out.")
+    if keep == 0:
+        raise InputError("A share of 0 keeps nothing: raise --keep.")
     return {} if keep is None else {"keep": keep}
 
 

@@ -61,7 +61,7 @@ def calibrate(
 
 
 def evolve(
-    data: opt.Data,
+    data: opt.Trainable,
     out: Annotated[Path, typer.Option(help="Folder of checkpoints, logs and, all along, the evictor.")],
     recipe: Annotated[
         str, typer.Option(help="small (as shipped for smollm2), published or smoke.")
@@ -92,6 +92,7 @@ def evolve(
 
     if recipe not in EVOLUTIONS:
         raise InputError(f"There is no recipe {recipe!r}: choose one of {', '.join(EVOLUTIONS)}.")
+    _check_folders(data, out)
     config = replace(EVOLUTIONS[recipe](), seed=seed)
     if generations is not None:
         stages = tuple(replace(stage, generations=generations) for stage in config.stages)
@@ -108,7 +109,7 @@ def evolve(
 
 
 def train(
-    data: opt.Data,
+    data: opt.Trainable,
     out: Annotated[Path, typer.Option(help="Folder of checkpoints, logs and the trained model.")],
     recipe: Annotated[
         str,
@@ -143,10 +144,24 @@ def train(
 
     if recipe not in TRAININGS:
         raise InputError(f"There is no recipe {recipe!r}: choose one of {', '.join(TRAININGS)}.")
+    _check_folders(data, out)
+    where = str(opt.check_numbers(dtype, device))
     config = TRAININGS[recipe]().with_steps(steps)
-    result = run(config, Run(model, data, out, dtype=dtype, device=device))
+    result = run(config, Run(model, data, out, dtype=dtype, device=where))
     words = (
         f"After {result['step']} steps of {result['trained']:,} parameters the loss is {result['loss']:.4f}, "
         f"on what was held out {result['held_out']:.4f}; the model is in {out}."
     )
     opt.emit(result, json, words)
+
+
+def _check_folders(data: Path, out: Path) -> None:
+    """Refuse early what is no folder.
+
+    Raises:
+        InputError: so it is.
+    """
+    if not data.is_dir():
+        raise InputError(f"There is no folder {data}: give --data one that holds pg19 and pubmedqa.")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: give a folder to --out.")

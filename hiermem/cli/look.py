@@ -1,7 +1,5 @@
 """`hiermem inspect`: which tokens the working memory keeps, for a person to look at."""
 
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +7,6 @@ import typer
 
 from hiermem.cli import options as opt
 from hiermem.cli.documents import Document
-from hiermem.errors import InputError
 
 
 def inspect(
@@ -39,7 +36,7 @@ def inspect(
         hiermem inspect book.txt --policy namm --budget 256 --limit 2048 --out namm.html
     """
     from hiermem.eval import inspection
-    from hiermem.eval.journal import writable
+    from hiermem.eval.journal import replaced, writable
 
     config = opt.configuration(model, preset, policy, budget, None, chunk, positions, evictor=evictor)
     text = opt.read_document(doc)
@@ -47,7 +44,7 @@ def inspect(
     reader = opt.load_model(model, config, dtype, device)
     name = "standard input" if doc == "-" else Path(doc).name
     seen = inspection.inspect(reader, text, limit, name)
-    _write(out, inspection.page(seen))
+    replaced(out, inspection.page(seen))
     tokens, mean, layers = len(seen.tokens), seen.sizes[-1].tokens, len(seen.heads)
     words = (
         f"Wrote {out}: of {tokens} tokens a KV head holds {mean:.1f} in the mean over {layers} layers. "
@@ -55,17 +52,3 @@ def inspect(
     )
     result = {"out": str(out), "tokens": tokens, "live_tokens_mean": mean, "layers": layers}
     opt.emit(result, json, words)
-
-
-def _write(out: Path, page: str) -> None:
-    """Write the whole page or leave what was there."""
-    temporary = out.with_name(out.name + ".tmp")
-    try:
-        temporary.write_text(page, "utf-8", "replace")  # file names may hold what is not Unicode
-        os.replace(temporary, out)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise InputError(
-            f"{out} cannot be written ({error.strerror or error}): give another file to --out."
-        ) from error

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Option(help="Hub id or folder of a model, or smollm2 (bundled).")]
 Preset = Annotated[
     str | None,
-    typer.Option(help="Named configuration: full (default for a plain backbone), streaming, namm or bare."),
+    typer.Option(
+        help="Named configuration: full (default for a plain backbone), streaming, namm, hmt or bare."
+    ),
 ]
 Policy = Annotated[
-    str | None, typer.Option(help="What the working memory keeps: window, attention, namm or none.")
+    str | None, typer.Option(help="What the working memory keeps: window, attention, namm, none or forget.")
 ]
 Budget = Annotated[int | None, typer.Option(min=1, help="Live tokens per KV head after each decision.")]
 Segment = Annotated[
@@ -45,6 +47,9 @@ EvictorName = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many examples.")]
 Data = Annotated[Path, typer.Option(help="Folder or file with the data, or its name on the hub.")]
+Trainable = Annotated[
+    Path, typer.Option(help="Folder that holds pg19 and pubmedqa in their official layouts.")
+]
 Out = Annotated[
     Path | None,
     typer.Option(help="Keep the result in this JSON file; a run that was stopped goes on from its parts."),
@@ -102,13 +107,22 @@ def load_model(
 
     from hiermem.model import HierMemModel
 
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"There is no dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
-    where = usable_device(device)
-    quiet_transformers()
+    where = check_numbers(dtype, device)
     return HierMemModel.from_pretrained(
         name, config, dtype=getattr(torch, dtype) if dtype else None, device=where
     )
+
+
+def check_numbers(dtype: str | None, device: str | None) -> "torch.device":
+    """The device, before anything is loaded, which goes on quietly.
+
+    Raises:
+        InputError: there is no such dtype or device.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"There is no dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
+    quiet_transformers()
+    return usable_device(device)
 
 
 def usable_device(name: str | None) -> "torch.device":
