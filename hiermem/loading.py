@@ -15,10 +15,20 @@ from hiermem.bundled import BUNDLED_MODELS
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, first_line
 
+_WEIGHTS = Path(__file__).parent / "weights"
 
-def is_saved_model(name: str) -> bool:
-    """Whether ``name`` is a folder that `HierMemModel.save_pretrained` wrote."""
-    return os.path.isfile(Path(name) / "config.json") and model_type(Path(name)) == HierMemConfig.model_type
+
+def saved_model(name: str) -> Path | None:
+    """The folder that `HierMemModel.save_pretrained` wrote: ``name``, or what ships under that name."""
+    for folder in (_WEIGHTS / name, Path(name)):
+        if os.path.isfile(folder / "config.json") and model_type(folder) == HierMemConfig.model_type:
+            return folder
+    return None
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that need no download."""
+    return [*BUNDLED_MODELS, *sorted(folder.parent.name for folder in _WEIGHTS.glob("*/config.json"))]
 
 
 def model_type(folder: Path) -> str | None:
@@ -50,7 +60,7 @@ def load_backbone(
     except Exception as error:  # whatever transformers makes of a folder that is not a model
         raise InputError(
             f"The model {name!r} could not be loaded ({first_line(error)}): give a folder with a model, "
-            f"the id of one on the hub if you are online, or one of {', '.join(BUNDLED_MODELS)}."
+            f"the id of one on the hub if you are online, or one of {', '.join(bundled_models())}."
         ) from error
     return backbone, tokenizer
 

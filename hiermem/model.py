@@ -28,7 +28,7 @@ from hiermem.columns import left_aligned, take_columns, wanted_columns
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
 from hiermem.evictor import Evictor, find_evictor
-from hiermem.loading import backbone_hash, is_saved_model, load_backbone, model_type, tokenizer_hash
+from hiermem.loading import backbone_hash, load_backbone, model_type, saved_model, tokenizer_hash
 from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.policies import Namm, NammPolicy
 from hiermem.memory.recurrence import Recurrence
@@ -125,8 +125,8 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         if unknown:
             raise InputError(f"There is no option {unknown[0]!r}: memory settings go into config.")
         folder = Path(name_or_path)
-        if is_saved_model(str(folder)):
-            return cls._from_saved(folder, config, dtype=dtype, device=device)
+        if (saved := saved_model(str(folder))) is not None:
+            return cls._from_saved(saved, config, dtype=dtype, device=device)
         if os.path.isfile(folder / "config.json"):
             name_or_path = folder.resolve()  # a saved model must find its backbone from anywhere
         config = config or HierMemConfig.preset("full")
@@ -144,7 +144,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
     @classmethod
     def _from_saved(cls, folder: Path, config: HierMemConfig | None, **kwargs: Any) -> "HierMemModel":
         saved = HierMemConfig.from_saved(folder)
-        if is_saved_model(saved.backbone):
+        if saved_model(saved.backbone) is not None:
             raise InputError(f"The model at {folder} has no backbone but {saved.backbone}: save it again.")
         model = cls.from_pretrained(
             saved.backbone, config or saved, revision=saved.backbone_revision, **kwargs

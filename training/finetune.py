@@ -21,7 +21,7 @@ import torch
 from hiermem.config import HierMemConfig
 from hiermem.errors import HierMemError, InputError
 from hiermem.eval.tasks import pubmedqa
-from hiermem.loading import is_saved_model
+from hiermem.loading import saved_model
 from hiermem.lora import add_lora, has_lora
 from hiermem.model import HierMemModel
 from hiermem.training.checkpoints import begin, finish, newest, place, read_state, write_state
@@ -128,8 +128,9 @@ def _parts(config: TrainConfig, run: Run, model: HierMemModel) -> tuple[Learner,
 def prepared(config: TrainConfig, run: Run) -> HierMemModel:
     """The model of a recipe, of which only what is declared asks for gradients."""
     settings = config.model()
-    if config.pairs is not None and is_saved_model(run.model):  # nothing that reading depends on may change
-        settings = HierMemConfig.from_saved(run.model)
+    folder = saved_model(run.model)
+    if config.pairs is not None and folder is not None:  # nothing that reading depends on may change
+        settings = HierMemConfig.from_saved(folder)
         searching = replace(settings.summary, search=config.model().summary.search)
         settings = HierMemConfig(**{**settings.settings(), "summary": searching})
     model = HierMemModel.from_pretrained(run.model, config=settings, dtype=run.dtype, device=run.device)

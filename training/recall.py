@@ -23,7 +23,7 @@ SHARPNESS = 0.2
 is often 10 or more ahead: flatter, and queries whose words already decide still teach something."""
 
 
-WEIGHT = 60.0
+WEIGHT = 20.0
 """Of the cosine beside the lexical score, chosen by cross-validation on the training half."""
 
 

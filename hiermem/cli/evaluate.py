@@ -398,7 +398,7 @@ def _settings(
     import torch
 
     from hiermem.evictor import find_evictor
-    from hiermem.loading import is_saved_model, native_dtype
+    from hiermem.loading import native_dtype, saved_model
 
     where = opt.usable_device(device)
     numbers = dtype or f"{native_dtype(torch.bfloat16, where)}".removeprefix("torch.")
@@ -412,6 +412,6 @@ def _settings(
         del known["working"]["head_shares"]
     if evictor is not None:
         settings["evictor"] = evictor.digest
-    if is_saved_model(model):
-        settings["parameters"] = sha256((Path(model) / "model.safetensors").read_bytes()).hexdigest()[:16]
+    if (folder := saved_model(model)) is not None:
+        settings["parameters"] = sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
     return settings | {name: known[name] for name in parts}

@@ -72,10 +72,10 @@ def configuration(
 ) -> "HierMemConfig":
     """The preset, or a saved model's own settings, with what was given on the command line in its place."""
     from hiermem.config import HierMemConfig
-    from hiermem.loading import is_saved_model
+    from hiermem.loading import saved_model
 
-    if preset is None and is_saved_model(model):
-        config = HierMemConfig.from_saved(model)
+    if preset is None and (folder := saved_model(model)) is not None:
+        config = HierMemConfig.from_saved(folder)
     else:
         config = HierMemConfig.preset(preset or "full")
     changes: dict[str, Any] = {
