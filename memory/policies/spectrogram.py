@@ -95,24 +95,25 @@ class SpectrogramObserver:
         B, G, _, _, T = attention.shape
         tail = grown(state.get("tail"), positions, max(self._config.width - self._config.hop, 0))
         average = grown(state.get("average"), positions, self._config.bins) * self._faded
-        signal = torch.cat((tail.transpose(2, 3), attention.mean(2, dtype=torch.float32)), dim=2)
-        rows = torch.arange(B, device=signal.device).view(B, 1)
+        signal, known = attention.mean(2, dtype=torch.float32), tail.shape[3]
+        if known:
+            signal = torch.cat((tail.transpose(2, 3), signal), dim=2)
 
         def at(columns: Tensor) -> Tensor:
-            """The signal at columns of the chunk, negative ones in the tail: ``[B, columns, G, T]``."""
-            known = tail.shape[3]
+            """The signal at columns of the chunk, negative ones in the tail: ``[B, G, columns, T]``."""
             place = self._place[columns.clamp(0, len(self._place) - 1)]  # beyond: frames that weigh nothing
-            index = torch.where(columns < 0, columns + known, place + known)
-            return signal[rows, :, index.clamp(min=0)]
+            index = torch.where(columns < 0, columns + known, place + known).clamp(min=0)
+            if B == 1:
+                return signal.index_select(2, index[0])
+            return signal.gather(2, index.view(B, 1, -1, 1).expand(-1, G, -1, T))
 
         if self._frames:
-            basis = _basis(self._config.width, signal.device)
-            frames = at(self._framed).view(B, self._frames, self._config.width, G * T)
-            parts = (basis @ frames).unflatten(2, (2, self._config.bins))
-            magnitudes = parts.square().sum(2).sqrt_().flatten(2)
-            new = self._weights.unsqueeze(1) @ magnitudes
-            average = average + new.view(B, self._config.bins, G, T).permute(0, 2, 3, 1)
-        return {"average": average, "tail": at(self._left).permute(0, 2, 3, 1).contiguous()}
+            frames = at(self._framed).unflatten(2, (self._frames, self._config.width))
+            parts = _basis(self._config.width, signal.device) @ frames  # [B, G, F, 2 * bins, T]
+            magnitudes = parts.unflatten(3, (2, self._config.bins)).square_().sum(3).sqrt_()
+            new = (magnitudes * self._weights.view(B, 1, -1, 1, 1)).sum(2)
+            average = average + new.transpose(2, 3)
+        return {"average": average, "tail": at(self._left).transpose(2, 3).contiguous()}
 
 
 @lru_cache
