@@ -3,12 +3,17 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import assert_refused, result, run, run_alone
 from readers import backbone, text_of, tokenizer
+from typer.main import get_command
+
+from hiermem.cli.main import app
 
 
 @pytest.fixture(scope="module")
@@ -286,8 +291,18 @@ def test_the_command_by_itself(tiny_model: Path, tmp_path: Path) -> None:
     assert shown.stdout.split() == [b"hiermem", version("hiermem-torch").encode()]
 
 
-def test_help_has_examples() -> None:
-    for command in (["read"], ["ask"], ["verify"], ["eval", "pg19"], ["eval", "passkey"], ["bench", "flat"]):
-        done = run(*command, "--help")
-        assert done.returncode == 0
-        assert b"Example" in done.stdout
+def commands(group: Any, *names: str) -> Iterator[tuple[str, ...]]:
+    """The words of every command that is shown in a help."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *names, name)
+        elif not command.hidden and name != "lm-eval":  # whose help is the harness's own
+            yield (*names, name)
+
+
+def test_every_help_has_an_example() -> None:
+    every = list(commands(get_command(app)))
+    assert ("eval", "pg19") in every and len(every) > 15
+    for words in every:
+        done = run(*words, "--help")
+        assert done.returncode == 0 and b"Example" in done.stdout, words

@@ -184,7 +184,12 @@ DEMO_QUESTIONS = (
 
 
 def demo(model: opt.Model = "smollm2", json: opt.Json = False) -> None:
-    """Read the whole reference of the Python language and ask it three questions."""
+    """Read the whole reference of the Python language and ask it three questions.
+
+    Example:
+
+        hiermem demo
+    """
     text = opt.read_document("python-reference")
     reader = opt.load_model(model, opt.configuration(model, "full"), None, None)
     if not sys.stderr.isatty():  # where a terminal has a progress bar
