@@ -35,9 +35,7 @@ class Haystack:
             InputError: the text is shorter.
         """
         if len(self.spans) < SHORTEST:
-            raise InputError(
-                f"The haystack has {len(self.spans)} tokens: give one of at least {SHORTEST}."
-            )
+            raise InputError(f"The haystack has {len(self.spans)} tokens: give one of at least {SHORTEST}.")
         if length < SHORTEST or len(self.spans) < length:
             raise InputError(
                 f"The haystack has {len(self.spans)} tokens, so no text of {length} tokens can be cut: "
