@@ -112,7 +112,9 @@ def around_tokens(
 ) -> Tensor:
     """``visible [B, G, Q', S]`` with the prefix in front of the keys and the tail behind them.
 
-    Those before the tokens see each other causally and are seen by all, those after only see.
+    Those before the tokens see nothing but each other, causally, and are seen by all: the first of them is
+    where attention goes that wants nothing, as it was the first token in the segment before. Those after the
+    tokens only see.
 
     Args:
         columns: as in `seen_causally`.
@@ -128,4 +130,5 @@ def around_tokens(
     if there is not None:
         front = front & there[:, None, None]
     back = after & (torch.arange(chunk.tail, device=columns.device) + Q - chunk.tail <= place)
-    return torch.cat((front.expand(-1, G, -1, -1), visible.expand(B, G, Q, S), back.expand(B, G, -1, -1)), -1)
+    visible = (visible & ~before).expand(B, G, Q, S)
+    return torch.cat((front.expand(-1, G, -1, -1), visible, back.expand(B, G, -1, -1)), -1)

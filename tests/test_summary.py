@@ -103,7 +103,7 @@ def test_a_text_reads_the_same_in_any_pieces(family: str, tmp_path: Path) -> Non
     assert len(whole.records()[0].embedding) == 2 and whole.records()[-1].embedding is None
     if family == "llama":
         for chunk in (4, 8, 48):
-            assert_same_memory(handing_on(carried(chunk)).read(text), whole, atol=5e-5)
+            assert_same_memory(handing_on(carried(chunk)).read(text), whole, atol=5e-4)
     resumed = handing_on(carried(), family).new_memory()
     ids = torch.cat([record.ids for record in whole.records()])
     for end in (5, 21, 60, 144, 203, len(ids)):
@@ -111,7 +111,7 @@ def test_a_text_reads_the_same_in_any_pieces(family: str, tmp_path: Path) -> Non
         resumed = model.read(ids[resumed.tokens : end], resumed)
         resumed.save(tmp_path / "memory")
         resumed = MemoryState.load(tmp_path / "memory", model)
-    assert_same_working(resumed.working, whole.working, atol=5e-5)
+    assert_same_working(resumed.working, whole.working, atol=5e-4)
     assert_same_recurrence(resumed, whole)
 
 
@@ -188,6 +188,18 @@ def test_a_text_alone_leaves_what_a_first_segment_leaves() -> None:
     first = model.read(text).records()[0]
     with torch.no_grad():
         torch.testing.assert_close(model.embed(text), first.embedding, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_read_before_a_segment_sees_nothing_else() -> None:
+    """So the first of it takes the attention that wants nothing, in every segment as in the first."""
+    model, ids = reader(config=carried()), ids_of(150)
+    values = []
+    with torch.no_grad():
+        for length in (40, 90, 150):
+            surroundings = model(ids[:, :length]).past_key_values.memory.surroundings
+            values.append(torch.stack([prefix.values for prefix in surroundings.prefixes]))
+    torch.testing.assert_close(values[1], values[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(values[2], values[0], atol=1e-5, rtol=1e-4)
 
 
 def test_beams_and_batches_hand_on_their_own() -> None:
