@@ -35,7 +35,6 @@ from hiermem.memory.recurrence import Recurrence
 from hiermem.memory.state import MemoryState
 from hiermem.memory.summary import Prompt, SummaryMemory
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
-from hiermem.text import from_beginning
 
 IGNORED_LABEL = -100
 
@@ -387,11 +386,8 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
 
     def _summary(self, prompt: Prompt, text: str) -> Tensor:
         assert self.summary is not None
-        ids = torch.tensor([from_beginning(self.tokenizer, self._encoded(text))[: self.config.segment]])
+        ids = asking.prompt_ids(self.tokenizer, text)[:, : self.config.segment]
         return self.adapter.summary(self.summary, prompt, ids.to(self.device), [ids.shape[1]])[0]
-
-    def _encoded(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def read_ids(self, memory: WorkingMemory, ids: Tensor) -> Tensor:
         """Read ``ids [1, n]`` without computing logits; returns the last chunk's states ``[1, Q, width]``.

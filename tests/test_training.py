@@ -214,7 +214,7 @@ def test_queries_depend_on_seed_and_number_alone_and_leave_out_what_is_held_out(
     first, again = one.batch(range(40)), other.batch(range(20, 40))
     assert torch.equal(first.ids[20:], again.ids) and torch.equal(first.lexical[20:], again.lexical)
     assert set(first.targets.tolist()) == set(range(5)) and len(one.texts) == 7
-    held_out = Pairs(tokenizer(), data, PAIRS, longterm, held_out=True).batch(range(2))
+    held_out = one.of_held_out().batch(range(2))
     assert held_out.targets.tolist() == [5, 6]
     memory = LongTermMemory(longterm)
     memory.write([Record(0, first.ids[0], 0, len(text), text) for text in one.texts])

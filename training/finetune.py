@@ -118,8 +118,7 @@ def _parts(config: TrainConfig, run: Run, model: HierMemModel) -> tuple[Learner,
     tokenizer, settings, data = model.tokenizer, model.config, run.data
     if config.pairs is not None:
         pairs = Pairs(tokenizer, data, config.pairs, settings.longterm)
-        held_out = Pairs(tokenizer, data, config.pairs, settings.longterm, held_out=True)
-        return RecallLearner(model, pairs), pairs, held_out
+        return RecallLearner(model, pairs), pairs, pairs.of_held_out()
     samples = Samples(tokenizer, data, config.samples, settings.asking.instruction)
     pieces = Samples(tokenizer, data, config.held_out, split="validation")
     return LanguageLearner(model, config.objective), samples, pieces

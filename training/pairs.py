@@ -8,6 +8,7 @@ Dimension names: B queries, Q tokens of a query, n texts.
 import random
 import re
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hiermem.asking import prompt_ids
 from hiermem.errors import InputError
 from hiermem.eval.tasks import pubmedqa
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.retrieval.lexical import LexicalKey
-from hiermem.text import from_beginning
 
 KINDS = ("questions", "conclusions", "sentences")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
@@ -86,7 +87,6 @@ class Pairs:
 
     Args:
         data: folder that holds `pubmedqa` in its official layout.
-        held_out: whether the queries are the held-out texts' questions, in place of the others'.
 
     Attributes:
         texts: all n texts.
@@ -99,9 +99,8 @@ class Pairs:
         data: Path,
         config: PairConfig,
         longterm: LongTermConfig,
-        held_out: bool = False,
     ) -> None:
-        self.tokenizer, self.config, self.held_out = tokenizer, config, held_out
+        self.tokenizer, self.config, self._asks_held_out = tokenizer, config, False
         self._items = pubmedqa.load(data / "pubmedqa", "train")
         if len(self._items) <= config.held_out:
             raise InputError(
@@ -114,15 +113,20 @@ class Pairs:
             self._lexical.observe(text)
         self._keys = self._lexical.document_keys(self.texts)
 
+    def of_held_out(self) -> "Pairs":
+        """The same texts with the held-out texts' questions as queries, in place of the others'."""
+        twin = copy(self)
+        twin._asks_held_out = True
+        return twin
+
     def batch(self, numbers: Sequence[int]) -> Queries:
         """Several queries as one rectangle, all as wide, so that all processes compute the same."""
         drawn = [self._query(number) for number in numbers]
         ids = torch.zeros(len(drawn), self.config.tokens, dtype=torch.int64)
         valid = []
         for row, (_, text) in enumerate(drawn):
-            encoded = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-            known = from_beginning(self.tokenizer, list(encoded))[: self.config.tokens]
-            ids[row, : len(known)] = torch.tensor(known)
+            known = prompt_ids(self.tokenizer, text)[0, : self.config.tokens]
+            ids[row, : len(known)] = known
             valid.append(len(known))
         lexical = torch.stack([self._lexical.query_key(text) for _, text in drawn]) @ self._keys.T
         targets = [target for target, _ in drawn]
@@ -132,7 +136,7 @@ class Pairs:
     def _query(self, number: int) -> tuple[int, str]:
         """The text that query ``number`` should find, and the query."""
         known = len(self._items) - self.config.held_out
-        if self.held_out:
+        if self._asks_held_out:
             target = known + number % self.config.held_out
             return target, self._items[target].question
         draw = random.Random(f"{self.config.seed}/{number}")
