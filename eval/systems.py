@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from hiermem.asking import Prompt, prepare, prompt_ids, prompt_text, split_prompt
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
+from hiermem.memory.heads import budget_that_keeps
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 
@@ -117,6 +118,47 @@ class Pruned(InContext):
         return opened
 
 
+class Compressed(InContext):
+    """The configured policy as libraries that compress a cache use theirs: all of a text is read, then a
+    single decision is made; the share that is kept is what is really kept.
+
+    Args:
+        keep: share of a prompt's tokens.
+    """
+
+    name = "compressed"
+
+    def __init__(self, model: "HierMemModel", keep: float) -> None:
+        super().__init__(model)
+        self.keep = keep
+
+    def working(self, tokens: int) -> WorkingMemoryConfig:
+        config, kept = super().working(tokens), max(round(self.keep * tokens), 1)
+        budget = budget_that_keeps(config.head_shares, tokens, kept, config.sinks)
+        return replace(config, budget=budget, update_interval=self.model.adapter.trained_range)
+
+    def check_length(self, tokens: int) -> None:
+        check_fits(tokens, self.model.adapter.trained_range)
+
+    def read(self, text: str) -> Opened:
+        opened = super().read(text)
+        opened.working.settle()
+        return opened
+
+
+def check_fits(tokens: int, trained: int) -> None:
+    """Refuse a text that is longer than what the backbone was trained on.
+
+    Raises:
+        InputError: it is.
+    """
+    if tokens > trained:
+        raise InputError(
+            f"The text has {tokens} tokens and the backbone was trained on {trained}: "
+            f"full attention does not fit."
+        )
+
+
 class Full(InContext):
     """The bare backbone with full attention over the whole text."""
 
@@ -126,13 +168,7 @@ class Full(InContext):
         return HierMemConfig.preset("bare").working
 
     def check_length(self, tokens: int) -> None:
-        """Refuse a text that is longer than what the backbone was trained on."""
-        trained = self.model.adapter.trained_range
-        if tokens > trained:
-            raise InputError(
-                f"The text has {tokens} tokens and the backbone was trained on {trained}: "
-                f"full attention does not fit."
-            )
+        check_fits(tokens, self.model.adapter.trained_range)
 
 
 class Truncated(Full):
@@ -226,7 +262,7 @@ def _fresh(model: "HierMemModel", passages: list[str], question: str) -> Prompt:
 
 
 SYSTEMS: dict[str, type[System[Any]]] = {
-    system.name: system for system in (HierMem, Pruned, Full, Truncated, Streaming, Bm25, Closed)
+    system.name: system for system in (HierMem, Pruned, Compressed, Full, Truncated, Streaming, Bm25, Closed)
 }
 
 
@@ -234,7 +270,7 @@ def new_system(name: str, model: "HierMemModel", keep: float | None = None) -> S
     """A system by name.
 
     Args:
-        keep: share of a text's tokens that `pruned` keeps.
+        keep: share of a text's tokens that `pruned` and `compressed` keep.
 
     Raises:
         InputError: there is none of that name.
@@ -242,6 +278,10 @@ def new_system(name: str, model: "HierMemModel", keep: float | None = None) -> S
     check_system(name, tuple(SYSTEMS))
     if name == Pruned.name:
         return Pruned(model, keep)
+    if name == Compressed.name:
+        if keep is None:
+            raise InputError("The system compressed keeps a share of a text: give --keep.")
+        return Compressed(model, keep)
     return SYSTEMS[name](model)
 
 

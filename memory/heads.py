@@ -76,3 +76,19 @@ def head_budgets(shares: Shares, budget: int, sinks: int) -> list[list[int]]:
         spent = sum(max(share * factor - least, 0.0) for share in flat)
         low, high = (factor, high) if spent <= room else (low, factor)
     return [[least + int(max(share * low - least, 0.0)) // step * step for share in row] for row in shares]
+
+
+def budget_that_keeps(shares: Shares | None, tokens: int, kept: int, sinks: int) -> int:
+    """The largest budget with which heads keep at most ``kept`` of a text's ``tokens`` in the mean.
+
+    A head whose part of the budget exceeds the text keeps the whole text and leaves the rest unused, so the
+    budget may be larger than what is kept.
+    """
+    if shares is None:
+        return kept
+    low, high = 1, LEAST * tokens  # from there on every head keeps all
+    while low < high:
+        budget = (low + high + 1) // 2
+        own = [min(part, tokens) for row in head_budgets(shares, budget, sinks) for part in row]
+        low, high = (budget, high) if sum(own) <= kept * len(own) else (low, budget - 1)
+    return low

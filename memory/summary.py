@@ -31,9 +31,10 @@ class SummaryConfig:
         last: N, how many segments the recall attends to, the newest ones (published: 300).
         query: what recalls: `half`, the summary of the segment's first half, read beforehand (as published);
             `previous`, the memory embeddings of the segment before, which costs no second reading.
-        neutral: whether the prompt is the learned first one plus a learned projection of what is recalled,
-            which starts at 0, so that an untrained memory changes nothing from segment to segment. As
-            published, it is what is recalled.
+        neutral: whether the prompt is the learned first one plus a learned projection of the recalled keys,
+            which starts at 0, so that an untrained memory changes nothing from segment to segment. A segment
+            is then one key, of the last of its memory embeddings. As published, the prompt is the recalled
+            memory embeddings themselves.
         words: what the two prompts begin as, in the backbone's embeddings: their last m tokens; what is
             missing in front, and all where there are no words (as published), is noise.
         search: width of the trained part of search keys; 0: keys are lexical alone.
@@ -72,7 +73,8 @@ class Prompt(nn.Module):
 
 
 class SummaryMemory(nn.Module):
-    """The trained parameters: summary prompt T, first memory prompt P_0, recall attention W_q and W_k.
+    """The trained parameters: summary prompt T, first memory prompt P_0, recall attention W_q and W_k, and
+    what a neutral memory adds to P_0, W_v.
 
     Args:
         width: d, of the backbone's embeddings and states.
@@ -87,9 +89,9 @@ class SummaryMemory(nn.Module):
         self.config = config
         self.summary_prompt = Prompt(config.tokens, width)
         self.first_prompt = Prompt(config.tokens, width)
-        self.query = nn.Linear(width, config.width, bias=False)
-        self.key = nn.Linear(width, config.width, bias=False)
-        self.value = nn.Linear(width, width, bias=False) if config.neutral else None
+        self.query = nn.Linear(width, config.width, bias=config.neutral)
+        self.key = nn.Linear(width, config.width, bias=config.neutral)
+        self.value = nn.Linear(config.width, config.tokens * width, bias=False) if config.neutral else None
         if config.search:
             self.search_query = nn.Linear(width, config.search)
             self.search_key = nn.Linear(width, config.search)
@@ -110,6 +112,9 @@ class SummaryMemory(nn.Module):
             *((projection.weight, width**-0.5) for projection in projections),
         ]:
             weight.copy_(torch.randn(weight.shape, generator=draw) * scale)
+        for projection in projections:
+            if projection.bias is not None:
+                projection.bias.zero_()
         words = words[-self.config.tokens :]
         for prompt in prompts:
             prompt.weight[len(prompt.weight) - len(words) :] = embeddings[words]
@@ -123,29 +128,26 @@ class SummaryMemory(nn.Module):
 
     @torch.no_grad()
     def fit_search(self, embeddings: Tensor, summaries: Tensor, weight: float) -> None:
-        """Set the trained part of the search: centre and whiten what texts and questions leave.
-
-        States of a language model share a large mean and a few large directions, which hide what tells texts
-        apart. Both projections are onto the principal directions of both kinds of state, each scaled to
-        variance 1; directions that the samples do not span stay 0.
+        """Set the trained part of the search in closed form (`_whiten`).
 
         Args:
             embeddings: of texts, ``[n, m, d]``.
             summaries: of questions, ``[q, m, d]``.
             weight: of the cosine of the two projections beside the lexical score.
         """
-        own = self.search_key.weight
-        sides = [(self.search_key, embeddings), (self.search_query, summaries)]
-        centred = [states[:, -1].to(own) - states[:, -1].to(own).mean(dim=0) for _, states in sides]
-        samples = torch.cat(centred)
-        _, scales, directions = torch.linalg.svd(samples / len(samples) ** 0.5, full_matrices=False)
-        spanned = min(len(own), int((scales > 1e-4 * scales[0]).sum()))
-        whitening = directions[:spanned] / scales[:spanned, None]
-        for projection, states in sides:
-            projection.weight.zero_()
-            projection.weight[:spanned] = whitening
-            projection.bias.copy_(-projection.weight @ states[:, -1].to(own).mean(dim=0))
+        _whiten(self.search_key, embeddings[:, -1], self.search_query, summaries[:, -1])
         self.search_weight.fill_(weight)
+
+    @torch.no_grad()
+    def fit_recall(self, embeddings: Tensor, queries: Tensor) -> None:
+        """Start the recall attention of a neutral memory in closed form (`_whiten`).
+
+        Args:
+            embeddings: that segments leave, ``[n, m, d]``.
+            queries: what recalls for segments, ``[q, m, d]``.
+        """
+        assert self.config.neutral
+        _whiten(self.key, embeddings[:, -1], self.query, queries[:, -1])
 
     def search_keys(self, embeddings: Tensor) -> Tensor:
         """The trained part of search keys, ``[n, search]`` float32, from embeddings ``[n, m, d]``."""
@@ -173,10 +175,42 @@ class SummaryMemory(nn.Module):
         first = self.first_prompt(len(past))
         if past.shape[1] == 0:
             return first
-        own = self.key.weight.dtype
-        query, past = query.to(own), past.to(own)
-        logits = self.query(query) @ self.key(past).transpose(1, 2) / math.sqrt(self.config.width)
-        logits = logits.masked_fill(~there.unsqueeze(1), torch.finfo(own).min)
-        recalled = logits.softmax(dim=-1) @ past
-        prompt = recalled if self.value is None else first + self.value(recalled)
+        prompt = (
+            self._published(query, past, there) if self.value is None else self._added(query, past, there)
+        )
         return torch.where(there.any(dim=1).view(-1, 1, 1), prompt, first)
+
+    def _published(self, query: Tensor, past: Tensor, there: Tensor) -> Tensor:
+        past = past.to(self.key.weight)
+        return self._attention(query, self.key(past), there) @ past
+
+    def _added(self, query: Tensor, past: Tensor, there: Tensor) -> Tensor:
+        """P_0 + W_v softmax(q Kᵀ / √h) K / √h, a key for each segment."""
+        assert self.value is not None
+        m = self.config.tokens
+        keys = self.key(past[:, m - 1 :: m].to(self.key.weight))
+        recalled = self._attention(query[:, -1:], keys, there[:, m - 1 :: m]) @ keys
+        added = self.value(recalled / math.sqrt(self.config.width)).unflatten(2, (m, -1)).squeeze(1)
+        return self.first_prompt(len(past)) + added
+
+    def _attention(self, query: Tensor, keys: Tensor, there: Tensor) -> Tensor:
+        logits = self.query(query.to(self.query.weight)) @ keys.transpose(1, 2) / math.sqrt(self.config.width)
+        return logits.masked_fill(~there.unsqueeze(1), torch.finfo(logits.dtype).min).softmax(dim=-1)
+
+
+def _whiten(one: nn.Linear, states: Tensor, other: nn.Linear, others: Tensor) -> None:
+    """Set two projections so that they centre and whiten states ``[n, d]`` and ``[q, d]``.
+
+    States of a language model share a large mean and a few large directions, which hide what tells texts
+    apart. Both projections are onto the principal directions of both kinds of state, each scaled to variance
+    1; directions that the samples do not span stay 0.
+    """
+    sides = [(one, states.to(one.weight)), (other, others.to(one.weight))]
+    samples = torch.cat([own - own.mean(dim=0) for _, own in sides])
+    _, scales, directions = torch.linalg.svd(samples / len(samples) ** 0.5, full_matrices=False)
+    spanned = min(len(one.weight), int((scales > 1e-4 * scales[0]).sum()))
+    whitening = directions[:spanned] / scales[:spanned, None]
+    for projection, own in sides:
+        projection.weight.zero_()
+        projection.weight[:spanned] = whitening
+        projection.bias.copy_(-projection.weight @ own.mean(dim=0))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from readers import assert_same_working, backbone, ids_of, over, reader, text_of, uneven
 
-from hiermem.memory.heads import head_budgets, plan_parts
+from hiermem.memory.heads import budget_that_keeps, head_budgets, plan_parts
 from hiermem.memory.layer import LayerShape
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
@@ -43,6 +43,20 @@ def test_heads_keep_the_budget_in_the_mean_and_more_with_a_greater_share(
     assert budget * len(flat) * 0.9 - len(flat) <= sum(flat) <= budget * len(flat) or min(flat) == least
     ordered = sorted(zip(given_shares, flat, strict=True))
     assert all(one[1] <= other[1] for one, other in pairwise(ordered))
+
+
+@given(shares, st.integers(40, 3000), st.floats(0.1, 0.9), st.integers(0, 8))
+def test_heads_that_cannot_use_their_budget_leave_it_to_no_one(
+    rows: list[list[float]], tokens: int, keep: float, sinks: int
+) -> None:
+    def held(budget: int) -> float:
+        made = [min(own, tokens) for row in head_budgets(rows, budget, sinks) for own in row]
+        return sum(made) / len(made)
+
+    kept = round(keep * tokens)
+    budget = budget_that_keeps(rows, tokens, kept, sinks)
+    assert held(budget) <= kept < held(2 * budget + 2)  # steps are coarse: a little more may not be enough
+    assert budget_that_keeps(None, tokens, kept, sinks) == kept
 
 
 @pytest.mark.parametrize("factor", [1.0, 7.5])

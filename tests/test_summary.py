@@ -168,6 +168,20 @@ def test_an_untrained_neutral_memory_changes_nothing_from_segment_to_segment() -
     torch.testing.assert_close(memory.recurrence.prompt, other.recurrence.prompt)
 
 
+def test_a_neutral_memory_adds_the_recalled_keys_to_the_first_prompt() -> None:
+    hmt, draw = handing_on(carried()).summary, torch.Generator().manual_seed(2)
+    assert hmt is not None and hmt.value is not None
+    past, query = torch.randn(2, 6, 32, generator=draw), torch.randn(2, 2, 32, generator=draw)
+    there = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])  # three segments, and two
+    with torch.no_grad():
+        prompts = hmt(query, past, there)
+        for row, segments in enumerate((3, 2)):
+            keys = hmt.key(past[row, 1 : 2 * segments : 2])
+            weights = (hmt.query(query[row, 1]) @ keys.T / 8**0.5).softmax(-1)
+            added = hmt.value(weights @ keys / 8**0.5).view(2, 32)
+            torch.testing.assert_close(prompts[row], hmt.first_prompt.weight + added, atol=1e-5, rtol=1e-4)
+
+
 def test_prompts_begin_as_words() -> None:
     summary = SummaryConfig(tokens=4, width=8, words="a cat")
     model = reader(config=carried(summary=summary))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from readers import reader, settings, text_of
+from readers import reader, settings, text_of, uneven
 
 from hiermem.asking import prepare, prompt_ids, prompt_text
 from hiermem.errors import InputError
@@ -18,6 +18,7 @@ from hiermem.eval.scoring import opened, score_answer, score_options
 from hiermem.eval.systems import (
     SYSTEMS,
     Bm25,
+    Compressed,
     Full,
     InContext,
     Opened,
@@ -90,7 +91,7 @@ def test_options_are_scored_like_answers() -> None:
 @torch.inference_mode()
 def test_a_question_leaves_no_trace(name: str) -> None:
     pytest.importorskip("rank_bm25")
-    system, text = new_system(name, wide()), text_of(120)
+    system, text = new_system(name, wide(), keep=0.5), text_of(120)
     context = system.read(text)
     first = system.prompt(context, "Who sailed north?")
     before = score_answer(system.model, first.fork(), " the captain").nll
@@ -126,6 +127,23 @@ def test_pruning_keeps_the_budget_before_the_question() -> None:
     model = reader(config=settings(policy="window", budget=24, update_interval=16))
     assert InContext(model).read(text_of(100)).working.live_tokens > 24
     assert Pruned(model).read(text_of(100)).working.live_tokens == 24
+
+
+@torch.inference_mode()
+def test_compression_decides_once_after_all_was_read() -> None:
+    model, text, keep = wide(), text_of(100), 0.4
+    shares = uneven(model)
+    model.config = settings(policy="window", head_shares=shares, update_interval=16)
+    compressed, whole = Compressed(model, keep).read(text).working, Full(model).read(text).working
+    assert keep - 0.05 < compressed.mean_tokens / compressed.seen[0] <= keep
+    for part, memory in zip(compressed.parts, compressed.caches, strict=True):
+        values, kept = whole.caches[part.layer].values, memory.positions
+        assert values is not None and kept is not None and memory.tokens < whole.seen[0]
+        index = kept.unsqueeze(-1).expand(*kept.shape, values.shape[-1])
+        expected = values[:, part.heads].gather(2, index)
+        torch.testing.assert_close(memory.values, expected, atol=1e-5, rtol=1e-4)
+    with pytest.raises(InputError, match="give --keep"):
+        new_system("compressed", model)
 
 
 def test_bm25_shows_the_passage_with_the_words() -> None:

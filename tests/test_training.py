@@ -16,14 +16,14 @@ import torch
 from commands import assert_refused, run
 from readers import backbone, ids_of, over, tokenizer
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from trainings import COMBINATIONS, batch, combination, model_with_memory, steps
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.lora import LoraConfig, add_lora
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, Record
-from hiermem.memory.summary import SummaryConfig
+from hiermem.memory.summary import SummaryConfig, SummaryMemory
 from hiermem.model import HierMemModel
 from hiermem.training import finetune
 from hiermem.training.engine import OptimizerConfig, TorchEngine, declare, declared
@@ -328,6 +328,36 @@ def test_a_trained_model_is_trained_on(data: Path, wide_model: Path, tmp_path: P
     saved = HierMemModel.from_pretrained(tmp_path / "first")
     for name, tensor in saved.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name])
+
+
+def test_recall_is_fitted_before_the_first_step_and_never_again(
+    data: Path, wide_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = SummaryConfig(tokens=2, width=4)
+    samples = SampleConfig(tokens=64)
+    config = TrainConfig("hmt", 32, summary, samples=samples, steps=1, fitted=6)
+    config = replace(config, optimizer=OptimizerConfig(batch=1, micro=1), evaluated=1)
+    fitted: list[Tensor] = []
+    fit = SummaryMemory.fit_recall
+
+    def noted(module: SummaryMemory, embeddings: Tensor, queries: Tensor) -> None:
+        fitted.append(embeddings)
+        fit(module, embeddings, queries)
+        keys = module.key(embeddings[:, -1])
+        torch.testing.assert_close(keys.T @ keys / 6, torch.eye(4), atol=1e-3, rtol=0)
+        torch.testing.assert_close(keys.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
+
+    monkeypatch.setattr(SummaryMemory, "fit_recall", noted)
+    run_of = finetune.Run(str(wide_model), data, tmp_path / "run")
+    finetune.train(config, run_of)
+    model = HierMemModel.from_pretrained(wide_model, config=config.model())
+    first = torch.tensor([Samples(model.tokenizer, data, samples)[0].ids[:32]])
+    with torch.no_grad():
+        alone = model(first).past_key_values.memory.recurrence.past[0][0]
+    torch.testing.assert_close(fitted[0][0], alone, atol=1e-4, rtol=1e-3)
+    finetune.train(replace(config, steps=2), run_of)
+    finetune.train(config, finetune.Run(str(tmp_path / "run"), data, tmp_path / "second"))
+    assert len(fitted) == 1 and fitted[0].shape[:2] == (6, 2)
 
 
 def test_every_recipe_can_be_made() -> None:

@@ -26,6 +26,7 @@ from hiermem.lora import add_lora, has_lora
 from hiermem.model import HierMemModel
 from hiermem.training.checkpoints import begin, finish, newest, place, read_state, write_state
 from hiermem.training.engine import Engine, declare, declared, new_engine
+from hiermem.training.fitting import fit_recall
 from hiermem.training.launch import one_of_many, rank, summed, wait, world
 from hiermem.training.log import log
 from hiermem.training.objective import LanguageLearner, Learner
@@ -120,6 +121,8 @@ def _parts(config: TrainConfig, run: Run, model: HierMemModel) -> tuple[Learner,
         pairs = Pairs(tokenizer, data, config.pairs, settings.longterm)
         return RecallLearner(model, pairs), pairs, pairs.of_held_out()
     samples = Samples(tokenizer, data, config.samples, settings.asking.instruction)
+    if config.fitted and saved_model(run.model) is None and newest(run.output, CHECKPOINT)[0] is None:
+        fit_recall(model, samples, config.fitted)
     pieces = Samples(tokenizer, data, config.held_out, split="validation")
     return LanguageLearner(model, config.objective), samples, pieces
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
@@ -41,7 +42,7 @@ class EvolveConfig:
 
 def small() -> EvolveConfig:
     """What `smollm2` ships with: a weighted sum of the spectrogram and the age, and head shares."""
-    namm = NammConfig(SpectrogramConfig(hop=128, decay=0.997), hidden=0, threshold=None)
+    namm = NammConfig(SpectrogramConfig(hop=256, decay=0.997), hidden=0, threshold=None)
     return EvolveConfig(
         stages=(StageConfig("all", ("needles", "continuation", "abstracts"), prompts=2, generations=60),),
         namm=namm,
@@ -59,7 +60,7 @@ def published() -> EvolveConfig:
 
 def smoke() -> EvolveConfig:
     """A few generations on a short text, to see that everything works: about two minutes on two cores."""
-    namm = NammConfig(SpectrogramConfig(hop=128, decay=0.997), hidden=0, threshold=None)
+    namm = NammConfig(SpectrogramConfig(hop=256, decay=0.997), hidden=0, threshold=None)
     return EvolveConfig(
         stages=(StageConfig("smoke", ("needles",), prompts=2, generations=3, population=4),),
         namm=namm,
@@ -72,12 +73,17 @@ def smoke() -> EvolveConfig:
 EVOLUTIONS: dict[str, Callable[[], EvolveConfig]] = {"small": small, "published": published, "smoke": smoke}
 
 
+MEMORY = SummaryConfig(tokens=8, sensory=32, width=128, words="\nAbout the text.\nKeywords:")
+"""A neutral memory as it is trained for `smollm2`."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """A whole gradient training.
 
     Attributes:
-        preset: configuration of the model, but for the summaries.
+        preset: configuration of the model, but for what follows.
+        segment: tokens of a segment, read as one chunk; None takes the preset's.
         summary: settings of the memory embeddings; None takes those of the preset.
         lora: settings of the adapters.
         samples: what is trained on.
@@ -87,12 +93,15 @@ class TrainConfig:
         steps: optimizer steps.
         warmup: first steps, in which the learning rates rise from 0.
         floor: share of the learning rates that is left at the end, after a cosine.
+        fitted: segments that the recall attention of a neutral memory is first fitted to; 0: it starts as
+            noise.
         evaluated: held-out samples (pieces of validation books) or queries that are read every
             `evaluate_every` steps.
         save_every: steps between two checkpoints.
     """
 
     preset: str = "full"
+    segment: int | None = None
     summary: SummaryConfig | None = None
     lora: LoraConfig = field(default_factory=LoraConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
@@ -102,6 +111,7 @@ class TrainConfig:
     steps: int = 200
     warmup: int = 10
     floor: float = 0.1
+    fitted: int = 0
     evaluated: int = 8
     evaluate_every: int = 50
     save_every: int = 25
@@ -112,8 +122,12 @@ class TrainConfig:
 
     def model(self) -> HierMemConfig:
         """The configuration of the model that is trained."""
-        changes = {} if self.summary is None else {"summary": self.summary}
-        return HierMemConfig.preset(self.preset, **changes)
+        config = HierMemConfig.preset(self.preset)
+        changes: dict[str, Any] = {} if self.summary is None else {"summary": self.summary}
+        if self.segment is not None:
+            working = replace(config.working, update_interval=self.segment)
+            changes |= {"segment": self.segment, "chunk": self.segment, "working": working}
+        return HierMemConfig(**{**config.settings(), **changes})
 
     @property
     def held_out(self) -> SampleConfig:
@@ -158,6 +172,23 @@ def hmt_second() -> TrainConfig:
     )
 
 
+def isolated() -> TrainConfig:
+    """Memory prompts between segments of 512 tokens over no cache, all that one knows of those before."""
+    return TrainConfig(
+        preset="hmt",
+        segment=512,
+        summary=MEMORY,
+        samples=SampleConfig(tokens=1536),
+        objective=ObjectiveConfig(depth=0),
+        optimizer=OptimizerConfig(memory_rate=2e-3, batch=2, micro=1),
+        steps=120,
+        fitted=160,
+        evaluated=6,
+        evaluate_every=10,
+        save_every=5,
+    )
+
+
 def smoke_training() -> TrainConfig:
     """A few steps on short pieces, to see that everything works: under two minutes on two cores."""
     return TrainConfig(
@@ -188,6 +219,7 @@ def search_key() -> TrainConfig:
 TRAININGS: dict[str, Callable[[], TrainConfig]] = {
     "hmt-1": hmt_first,
     "hmt-2": hmt_second,
+    "isolated": isolated,
     "key": search_key,
     "smoke": smoke_training,
 }

@@ -24,7 +24,8 @@ app = typer.Typer(help="Measure quality on public tasks.", no_args_is_help=True)
 
 Split = Annotated[str, typer.Option(help="train, test or (books) validation; all for PubMedQA from the hub.")]
 Keep = Annotated[
-    float | None, typer.Option(min=0.0, max=1.0, help="Share of a text that --system pruned keeps.")
+    float | None,
+    typer.Option(min=0.0, max=1.0, help="Share of a text that --system pruned or compressed keeps."),
 ]
 System = Annotated[
     str, typer.Option(help="hiermem, or a peer: full, truncated, streaming, bm25, closed, pruned.")
@@ -132,7 +133,11 @@ def needles(
     data: opt.Data,
     split: Split = "test",
     system: Annotated[
-        str, typer.Option(help="pruned: the policy alone; full: all kept; hiermem: with recall.")
+        str,
+        typer.Option(
+            help="pruned: the policy alone, while it reads; compressed: once all was read, as kvpress does; "
+            "full: all kept; hiermem: with recall."
+        ),
     ] = "pruned",
     policy: opt.Policy = None,
     keep: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the text that is kept.")] = 0.25,
@@ -162,11 +167,11 @@ def needles(
         hiermem eval needles --data pg19 --limit 100 --dump prompts.jsonl
     """
     from hiermem.eval.haystack import Haystack
-    from hiermem.eval.systems import Full, HierMem, Pruned, check_system
+    from hiermem.eval.systems import Compressed, Full, HierMem, Pruned, check_system
     from hiermem.eval.tasks import needles as task
     from hiermem.eval.tasks import pg19
 
-    check_system(system, (Pruned.name, Full.name, HierMem.name))
+    check_system(system, (Pruned.name, Compressed.name, Full.name, HierMem.name))
     budget = round(keep * length)
     if budget < LEAST_KEPT:
         raise InputError(f"{keep} of {length} tokens is too little to keep: raise --keep or --length.")
@@ -380,8 +385,8 @@ def lm_eval(context: typer.Context) -> None:
 
 def _kept(keep: float | None, system: str) -> dict[str, float]:
     """The share that is kept, among the settings of a run, where one was given."""
-    if keep is not None and system != "pruned":
-        raise InputError("Only --system pruned keeps a share of a text: leave --keep out.")
+    if keep is not None and system not in ("pruned", "compressed"):
+        raise InputError("Only --system pruned and compressed keep a share of a text: leave --keep out.")
     if keep == 0:
         raise InputError("A share of 0 keeps nothing: raise --keep.")
     return {} if keep is None else {"keep": keep}
