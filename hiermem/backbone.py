@@ -68,15 +68,15 @@ def _attend(
     scaling = D**-0.5 if scaling is None else scaling
     # Query heads of one KV group become rows of one matrix, so keys and values are never repeated.
     grouped = query.reshape(B, G, (H // G) * Q, D)
-    outputs = []
+    outputs, visible = [], []
     for part in memory.parts_of(layer):
         heads = memory.parts[part].heads
-        some = grouped[:, heads]
         keys, values = memory.append(part, key[:, heads], value[:, heads])
         mask = memory.mask(part, H // G, query.dtype)
-        outputs.append(_over_cache(some, keys, values, mask, scaling, softcap, dropout))
-        if memory.policy.period:
-            _show_attention(memory, part, some.unflatten(2, (H // G, Q)), keys, scaling, softcap)
+        outputs.append(_over_cache(grouped[:, heads], keys, values, mask, scaling, softcap, dropout))
+        visible.append(keys)
+    if memory.policy.period:
+        _show_attention(memory, layer, grouped.unflatten(2, (H // G, Q)), visible, scaling, softcap)
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     # Whatever layout the kernel left, one copy gives the one that the model expects.
     return output.unflatten(2, (H // G, Q)).permute(0, 3, 1, 2, 4).reshape(B, Q, H, -1), None
@@ -103,24 +103,41 @@ def _over_cache(
 def _weights(
     grouped: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
 ) -> Tensor:
-    """Post-softmax attention ``[B, G, R * Q, S]`` in the dtype of the query."""
+    """Post-softmax attention ``[B, G, R * Q, S]`` in the dtype of the query.
+
+    Args:
+        mask: of the last keys; all see what stands before.
+    """
     logits = (grouped * scaling) @ key.transpose(-1, -2)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     if mask is not None:
-        logits += mask
+        logits[..., logits.shape[-1] - mask.shape[-1] :] += mask
     return logits.softmax(dim=-1)
 
 
+@torch.no_grad()
 def _show_attention(
-    memory: WorkingMemory, part: int, query: Tensor, keys: Tensor, scaling: float, softcap: float | None
+    memory: WorkingMemory,
+    layer: int,
+    query: Tensor,
+    visible: list[Tensor],
+    scaling: float,
+    softcap: float | None,
 ) -> None:
-    """Show the policy the attention of the queries, of ``query [B, G, R, Q, D]``, that it wants to see."""
+    """Show the policy the attention of the queries, of ``query [B, G, R, Q, D]``, that it wants to see.
+
+    Args:
+        visible: the keys that each part of the layer sees, ``[B, G, S, D]``.
+    """
     R, columns = query.shape[2], memory.shown.columns
-    with torch.no_grad():
-        some = query[:, :, :, memory.chunk.tokens].index_select(3, columns).flatten(2, 3)
-        weights = _weights(some, keys, memory.mask(part, R, query.dtype, shown=True), scaling, softcap)
-        memory.observe(part, weights.unflatten(2, (R, len(columns))))
+    some = query[:, :, :, memory.chunk.tokens].index_select(3, columns).flatten(2, 3)
+    attentions = []
+    for part, keys in zip(memory.parts_of(layer), visible, strict=True):
+        mask = memory.mask(part, R, query.dtype, shown=True)
+        weights = _weights(some[:, memory.parts[part].heads], keys, mask, scaling, softcap)
+        attentions.append(weights.unflatten(2, (R, len(columns))))
+    memory.observe(layer, attentions)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

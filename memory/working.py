@@ -31,6 +31,7 @@ from hiermem.memory.policies import (
     Namm,
     NammPolicy,
     Observer,
+    Received,
     ShownQueries,
 )
 from hiermem.memory.positions import POSITION_MODES
@@ -258,7 +259,8 @@ class WorkingMemory:
         None where a single query sees everything. Query heads of a KV group are laid out as R * Q rows.
 
         Args:
-            shown: only the rows of the `shown` queries.
+            shown: only the rows of the `shown` queries, and perhaps only the last columns: all see what
+                stands before.
         """
         chunk, memory, window = self.chunk, self.caches[part], self._window_in_force(part)
         width, device = chunk.positions.shape[1], chunk.positions.device
@@ -276,13 +278,14 @@ class WorkingMemory:
             visible = seen_exactly(memory, chunk, columns, window)
             visible = around_tokens(visible, chunk, columns, prefix, there) if prefix else visible
             return additive(visible, repeats, dtype)
-        height = memory.tokens if prefix else self._tallest  # the newest keys stand last: one mask serves all
+        # The newest keys stand last, so one mask serves all parts.
+        height = memory.tokens if prefix else 0 if shown else self._tallest
         key = (height, repeats, shown)
         if key not in self._masks:
             visible = seen_causally(height, chunk, columns)[None, None]
             visible = around_tokens(visible, chunk, columns, prefix, there) if prefix else visible
             self._masks[key] = additive(visible, repeats, dtype)
-        return self._masks[key][..., height - memory.tokens :]
+        return self._masks[key][..., max(height - memory.tokens, 0) :]
 
     @property
     def _prefix_length(self) -> int:
@@ -308,15 +311,20 @@ class WorkingMemory:
             self._observer = self.policy.observer(self._shown)
         return self._shown
 
-    def observe(self, part: int, attention: Tensor) -> None:
-        """Let the policy see the attention ``[B, G, R, Q', S]`` of the `shown` queries."""
-        chunk, memory, shown = self.chunk, self.caches[part], self.shown
-        attention = attention[..., self._prefix_length : attention.shape[-1] - chunk.tail]
+    def observe(self, layer: int, attentions: Sequence[Tensor]) -> None:
+        """Let the policy see the attention of the `shown` queries, ``[B, G, R, Q', S]`` of each part."""
         assert self._observer is not None
+        parts = self.parts_of(layer)
+        seen = [self._received(part, own) for part, own in zip(parts, attentions, strict=True)]
+        self._pending_state.update(zip(parts, self._observer(seen), strict=True))
+
+    def _received(self, part: int, attention: Tensor) -> Received:
+        chunk, memory = self.chunk, self.caches[part]
+        attention = attention[..., self._prefix_length : attention.shape[-1] - chunk.tail]
         new = chunk.positions.unsqueeze(1).expand(*attention.shape[:2], -1)
         positions = new if memory.positions is None else torch.cat((memory.positions, new), dim=2)
-        span = positions.shape[2] if memory.holes or chunk.padded else shown.width
-        self._pending_state[part] = self._observer(memory.state, attention, positions, span)
+        span = positions.shape[2] if memory.holes or chunk.padded else self.shown.width
+        return Received(memory.state, attention, positions, span)
 
     @property
     def complete(self) -> bool:

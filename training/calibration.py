@@ -7,7 +7,7 @@ how many of them each head needs hardly does, so that is what is kept of it.
 Dimension names: B batch, G KV heads, R query heads per KV head, Q shown queries, T cached tokens, L layers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
-from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, ShownQueries, grown
+from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, Received, ShownQueries, grown
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
 
 if TYPE_CHECKING:
@@ -133,8 +133,12 @@ class SecondReading(EvictionPolicy):
         return view.state["received"]
 
 
-def _most(state: Mapping[str, Tensor], attention: Tensor, positions: Tensor, span: int) -> dict[str, Tensor]:
-    received = grown(state.get("received"), positions)
-    if attention.shape[3] == 0:
-        return {"received": received}
-    return {"received": torch.maximum(received, attention.amax((2, 3)).float())}
+def _most(parts: Sequence[Received]) -> list[dict[str, Tensor]]:
+    return [{"received": _most_of(part)} for part in parts]
+
+
+def _most_of(part: Received) -> Tensor:
+    received = grown(part.state.get("received"), part.positions)
+    if part.attention.shape[3] == 0:
+        return received
+    return torch.maximum(received, part.attention.amax((2, 3)).float())

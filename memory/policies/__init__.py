@@ -1,7 +1,7 @@
 """Eviction policies: each one short file; this is the one place that lists them."""
 
 from hiermem.memory.policies.attention import AttentionPolicy
-from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, ShownQueries
+from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, Received, ShownQueries
 from hiermem.memory.policies.forget import ForgetPolicy
 from hiermem.memory.policies.namm import Namm, NammConfig, NammPolicy
 from hiermem.memory.policies.none import NoPolicy
@@ -22,6 +22,7 @@ __all__ = [
     "NammPolicy",
     "NoPolicy",
     "Observer",
+    "Received",
     "ShownQueries",
     "WindowPolicy",
 ]

@@ -5,7 +5,7 @@ next to a token do not count (every token is looked at by its neighbours), and o
 query is looked at, which costs a fraction of the attention itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
-from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, ShownQueries, grown
+from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, Received, ShownQueries, grown
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,15 @@ class _Observer:
         self._weights = shown.counted * policy.stride * policy.decay ** ages.float()
         self._faded = policy.decay ** real.unsqueeze(-1).float()
 
-    def __call__(
-        self, state: Mapping[str, Tensor], attention: Tensor, positions: Tensor, span: int
-    ) -> dict[str, Tensor]:
+    def __call__(self, parts: Sequence[Received]) -> list[dict[str, Tensor]]:
+        return [{"received": self._received(part)} for part in parts]
+
+    def _received(self, part: Received) -> Tensor:
+        attention, positions = part.attention, part.positions
         B, G, R, Q, T = attention.shape
-        first = max(T - span - self._near, 0)  # slots are in order: all before are far from every query
+        first = max(T - part.span - self._near, 0)  # slots are in order: all before are far from every query
         near = self._queries - positions[:, :, None, first:] < self._near  # [B, G, Q, T - first]
         attention[..., first:].masked_fill_(near.unsqueeze(2), 0.0)
         weights = (self._weights / R).to(attention.dtype)[:, None, None, None]
         received = (weights.expand(B, G, 1, R, Q).flatten(3) @ attention.flatten(2, 3)).squeeze(2)
-        return {"received": grown(state.get("received"), positions) * self._faded + received}
+        return grown(part.state.get("received"), positions) * self._faded + received

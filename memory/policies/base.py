@@ -4,7 +4,7 @@ Dimension names: B batch, G KV heads, R query heads per KV head, Q shown queries
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -54,21 +54,30 @@ class ShownQueries:
     width: int
 
 
+@dataclass(frozen=True)
+class Received:
+    """What the cached tokens of a layer's part receive from one chunk's queries.
+
+    Attributes:
+        state: the part's per-token state before the chunk, of the tokens that were cached then; empty in a
+            new document.
+        attention: post-softmax attention of the shown queries, ``[B, G, R, Q, T]`` in the backbone's dtype; Q
+            may be 0. It is the observer's to write into.
+        positions: true positions of the cached tokens, ``[B, G, T]`` int64, -1 where empty.
+        span: how many last slots the chunk takes up; all of them where slots may be empty.
+    """
+
+    state: Mapping[str, Tensor]
+    attention: Tensor
+    positions: Tensor
+    span: int
+
+
 class Observer(Protocol):
     """Takes note, layer by layer, of the attention that cached tokens receive from one chunk's queries."""
 
-    def __call__(
-        self, state: Mapping[str, Tensor], attention: Tensor, positions: Tensor, span: int
-    ) -> dict[str, Tensor]:
-        """The layer's per-token state after the chunk, each ``[B, G, T, …]``.
-
-        Args:
-            state: as it was before, of the tokens that were cached then; empty in a new document.
-            attention: post-softmax attention of the shown queries, ``[B, G, R, Q, T]`` in the backbone's
-                dtype; Q may be 0. It is the observer's to write into.
-            positions: true positions of the cached tokens, ``[B, G, T]`` int64, -1 where empty.
-            span: how many last slots the chunk takes up; all of them where slots may be empty.
-        """
+    def __call__(self, parts: Sequence[Received]) -> list[dict[str, Tensor]]:
+        """The per-token states of all parts of a layer after the chunk, each ``[B, G, T, …]``."""
 
 
 @dataclass(frozen=True)

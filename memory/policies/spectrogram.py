@@ -6,11 +6,11 @@ Frames end at multiples of `hop` true positions; what of an unfinished frame has
 token as its tail, so cutting a text into other chunks changes nothing.
 
 Dimension names: B batch, G KV heads, R query heads per KV head, Q shown queries, T cached tokens, F frames
-of a chunk, W queries of a frame, K queries in the tail.
+of a chunk, W queries of a frame, K queries in the tail, X = the sum of G * T over the parts of a layer.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
-from hiermem.memory.policies.base import ShownQueries, grown
+from hiermem.memory.policies.base import Received, ShownQueries, grown
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class SpectrogramConfig:
 
 
 class SpectrogramObserver:
-    """Adds one chunk's frames to the moving averages, layer by layer.
+    """Adds one chunk's frames to the moving averages, layer by layer: tokens of all heads stand side by side.
 
     The state of a token is ``average [B, G, T, bins]`` and ``tail [B, G, T, K]``, both float32.
     """
@@ -82,38 +82,60 @@ class SpectrogramObserver:
         self._faded = (config.kept**count).view(-1, 1, 1, 1)
         ends = (starts // config.hop + 1 + frame) * config.hop - starts  # columns
         within = torch.arange(-config.width, 0, device=device)
-        self._framed = (ends.unsqueeze(2) + within).flatten(1)  # [B, F * W]
+        self._known = max(config.pending(start) for start, _ in spans)
         pending = max(config.pending(end) for _, end in spans)
         valid = torch.tensor(shown.valid, device=device).view(-1, 1)
-        self._left = valid + torch.arange(-pending, 0, device=device)  # [B, K]
-        self._place = torch.zeros(shown.width, dtype=torch.int64, device=device)
-        self._place[shown.columns] = torch.arange(len(shown.columns), device=device)
+        place = torch.zeros(shown.width, dtype=torch.int64, device=device)
+        place[shown.columns] = torch.arange(len(shown.columns), device=device)
 
-    def __call__(
-        self, state: Mapping[str, Tensor], attention: Tensor, positions: Tensor, span: int
-    ) -> dict[str, Tensor]:
-        B, G, _, _, T = attention.shape
-        tail = grown(state.get("tail"), positions, max(self._config.width - self._config.hop, 0))
-        average = grown(state.get("average"), positions, self._config.bins) * self._faded
-        signal, known = attention.mean(2, dtype=torch.float32), tail.shape[3]
-        if known:
+        def rows(columns: Tensor) -> Tensor | None:
+            """Rows ``[B, C]`` of the signal for columns of the chunk, negative in the tail; None: all rows."""
+            inside = place[columns.clamp(0, shown.width - 1)]  # beyond: frames that weigh nothing
+            found = torch.where(columns < 0, columns, inside).add(self._known).clamp(min=0)
+            straight = torch.arange(self._known + len(shown.columns), device=device).expand(len(spans), -1)
+            return None if torch.equal(found, straight) else found
+
+        self._framed = rows((ends.unsqueeze(2) + within).flatten(1))  # [B, F * W]
+        self._left = rows(valid + torch.arange(-pending, 0, device=device)) if pending else None  # [B, K]
+        self._pending = pending
+
+    def __call__(self, parts: Sequence[Received]) -> list[dict[str, Tensor]]:
+        signal = torch.cat([self._signal(part) for part in parts], dim=2)  # [B, K + Q, X]
+        sizes = [part.positions[0].numel() for part in parts]
+        new = self._averaged(signal).split(sizes, dim=2) if self._frames else [None] * len(parts)
+        left = _picked(signal, self._left) if self._pending else signal[:, :0]
+        return [self._state(*of_part) for of_part in zip(parts, new, left.split(sizes, dim=2), strict=True)]
+
+    def _signal(self, part: Received) -> Tensor:
+        """Attention that a part's tokens receive from each query, that of the tail first."""
+        signal = part.attention.mean(2, dtype=torch.float32)  # [B, G, Q, T]
+        if self._known:
+            tail = grown(part.state.get("tail"), part.positions, self._known)
             signal = torch.cat((tail.transpose(2, 3), signal), dim=2)
+        return signal.transpose(1, 2).flatten(2)
 
-        def at(columns: Tensor) -> Tensor:
-            """The signal at columns of the chunk, negative ones in the tail: ``[B, G, columns, T]``."""
-            place = self._place[columns.clamp(0, len(self._place) - 1)]  # beyond: frames that weigh nothing
-            index = torch.where(columns < 0, columns + known, place + known).clamp(min=0)
-            if B == 1:
-                return signal.index_select(2, index[0])
-            return signal.gather(2, index.view(B, 1, -1, 1).expand(-1, G, -1, T))
+    def _averaged(self, signal: Tensor) -> Tensor:
+        """What the chunk's frames add to the moving averages, ``[B, bins, X]``."""
+        frames = _picked(signal, self._framed).unflatten(1, (self._frames, self._config.width))
+        parts = _basis(self._config.width, signal.device) @ frames  # [B, F, 2 * bins, X]
+        magnitudes = parts.unflatten(2, (2, self._config.bins)).square_().sum(2).sqrt_()
+        return (magnitudes * self._weights.view(len(signal), -1, 1, 1)).sum(1)
 
-        if self._frames:
-            frames = at(self._framed).unflatten(2, (self._frames, self._config.width))
-            parts = _basis(self._config.width, signal.device) @ frames  # [B, G, F, 2 * bins, T]
-            magnitudes = parts.unflatten(3, (2, self._config.bins)).square_().sum(3).sqrt_()
-            new = (magnitudes * self._weights.view(B, 1, -1, 1, 1)).sum(2)
-            average = average + new.transpose(2, 3)
-        return {"average": average, "tail": at(self._left).transpose(2, 3).contiguous()}
+    def _state(self, part: Received, new: Tensor | None, left: Tensor) -> dict[str, Tensor]:
+        average = grown(part.state.get("average"), part.positions, self._config.bins)
+        G = part.positions.shape[1]
+        if new is not None:
+            average = average * self._faded + new.unflatten(2, (G, -1)).permute(0, 2, 3, 1)
+        return {"average": average, "tail": left.unflatten(2, (G, -1)).permute(0, 2, 3, 1).contiguous()}
+
+
+def _picked(signal: Tensor, rows: Tensor | None) -> Tensor:
+    """Rows ``[B, C]`` of each signal, ``[B, C, X]``; None: all of them."""
+    if rows is None:
+        return signal
+    if len(signal) == 1:
+        return signal.index_select(1, rows[0])
+    return signal.gather(1, rows.unsqueeze(2).expand(-1, -1, signal.shape[2]))
 
 
 @lru_cache
