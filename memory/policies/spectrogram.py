@@ -89,7 +89,7 @@ class SpectrogramObserver:
         place[shown.columns] = torch.arange(len(shown.columns), device=device)
 
         def rows(columns: Tensor) -> Tensor | None:
-            """Rows ``[B, C]`` of the signal for columns of the chunk, negative in the tail; None: all rows."""
+            """Rows ``[B, C]`` of the signal for the chunk's columns, negative in the tail; None: all rows."""
             inside = place[columns.clamp(0, shown.width - 1)]  # beyond: frames that weigh nothing
             found = torch.where(columns < 0, columns, inside).add(self._known).clamp(min=0)
             straight = torch.arange(self._known + len(shown.columns), device=device).expand(len(spans), -1)
