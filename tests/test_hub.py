@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from readers import tokenizer
 
 pytest.importorskip("datasets")
 from hiermem.errors import InputError
 from hiermem.eval import hub
 from hiermem.eval.tasks import pg19, pubmedqa
+from hiermem.training.samples import SampleConfig, Samples, check_samples
 
 BOOKS = [{"url": f"http://www.gutenberg.org/ebooks/{i}", "text": f"Book {i}."} for i in (11, 7, 42)]
 RECORD = {
@@ -55,6 +57,16 @@ def test_books_come_by_id_and_no_more_than_wanted(layout: Path) -> None:
     assert pg19.books(name, "test", "42", None) == {"42": "Book 42."}
     with pytest.raises(InputError, match="no book 3"):
         pg19.books(name, "test", "3", None)
+
+
+def test_a_training_takes_the_first_books_of_a_dataset(layout: Path) -> None:
+    name, config = Path("someone/books"), SampleConfig(tokens=4, streamed=2)
+    check = Samples(tokenizer(), name, config, split="test")
+    drawn = {check[number].name.split()[1] for number in range(20)}
+    assert drawn == {"11", "7"}
+    assert all(len(check[number].ids) == 4 for number in range(5))
+    with pytest.raises(InputError, match="cannot be read from the hub"):
+        check_samples(name, config)  # it has no books to validate on
 
 
 def test_records_come_as_a_whole(layout: Path) -> None:

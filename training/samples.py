@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hiermem.asking import prompt_ids, prompt_text
 from hiermem.errors import InputError
+from hiermem.eval import hub
 from hiermem.eval.tasks import pg19, pubmedqa
 
 KINDS = ("books", "questions")
@@ -34,12 +35,14 @@ class SampleConfig:
         books: share of the samples that are pieces of books.
         questions: share that are questions after their abstracts, packed until a sample is full.
         tokens: N, of a sample.
+        streamed: books that are taken of a dataset on the hub, its first ones.
         seed: of all samples.
     """
 
     books: float = 1.0
     questions: float = 0.0
     tokens: int = 2048
+    streamed: int = 256
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -88,7 +91,8 @@ class Samples:
     """Samples by number.
 
     Args:
-        data: folder that holds `pg19` and `pubmedqa` in their official layouts, with what the shares need.
+        data: folder that holds `pg19` and `pubmedqa` in their official layouts, with what the shares need, or
+            the name of a dataset of books on the hub.
         split: `train` or `validation`; questions have a training half only.
     """
 
@@ -97,7 +101,7 @@ class Samples:
     ) -> None:
         self.tokenizer, self.data, self.config = tokenizer, data, config
         self.instruction, self.split = instruction, split
-        self._books = {path.stem: path for path in books(data, split)} if config.books else {}
+        self._books = books(data, split, config.streamed) if config.books else {}
         self._book = lru_cache(maxsize=64)(self._encoded_book)
 
     def __getitem__(self, number: int) -> Sample:
@@ -118,8 +122,10 @@ class Samples:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def _encoded_book(self, name: str) -> NDArray[np.int32]:
-        path = self._books[name]
-        return np.array(self._encoded(pg19.books(path, self.split, None, None)[name]), np.int32)
+        text = self._books[name]
+        if isinstance(text, Path):
+            text = pg19.books(text, self.split, None, None)[name]
+        return np.array(self._encoded(text), np.int32)
 
     def _piece(self, draw: random.Random) -> Sample:
         """Consecutive tokens of a book from anywhere in it."""
@@ -148,28 +154,33 @@ class Samples:
         return Sample(f"questions {', '.join(names)}", ids[-end:], scored[-end:])
 
 
-def books(data: Path, split: str) -> list[Path]:
-    """The books of a split, in the layout of PG-19.
+def books(data: Path, split: str, streamed: int) -> dict[str, Path | str]:
+    """The books of a split by name: files in the layout of PG-19, or the texts of a dataset's first ones.
 
     Raises:
         InputError: there are none.
     """
+    if hub.is_name(data):
+        return dict(pg19.books(data, split, None, streamed))
     folder = data / "pg19" / split
     found = sorted(folder.glob("*.txt"))
     if not found:
-        raise InputError(f"There is no book in {folder}: give --data a folder that holds PG-19's as pg19.")
-    return found
+        raise InputError(
+            f"There is no book in {folder}: give --data a folder that holds PG-19's as pg19, or the name of "
+            f"a dataset of books on the hub."
+        )
+    return {path.stem: path for path in found}
 
 
 def check_samples(data: Path, config: SampleConfig) -> None:
-    """Refuse a folder that lacks what training on samples needs before anything is loaded.
+    """Refuse data that lack what training on samples needs before anything is loaded.
 
     Raises:
-        InputError: it does.
+        InputError: they do.
     """
-    books(data, "validation")
+    books(data, "validation", 1)
     if config.books:
-        books(data, "train")
+        books(data, "train", 1)
     if config.questions:
         pubmedqa.load(data / "pubmedqa", "train")
 

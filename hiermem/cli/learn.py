@@ -114,7 +114,8 @@ def train(
     recipe: Annotated[
         str,
         typer.Option(
-            help="smoke, hmt-1 or hmt-2 (the two stages of HMT as published), or key (the search key)."
+            help="smoke, hmt-1 or hmt-2 (the two stages of HMT as published), isolated (a neutral memory "
+            "between segments without a cache), or key (the search key)."
         ),
     ] = "smoke",
     model: Annotated[
