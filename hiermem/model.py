@@ -26,13 +26,13 @@ from hiermem import asking, lora, reading
 from hiermem.backbone import Backbone, BackboneCache
 from hiermem.columns import left_aligned, take_columns, wanted_columns
 from hiermem.config import HierMemConfig
-from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
+from hiermem.errors import InputError, NonFiniteError
 from hiermem.evictor import Evictor, find_evictor
 from hiermem.loading import backbone_hash, load_backbone, model_type, saved_model, tokenizer_hash
 from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.policies import Namm, NammPolicy
 from hiermem.memory.recurrence import Recurrence
-from hiermem.memory.state import MemoryState
+from hiermem.memory.state import MemoryState, check_fingerprint
 from hiermem.memory.summary import Prompt, SummaryMemory
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
 
@@ -275,7 +275,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
 
     def new_memory(self) -> MemoryState:
         """The memory of a document of which nothing has been read."""
-        working = self.new_working_memory(self.config.working, recurrent=True)
+        working = self.new_recurrent_memory()
         longterm = LongTermMemory(self.config.longterm, self.summary)
         return MemoryState(working, longterm, self.config.segment, self.fingerprint())
 
@@ -293,10 +293,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
                 module.training = True
 
     def _own(self, memory: MemoryState) -> MemoryState:
-        if memory.fingerprint != self.fingerprint(memory.working.config.policy):
-            raise MemoryIncompatibleError(
-                "This memory was read by another model: load the model that made it, or read again."
-            )
+        check_fingerprint(memory.fingerprint, self.fingerprint(memory.working.config.policy), "This memory")
         return memory
 
     # ---- the language model interface
@@ -337,7 +334,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
                 raise InputError(f"HierMemModel.forward() does not know {name}: leave it out.")
         memory = past_key_values.memory if past_key_values is not None else None
         if memory is None:
-            memory = self.new_working_memory(self.config.working, B, recurrent=True)
+            memory = self.new_recurrent_memory(B)
         memory.take_rows(B)
         order, lengths = left_aligned(attention_mask, B, N)
         aligned = input_ids if order is None else input_ids.gather(1, order)
@@ -356,7 +353,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         if any(kwargs.get(name) is not None for name in ("assistant_model", "prompt_lookup_num_tokens")):
             raise InputError("Assisted decoding takes tokens back, which a memory cannot: leave it out.")
         if kwargs.get("past_key_values") is None:
-            memory = self.new_working_memory(self.config.working, recurrent=True)
+            memory = self.new_recurrent_memory()
             kwargs["past_key_values"] = BackboneCache(memory)
         return super().generate(*args, **kwargs)
 
@@ -372,6 +369,10 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         if recurrent and self.summary is not None:
             recurrence = Recurrence(self.summary, self.config.segment, batch, self.device)
         return self.adapter.new_memory(config, batch, self.namm, recurrence)
+
+    def new_recurrent_memory(self, batch: int = 1) -> WorkingMemory:
+        """The same as configured, handing on memory embeddings where the model makes them."""
+        return self.new_working_memory(self.config.working, batch, recurrent=True)
 
     def summarise(self, text: str) -> Tensor:
         """The summary S ``[m, d]`` of a question (HMT section 3.1); one longer than a segment is cut."""

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -142,7 +142,7 @@ class MemoryState:
         files, info = load_directory(path)
         try:
             config = WorkingMemoryConfig(**info["working"]["config"])
-            _check_fingerprint(info["fingerprint"], model.fingerprint(config.policy), path)
+            check_fingerprint(info["fingerprint"], model.fingerprint(config.policy), f"The memory at {path}")
             working = model.new_working_memory(config, recurrent=bool(info.get("recurrent")))
             tensors = {name: model.to_device(tensor) for name, tensor in files["working"].items()}
             working.load_state(tensors, info["working"]["bookkeeping"])
@@ -162,7 +162,16 @@ class MemoryState:
         return verify_directory(path)
 
 
-def _check_fingerprint(saved: dict[str, str], present: dict[str, str], path: Any) -> None:
+def check_fingerprint(saved: dict[str, str], present: dict[str, str], memory: str) -> None:
+    """Refuse a memory that another model made.
+
+    Args:
+        saved, present: what the memory must match, and what the model has.
+        memory: what the message calls it.
+
+    Raises:
+        MemoryIncompatibleError: they differ.
+    """
     for name in sorted(saved.keys() | present.keys()):
         value, own = saved.get(name), present.get(name)
         if value != own:
@@ -170,6 +179,6 @@ def _check_fingerprint(saved: dict[str, str], present: dict[str, str], path: Any
                 f"load the model with dtype {value}" if name == "dtype" else "load the model that made it"
             )
             raise MemoryIncompatibleError(
-                f"The memory at {path} was read with another {name} ({value}, this model has {own}): "
+                f"{memory} was read with another {name} ({value}, this model has {own}): "
                 f"{remedy}, or read the document again."
             )

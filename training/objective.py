@@ -91,7 +91,7 @@ class LanguageLearner(Learner):
         """Losses of a batch; every sample counts the same, however many of its tokens do."""
         model, L = self.model, self.model.config.segment
         B, N = batch.ids.shape
-        memory = model.new_working_memory(model.config.working, B, recurrent=True)
+        memory = model.new_recurrent_memory(B)
         teacher = None
         if self.config.teacher:
             teacher = model.new_working_memory(HierMemConfig.preset("bare").working, B)

@@ -159,7 +159,7 @@ def _windows(
     step = part.window or len(ids)
     for start in range(0, len(ids), step):
         known = min(part.overlap, start)
-        memory = model.new_working_memory(model.config.working, recurrent=True)
+        memory = model.new_recurrent_memory()
         unscored = max(known - 1, 0)
         for block in stream_nll(model, memory, ids[start - known : start + step]):
             yield memory, block[unscored:]

@@ -126,7 +126,7 @@ class HarnessModel(TemplateLM):
         for request in tqdm(requests, desc="rolling log-likelihood", disable=disable_tqdm):
             (text,) = request.args
             ids = torch.tensor([self.prefix_token_id, *self.tok_encode(text)])
-            memory = self.model.new_working_memory(self.model.config.working, recurrent=True)
+            memory = self.model.new_recurrent_memory()
             results.append(-sum(float(block.sum()) for block in stream_nll(self.model, memory, ids)))
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), results[-1])
         return results
@@ -158,6 +158,6 @@ class HarnessModel(TemplateLM):
         return text[: min((text.index(stop) for stop in until if stop in text), default=len(text))]
 
     def _prompt(self, ids: list[int]) -> Prompt:
-        memory = self.model.new_working_memory(self.model.config.working, recurrent=True)
+        memory = self.model.new_recurrent_memory()
         whole = torch.tensor([from_beginning(self.tokenizer, ids)])
         return Prompt(memory, whole.to(self.model.device), [])
