@@ -215,6 +215,13 @@ def _retrieval(reports: Sequence[Report]) -> list[str]:
     return table(["key", "recall@1", "recall@5", "n"], rows)
 
 
+def _interleaved(reports: Sequence[Report]) -> list[str]:
+    names = ("right", "weight", "perplexity", "without_recall")
+    rows = [[r["config"]["model"], *(r["metrics"][name] for name in names), r["n"]] for r in reports]
+    header = ["model", "right book recalled most", "attention on it", "perplexity", "without recall", "n"]
+    return table(header, rows)
+
+
 def _needles(reports: Sequence[Report]) -> list[str]:
     """Also on the first prompts alone, as many as the shortest run has: those are the same for all."""
     fewest = min(report["n"] for report in reports)
@@ -306,6 +313,7 @@ _SECTIONS: dict[str, tuple[str, Callable[[Sequence[Report]], list[str]]]] = {
     "needles": ("Needles", _needles),
     "passkey": ("Pass key", _by_length("accuracy")),
     "babi-long": ("babi-long", _by_length("exact")),
+    "interleaved": ("Interleaved books", _interleaved),
 }
 _BY_ROW = ("length", "pg19", "passkey", "babi-long", "retrieval")
 _PLOTS: dict[str, Callable[[Sequence[Report], Path], None]] = {"length": _plot_length, "pg19": _plot_pg19}

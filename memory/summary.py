@@ -165,7 +165,9 @@ class SummaryMemory(nn.Module):
         return digest(repr(self.config), self.state_dict())
 
     def forward(self, query: Tensor, past: Tensor, there: Tensor) -> Tensor:
-        """The memory prompt P_n, ``[B, m, d]`` (section 3.2: softmax(Q Kᵀ / √h) M); P_0 where M is empty.
+        """The memory prompt P_n, ``[B, m, d]``; P_0 where M is empty.
+
+        As published (section 3.2) it is softmax(Q Kᵀ / √h) M; neutral, P_0 + W_v softmax(q Kᵀ / √h) K / √h.
 
         Args:
             query: S_n, ``[B, m, d]``.
@@ -175,27 +177,33 @@ class SummaryMemory(nn.Module):
         first = self.first_prompt(len(past))
         if past.shape[1] == 0:
             return first
-        prompt = (
-            self._published(query, past, there) if self.value is None else self._added(query, past, there)
-        )
+        attention, values = self._attention(query, past, there)
+        recalled = attention @ values
+        if self.value is None:
+            prompt = recalled
+        else:
+            added = self.value(recalled / math.sqrt(self.config.width))
+            prompt = first + added.unflatten(2, (self.config.tokens, -1)).squeeze(1)
         return torch.where(there.any(dim=1).view(-1, 1, 1), prompt, first)
 
-    def _published(self, query: Tensor, past: Tensor, there: Tensor) -> Tensor:
-        past = past.to(self.key.weight)
-        return self._attention(query, self.key(past), there) @ past
+    def weights(self, query: Tensor, past: Tensor, there: Tensor) -> Tensor:
+        """How much each past segment is recalled, ``[B, n]``; the arguments are those of `forward`."""
+        attention = self._attention(query, past, there)[0].mean(dim=1)
+        return (
+            attention if self.value is not None else attention.unflatten(1, (-1, self.config.tokens)).sum(2)
+        )
 
-    def _added(self, query: Tensor, past: Tensor, there: Tensor) -> Tensor:
-        """P_0 + W_v softmax(q Kᵀ / √h) K / √h, a key for each segment."""
-        assert self.value is not None
-        m = self.config.tokens
-        keys = self.key(past[:, m - 1 :: m].to(self.key.weight))
-        recalled = self._attention(query[:, -1:], keys, there[:, m - 1 :: m]) @ keys
-        added = self.value(recalled / math.sqrt(self.config.width)).unflatten(2, (m, -1)).squeeze(1)
-        return self.first_prompt(len(past)) + added
-
-    def _attention(self, query: Tensor, keys: Tensor, there: Tensor) -> Tensor:
-        logits = self.query(query.to(self.query.weight)) @ keys.transpose(1, 2) / math.sqrt(self.config.width)
-        return logits.masked_fill(~there.unsqueeze(1), torch.finfo(logits.dtype).min).softmax(dim=-1)
+    def _attention(self, query: Tensor, past: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention ``[B, q, k]`` and what it weighs ``[B, k, …]``: all memory embeddings as they are, or the
+        key of each segment."""
+        own, m = self.key.weight.dtype, self.config.tokens
+        query, past = query.to(own), past.to(own)
+        if self.value is not None:
+            query, past, there = query[:, -1:], past[:, m - 1 :: m], there[:, m - 1 :: m]
+        keys = self.key(past)
+        logits = self.query(query) @ keys.transpose(1, 2) / math.sqrt(self.config.width)
+        logits = logits.masked_fill(~there.unsqueeze(1), torch.finfo(own).min)
+        return logits.softmax(dim=-1), past if self.value is None else keys
 
 
 def _whiten(one: nn.Linear, states: Tensor, other: nn.Linear, others: Tensor) -> None:

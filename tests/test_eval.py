@@ -12,7 +12,7 @@ from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack
 from hiermem.eval.journal import Journal
-from hiermem.eval.tasks import passkey, pg19, pubmedqa, retrieval
+from hiermem.eval.tasks import interleaved, passkey, pg19, pubmedqa, retrieval
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.summary import SummaryConfig
 
@@ -34,6 +34,32 @@ def test_pg19_scores_each_token_once() -> None:
     assert words == pytest.approx(math.exp(total / len(scored.split())), rel=1e-4)
     bits = total / math.log(2) / len(scored.encode())
     assert result["metrics"]["bits_per_byte"] == pytest.approx(bits, rel=1e-4)
+
+
+@pytest.mark.parametrize("neutral", [True, False])
+def test_recall_between_interleaved_books(neutral: bool) -> None:
+    """Attention that is blind is spread evenly; a memory of which nothing is projected brings nothing."""
+    summary = SummaryConfig(tokens=2, width=8, neutral=neutral)
+    model = lively(reader(config=HierMemConfig(**{**settings(16, 32).settings(), "summary": summary})))
+    assert model.summary is not None
+    for parameter in model.summary.query.parameters():
+        torch.nn.init.zeros_(parameter)
+    books = {name: text_of(80, seed) for seed, name in enumerate("ab")}
+    result = interleaved.evaluate(model, books, 3, Journal(None, {}))
+    even = [1 / 2, 1 / 3, 2 / 4, 2 / 5]  # of the segments before the third, fourth, fifth and sixth
+    assert result["metrics"]["weight"] == pytest.approx(sum(even) / 4, abs=1e-6)
+    assert result["n"] == 4
+    apart = abs(result["metrics"]["perplexity"] - result["metrics"]["without_recall"])
+    assert apart > 1e-3
+    if model.summary.value is not None:
+        torch.nn.init.zeros_(model.summary.value.weight)
+        metrics = interleaved.evaluate(model, books, 3, Journal(None, {}))["metrics"]
+        assert metrics["perplexity"] == pytest.approx(metrics["without_recall"], rel=1e-5)
+    with pytest.raises(InputError, match="lower --segments"):
+        interleaved.evaluate(model, books, 300, Journal(None, {}))
+    for config, count in ((settings(), 2), (model.config, 1)):
+        with pytest.raises(InputError):
+            interleaved.check(config, count)
 
 
 def test_pg19_means_over_books() -> None:

@@ -44,8 +44,11 @@ def pg19(
     overlap: Annotated[int, typer.Option(help="Tokens read again, unscored, at the start of a window.")] = 1,
     model: opt.Model = "smollm2",
     policy: Annotated[
-        str, typer.Option(help="window, attention, namm, none, or full: plain full attention.")
-    ] = "attention",
+        str | None,
+        typer.Option(
+            help="window, attention, namm, none, or full: plain full attention. Default: the model's own."
+        ),
+    ] = None,
     budget: opt.Budget = None,
     chunk: opt.Chunk = None,
     positions: opt.Positions = None,
@@ -78,13 +81,47 @@ def pg19(
         config = opt.configuration(
             model, None, policy, budget, chunk=chunk, positions=positions, evictor=evictor
         )
-    settings = {"books": list(texts), "split": split, **asdict(part), "policy": policy}
+    settings = {"books": list(texts), "split": split, **asdict(part)}
+    settings["policy"] = policy or config.working.policy
 
     def run(journal: Journal) -> dict[str, Any]:
         return task.evaluate(opt.load_model(model, config, dtype, device), texts, part, journal)
 
     known = _settings(model, config, dtype, device, texts.values())
     results.run("pg19", run, {**known, **settings}, out, json)
+
+
+@app.command()
+def interleaved(
+    data: opt.Data,
+    model: Annotated[str, typer.Option(help="Folder of a model whose segments leave memory embeddings.")],
+    split: Split = "test",
+    segments: Annotated[int, typer.Option(min=2, help="Segments read of each book.")] = 32,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    limit: opt.Limit = None,
+    out: opt.Out = None,
+    json: opt.Json = False,
+) -> None:
+    """Pairs of books cut into alternating segments: does recall look at the right book, what does it bring?
+
+    Example:
+
+        hiermem eval interleaved --data pg19 --model runs/memory --segments 32
+    """
+    from hiermem.eval.tasks import interleaved as task
+    from hiermem.eval.tasks import pg19 as books
+
+    texts = books.books(data, split, None, limit)
+    config = opt.configuration(model, None)
+    task.check(config, len(texts))
+    settings = {"books": list(texts), "split": split, "segments": segments}
+
+    def run(journal: Journal) -> dict[str, Any]:
+        return task.evaluate(opt.load_model(model, config, dtype, device), texts, segments, journal)
+
+    known = _settings(model, config, dtype, device, texts.values())
+    results.run("interleaved", run, {**known, **settings}, out, json)
 
 
 @app.command()

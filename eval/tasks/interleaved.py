@@ -1,0 +1,116 @@
+"""Two books cut into alternating segments: does recall find its way back to the right one?
+
+What was read last is always of the other book, so only what is recalled from further back can help.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hiermem.config import HierMemConfig
+from hiermem.errors import InputError
+from hiermem.eval.journal import Journal
+from hiermem.eval.scoring import stream_nll
+
+if TYPE_CHECKING:
+    from hiermem.memory.summary import SummaryMemory
+    from hiermem.model import HierMemModel
+
+
+def check(config: HierMemConfig, books: int) -> None:
+    """Refuse what cannot be measured before anything is loaded.
+
+    Raises:
+        InputError: segments leave no memory embeddings, or there is only one book.
+    """
+    if not config.summary.tokens:
+        raise InputError("Segments of this model leave no memory embeddings: give a trained one to --model.")
+    if books < 2:
+        raise InputError("Two books are needed to tell one from the other: give --data more.")
+
+
+@torch.inference_mode()
+def evaluate(model: "HierMemModel", texts: dict[str, str], segments: int, journal: Journal) -> dict[str, Any]:
+    """Neighbouring books in pairs; segments count from each book's second one on.
+
+    Metrics are ``right``, how often the segment that is recalled most is of the right book; ``weight``, the
+    share of the recall attention that is on it; ``perplexity`` and the same without recall, where every
+    segment is read as a document's first.
+    """
+    from tqdm.auto import tqdm
+
+    pairs = list(pairwise(texts.items()))
+    rows = []
+    for (one, text), (other, another) in tqdm(pairs, desc="pairs", unit="pair", disable=None, delay=2):
+        ids = [_segments(model, name, t, segments) for name, t in ((one, text), (other, another))]
+        read = torch.stack(ids, dim=1).flatten(0, 1)  # [2 * segments, L], the books in turn
+        rows.append(journal.row(f"{one}, {other}", _row, model, f"{one}, {other}", read))
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in ("right", "weight")}
+    for name in ("perplexity", "without_recall"):
+        means[name] = math.exp(sum(math.log(row[name]) for row in rows) / len(rows))
+    return {"metrics": means, "n": sum(row["n"] for row in rows), "rows": rows}
+
+
+def _segments(model: "HierMemModel", name: str, text: str, count: int) -> Tensor:
+    """The first segments of a book, ``[count, L]`` int64."""
+    L = model.config.segment
+    ids = model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    if len(ids) < count * L:
+        raise InputError(
+            f"Book {name} has {len(ids)} tokens, {count} segments take {count * L}: lower --segments."
+        )
+    return torch.tensor(ids[: count * L]).view(count, L)
+
+
+def _row(model: "HierMemModel", pair: str, read: Tensor) -> dict[str, Any]:
+    assert model.summary is not None
+    with _recalled(model.summary) as weights:
+        recalling = _nll(model, read, recall=True)
+    assert len(weights) == len(read) - 1  # all but the first have something to recall
+    right, mass = [], []
+    for number, own in enumerate(weights[1:], start=2):
+        same = torch.arange(number - len(own), number) % 2 == number % 2
+        right.append(float(same[own.argmax()]))
+        mass.append(float(own[same].sum()))
+    counted = len(right)
+    return {
+        "pair": pair,
+        "right": sum(right) / counted,
+        "weight": sum(mass) / counted,
+        "perplexity": math.exp(float(recalling[2:].mean())),
+        "without_recall": math.exp(float(_nll(model, read, recall=False)[2:].mean())),
+        "n": counted,
+    }
+
+
+def _nll(model: "HierMemModel", read: Tensor, recall: bool) -> Tensor:
+    """Negative log-likelihood in nats of the tokens of each segment but its first, ``[n, L - 1]``."""
+    memory = model.new_recurrent_memory()
+    assert memory.recurrence is not None
+    rows = []
+    for segment in read:
+        if not recall:
+            memory.recurrence.past = [[]]
+        rows.append(torch.cat(list(stream_nll(model, memory, segment))))
+    return torch.stack(rows)
+
+
+@contextmanager
+def _recalled(summary: "SummaryMemory") -> Iterator[list[Tensor]]:
+    """Collects how much each past segment is recalled, ``[n]``, whenever something is."""
+    found: list[Tensor] = []
+
+    def note(_: Any, given: tuple[Tensor, Tensor, Tensor]) -> None:
+        if given[1].shape[1]:
+            found.append(summary.weights(*given)[0].float().cpu())
+
+    hook = summary.register_forward_pre_hook(note)
+    try:
+        yield found
+    finally:
+        hook.remove()
