@@ -18,6 +18,8 @@ from hiermem.errors import InputError
 from hiermem.memory.digest import digest
 
 QUERIES = ("half", "previous")
+RIDGE = 0.1
+"""Of the mean variance of states, what each direction's is raised by before it is scaled to 1."""
 
 
 @dataclass
@@ -30,7 +32,8 @@ class SummaryConfig:
         width: h, of the recall attention.
         last: N, how many segments the recall attends to, the newest ones (published: 300).
         query: what recalls: `half`, the summary of the segment's first half, read beforehand (as published);
-            `previous`, the memory embeddings of the segment before, which costs no second reading.
+            `previous`, the memory embeddings of the segment before, which costs no second reading; where the
+            memory is neutral, as keys among keys.
         neutral: whether the prompt is the learned first one plus a learned projection of the recalled keys,
             which starts at 0, so that an untrained memory changes nothing from segment to segment. A segment
             is then one key, of the last of its memory embeddings. As published, the prompt is the recalled
@@ -201,7 +204,9 @@ class SummaryMemory(nn.Module):
         if self.value is not None:
             query, past, there = query[:, -1:], past[:, m - 1 :: m], there[:, m - 1 :: m]
         keys = self.key(past)
-        logits = self.query(query) @ keys.transpose(1, 2) / math.sqrt(self.config.width)
+        before = self.value is not None and self.config.query == "previous"  # itself one of what it looks for
+        asked = self.key(query) if before else self.query(query)
+        logits = asked @ keys.transpose(1, 2) / math.sqrt(self.config.width)
         logits = logits.masked_fill(~there.unsqueeze(1), torch.finfo(own).min)
         return logits.softmax(dim=-1), past if self.value is None else keys
 
@@ -211,14 +216,15 @@ def _whiten(one: nn.Linear, states: Tensor, other: nn.Linear, others: Tensor) ->
 
     States of a language model share a large mean and a few large directions, which hide what tells texts
     apart. Both projections are onto the principal directions of both kinds of state, each scaled to variance
-    1; directions that the samples do not span stay 0.
+    1, or less where there is little of it (`RIDGE`); directions that the samples do not span stay 0.
     """
     sides = [(one, states.to(one.weight)), (other, others.to(one.weight))]
     samples = torch.cat([own - own.mean(dim=0) for _, own in sides])
     _, scales, directions = torch.linalg.svd(samples / len(samples) ** 0.5, full_matrices=False)
     spanned = min(len(one.weight), int((scales > 1e-4 * scales[0]).sum()))
-    whitening = directions[:spanned] / scales[:spanned, None]
+    variances = scales.square()
+    whitening = directions / (variances + RIDGE * variances.sum() / samples.shape[1]).sqrt().unsqueeze(1)
     for projection, own in sides:
         projection.weight.zero_()
-        projection.weight[:spanned] = whitening
+        projection.weight[:spanned] = whitening[:spanned]
         projection.bias.copy_(-projection.weight @ own.mean(dim=0))

@@ -39,8 +39,9 @@ def test_pg19_scores_each_token_once() -> None:
 @pytest.mark.parametrize("neutral", [True, False])
 def test_recall_between_interleaved_books(neutral: bool) -> None:
     """Attention that is blind is spread evenly; a memory of which nothing is projected brings nothing."""
-    summary = SummaryConfig(tokens=2, width=8, neutral=neutral)
-    model = lively(reader(config=HierMemConfig(**{**settings(16, 32).settings(), "summary": summary})))
+    summary = SummaryConfig(tokens=2, width=8, query="half", neutral=neutral)
+    config = settings(32, 32, policy="forget", update_interval=32, positions="compact")
+    model = lively(reader(config=HierMemConfig(**{**config.settings(), "summary": summary})))
     assert model.summary is not None
     for parameter in model.summary.query.parameters():
         torch.nn.init.zeros_(parameter)

@@ -78,11 +78,15 @@ def declare(model: HierMemModel, search: bool = False) -> None:
     Args:
         search: T instead, which with the query `previous` summarises nothing but questions.
     """
+    summary = model.config.summary
     summarises = "summary.summary_prompt."
+    others = ["summary.search_"]
+    if summary.neutral or summary.query != "half":
+        others.append(summarises)  # it begins as words, and does what it should
+    if summary.neutral and summary.query != "half":
+        others.append("summary.query.")
     for name, weight in model.named_parameters():
-        read = name.startswith("summary.") and not name.startswith("summary.search_")
-        if model.config.summary.query != "half":
-            read = read and not name.startswith(summarises)
+        read = name.startswith("summary.") and not name.startswith(tuple(others))
         weight.requires_grad_(name.startswith(summarises) if search else read or ".lora_" in name)
 
 

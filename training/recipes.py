@@ -73,7 +73,7 @@ def smoke() -> EvolveConfig:
 EVOLUTIONS: dict[str, Callable[[], EvolveConfig]] = {"small": small, "published": published, "smoke": smoke}
 
 
-MEMORY = SummaryConfig(tokens=8, sensory=32, width=128, words="\nAbout the text.\nKeywords:")
+MEMORY = SummaryConfig(tokens=8, sensory=32, width=192, query="half", words="\nAbout the text.\nKeywords:")
 """A neutral memory as it is trained for `smollm2`."""
 
 
@@ -178,13 +178,13 @@ def isolated() -> TrainConfig:
         preset="hmt",
         segment=512,
         summary=MEMORY,
-        samples=SampleConfig(tokens=1536),
+        samples=SampleConfig(tokens=2048),
         objective=ObjectiveConfig(depth=0),
-        optimizer=OptimizerConfig(memory_rate=2e-3, batch=2, micro=1),
-        steps=120,
-        fitted=160,
-        evaluated=6,
-        evaluate_every=10,
+        optimizer=OptimizerConfig(memory_rate=2e-3, batch=1, micro=1),
+        steps=100,
+        fitted=100,
+        evaluated=4,
+        evaluate_every=20,
         save_every=5,
     )
 
