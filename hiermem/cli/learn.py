@@ -1,4 +1,4 @@
-"""`hiermem calibrate`, `evolve` and `train`: what the memory learns about a backbone."""
+"""`hiermem calibrate`, `heads`, `evolve` and `train`: what the memory learns about a backbone."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -58,6 +58,68 @@ def calibrate(
         f"the longest memory is {most:.2f} times the budget."
     )
     opt.emit({"out": str(out), "shares": shares, "middle": middle, "most": most}, json, words)
+
+
+def heads(
+    text: Annotated[
+        list[str],
+        typer.Option(help="A UTF-8 text file, - or python-reference; given several times, ratios are means."),
+    ],
+    model: opt.Model = "smollm2",
+    share: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Share of all KV groups to choose; default: 1/3.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Or all groups with at least this ratio.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens read of each text.")] = 4096,
+    window: Annotated[int, typer.Option(help="How many tokens are near, the query's own included.")] = 64,
+    plot: Annotated[Path | None, typer.Option(help="Draw layers by heads into this PNG.")] = None,
+    dtype: opt.Dtype = "float32",
+    device: opt.Device = None,
+    json: opt.Json = False,
+) -> None:
+    """Measure which heads look only near, and choose the KV groups that need no cache (RecurFormer).
+
+    Examples:
+
+        hiermem heads --text book.txt --share 0.33 --plot heads.png
+
+        hiermem heads --text book.txt --text other.txt --threshold 0.9 --json
+    """
+    from hiermem.eval.journal import writable
+    from hiermem.training.recency import RecencyConfig, choose, heat_map, mean, overlap, recency_ratios
+
+    config = RecencyConfig(tokens=tokens, window=window)
+    if share is not None and threshold is not None:
+        raise InputError("--share and --threshold both choose groups: give one of them.")
+    share = 1 / 3 if share is None and threshold is None else share
+    documents = [opt.read_document(name) for name in text]
+    if plot is not None:
+        writable(plot)
+    reader = opt.load_model(model, None, dtype, device)
+    encoded = [reader.tokenizer(d, add_special_tokens=False, verbose=False).input_ids for d in documents]
+    measured = [recency_ratios(reader, ids, config) for ids in encoded]
+    ratios = mean(measured)
+    selected = choose(ratios.of_groups, share, threshold)
+    alone = [choose(one.of_groups, share, threshold) for one in measured]
+    if plot is not None:
+        heat_map(ratios, selected, plot)
+    least = min(overlap(one, other) for one in alone for other in alone)
+    result = {
+        "ratios": ratios.without_sinks.tolist(),
+        "ratios_with_sinks": ratios.all.tolist(),
+        "selected": selected,
+        "overlap": least,
+        "window": window,
+    }
+    words = f"{len(selected)} of {ratios.of_groups.numel()} KV groups look only near: " + ", ".join(
+        f"{layer}.{group}" for layer, group in selected
+    )
+    words += (
+        f" (layer.group). The texts agree on {least:.2f} of them." if len(text) > 1 else " (layer.group)."
+    )
+    opt.emit(result, json, words)
 
 
 def evolve(

@@ -1,0 +1,209 @@
+"""Which heads look only near: the recency ratio of every head, from one streaming pass over real text.
+
+Heads that put nearly all their weight on the tokens near the query need no cache (RecurFormer, arXiv
+2410.12850). The paper leaves open the range, the text and how heads are chosen: here whole KV groups are
+chosen under one budget for the backbone, since a group's cache only goes when all its heads do.
+
+Dimension names: L layers, H query heads, B batch, G KV heads, R = H / G, Q queries of a chunk, T cached
+tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from hiermem.errors import InputError
+from hiermem.eval.report import new_figure
+from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, Received, ShownQueries, grown
+from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
+
+if TYPE_CHECKING:
+    from hiermem.model import HierMemModel
+
+
+@dataclass(frozen=True)
+class RecencyConfig:
+    """Settings of the measurement.
+
+    Attributes:
+        tokens: of the text that are read.
+        window: w, the local range: a query and the tokens less than w before it are near.
+        sinks: first tokens, which a second ratio leaves out: they get what a head has no use for.
+    """
+
+    tokens: int = 4096
+    window: int = 64
+    sinks: int = 4
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.sinks < 0 or self.tokens <= self.window + self.sinks:
+            raise InputError(
+                f"A local range of {self.window} tokens after {self.sinks} sinks needs a longer text than "
+                f"{self.tokens} tokens: raise --tokens or lower --window."
+            )
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """Recency ratios of all heads, each ``[L, H]`` float32, between 0 and 1.
+
+    Attributes:
+        all: share of a head's attention that is near, in the mean over queries.
+        without_sinks: the same of the attention that is not on the sinks.
+        groups: KV heads of every layer.
+    """
+
+    all: Tensor
+    without_sinks: Tensor
+    groups: int
+
+    @property
+    def of_groups(self) -> Tensor:
+        """What KV groups are chosen by, ``[L, G]``: the mean over their heads, sinks left out."""
+        return self.without_sinks.unflatten(1, (self.groups, -1)).mean(2)
+
+
+@torch.inference_mode()
+def recency_ratios(model: "HierMemModel", ids: Sequence[int], config: RecencyConfig) -> Ratios:
+    """Ratios from the first tokens of a text; no attention matrix outlives its chunk.
+
+    Args:
+        ids: token ids of a text.
+
+    Raises:
+        InputError: the text is shorter than `RecencyConfig.tokens`, or that exceeds the trained range.
+    """
+    from tqdm.auto import tqdm
+
+    adapter = model.adapter
+    if len(ids) < config.tokens:
+        raise InputError(
+            f"The text has {len(ids)} tokens, {config.tokens} are read: give a longer text, or lower "
+            f"--tokens."
+        )
+    if config.tokens > adapter.trained_range:
+        raise InputError(
+            f"{config.tokens} tokens exceed the backbone's trained range of {adapter.trained_range} "
+            f"positions: lower --tokens."
+        )
+    settings = WorkingMemoryConfig(policy="none", positions="absolute")
+    policy = Nearness(window=config.window, sinks=config.sinks)
+    memory = WorkingMemory(settings, adapter.shapes, adapter.trained_range, 1, policy)
+    read = torch.tensor([list(ids[: config.tokens])], device=model.device)
+    with tqdm(total=config.tokens, desc="measuring heads", unit="tok", disable=None) as bar:
+        for at, take in chunks(memory, [config.tokens], model.config.chunk):
+            adapter.read_chunk(memory, read[:, at : at + take], [take])
+            bar.update(take)
+    layers = [_mean(cache.positions, cache.state["near"], config) for cache in memory.caches]
+    both = torch.stack(layers).cpu()  # [L, 2, H]
+    return Ratios(both[:, 0], both[:, 1], memory.shapes[0].heads)
+
+
+def _mean(positions: Tensor | None, near: Tensor, config: RecencyConfig) -> Tensor:
+    """Means ``[2, H]`` over the queries that have something far to look at; of layers with a sliding window,
+    over those that are still cached."""
+    assert positions is not None
+    counted = (positions[0] >= config.window + config.sinks)[..., None, None]  # [G, T, 1, 1]
+    means = (near[0] * counted).sum(1) / counted.sum(1)  # [G, R, 2]
+    return means.flatten(0, 1).T
+
+
+@dataclass(frozen=True)
+class Nearness(EvictionPolicy):
+    """Keeps everything and notes of every token, as a query, how much of its attention was near.
+
+    Attributes:
+        window: tokens less than this far back are near.
+    """
+
+    window: int = 64
+
+    name: ClassVar[str] = "nearness"
+    evicts: ClassVar[bool] = False
+
+    @property
+    def period(self) -> int:
+        return 1
+
+    def looks_at(self, positions: Tensor) -> Tensor:
+        return torch.ones_like(positions, dtype=torch.bool)
+
+    def observer(self, shown: ShownQueries) -> Observer:
+        return lambda parts: [{"near": self._near(part)} for part in parts]
+
+    def scores(self, view: CacheView) -> Tensor:
+        return view.positions.float()
+
+    def _near(self, part: Received) -> Tensor:
+        """Of all tokens as queries, ``[B, G, T, R, 2]`` float32: with the sinks, and without."""
+        attention, keys = part.attention.float(), part.positions.unsqueeze(2)  # [B, G, R, Q, T], [B, G, 1, T]
+        Q = attention.shape[3]
+        queries = part.positions[:, :, -Q:].unsqueeze(3)
+        near = (attention * (queries - keys < self.window).unsqueeze(2)).sum(-1)  # [B, G, R, Q]
+        kept = (attention * (keys >= self.sinks).unsqueeze(2)).sum(-1)
+        both = torch.stack((near, near / kept.clamp(min=1e-12)), dim=-1).transpose(2, 3)
+        known = grown(part.state.get("near"), part.positions, *both.shape[3:])
+        return torch.cat((known[:, :, :-Q], both), dim=2)
+
+
+def mean(measured: Sequence[Ratios]) -> Ratios:
+    """Means over texts."""
+    both = [
+        torch.stack([getattr(one, name) for one in measured]).mean(0) for name in ("all", "without_sinks")
+    ]
+    return Ratios(both[0], both[1], measured[0].groups)
+
+
+def choose(of_groups: Tensor, share: float | None = None, threshold: float | None = None) -> list[list[int]]:
+    """The KV groups to replace, as pairs of layer and group in the order of layers.
+
+    Args:
+        of_groups: recency ratios of all groups, ``[L, G]``.
+        share: how many of all groups, those with the highest ratios.
+        threshold: or every group with at least this ratio.
+
+    Raises:
+        InputError: none or both are given, or one is not between 0 and 1.
+    """
+    given = [value for value in (share, threshold) if value is not None]
+    if len(given) != 1 or not 0 <= given[0] <= 1:
+        raise InputError("Choose groups by either a share or a threshold, between 0 and 1.")
+    flat = of_groups.flatten()
+    if share is not None:
+        order = flat.sort(descending=True, stable=True).indices[: round(share * len(flat))]
+    else:
+        order = (flat >= threshold).nonzero().flatten()
+    return [[index // of_groups.shape[1], index % of_groups.shape[1]] for index in sorted(order.tolist())]
+
+
+def overlap(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:
+    """Groups that both choices have, of those that either has; 1 where neither has any."""
+    ours, theirs = ({tuple(group) for group in groups} for groups in (one, other))
+    return len(ours & theirs) / len(ours | theirs) if ours | theirs else 1.0
+
+
+def heat_map(ratios: Ratios, selected: Sequence[Sequence[int]], path: Path) -> None:
+    """Draw layers by heads, the chosen groups framed.
+
+    Raises:
+        InputError: the picture cannot be written.
+    """
+    from matplotlib.patches import Rectangle
+
+    figure = new_figure()
+    axes = figure.subplots()
+    image = axes.imshow(ratios.without_sinks.numpy(), vmin=0, vmax=1, aspect="auto")
+    width = ratios.without_sinks.shape[1] // ratios.groups
+    for layer, group in selected:
+        corner = (group * width - 0.5, layer - 0.5)
+        axes.add_patch(Rectangle(corner, width, 1, fill=False, edgecolor="white", linewidth=1.5))
+    axes.set(xlabel="query head", ylabel="layer", title="recency ratio; chosen KV groups framed")
+    figure.colorbar(image, ax=axes)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): check --plot.") from error
