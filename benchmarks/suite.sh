@@ -35,6 +35,8 @@ for keep in 25 50; do
         needles "$policy-$keep" --keep "0.$keep" --policy "$policy"
     done
 done
+measure needles-namm-compressed-25 eval needles --data "$pg19" --length 2000 --limit 24 --keep 0.25 --policy namm \
+    --system compressed
 needles namm-untrained-25 --keep 0.25 --policy namm --evictor none
 needles full --keep 1 --system full
 needles hiermem-25 --keep 0.25 --system hiermem

@@ -79,10 +79,10 @@ def _system(report: Report) -> str:
     """A configuration in a few words."""
     config = report["config"]
     system = config.get("system", "hiermem")
-    if system not in ("hiermem", "pruned"):
+    if system not in ("hiermem", "pruned", "compressed"):
         return system
     words = config["working"]["policy"] if "working" in config else ""
-    return words if system == "pruned" else f"hiermem ({words})"
+    return {"pruned": words, "compressed": f"{words}, compressed"}.get(system, f"hiermem ({words})")
 
 
 def _named(reports: Sequence[Report], cells: Callable[[Report], Collection[Any]]) -> list[tuple[str, Report]]:
@@ -217,9 +217,12 @@ def _retrieval(reports: Sequence[Report]) -> list[str]:
 
 def _interleaved(reports: Sequence[Report]) -> list[str]:
     names = ("right", "weight", "perplexity", "without_recall")
-    rows = [[r["config"]["model"], *(r["metrics"][name] for name in names), r["n"]] for r in reports]
-    header = ["model", "right book recalled most", "attention on it", "perplexity", "without recall", "n"]
-    return table(header, rows)
+    rows = [
+        [name, r["config"]["model"], len(r["rows"]), *(r["metrics"][metric] for metric in names), r["n"]]
+        for name, r in _named(reports, lambda r: [r["config"]["model"]])
+    ]
+    header = ["system", "model", "pairs", "right book recalled most", "attention on it", "perplexity"]
+    return table([*header, "without recall", "n"], rows)
 
 
 def _needles(reports: Sequence[Report]) -> list[str]:

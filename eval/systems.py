@@ -14,6 +14,7 @@ from hiermem.asking import Prompt, prepare, prompt_ids, prompt_text, split_promp
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.memory.heads import budget_that_keeps
+from hiermem.memory.policies import ForgetPolicy, NoPolicy
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 
@@ -118,32 +119,20 @@ class Pruned(InContext):
         return opened
 
 
-class Compressed(InContext):
+class Compressed(Pruned):
     """The configured policy as libraries that compress a cache use theirs: all of a text is read, then a
-    single decision is made; the share that is kept is what is really kept.
-
-    Args:
-        keep: share of a prompt's tokens.
-    """
+    single decision is made; the share that is kept is what is really kept."""
 
     name = "compressed"
 
-    def __init__(self, model: "HierMemModel", keep: float) -> None:
-        super().__init__(model)
-        self.keep = keep
-
     def working(self, tokens: int) -> WorkingMemoryConfig:
-        config, kept = super().working(tokens), max(round(self.keep * tokens), 1)
+        assert self.keep is not None
+        config, kept = self.model.config.working, max(round(self.keep * tokens), 1)
         budget = budget_that_keeps(config.head_shares, tokens, kept, config.sinks)
         return replace(config, budget=budget, update_interval=self.model.adapter.trained_range)
 
     def check_length(self, tokens: int) -> None:
         check_fits(tokens, self.model.adapter.trained_range)
-
-    def read(self, text: str) -> Opened:
-        opened = super().read(text)
-        opened.working.settle()
-        return opened
 
 
 def check_fits(tokens: int, trained: int) -> None:
@@ -155,7 +144,7 @@ def check_fits(tokens: int, trained: int) -> None:
     if tokens > trained:
         raise InputError(
             f"The text has {tokens} tokens and the backbone was trained on {trained}: "
-            f"full attention does not fit."
+            f"full attention over all of it does not fit."
         )
 
 
@@ -276,13 +265,26 @@ def new_system(name: str, model: "HierMemModel", keep: float | None = None) -> S
         InputError: there is none of that name.
     """
     check_system(name, tuple(SYSTEMS))
-    if name == Pruned.name:
-        return Pruned(model, keep)
-    if name == Compressed.name:
-        if keep is None:
-            raise InputError("The system compressed keeps a share of a text: give --keep.")
-        return Compressed(model, keep)
-    return SYSTEMS[name](model)
+    check_compressed(name, model.config.working, keep)
+    kind = SYSTEMS[name]
+    return kind(model, keep) if issubclass(kind, Pruned) else kind(model)
+
+
+def check_compressed(name: str, config: WorkingMemoryConfig, keep: float | None) -> None:
+    """Refuse a compression that cannot be made before anything is loaded.
+
+    Raises:
+        InputError: no share is given, the policy scores nothing, or positions leave no gaps.
+    """
+    if name != Compressed.name:
+        return
+    if keep is None:
+        raise InputError("The system compressed keeps a share of a text: give --keep.")
+    if config.policy in (NoPolicy.name, ForgetPolicy.name) or config.positions == "compact":
+        raise InputError(
+            f"The system compressed needs a policy that scores tokens where they stand, not {config.policy} "
+            f"with the positions {config.positions}: choose another --policy or --positions."
+        )
 
 
 def check_system(name: str, choices: Sequence[str]) -> None:

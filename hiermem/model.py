@@ -200,11 +200,15 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         be still to be fitted.
 
         Raises:
-            InputError: names are missing or unknown.
+            InputError: names are missing or unknown, or shapes differ.
         """
         if self.summary is None:
             parameters = {name: t for name, t in parameters.items() if not name.startswith("summary.")}
-        wrong = set(self.memory_parameters()) ^ set(parameters)
+        own = self.memory_parameters()
+        wrong = set(own) ^ set(parameters)
+        wrong |= {
+            name for name in own.keys() & parameters.keys() if own[name].shape != parameters[name].shape
+        }
         wrong -= {name for name in wrong if name.startswith("summary.search_") and name not in parameters}
         if wrong:
             raise InputError(

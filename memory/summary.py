@@ -19,7 +19,7 @@ from hiermem.memory.digest import digest
 
 QUERIES = ("half", "previous")
 RIDGE = 0.1
-"""Of the mean variance of states, what each direction's is raised by before it is scaled to 1."""
+"""Of the whitening that recall starts from (docs/lab-notes.md)."""
 
 
 @dataclass
@@ -138,19 +138,20 @@ class SummaryMemory(nn.Module):
             summaries: of questions, ``[q, m, d]``.
             weight: of the cosine of the two projections beside the lexical score.
         """
-        _whiten(self.search_key, embeddings[:, -1], self.search_query, summaries[:, -1])
+        _whiten([(self.search_key, embeddings[:, -1]), (self.search_query, summaries[:, -1])], ridge=0.0)
         self.search_weight.fill_(weight)
 
     @torch.no_grad()
-    def fit_recall(self, embeddings: Tensor, queries: Tensor) -> None:
+    def fit_recall(self, embeddings: Tensor, summaries: Tensor | None) -> None:
         """Start the recall attention of a neutral memory in closed form (`_whiten`).
 
         Args:
             embeddings: that segments leave, ``[n, m, d]``.
-            queries: what recalls for segments, ``[q, m, d]``.
+            summaries: what recalls for segments, ``[q, m, d]``; None where memory embeddings do.
         """
-        assert self.config.neutral
-        _whiten(self.key, embeddings[:, -1], self.query, queries[:, -1])
+        sides = [(self.key, embeddings[:, -1])]
+        sides += [] if summaries is None else [(self.query, summaries[:, -1])]
+        _whiten(sides, RIDGE)
 
     def search_keys(self, embeddings: Tensor) -> Tensor:
         """The trained part of search keys, ``[n, search]`` float32, from embeddings ``[n, m, d]``."""
@@ -211,20 +212,24 @@ class SummaryMemory(nn.Module):
         return logits.softmax(dim=-1), past if self.value is None else keys
 
 
-def _whiten(one: nn.Linear, states: Tensor, other: nn.Linear, others: Tensor) -> None:
-    """Set two projections so that they centre and whiten states ``[n, d]`` and ``[q, d]``.
+def _whiten(sides: list[tuple[nn.Linear, Tensor]], ridge: float) -> None:
+    """Set projections so that they centre and whiten states, each its own ``[n, d]``.
 
     States of a language model share a large mean and a few large directions, which hide what tells texts
-    apart. Both projections are onto the principal directions of both kinds of state, each scaled to variance
-    1, or less where there is little of it (`RIDGE`); directions that the samples do not span stay 0.
+    apart. All projections are onto the principal directions of the states together, each scaled to variance
+    1; directions that the samples do not span stay 0.
+
+    Args:
+        ridge: what each direction's variance is raised by before it is scaled to 1, as a share of the mean
+            variance: directions with little of it then count less.
     """
-    sides = [(one, states.to(one.weight)), (other, others.to(one.weight))]
-    samples = torch.cat([own - own.mean(dim=0) for _, own in sides])
+    own = sides[0][0].weight
+    samples = torch.cat([states.to(own) - states.to(own).mean(dim=0) for _, states in sides])
     _, scales, directions = torch.linalg.svd(samples / len(samples) ** 0.5, full_matrices=False)
-    spanned = min(len(one.weight), int((scales > 1e-4 * scales[0]).sum()))
-    variances = scales.square()
-    whitening = directions / (variances + RIDGE * variances.sum() / samples.shape[1]).sqrt().unsqueeze(1)
-    for projection, own in sides:
+    spanned = min(len(own), int((scales > 1e-4 * scales[0]).sum()))
+    variances = scales.square() + ridge * scales.square().sum() / samples.shape[1]
+    whitening = (directions / variances.sqrt().unsqueeze(1))[:spanned]
+    for projection, states in sides:
         projection.weight.zero_()
-        projection.weight[:spanned] = whitening[:spanned]
-        projection.bias.copy_(-projection.weight @ own.mean(dim=0))
+        projection.weight[:spanned] = whitening
+        projection.bias.copy_(-projection.weight @ states.to(own).mean(dim=0))

@@ -111,8 +111,8 @@ class WorkingMemoryConfig:
 class WorkingMemory:
     """The KV cache of a backbone for a batch of documents.
 
-    One chunk is read as `begin`, then for each part `append` (and, where the policy asks, `observe`),
-    then `commit`. Rows of the batch may be at different places of their documents.
+    One chunk is read as `begin`, then for each part `append` and, where the policy asks, for each layer
+    `observe`, then `commit`. Rows of the batch may be at different places of their documents.
 
     Attributes:
         parts: which heads of which layer share a cache; one part a layer where all keep the same.

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,11 +57,25 @@ def test_recall_between_interleaved_books(neutral: bool) -> None:
         torch.nn.init.zeros_(model.summary.value.weight)
         metrics = interleaved.evaluate(model, books, 3, Journal(None, {}))["metrics"]
         assert metrics["perplexity"] == pytest.approx(metrics["without_recall"], rel=1e-5)
+    with torch.no_grad():  # where what recalls is the same for all, the largest key wins
+        model.summary.query.weight.zero_()
+        if model.summary.query.bias is not None:
+            model.summary.query.bias.fill_(1e3)
+            metrics = interleaved.evaluate(model, books, 3, Journal(None, {}))["metrics"]
+            assert metrics["right"] == pytest.approx(metrics["weight"], abs=1e-3)
+            assert metrics["right"] in (0, 0.25, 0.5, 0.75, 1)
     with pytest.raises(InputError, match="lower --segments"):
         interleaved.evaluate(model, books, 300, Journal(None, {}))
-    for config, count in ((settings(), 2), (model.config, 1)):
-        with pytest.raises(InputError):
-            interleaved.check(config, count)
+    carried = HierMemConfig(**{**settings().settings(), "summary": SummaryConfig(tokens=2)})
+    short = HierMemConfig(**{**config.settings(), "summary": replace(summary, last=1)})
+    for wrong, count, sentence in (
+        (settings(), 2, "recall nothing"),
+        (short, 2, "recall nothing"),
+        (carried, 2, "carries a cache"),
+        (model.config, 1, "Two books"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            interleaved.check(wrong, count)
 
 
 def test_pg19_means_over_books() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import assert_refused, run
 from readers import tokenizer
 
 pytest.importorskip("datasets")
@@ -67,6 +68,12 @@ def test_a_training_takes_the_first_books_of_a_dataset(layout: Path) -> None:
     assert all(len(check[number].ids) == 4 for number in range(5))
     with pytest.raises(InputError, match="cannot be read from the hub"):
         check_samples(name, config)  # it has no books to validate on
+
+
+def test_the_command_takes_a_dataset_by_name(layout: Path, tmp_path: Path) -> None:
+    """Here one without books to validate on, which is said before anything is loaded."""
+    done = run("train", "--data", "someone/books", "--out", tmp_path / "run", "--recipe", "isolated")
+    assert_refused(done, "validation of it cannot be read from the hub")
 
 
 def test_records_come_as_a_whole(layout: Path) -> None:

@@ -100,6 +100,25 @@ def test_a_frame_is_a_short_time_fourier_transform() -> None:
     torch.testing.assert_close(slow_averages(matrix, 1, config)[0], frames @ weights, atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_a_row_that_is_left_goes_on_as_if_it_had_been_alone() -> None:
+    """Rows out of step keep tails of unlike lengths."""
+    model, ids = new_model(4), ids_of(50, rows=2)
+    mask = torch.ones(2, 20, dtype=torch.int64)
+    mask[1, 17:] = 0
+    memory = model(ids[:, :20], attention_mask=mask).past_key_values.memory
+    for row, start in ((0, 20), (1, 17)):
+        own = memory.copy()
+        own.select_rows(torch.tensor([row]))
+        model.read_ids(own, ids[row : row + 1, start:])
+        alone = model(ids[row : row + 1]).past_key_values.memory
+        for layer, expected in zip(own.caches, alone.caches, strict=True):
+            average, real = layer.state["average"][0], layer.positions[0] >= 0
+            torch.testing.assert_close(
+                average[real], expected.state["average"][0].flatten(0, 1), atol=1e-5, rtol=1e-4
+            )
+
+
 @pytest.mark.parametrize("hop", [4, 16])
 def test_padded_rows_have_the_averages_of_the_rows_alone(hop: int) -> None:
     model, ids = new_model(hop), ids_of(40, rows=3)

@@ -250,6 +250,9 @@ def test_a_trained_memory_can_be_switched_off(tiny_model: Path, tmp_path: Path) 
             plain(ids).logits, HierMemModel.from_pretrained(tiny_model, config=off)(ids).logits
         )
         assert torch.equal(more(ids).logits, model.eval()(ids).logits)
+    deeper = HierMemConfig(**{**model.config.settings(), "summary": replace(CARRIED, width=9)})
+    with pytest.raises(InputError, match=r"summary\.key"):
+        HierMemModel.from_pretrained(tmp_path / "saved", config=deeper)
     wider = HierMemConfig(**{**model.config.settings(), "summary": replace(CARRIED, neutral=False)})
     with pytest.raises(InputError, match=r"summary\.value"):
         HierMemModel.from_pretrained(tmp_path / "saved", config=wider)
@@ -297,19 +300,22 @@ def test_a_search_adds_the_trained_part(tmp_path: Path) -> None:
         SummaryConfig(search=8)
 
 
-def test_a_fitted_search_is_centred_and_nearly_white() -> None:
-    module, draw = SummaryMemory(replace(CARRIED, search=6), 12), torch.Generator().manual_seed(0)
+def test_what_is_fitted_is_centred_and_white() -> None:
+    module, draw = SummaryMemory(replace(CARRIED, width=6, search=6), 12), torch.Generator().manual_seed(0)
     mixed = torch.randn(12, 12, generator=draw)
     texts, questions = (torch.randn(count, 2, 12, generator=draw) @ mixed + 5 for count in (300, 200))
     module.fit_search(texts, questions, 7.0)
-    sides = [module.search_key(texts[:, -1]), module.search_query(questions[:, -1])]
-    for side in sides:
-        torch.testing.assert_close(side.mean(0), torch.zeros(6), atol=1e-3, rtol=0)
+    module.fit_recall(texts, questions)
     states = torch.cat([own[:, -1] - own[:, -1].mean(0) for own in (texts, questions)])
     variances = torch.linalg.eigvalsh(states.T @ states / 500).flip(0)
-    spread = torch.cat(sides).T @ torch.cat(sides) / 500
-    expected = torch.diag(variances / (variances + RIDGE * variances.mean()))[:6, :6]
-    torch.testing.assert_close(spread, expected, atol=1e-3, rtol=0)
+    damped = torch.diag(variances / (variances + RIDGE * variances.mean()))[:6, :6]
+    searching, recalling = (module.search_key, module.search_query), (module.key, module.query)
+    for (key, query), expected in ((searching, torch.eye(6)), (recalling, damped)):
+        sides = [key(texts[:, -1]), query(questions[:, -1])]
+        for side in sides:
+            torch.testing.assert_close(side.mean(0), torch.zeros(6), atol=1e-3, rtol=0)
+        spread = torch.cat(sides).T @ torch.cat(sides) / 500
+        torch.testing.assert_close(spread, expected, atol=1e-3, rtol=0)
     assert module.search_weight == 7
     module.fit_search(texts[:2], questions[:2], 7.0)  # two samples a side span two directions
     assert (module.search_key.weight.abs().sum(1) > 0).tolist() == [True, True, False, False, False, False]

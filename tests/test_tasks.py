@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from hiermem.eval.systems import (
     Opened,
     Pruned,
     Truncated,
+    check_compressed,
     check_system,
     new_system,
 )
@@ -144,6 +146,9 @@ def test_compression_decides_once_after_all_was_read() -> None:
         torch.testing.assert_close(memory.values, expected, atol=1e-5, rtol=1e-4)
     with pytest.raises(InputError, match="give --keep"):
         new_system("compressed", model)
+    for wrong in ({"policy": "none"}, {"positions": "compact"}):
+        with pytest.raises(InputError, match="scores tokens where they stand"):
+            check_compressed("compressed", replace(model.config.working, **wrong), keep)
 
 
 def test_bm25_shows_the_passage_with_the_words() -> None:

@@ -304,7 +304,7 @@ def test_dropout_stays_off(tmp_path: Path) -> None:
     config = GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=100, n_positions=64)
     assert config.attn_pdrop and config.resid_pdrop
     model = over(AutoModelForCausalLM.from_config(config), 16, policy="window")
-    learner = LanguageLearner(model, ObjectiveConfig()).train()
+    learner = LanguageLearner(model.train(), ObjectiveConfig())  # as it is before the first step
     made = collated([Sample("a", ids_of(60)[0].tolist(), [True] * 60)], 60)
     assert learner.training and torch.equal(learner(made).total, learner(made).total)
 
@@ -319,6 +319,17 @@ def test_the_search_key_is_taught_after_a_training(data: Path, wide_model: Path,
     ids = ids_of(700)
     with torch.no_grad():
         assert torch.equal(one(ids).logits, other(ids).logits)
+
+
+def test_a_summary_prompt_that_recalls_is_not_taught_to_search(
+    data: Path, wide_model: Path, tmp_path: Path
+) -> None:
+    summary = SummaryConfig(tokens=2, width=4, query="half")
+    config = replace(config_of(1), preset="hmt", segment=32, summary=summary)
+    finetune.train(config, finetune.Run(str(wide_model), data, tmp_path / "first"))
+    key = replace(TRAININGS["key"](), pairs=PAIRS, steps=2, evaluated=2)
+    with pytest.raises(InputError, match="whose query is previous"):
+        finetune.train(key, finetune.Run(str(tmp_path / "first"), data, tmp_path / "second"))
 
 
 def test_a_trained_model_is_trained_on(data: Path, wide_model: Path, tmp_path: Path) -> None:
@@ -357,6 +368,12 @@ def test_recall_is_fitted_before_the_first_step_and_never_again(
     finetune.train(replace(config, steps=2), run_of)
     finetune.train(config, finetune.Run(str(tmp_path / "run"), data, tmp_path / "second"))
     assert len(fitted) == 1 and fitted[0].shape[:2] == (6, 2)
+    short = replace(config, samples=SampleConfig(tokens=24))
+    with pytest.raises(InputError, match="only 0 segments of 32"):
+        finetune.train(short, finetune.Run(str(wide_model), data, tmp_path / "short"))
+    for wrong in ({"fitted": 2}, {"summary": replace(summary, neutral=False)}):
+        with pytest.raises(InputError, match="where the memory is neutral"):
+            replace(config, **wrong)
 
 
 def test_every_recipe_can_be_made() -> None:

@@ -82,7 +82,7 @@ def declare(model: HierMemModel, search: bool = False) -> None:
     summarises = "summary.summary_prompt."
     others = ["summary.search_"]
     if summary.neutral or summary.query != "half":
-        others.append(summarises)  # it begins as words, and does what it should
+        others.append(summarises)  # recall is fitted to what it gives at the start
     if summary.neutral and summary.query != "half":
         others.append("summary.query.")
     for name, weight in model.named_parameters():

@@ -74,10 +74,12 @@ def train(config: TrainConfig, run: Run) -> dict[str, Any]:
 
     _check(config, run)
     with one_of_many(always=run.deepspeed is not None) as first:
+        config.optimizer.rounds(world())
         model = prepared(config, run)
         learner, samples, held_out = _parts(config, run, model)
+        settings = _settings(config, model)
         engine = new_engine(learner, config.optimizer, run.deepspeed)
-        history, skipped = _resume(engine, config, run.output)
+        history, skipped = _resume(engine, settings, run.output)
         bar = tqdm(total=config.steps, initial=len(history), desc="training", disable=None if first else True)
         with bar, log(run.output, writes=first) as note:
             while len(history) < config.steps:
@@ -92,7 +94,7 @@ def train(config: TrainConfig, run: Run) -> dict[str, Any]:
                 bar.update()
                 bar.set_postfix_str(_words(entry))
                 if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                    _keep(engine, config, run.output, history)
+                    _keep(engine, settings, run.output, history)
         _export(engine, run.output)
         last = history[-1]
         return {
@@ -135,12 +137,17 @@ def prepared(config: TrainConfig, run: Run) -> HierMemModel:
         settings = HierMemConfig.from_saved(folder)
         searching = replace(settings.summary, search=config.model().summary.search)
         settings = HierMemConfig(**{**settings.settings(), "summary": searching})
+        if searching.query == "half":
+            raise InputError(
+                f"The recipe teaches the summary prompt, by which segments of {run.model} recall: it needs a "
+                f"model whose query is previous."
+            )
     model = HierMemModel.from_pretrained(run.model, config=settings, dtype=run.dtype, device=run.device)
     if config.lora.rank and not has_lora(model.backbone):
         torch.manual_seed(config.samples.seed)
         add_lora(model.backbone, config.lora)
     declare(model, search=config.pairs is not None)
-    return model.train()
+    return model.eval()
 
 
 def _step(engine: Engine, samples: Drawer, config: TrainConfig, step: int) -> dict[str, Any]:
@@ -174,12 +181,14 @@ def _evaluated(engine: Engine, samples: Drawer, config: TrainConfig) -> float:
 # ---- checkpoints and the trained model
 
 
-def _settings(config: TrainConfig) -> dict[str, Any]:
+def _settings(config: TrainConfig, model: HierMemModel) -> dict[str, Any]:
     """What a run must not change on the way; how long it is to be may."""
-    return {name: value for name, value in asdict(config).items() if name not in ("steps", "save_every")}
+    known = model.fingerprint()
+    recipe = {name: value for name, value in asdict(config).items() if name not in ("steps", "save_every")}
+    return {**recipe, **{name: known[name] for name in ("backbone", "tokenizer", "dtype")}}
 
 
-def _keep(engine: Engine, config: TrainConfig, folder: Path, history: list[dict[str, Any]]) -> None:
+def _keep(engine: Engine, settings: dict[str, Any], folder: Path, history: list[dict[str, Any]]) -> None:
     """Write a checkpoint: everybody its part, the first process the marker, once all are done."""
     path = place(folder, CHECKPOINT, history[-1]["step"])
     if rank() == 0:
@@ -187,19 +196,19 @@ def _keep(engine: Engine, config: TrainConfig, folder: Path, history: list[dict[
     wait()
     engine.save(path)
     if rank() == 0:
-        write_state(path, _settings(config), world=world(), history=history)
+        write_state(path, settings, world=world(), history=history)
     wait()
     if rank() == 0:
         finish(path)
     wait()
 
 
-def _resume(engine: Engine, config: TrainConfig, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def _resume(engine: Engine, settings: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """History up to the newest complete checkpoint, which is taken over, and what was passed over."""
     path, skipped = newest(folder, CHECKPOINT)
     if path is None:
         return [], skipped
-    known = read_state(path, _settings(config))
+    known = read_state(path, settings)
     if known["world"] != world():
         raise InputError(
             f"{folder} is of a training on {known['world']} processes: go on with as many, or give another "

@@ -6,11 +6,15 @@ Dimension names: n segments, L tokens of a segment, m memory embeddings of a seg
 import torch
 from torch import Tensor
 
+from hiermem.errors import InputError
 from hiermem.model import HierMemModel
 from hiermem.training.samples import Samples
 
 TOGETHER = 4
 """Segments that are read at once."""
+
+TRIES = 4
+"""Samples that are looked through for each segment that is wanted."""
 
 
 @torch.no_grad()
@@ -20,6 +24,9 @@ def fit_recall(model: HierMemModel, samples: Samples, segments: int) -> None:
     Args:
         samples: what is trained on; its first ones are cut into segments.
         segments: how many are read, each alone.
+
+    Raises:
+        InputError: the samples are too short.
     """
     from tqdm.auto import tqdm
 
@@ -33,16 +40,18 @@ def fit_recall(model: HierMemModel, samples: Samples, segments: int) -> None:
         if half:
             first = some[:, :half]
             queries.append(adapter.summary(summary, summary.summary_prompt, first, [half] * len(some)))
-    left = torch.cat(embeddings)
-    summary.fit_recall(left, torch.cat(queries) if half else left)
+    summary.fit_recall(torch.cat(embeddings), torch.cat(queries) if half else None)
 
 
 def _segments(samples: Samples, count: int, length: int) -> Tensor:
     """Whole segments of the first samples, ``[count, L]`` int64."""
     found: list[Tensor] = []
-    number = 0
-    while len(found) < count:
+    for number in range(TRIES * count):
         ids = torch.tensor(samples[number].ids)
         found += ids[: len(ids) // length * length].view(-1, length)
-        number += 1
-    return torch.stack(found[:count])
+        if len(found) >= count:
+            return torch.stack(found[:count])
+    raise InputError(
+        f"Of the first {TRIES * count} samples only {len(found)} segments of {length} tokens can be cut, "
+        f"{count} are needed: give longer texts or samples."
+    )

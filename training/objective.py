@@ -72,6 +72,7 @@ class Learner(nn.Module):
     def __init__(self, model: HierMemModel) -> None:
         super().__init__()
         self.model = model
+        self.train()
 
     def train(self, mode: bool = True) -> "Learner":
         """As of every module; but dropout stays off: nothing in a step is random."""

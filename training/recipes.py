@@ -119,6 +119,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if min(self.steps, self.evaluated, self.evaluate_every, self.save_every) < 1 or self.warmup < 0:
             raise InputError("Steps and what is counted in them must be at least 1.")
+        summary = self.model().summary
+        if self.fitted and not (summary.tokens and summary.neutral and self.fitted > summary.width // 2):
+            raise InputError(
+                f"Recall can be fitted where the memory is neutral, to more segments than half its width of "
+                f"{summary.width}, not to {self.fitted}."
+            )
 
     def model(self) -> HierMemConfig:
         """The configuration of the model that is trained."""
@@ -132,7 +138,7 @@ class TrainConfig:
     @property
     def held_out(self) -> SampleConfig:
         """Pieces of books as long as those that are trained on."""
-        return SampleConfig(tokens=self.samples.tokens, seed=self.samples.seed)
+        return replace(self.samples, books=1.0, questions=0.0)
 
     def factor(self, step: int) -> float:
         """What the learning rates are multiplied by."""
@@ -155,7 +161,7 @@ def hmt_first() -> TrainConfig:
         lora=LoraConfig(rank=8),
         samples=SampleConfig(tokens=2048),
         objective=ObjectiveConfig(depth=1, recompute=True),
-        optimizer=OptimizerConfig(batch=2, micro=1),
+        optimizer=OptimizerConfig(batch=8, micro=1),
         steps=200,
     )
 
@@ -173,7 +179,8 @@ def hmt_second() -> TrainConfig:
 
 
 def isolated() -> TrainConfig:
-    """Memory prompts between segments of 512 tokens over no cache, all that one knows of those before."""
+    """Memory prompts between segments of 512 tokens over no cache: with 32 sensory tokens, all that a
+    segment knows of those before."""
     return TrainConfig(
         preset="hmt",
         segment=512,

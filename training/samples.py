@@ -46,9 +46,13 @@ class SampleConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.books, self.questions) < 0 or self.books + self.questions <= 0 or self.tokens < 2:
+        if (
+            min(self.books, self.questions) < 0
+            or self.books + self.questions <= 0
+            or min(self.tokens - 1, self.streamed) < 1
+        ):
             raise InputError(
-                "Samples need shares that are not negative and not all 0, and at least 2 tokens."
+                "Samples need shares that are not negative and not all 0, at least 2 tokens and one book."
             )
 
 

@@ -1,6 +1,7 @@
 """Two books cut into alternating segments: does recall find its way back to the right one?
 
-What was read last is always of the other book, so only what is recalled from further back can help.
+What was read last is always of the other book, so without a cache only what is recalled from further back can
+help.
 """
 
 import math
@@ -16,6 +17,7 @@ from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.eval.journal import Journal
 from hiermem.eval.scoring import stream_nll
+from hiermem.memory.policies import ForgetPolicy
 
 if TYPE_CHECKING:
     from hiermem.memory.summary import SummaryMemory
@@ -26,12 +28,20 @@ def check(config: HierMemConfig, books: int) -> None:
     """Refuse what cannot be measured before anything is loaded.
 
     Raises:
-        InputError: segments leave no memory embeddings, or there is only one book.
+        InputError: segments recall nothing or the last one alone, a cache is carried on, or there is only one
+            book.
     """
-    if not config.summary.tokens:
-        raise InputError("Segments of this model leave no memory embeddings: give a trained one to --model.")
+    if not config.summary.tokens or config.summary.last < 2:
+        raise InputError(
+            "Segments of this model recall nothing from further back: give another one to --model."
+        )
+    if config.working.policy != ForgetPolicy.name:
+        raise InputError(
+            "This model carries a cache from segment to segment, which holds both books: give one to --model "
+            "whose policy is forget."
+        )
     if books < 2:
-        raise InputError("Two books are needed to tell one from the other: give --data more.")
+        raise InputError("Two books are needed to tell one from the other: give --data or --limit more.")
 
 
 @torch.inference_mode()
@@ -40,15 +50,15 @@ def evaluate(model: "HierMemModel", texts: dict[str, str], segments: int, journa
 
     Metrics are ``right``, how often the segment that is recalled most is of the right book; ``weight``, the
     share of the recall attention that is on it; ``perplexity`` and the same without recall, where every
-    segment is read as a document's first.
+    segment gets the first one's memory prompt. Sensory tokens are of the other book in both.
     """
     from tqdm.auto import tqdm
 
-    pairs = list(pairwise(texts.items()))
+    cut = {name: _segments(model, name, text, segments) for name, text in texts.items()}
+    pairs = list(pairwise(cut.items()))
     rows = []
-    for (one, text), (other, another) in tqdm(pairs, desc="pairs", unit="pair", disable=None, delay=2):
-        ids = [_segments(model, name, t, segments) for name, t in ((one, text), (other, another))]
-        read = torch.stack(ids, dim=1).flatten(0, 1)  # [2 * segments, L], the books in turn
+    for (one, ids), (other, others) in tqdm(pairs, desc="pairs", unit="pair", disable=None, delay=2):
+        read = torch.stack((ids, others), dim=1).flatten(0, 1)  # [2 * segments, L], the books in turn
         rows.append(journal.row(f"{one}, {other}", _row, model, f"{one}, {other}", read))
     means = {name: sum(row[name] for row in rows) / len(rows) for name in ("right", "weight")}
     for name in ("perplexity", "without_recall"):

@@ -83,7 +83,8 @@ def evaluate(
     """Negative log-likelihood per token of the right code, exact match, and the share of tokens kept.
 
     Args:
-        keep: share of the text, with its codes and the prompt around it, that `pruned` keeps.
+        keep: share of the text, with its codes and the prompt around it, that `pruned` and
+            `compressed` keep.
     """
     from tqdm.auto import tqdm
 

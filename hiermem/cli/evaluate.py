@@ -15,6 +15,7 @@ from hiermem.errors import InputError, first_line
 from hiermem.eval.journal import Journal, data_hash
 
 if TYPE_CHECKING:
+    from hiermem.config import HierMemConfig
     from hiermem.model import HierMemModel
 
 LEAST_KEPT = 16
@@ -28,7 +29,8 @@ Keep = Annotated[
     typer.Option(min=0.0, max=1.0, help="Share of a text that --system pruned or compressed keeps."),
 ]
 System = Annotated[
-    str, typer.Option(help="hiermem, or a peer: full, truncated, streaming, bm25, closed, pruned.")
+    str,
+    typer.Option(help="hiermem, or a peer: full, truncated, streaming, bm25, closed, pruned, compressed."),
 ]
 
 
@@ -204,7 +206,7 @@ def needles(
         hiermem eval needles --data pg19 --limit 100 --dump prompts.jsonl
     """
     from hiermem.eval.haystack import Haystack
-    from hiermem.eval.systems import Compressed, Full, HierMem, Pruned, check_system
+    from hiermem.eval.systems import Compressed, Full, HierMem, Pruned, check_compressed, check_system
     from hiermem.eval.tasks import needles as task
     from hiermem.eval.tasks import pg19
 
@@ -213,6 +215,7 @@ def needles(
     if budget < LEAST_KEPT:
         raise InputError(f"{keep} of {length} tokens is too little to keep: raise --keep or --length.")
     config = opt.configuration(model, None, policy, budget, chunk=chunk, positions=positions, evictor=evictor)
+    check_compressed(system, config.working, keep)
     texts = pg19.books(data, split, None, None)
     settings = {"books": list(texts), "system": system, "keep": keep, "length": length, "limit": limit}
     settings["seed"] = seed
@@ -279,7 +282,8 @@ def pubmedqa(
     config = config.with_asking(**task.ASKING)
     check_system(system, (*SYSTEMS, task.RIGHT))
     items = task.load(data, split)[:limit]
-    settings = {"split": split, "limit": limit, "together": together, "system": system, **_kept(keep, system)}
+    settings = {"split": split, "limit": limit, "together": together, "system": system}
+    settings |= _kept(keep, system, config)
 
     def run(journal: Journal) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device)
@@ -328,7 +332,8 @@ def babi_long(
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k, evictor=evictor)
     check_system(system, tuple(SYSTEMS))
     size = task.Size(lengths=wanted, texts=limit, rounds=stories, seed=seed)
-    settings = {"haystack": haystack.name, **asdict(size), "system": system, **_kept(keep, system)}
+    settings = {"haystack": haystack.name, **asdict(size), "system": system}
+    settings |= _kept(keep, system, config)
 
     def run(journal: Journal) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device)
@@ -420,8 +425,11 @@ def lm_eval(context: typer.Context) -> None:
         raise InputError(f"lm-eval stopped: {first_line(error)}.") from error
 
 
-def _kept(keep: float | None, system: str) -> dict[str, float]:
+def _kept(keep: float | None, system: str, config: "HierMemConfig") -> dict[str, float]:
     """The share that is kept, among the settings of a run, where one was given."""
+    from hiermem.eval.systems import check_compressed
+
+    check_compressed(system, config.working, keep)
     if keep is not None and system not in ("pruned", "compressed"):
         raise InputError("Only --system pruned and compressed keep a share of a text: leave --keep out.")
     if keep == 0:
@@ -444,12 +452,13 @@ def _settings(
 
     where = opt.usable_device(device)
     numbers = dtype or f"{native_dtype(torch.bfloat16, where)}".removeprefix("torch.")
-    known = config.to_dict()
+    evictor = find_evictor(config.evictor, model, config.working.policy)
+    known = (config if evictor is None else config.with_evictor(evictor)).to_dict()
     parts = ["segment", "chunk", "working", "longterm", "asking"]
     parts += ["namm"] if config.working.policy == "namm" else []
     parts += ["summary"] if config.summary.tokens else []
     settings = {"model": model, "dtype": numbers, "device": where.type, "data": data_hash(*data)}
-    evictor = find_evictor(config.evictor, model, config.working.policy)
+    known["working"] = config.to_dict()["working"]  # the evictor's head shares are in its digest
     if known["working"]["head_shares"] is None:
         del known["working"]["head_shares"]
     if evictor is not None:

@@ -201,13 +201,15 @@ def train(
 
         hiermem read book.txt --model runs/second --out book.hmem
     """
+    from hiermem.eval.hub import is_name
     from hiermem.training.finetune import Run
     from hiermem.training.finetune import train as run
     from hiermem.training.recipes import TRAININGS
 
     if recipe not in TRAININGS:
         raise InputError(f"There is no recipe {recipe!r}: choose one of {', '.join(TRAININGS)}.")
-    _check_folders(data, out)
+    if not is_name(data):
+        _check_folders(data, out)
     where = str(opt.check_numbers(dtype, device))
     config = TRAININGS[recipe]().with_steps(steps)
     result = run(config, Run(model, data, out, dtype=dtype, device=where))

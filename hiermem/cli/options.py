@@ -48,7 +48,11 @@ Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at ran
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many examples.")]
 Data = Annotated[Path, typer.Option(help="Folder or file with the data, or its name on the hub.")]
 Trainable = Annotated[
-    Path, typer.Option(help="Folder that holds pg19 and pubmedqa in their official layouts.")
+    Path,
+    typer.Option(
+        help="Folder that holds pg19 and pubmedqa in their official layouts; books alone also by a name on "
+        "the hub."
+    ),
 ]
 Out = Annotated[
     Path | None,

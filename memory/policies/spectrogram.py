@@ -111,6 +111,7 @@ class SpectrogramObserver:
         signal = part.attention.mean(2, dtype=torch.float32)  # [B, G, Q, T]
         if self._known:
             tail = grown(part.state.get("tail"), part.positions, self._known)
+            tail = tail[..., tail.shape[3] - self._known :]  # rows that are gone may have needed a longer one
             signal = torch.cat((tail.transpose(2, 3), signal), dim=2)
         return signal.transpose(1, 2).flatten(2)
 
