@@ -16,7 +16,7 @@ from hiermem.training.launch import rank, world
 from hiermem.training.objective import LanguageLearner, ObjectiveConfig
 from hiermem.training.samples import Batch, Sample, collated
 
-COMBINATIONS = ("plain", "lora", "recomputed", "lora-recomputed")
+COMBINATIONS = ("plain", "lora", "recomputed", "lora-recomputed", "half-recomputed")
 
 
 def model_with_memory(summary: SummaryConfig | None = None, **working: Any) -> HierMemModel:
@@ -26,9 +26,15 @@ def model_with_memory(summary: SummaryConfig | None = None, **working: Any) -> H
     return lively(reader(config=HierMemConfig(**config)), 0.3)
 
 
+def isolated() -> HierMemModel:
+    """A reader without a cache, each of whose segments is read in part before to recall for it."""
+    summary = SummaryConfig(tokens=2, width=8, query="half")
+    return model_with_memory(summary, policy="forget", update_interval=16, positions="compact")
+
+
 def combination(name: str) -> tuple[LanguageLearner, OptimizerConfig]:
     """A learner and settings by name."""
-    model = model_with_memory()
+    model = isolated() if "half" in name else model_with_memory()
     if "lora" in name:
         torch.manual_seed(5)
         add_lora(model.backbone, LoraConfig(rank=2, targets=("q_proj", "v_proj")))
