@@ -376,6 +376,12 @@ def test_recall_is_fitted_before_the_first_step_and_never_again(
             replace(config, **wrong)
 
 
+def test_the_documented_launches_divide_their_batches() -> None:
+    assert TRAININGS["hmt-1"]().optimizer.rounds(8) == TRAININGS["hmt-2"]().optimizer.rounds(16) == 1
+    with pytest.raises(InputError, match="another number"):
+        TRAININGS["smoke"]().optimizer.rounds(8)
+
+
 def test_every_recipe_can_be_made() -> None:
     for recipe in TRAININGS.values():
         config = recipe()

@@ -174,6 +174,7 @@ def hmt_second() -> TrainConfig:
         summary=None,
         samples=SampleConfig(tokens=8192),
         objective=ObjectiveConfig(depth=7, recompute=True),
+        optimizer=OptimizerConfig(batch=16, micro=1),
         steps=500,
     )
 
