@@ -169,14 +169,13 @@ def choose(of_groups: Tensor, share: float | None = None, threshold: float | Non
     Raises:
         InputError: none or both are given, or one is not between 0 and 1.
     """
-    given = [value for value in (share, threshold) if value is not None]
-    if len(given) != 1 or not 0 <= given[0] <= 1:
-        raise InputError("Choose groups by either a share or a threshold, between 0 and 1.")
     flat = of_groups.flatten()
-    if share is not None:
+    if share is not None and threshold is None and 0 <= share <= 1:
         order = flat.sort(descending=True, stable=True).indices[: round(share * len(flat))]
-    else:
+    elif threshold is not None and share is None and 0 <= threshold <= 1:
         order = (flat >= threshold).nonzero().flatten()
+    else:
+        raise InputError("Choose groups by either a share or a threshold, between 0 and 1.")
     return [[index // of_groups.shape[1], index % of_groups.shape[1]] for index in sorted(order.tolist())]
 
 

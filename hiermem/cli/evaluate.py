@@ -282,8 +282,8 @@ def pubmedqa(
     config = config.with_asking(**task.ASKING)
     check_system(system, (*SYSTEMS, task.RIGHT))
     items = task.load(data, split)[:limit]
-    settings = {"split": split, "limit": limit, "together": together, "system": system}
-    settings |= _kept(keep, system, config)
+    kept = _kept(keep, system, config)
+    settings = {"split": split, "limit": limit, "together": together, "system": system, **kept}
 
     def run(journal: Journal) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device)
@@ -332,8 +332,8 @@ def babi_long(
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k, evictor=evictor)
     check_system(system, tuple(SYSTEMS))
     size = task.Size(lengths=wanted, texts=limit, rounds=stories, seed=seed)
-    settings = {"haystack": haystack.name, **asdict(size), "system": system}
-    settings |= _kept(keep, system, config)
+    kept = _kept(keep, system, config)
+    settings = {"haystack": haystack.name, **asdict(size), "system": system, **kept}
 
     def run(journal: Journal) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device)
