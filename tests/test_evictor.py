@@ -133,7 +133,7 @@ def test_the_bundled_evictor_keeps_what_a_window_loses() -> None:
             "smollm2", HierMemConfig.preset("full").with_working(policy=policy)
         )
         haystack = Haystack(model.tokenizer, BUNDLED_DOCUMENTS["python-reference"]()[:40_000])
-        made = needles.examples([haystack], length=600, count=3, seed=0)
+        made = needles.examples([haystack], length=1000, count=3, seed=0)
         found[policy] = needles.evaluate(model, "pruned", 0.25, made, Journal(None, {"task": "needles"}))
     nll = {policy: result["metrics"]["nll"] for policy, result in found.items()}
     assert nll["namm"] < nll["window"] / 2
