@@ -1,0 +1,26 @@
+"""What ships for the real small model: the trained memory."""
+
+import pytest
+import torch
+
+from hiermem import HierMemConfig, HierMemModel
+from hiermem.bundled import BUNDLED_DOCUMENTS
+from hiermem.memory.summary import SummaryConfig
+
+
+@pytest.mark.real
+@torch.inference_mode()
+def test_the_trained_memory_reads_prose_better_than_none() -> None:
+    """Three segments of the embedded document, though it was trained on novels."""
+    model = HierMemModel.from_pretrained("smollm2-hmt")
+    assert model.summary is not None
+    assert (
+        sum(tensor.numel() for tensor in model.summary.parameters()) < 0.02 * model.backbone.num_parameters()
+    )
+    off = HierMemConfig(**{**model.config.settings(), "summary": SummaryConfig()})
+    text = BUNDLED_DOCUMENTS["python-reference"]()[:20_000]
+    ids = model.tokenizer(text, return_tensors="pt").input_ids[:, : 3 * model.config.segment]
+    losses = [
+        float(m(ids, labels=ids).loss) for m in (model, HierMemModel.from_pretrained("smollm2-hmt", off))
+    ]
+    assert losses[0] < losses[1]
