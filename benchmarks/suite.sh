@@ -70,8 +70,11 @@ for budget in 512 256 1024 2048; do
     done
 done
 measure pg19-full eval pg19 --data "$pg19" --max-tokens 32768 --policy full --window 8192
-measure pg19-isolated eval pg19 --data "$pg19" --max-tokens 32768 --policy full --window 512
-measure pg19-sensory eval pg19 --data "$pg19" --max-tokens 32768 --policy full --window 512 --overlap 32
+beginnings() { measure "pg19-$1-8k" eval pg19 --data "$pg19" --max-tokens 8192 "${@:2}"; }
+beginnings isolated --policy full --window 512
+beginnings sensory --policy full --window 512 --overlap 32
+beginnings hmt --model smollm2-hmt
+measure interleaved-hmt eval interleaved --data "$pg19" --model smollm2-hmt --segments 12 --limit 2
 
 babi() { measure "babi-$1" eval babi-long --haystack "$book" --seed 1 "${@:2}"; }
 babi hiermem --lengths 1000,8000,32000,128000 --limit 2

@@ -163,8 +163,9 @@ def _pg19(reports: Sequence[Report]) -> list[str]:
         beside = [r for r in reports if _pg19_text(r) == _pg19_text(report)]
         one = {row["book"]: row["perplexity"] for row in report["rows"]}
         share = _pg19_share(mean, budget, beside)
-        rows.append([_pg19_name(config), budget, mean, share, *(one.get(book) for book in books)])
-    return table(["policy", "budget", "mean", "share of the gap closed", *books], rows)
+        read = [_pg19_name(config), budget, config.get("tokens")]
+        rows.append([*read, mean, share, *(one.get(book) for book in books)])
+    return table(["policy", "budget", "tokens", "mean", "share of the gap closed", *books], rows)
 
 
 def _pg19_text(report: Report) -> list[Any]:
@@ -188,6 +189,7 @@ def _pg19_share(mean: float, budget: int | None, beside: Sequence[Report]) -> fl
 
 def _pg19_name(config: dict[str, Any]) -> str:
     name = config["policy"] + (f", windows of {config['window']}" if config["window"] else "")
+    name += ", trained memory" if config.get("summary") else ""
     return name + (f" + {config['overlap']}" if config.get("overlap", 1) > 1 else "")
 
 
@@ -292,7 +294,9 @@ def _plot_pg19(reports: Sequence[Report], path: Path) -> None:
     """Mean log-perplexity along the books, relative to that of all systems together."""
     figure = new_figure()
     axes = figure.subplots()
-    for report in sorted(reports, key=_pg19_order):
+    longest = max(reports, key=lambda report: report["n"])
+    same = [report for report in reports if _pg19_text(report)[1:6] == _pg19_text(longest)[1:6]]
+    for report in sorted(same, key=_pg19_order):
         curves = [row["curve"] for row in report["rows"]]
         curves = [curve for curve in curves if len(curve) == len(curves[0])]  # a short text has fewer parts
         config = report["config"]
