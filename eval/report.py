@@ -168,10 +168,14 @@ def _pg19(reports: Sequence[Report]) -> list[str]:
     return table(["policy", "budget", "tokens", "mean", "share of the gap closed", *books], rows)
 
 
+def _pg19_slice(report: Report) -> list[Any]:
+    """What was read and scored."""
+    return [report["config"].get(name) for name in ("books", "split", "start", "tokens", "score_from")]
+
+
 def _pg19_text(report: Report) -> list[Any]:
-    """What was read and scored; only figures of the same text are compared."""
-    names = ("data", "books", "split", "start", "tokens", "score_from", "model", "dtype")
-    return [report["config"].get(name) for name in names]
+    """What was read and scored, and by what; only figures of the same text are compared."""
+    return [*_pg19_slice(report), *(report["config"].get(name) for name in ("data", "model", "dtype"))]
 
 
 def _pg19_share(mean: float, budget: int | None, beside: Sequence[Report]) -> float | None:
@@ -295,7 +299,7 @@ def _plot_pg19(reports: Sequence[Report], path: Path) -> None:
     figure = new_figure()
     axes = figure.subplots()
     longest = max(reports, key=lambda report: report["n"])
-    same = [report for report in reports if _pg19_text(report)[1:6] == _pg19_text(longest)[1:6]]
+    same = [report for report in reports if _pg19_slice(report) == _pg19_slice(longest)]
     for report in sorted(same, key=_pg19_order):
         curves = [row["curve"] for row in report["rows"]]
         curves = [curve for curve in curves if len(curve) == len(curves[0])]  # a short text has fewer parts

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hiermem.errors import InputError
 from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, Received, ShownQueries, grown
-from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
+from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -95,8 +95,7 @@ def _received_again(model: "HierMemModel", piece: list[int], between: list[int])
     policy = SecondReading(first=len(piece) + len(between))
     memory = WorkingMemory(settings, adapter.shapes, adapter.trained_range, 1, policy)
     ids = torch.tensor([[*piece, *between, *piece]], device=device)
-    for at, take in chunks(memory, [ids.shape[1]], model.config.chunk):
-        adapter.read_chunk(memory, ids[:, at : at + take], [take])
+    model.read_ids(memory, ids)
     received = []
     for cache in memory.caches:  # layers with a sliding window have lost what left it
         assert cache.positions is not None

@@ -19,7 +19,7 @@ from torch import Tensor
 from hiermem.errors import InputError
 from hiermem.eval.report import new_figure
 from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, Received, ShownQueries, grown
-from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
+from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -95,9 +95,9 @@ def recency_ratios(model: "HierMemModel", ids: Sequence[int], config: RecencyCon
     memory = WorkingMemory(settings, adapter.shapes, adapter.trained_range, 1, policy)
     read = torch.tensor([list(ids[: config.tokens])], device=model.device)
     with tqdm(total=config.tokens, desc="measuring heads", unit="tok", disable=None) as bar:
-        for at, take in chunks(memory, [config.tokens], model.config.chunk):
-            adapter.read_chunk(memory, read[:, at : at + take], [take])
-            bar.update(take)
+        for some in read.split(model.config.chunk, dim=1):
+            model.read_ids(memory, some)
+            bar.update(some.shape[1])
     layers = [_mean(cache.positions, cache.state["near"], config) for cache in memory.caches]
     both = torch.stack(layers).cpu()  # [L, 2, H]
     return Ratios(both[:, 0], both[:, 1], memory.shapes[0].heads)
@@ -152,10 +152,9 @@ class Nearness(EvictionPolicy):
 
 def mean(measured: Sequence[Ratios]) -> Ratios:
     """Means over texts."""
-    both = [
-        torch.stack([getattr(one, name) for one in measured]).mean(0) for name in ("all", "without_sinks")
-    ]
-    return Ratios(both[0], both[1], measured[0].groups)
+    every = torch.stack([one.all for one in measured])
+    without = torch.stack([one.without_sinks for one in measured])
+    return Ratios(every.mean(0), without.mean(0), measured[0].groups)
 
 
 def choose(of_groups: Tensor, share: float | None = None, threshold: float | None = None) -> list[list[int]]:

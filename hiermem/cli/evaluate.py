@@ -452,17 +452,17 @@ def _settings(
 
     where = opt.usable_device(device)
     numbers = dtype or f"{native_dtype(torch.bfloat16, where)}".removeprefix("torch.")
-    evictor = find_evictor(config.evictor, model, config.working.policy)
-    known = (config if evictor is None else config.with_evictor(evictor)).to_dict()
+    known = config.to_dict()
     parts = ["segment", "chunk", "working", "longterm", "asking"]
     parts += ["namm"] if config.working.policy == "namm" else []
     parts += ["summary"] if config.summary.tokens else []
     settings = {"model": model, "dtype": numbers, "device": where.type, "data": data_hash(*data)}
-    known["working"] = config.to_dict()["working"]  # the evictor's head shares are in its digest
     if known["working"]["head_shares"] is None:
         del known["working"]["head_shares"]
-    if evictor is not None:
+    evictor = find_evictor(config.evictor, model, config.working.policy)
+    if evictor is not None:  # its head shares are in its digest
         settings["evictor"] = evictor.digest
+        known["namm"] = config.with_evictor(evictor).to_dict()["namm"]
     if (folder := saved_model(model)) is not None:
         settings["parameters"] = sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
     return settings | {name: known[name] for name in parts}

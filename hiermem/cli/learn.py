@@ -113,12 +113,9 @@ def heads(
         "overlap": least,
         "window": window,
     }
-    words = f"{len(selected)} of {ratios.of_groups.numel()} KV groups look only near: " + ", ".join(
-        f"{layer}.{group}" for layer, group in selected
-    )
-    words += (
-        f" (layer.group). The texts agree on {least:.2f} of them." if len(text) > 1 else " (layer.group)."
-    )
+    names = ", ".join(f"{layer}.{group}" for layer, group in selected)
+    words = f"{len(selected)} of {ratios.of_groups.numel()} KV groups look only near: {names} (layer.group)."
+    words += f" The texts agree on {least:.2f} of them." if len(text) > 1 else ""
     opt.emit(result, json, words)
 
 
