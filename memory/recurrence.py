@@ -87,7 +87,7 @@ class Recurrence:
         return torch.cat((self.prompt, sensory), dim=1), there
 
     def _recalled(self, summary: Tensor | None, like: Tensor) -> Tensor:
-        """P_n from all rows' pasts, in the dtype and on the device of ``like``."""
+        """P_n from all rows' pasts, on the device of ``like``."""
         empty = like.new_zeros(0, like.shape[-1])
         rows = [torch.cat([empty, *embeddings]) for embeddings in self.past]
         past = pad_sequence(rows, batch_first=True)
@@ -96,7 +96,7 @@ class Recurrence:
         if summary is None:
             none = like.new_zeros(self.tail, like.shape[-1])
             summary = torch.stack([embeddings[-1] if embeddings else none for embeddings in self.past])
-        return self.module(summary, past, there).to(like.dtype)
+        return self.module(summary, past, there)
 
     def after(self) -> Tensor:
         """Embeddings that end the segments, ``[B, tail, d]``."""

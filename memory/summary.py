@@ -18,8 +18,11 @@ from hiermem.errors import InputError
 from hiermem.memory.digest import digest
 
 QUERIES = ("half", "previous")
-RIDGE = 0.1
-"""Of the whitening that recall starts from (docs/lab-notes.md)."""
+RIDGE = 1.0
+"""Of the projections that recall is fitted with, as a share of the mean variance (docs/lab-notes.md)."""
+
+SHARPNESS = 20.0
+"""Of a neutral memory's recall: what cosines are multiplied by before the softmax (docs/lab-notes.md)."""
 
 
 @dataclass
@@ -36,8 +39,8 @@ class SummaryConfig:
             memory is neutral, as keys among keys.
         neutral: whether the prompt is the learned first one plus a learned projection of the recalled keys,
             which starts at 0, so that an untrained memory changes nothing from segment to segment. A segment
-            is then one key, of the last of its memory embeddings. As published, the prompt is the recalled
-            memory embeddings themselves.
+            is then one key of length 1, of the last of its memory embeddings. As published, the prompt is the
+            recalled memory embeddings themselves.
         words: what the two prompts begin as, in the backbone's embeddings: their last m tokens; what is
             missing in front, and all where there are no words (as published), is noise.
         search: width of the trained part of search keys; 0: keys are lexical alone.
@@ -138,20 +141,22 @@ class SummaryMemory(nn.Module):
             summaries: of questions, ``[q, m, d]``.
             weight: of the cosine of the two projections beside the lexical score.
         """
-        _whiten([(self.search_key, embeddings[:, -1]), (self.search_query, summaries[:, -1])], ridge=0.0)
+        _whiten([(self.search_key, embeddings[:, -1]), (self.search_query, summaries[:, -1])])
         self.search_weight.fill_(weight)
 
     @torch.no_grad()
     def fit_recall(self, embeddings: Tensor, summaries: Tensor | None) -> None:
-        """Start the recall attention of a neutral memory in closed form (`_whiten`).
+        """Set the recall of a neutral memory in closed form (`_tell_apart`); nothing is added to P_0 yet.
 
         Args:
-            embeddings: that segments leave, ``[n, m, d]``.
-            summaries: what recalls for segments, ``[q, m, d]``; None where memory embeddings do.
+            embeddings: that the segments of pieces of books leave, ``[p, n, m, d]`` of p pieces.
+            summaries: what recalls for the segments, as many; None where memory embeddings do.
         """
-        sides = [(self.key, embeddings[:, -1])]
-        sides += [] if summaries is None else [(self.query, summaries[:, -1])]
-        _whiten(sides, RIDGE)
+        sides = [(self.key, embeddings[:, :, -1])]
+        sides += [] if summaries is None else [(self.query, summaries[:, :, -1])]
+        _tell_apart(sides, RIDGE)
+        if self.value is not None:
+            self.value.weight.zero_()
 
     def search_keys(self, embeddings: Tensor) -> Tensor:
         """The trained part of search keys, ``[n, search]`` float32, from embeddings ``[n, m, d]``."""
@@ -171,7 +176,8 @@ class SummaryMemory(nn.Module):
     def forward(self, query: Tensor, past: Tensor, there: Tensor) -> Tensor:
         """The memory prompt P_n, ``[B, m, d]``; P_0 where M is empty.
 
-        As published (section 3.2) it is softmax(Q Kᵀ / √h) M; neutral, P_0 + W_v softmax(q Kᵀ / √h) K / √h.
+        As published (section 3.2) it is softmax(Q Kᵀ / √h) M; neutral, P_0 + W_v softmax(κ q̂ K̂ᵀ) K̂, where q̂
+        and K̂ have length 1 and κ is `SHARPNESS`.
 
         Args:
             query: S_n, ``[B, m, d]``.
@@ -186,7 +192,7 @@ class SummaryMemory(nn.Module):
         if self.value is None:
             prompt = recalled
         else:
-            added = self.value(recalled / math.sqrt(self.config.width))
+            added = self.value(recalled)
             prompt = first + added.unflatten(2, (self.config.tokens, -1)).squeeze(1)
         return torch.where(there.any(dim=1).view(-1, 1, 1), prompt, first)
 
@@ -207,29 +213,52 @@ class SummaryMemory(nn.Module):
         keys = self.key(past)
         before = self.value is not None and self.config.query == "previous"  # itself one of what it looks for
         asked = self.key(query) if before else self.query(query)
-        logits = asked @ keys.transpose(1, 2) / math.sqrt(self.config.width)
+        if self.value is not None:
+            asked, keys = F.normalize(asked, dim=-1), F.normalize(keys, dim=-1)
+        scale = 1 / math.sqrt(self.config.width) if self.value is None else SHARPNESS
+        logits = asked @ keys.transpose(1, 2) * scale
         logits = logits.masked_fill(~there.unsqueeze(1), torch.finfo(own).min)
         return logits.softmax(dim=-1), past if self.value is None else keys
 
 
-def _whiten(sides: list[tuple[nn.Linear, Tensor]], ridge: float) -> None:
+def _whiten(sides: list[tuple[nn.Linear, Tensor]]) -> None:
     """Set projections so that they centre and whiten states, each its own ``[n, d]``.
 
     States of a language model share a large mean and a few large directions, which hide what tells texts
     apart. All projections are onto the principal directions of the states together, each scaled to variance
     1; directions that the samples do not span stay 0.
-
-    Args:
-        ridge: what each direction's variance is raised by before it is scaled to 1, as a share of the mean
-            variance: directions with little of it then count less.
     """
     own = sides[0][0].weight
     samples = torch.cat([states.to(own) - states.to(own).mean(dim=0) for _, states in sides])
     _, scales, directions = torch.linalg.svd(samples / len(samples) ** 0.5, full_matrices=False)
     spanned = min(len(own), int((scales > 1e-4 * scales[0]).sum()))
-    variances = scales.square() + ridge * scales.square().sum() / samples.shape[1]
-    whitening = (directions / variances.sqrt().unsqueeze(1))[:spanned]
+    whitening = (directions / scales.unsqueeze(1))[:spanned]
     for projection, states in sides:
         projection.weight.zero_()
         projection.weight[:spanned] = whitening
         projection.bias.copy_(-projection.weight @ states.to(own).mean(dim=0))
+
+
+def _tell_apart(sides: list[tuple[nn.Linear, Tensor]], ridge: float) -> None:
+    """Set projections so that what varies within a piece of a book counts little, each for its own states
+    ``[p, n, d]`` of p pieces.
+
+    What differs from segment to segment of one piece, and from one kind of state to the other, is whitened
+    away (linear discriminant analysis); of what is left the largest directions are kept.
+
+    Args:
+        ridge: what each direction's variance within pieces is raised by, as a share of the mean variance.
+    """
+    own = sides[0][0].weight
+    means = [states.to(own).mean(dim=(0, 1)) for _, states in sides]
+    samples = torch.cat([states.to(own) - mean for (_, states), mean in zip(sides, means, strict=True)], 1)
+    within = (samples - samples.mean(dim=1, keepdim=True)).flatten(0, 1)
+    variances, directions = torch.linalg.eigh(within.T @ within / len(within))
+    variances = variances.clamp(min=0)
+    damping = directions / (variances + ridge * variances.mean()).sqrt()  # [d, d], a direction a column
+    _, _, largest = torch.linalg.svd(samples.flatten(0, 1) @ damping, full_matrices=False)
+    kept = largest[: len(own)] @ damping.T
+    for (projection, _), mean in zip(sides, means, strict=True):
+        projection.weight.zero_()
+        projection.weight[: len(kept)] = kept
+        projection.bias.copy_(-projection.weight @ mean)

@@ -77,7 +77,7 @@ class Surroundings:
             parts.insert(0, before)
         if chunk.tail:
             parts.append(self.recurrence.after())
-        return torch.cat(parts, dim=1)
+        return torch.cat([part.to(tokens.dtype) for part in parts], dim=1)  # prompts are float32
 
     def prefix(self, part: int, chunk: Chunk, keys: Tensor, values: Tensor) -> Prefix | None:
         """What stands before each row's present segment: new where one begins, else what was there.

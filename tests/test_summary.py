@@ -14,7 +14,7 @@ from hiermem.asking import recall
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
 from hiermem.memory.state import MemoryState
-from hiermem.memory.summary import RIDGE, SummaryConfig, SummaryMemory
+from hiermem.memory.summary import SHARPNESS, SummaryConfig, SummaryMemory
 from hiermem.model import HierMemModel
 
 PUBLISHED = SummaryConfig(tokens=1, sensory=5, width=8, last=4, query="half", neutral=False)
@@ -168,6 +168,15 @@ def test_an_untrained_neutral_memory_changes_nothing_from_segment_to_segment() -
     torch.testing.assert_close(memory.recurrence.prompt, other.recurrence.prompt)
 
 
+def test_in_bfloat16_segments_are_summarised_and_recalled() -> None:
+    model, ids = lively(reader(config=published(neutral=True), dtype=torch.bfloat16)), ids_of(75)
+    plain = lively(reader(config=published(neutral=True)))
+    with torch.no_grad():
+        ours, wanted = model(ids).logits, plain(ids).logits
+    assert model.summary.key.weight.dtype == torch.float32 and ours.dtype == torch.bfloat16
+    assert (ours - wanted).abs().mean() <= 0.02 * wanted.abs().max()
+
+
 @pytest.mark.parametrize("query", ["half", "previous"])
 def test_a_neutral_memory_adds_the_recalled_keys_to_the_first_prompt(query: str) -> None:
     draw = torch.Generator().manual_seed(2)
@@ -178,11 +187,12 @@ def test_a_neutral_memory_adds_the_recalled_keys_to_the_first_prompt(query: str)
     with torch.no_grad():
         prompts = hmt(asked, past, there)
         for row, segments in enumerate((3, 2)):
-            keys = hmt.key(past[row, 1 : 2 * segments : 2])
-            compared = hmt.query if query == "half" else hmt.key
-            weights = (compared(asked[row, 1]) @ keys.T / 8**0.5).softmax(-1)
-            torch.testing.assert_close(hmt.weights(asked, past, there)[row, :segments], weights)
-            added = hmt.value(weights @ keys / 8**0.5).view(2, 32)
+            keys = nn.functional.normalize(hmt.key(past[row, 1 : 2 * segments : 2]), dim=1)
+            compared = (hmt.query if query == "half" else hmt.key)(asked[row, 1])
+            weights = (SHARPNESS * keys @ compared / compared.norm()).softmax(-1)
+            found = hmt.weights(asked, past, there)[row, :segments]
+            torch.testing.assert_close(found, weights, atol=1e-5, rtol=1e-3)
+            added = hmt.value(weights @ keys).view(2, 32)
             torch.testing.assert_close(prompts[row], hmt.first_prompt.weight + added, atol=1e-5, rtol=1e-4)
 
 
@@ -300,26 +310,49 @@ def test_a_search_adds_the_trained_part(tmp_path: Path) -> None:
         SummaryConfig(search=8)
 
 
-def test_what_is_fitted_is_centred_and_white() -> None:
+def test_what_the_search_is_fitted_to_is_centred_and_white() -> None:
     module, draw = SummaryMemory(replace(CARRIED, width=6, search=6), 12), torch.Generator().manual_seed(0)
     mixed = torch.randn(12, 12, generator=draw)
     texts, questions = (torch.randn(count, 2, 12, generator=draw) @ mixed + 5 for count in (300, 200))
     module.fit_search(texts, questions, 7.0)
-    module.fit_recall(texts, questions)
-    states = torch.cat([own[:, -1] - own[:, -1].mean(0) for own in (texts, questions)])
-    variances = torch.linalg.eigvalsh(states.T @ states / 500).flip(0)
-    damped = torch.diag(variances / (variances + RIDGE * variances.mean()))[:6, :6]
-    searching, recalling = (module.search_key, module.search_query), (module.key, module.query)
-    for (key, query), expected in ((searching, torch.eye(6)), (recalling, damped)):
-        sides = [key(texts[:, -1]), query(questions[:, -1])]
-        for side in sides:
-            torch.testing.assert_close(side.mean(0), torch.zeros(6), atol=1e-3, rtol=0)
-        spread = torch.cat(sides).T @ torch.cat(sides) / 500
-        torch.testing.assert_close(spread, expected, atol=1e-3, rtol=0)
+    sides = [module.search_key(texts[:, -1]), module.search_query(questions[:, -1])]
+    for side in sides:
+        torch.testing.assert_close(side.mean(0), torch.zeros(6), atol=1e-3, rtol=0)
+    spread = torch.cat(sides).T @ torch.cat(sides) / 500
+    torch.testing.assert_close(spread, torch.eye(6), atol=1e-3, rtol=0)
     assert module.search_weight == 7
     module.fit_search(texts[:2], questions[:2], 7.0)  # two samples a side span two directions
     assert (module.search_key.weight.abs().sum(1) > 0).tolist() == [True, True, False, False, False, False]
     assert module.search_keys(texts).isfinite().all()
+
+
+def test_fitted_recall_sees_what_tells_pieces_apart_under_differences_within_them() -> None:
+    module, draw = (
+        SummaryMemory(replace(CARRIED, width=4, query="half"), 16),
+        torch.Generator().manual_seed(0),
+    )
+    nn.init.ones_(module.value.weight)
+    told, noise = torch.randn(4, 16, generator=draw), torch.randn(6, 16, generator=draw)
+
+    def left(pieces: Tensor, kind: float) -> Tensor:
+        p, n = len(pieces), 4
+        states = (pieces @ told).unsqueeze(1) + torch.randn(p, n, 6, generator=draw) @ noise + kind
+        return states.unsqueeze(2).expand(-1, -1, 2, -1)
+
+    def found(keys: Tensor, queries: Tensor) -> float:
+        there = torch.ones(len(queries), 2 * len(keys), dtype=torch.bool)
+        past = keys.flatten(0, 1).expand(len(queries), -1, -1)
+        return float(
+            (module.weights(queries, past, there).argmax(1) == torch.arange(len(keys))).float().mean()
+        )
+
+    pieces = torch.randn(60, 4, generator=draw)
+    unseen = torch.randn(20, 4, generator=draw)
+    keys, queries = left(unseen, 5.0)[:, 0], left(unseen, -3.0)[:, 1]
+    before = found(keys, queries)
+    module.fit_recall(left(pieces, 5.0), left(pieces, -3.0))
+    assert module.value.weight.abs().sum() == 0
+    assert found(keys, queries) > 0.6 > 0.3 > before
 
 
 def test_a_broken_embedding_is_named() -> None:

@@ -72,22 +72,25 @@ def declared(learner: Learner) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in learner.named_parameters() if weight.requires_grad}
 
 
-def declare(model: HierMemModel, search: bool = False) -> None:
+def declare(model: HierMemModel, trains: Sequence[str]) -> None:
     """Let only those ask for gradients.
 
     Args:
-        search: T instead, which with the query `previous` summarises nothing but questions.
+        trains: which parts: `prompt`, what segments are read with (P_0, and T where all is trained as
+            published); `recall`, what is recalled (W_v of a neutral memory, whose keys are fitted, else W_q
+            and W_k); `search`, T, which with the query `previous` summarises nothing but questions.
     """
     summary = model.config.summary
-    summarises = "summary.summary_prompt."
-    others = ["summary.search_"]
-    if summary.neutral or summary.query != "half":
-        others.append(summarises)  # recall is fitted to what it gives at the start
-    if summary.neutral and summary.query != "half":
-        others.append("summary.query.")
+    summarises = ("summary.summary_prompt.",)
+    published = summarises if summary.query == "half" and not summary.neutral else ()
+    parts = {
+        "prompt": ("summary.first_prompt.", *published),
+        "recall": ("summary.value.",) if summary.neutral else ("summary.query.", "summary.key."),
+        "search": summarises,
+    }
+    chosen = tuple(name for part in trains for name in parts[part])
     for name, weight in model.named_parameters():
-        read = name.startswith("summary.") and not name.startswith(tuple(others))
-        weight.requires_grad_(name.startswith(summarises) if search else read or ".lora_" in name)
+        weight.requires_grad_(name.startswith(chosen) or (".lora_" in name and "search" not in trains))
 
 
 def _groups(learner: Learner, config: OptimizerConfig) -> list[dict[str, Any]]:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from hiermem.config import HierMemConfig
 from hiermem.errors import HierMemError, InputError
@@ -24,7 +26,7 @@ from hiermem.eval.tasks import pubmedqa
 from hiermem.loading import saved_model
 from hiermem.lora import add_lora, has_lora
 from hiermem.model import HierMemModel
-from hiermem.training.checkpoints import begin, finish, newest, place, read_state, write_state
+from hiermem.training.checkpoints import begin, damaged, finish, newest, place, read_state, write_state
 from hiermem.training.engine import Engine, declare, declared, new_engine
 from hiermem.training.fitting import fit_recall
 from hiermem.training.launch import one_of_many, rank, summed, wait, world
@@ -36,6 +38,7 @@ from hiermem.training.recipes import TRAININGS, TrainConfig
 from hiermem.training.samples import Samples, check_samples
 
 CHECKPOINT = "step"
+FITTED = "fitted.safetensors"
 Drawer = Samples | Pairs
 """Draws batches by the numbers of what is in them."""
 
@@ -123,10 +126,27 @@ def _parts(config: TrainConfig, run: Run, model: HierMemModel) -> tuple[Learner,
         pairs = Pairs(tokenizer, data, config.pairs, settings.longterm)
         return RecallLearner(model, pairs), pairs, pairs.of_held_out()
     samples = Samples(tokenizer, data, config.samples, settings.asking.instruction)
-    if config.fitted and saved_model(run.model) is None and newest(run.output, CHECKPOINT)[0] is None:
-        fit_recall(model, samples, config.fitted)
+    if config.fitted and (saved_model(run.model) is None or "prompt" not in config.trains):
+        _fit(model, samples, config.fitted, run.output)
     pieces = Samples(tokenizer, data, config.held_out, split="validation")
     return LanguageLearner(model, config.objective), samples, pieces
+
+
+def _fit(model: HierMemModel, samples: Samples, count: int, folder: Path) -> None:
+    """Fit recall before the first step; a training that goes on takes what it began with."""
+    path = folder / FITTED
+    if newest(folder, CHECKPOINT)[0] is not None:
+        try:
+            model.load_memory_parameters(load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise damaged(path, error) from error
+        return
+    fit_recall(model, samples, count)
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        save_file(model.memory_parameters(), temporary)
+        temporary.replace(path)
 
 
 def prepared(config: TrainConfig, run: Run) -> HierMemModel:
@@ -146,7 +166,7 @@ def prepared(config: TrainConfig, run: Run) -> HierMemModel:
     if config.lora.rank and not has_lora(model.backbone):
         torch.manual_seed(config.samples.seed)
         add_lora(model.backbone, config.lora)
-    declare(model, search=config.pairs is not None)
+    declare(model, config.trains)
     return model.eval()
 
 

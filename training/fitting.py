@@ -1,6 +1,7 @@
-"""Where a training of the memory starts: recall fitted to what segments of books leave, in closed form.
+"""Recall fitted to what segments of books leave, in closed form: where a training of the memory starts.
 
-Dimension names: n segments, L tokens of a segment, m memory embeddings of a segment, d backbone width.
+Dimension names: p pieces of books, n segments of a piece, L tokens of a segment, m memory embeddings of a
+segment, d backbone width.
 """
 
 import torch
@@ -10,48 +11,44 @@ from hiermem.errors import InputError
 from hiermem.model import HierMemModel
 from hiermem.training.samples import Samples
 
-TOGETHER = 4
-"""Segments that are read at once."""
-
-TRIES = 4
-"""Samples that are looked through for each segment that is wanted."""
-
 
 @torch.no_grad()
-def fit_recall(model: HierMemModel, samples: Samples, segments: int) -> None:
-    """Centre and whiten what the recall attention of a neutral memory compares.
+def fit_recall(model: HierMemModel, samples: Samples, pieces: int) -> None:
+    """Let the recall attention of a neutral memory see what tells pieces of books apart.
 
     Args:
-        samples: what is trained on; its first ones are cut into segments.
-        segments: how many are read, each alone.
+        samples: what is trained on; its first ones are read, as recall will find them.
+        pieces: how many.
 
     Raises:
         InputError: the samples are too short.
     """
     from tqdm.auto import tqdm
 
-    summary, adapter, L = model.summary, model.adapter, model.config.segment
-    assert summary is not None
-    ids = _segments(samples, segments, L).to(model.device)
-    half = L // 2 if model.config.summary.query == "half" else 0
-    embeddings, queries = [], []
-    for some in tqdm(ids.split(TOGETHER), desc="fitting recall", disable=None):
-        embeddings.append(adapter.summary(summary, summary.first_prompt, some, [L] * len(some)))
+    summary, L = model.summary, model.config.segment
+    assert summary is not None and summary.value is not None
+    summary.value.weight.zero_()
+    read = [torch.tensor(samples[number].ids, device=model.device) for number in range(pieces)]
+    n = min(len(ids) for ids in read) // L
+    if n < 2:
+        raise InputError(
+            f"Recall is fitted to samples of at least two segments of {L} tokens: give longer ones."
+        )
+    left = [_left(model, ids[: n * L].view(n, L)) for ids in tqdm(read, desc="fitting recall", disable=None)]
+    embeddings, queries = (torch.stack(own) for own in zip(*left, strict=True))
+    summary.fit_recall(embeddings, queries if model.config.summary.query == "half" else None)
+
+
+def _left(model: HierMemModel, segments: Tensor) -> tuple[Tensor, Tensor]:
+    """What segments ``[n, L]``, read one after the other, leave, and what recalls for them, ``[n, m, d]``."""
+    summary, memory = model.summary, model.new_recurrent_memory()
+    assert summary is not None and memory.recurrence is not None
+    half, queries = memory.recurrence.looks_ahead, []
+    left: list[Tensor] = []
+    for segment in segments.split(1):
         if half:
-            first = some[:, :half]
-            queries.append(adapter.summary(summary, summary.summary_prompt, first, [half] * len(some)))
-    summary.fit_recall(torch.cat(embeddings), torch.cat(queries) if half else None)
-
-
-def _segments(samples: Samples, count: int, length: int) -> Tensor:
-    """Whole segments of the first samples, ``[count, L]`` int64."""
-    found: list[Tensor] = []
-    for number in range(TRIES * count):
-        ids = torch.tensor(samples[number].ids)
-        found += ids[: len(ids) // length * length].view(-1, length)
-        if len(found) >= count:
-            return torch.stack(found[:count])
-    raise InputError(
-        f"Of the first {TRIES * count} samples only {len(found)} segments of {length} tokens can be cut, "
-        f"{count} are needed: give longer texts or samples."
-    )
+            queries += model.adapter.summary(summary, summary.summary_prompt, segment[:, :half], [half])
+        model.read_ids(memory, segment)
+        left.append(memory.recurrence.past[0][-1])
+    embeddings = torch.stack(left)
+    return embeddings, torch.stack(queries) if half else embeddings

@@ -93,8 +93,9 @@ class TrainConfig:
         steps: optimizer steps.
         warmup: first steps, in which the learning rates rise from 0.
         floor: share of the learning rates that is left at the end, after a cosine.
-        fitted: segments that the recall attention of a neutral memory is first fitted to; 0: it starts as
-            noise.
+        trains: parts of the memory that change, as `hiermem.training.engine.declare` names them.
+        fitted: samples that the recall attention of a neutral memory is first fitted to; 0: it stays as it
+            is. A model that was trained before is fitted again only where its prompt does not change.
         evaluated: held-out samples (pieces of validation books) or queries that are read every
             `evaluate_every` steps.
         save_every: steps between two checkpoints.
@@ -111,6 +112,7 @@ class TrainConfig:
     steps: int = 200
     warmup: int = 10
     floor: float = 0.1
+    trains: tuple[str, ...] = ("prompt", "recall")
     fitted: int = 0
     evaluated: int = 8
     evaluate_every: int = 50
@@ -120,10 +122,9 @@ class TrainConfig:
         if min(self.steps, self.evaluated, self.evaluate_every, self.save_every) < 1 or self.warmup < 0:
             raise InputError("Steps and what is counted in them must be at least 1.")
         summary = self.model().summary
-        if self.fitted and not (summary.tokens and summary.neutral and self.fitted > summary.width // 2):
+        if self.fitted and not (summary.tokens and summary.neutral and self.fitted > 1):
             raise InputError(
-                f"Recall can be fitted where the memory is neutral, to more segments than half its width of "
-                f"{summary.width}, not to {self.fitted}."
+                f"Recall can be fitted where the memory is neutral, to at least 2 samples, not {self.fitted}."
             )
 
     def model(self) -> HierMemConfig:
@@ -180,8 +181,8 @@ def hmt_second() -> TrainConfig:
 
 
 def isolated() -> TrainConfig:
-    """Memory prompts between segments of 512 tokens over no cache: with 32 sensory tokens, all that a
-    segment knows of those before."""
+    """The prompt that segments of 512 tokens are read with, over no cache: with 32 sensory tokens and what is
+    recalled, all that a segment knows of those before."""
     return TrainConfig(
         preset="hmt",
         segment=512,
@@ -190,11 +191,16 @@ def isolated() -> TrainConfig:
         objective=ObjectiveConfig(depth=0),
         optimizer=OptimizerConfig(memory_rate=2e-3, batch=1, micro=1),
         steps=100,
-        fitted=100,
+        fitted=30,
         evaluated=4,
         evaluate_every=20,
         save_every=5,
     )
+
+
+def recall() -> TrainConfig:
+    """What such segments recall of all before, with the prompt as it was trained: goes on from `isolated`."""
+    return replace(isolated(), trains=("recall",), fitted=60)
 
 
 def smoke_training() -> TrainConfig:
@@ -217,6 +223,7 @@ def search_key() -> TrainConfig:
     return TrainConfig(
         summary=SummaryConfig(tokens=3, search=256),
         pairs=PairConfig(),
+        trains=("search",),
         optimizer=OptimizerConfig(memory_rate=1e-3, batch=16, micro=16),
         steps=200,
         evaluated=100,
@@ -228,6 +235,7 @@ TRAININGS: dict[str, Callable[[], TrainConfig]] = {
     "hmt-1": hmt_first,
     "hmt-2": hmt_second,
     "isolated": isolated,
+    "recall": recall,
     "key": search_key,
     "smoke": smoke_training,
 }

@@ -174,7 +174,7 @@ def train(
         str,
         typer.Option(
             help="smoke, hmt-1 or hmt-2 (the two stages of HMT as published), isolated (a neutral memory "
-            "between segments without a cache), or key (the search key)."
+            "between segments without a cache), recall (what goes on from it), or key (the search key)."
         ),
     ] = "smoke",
     model: Annotated[
