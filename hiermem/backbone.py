@@ -9,7 +9,7 @@ Dimension names: B batch, Q new queries, H query heads, G KV heads, R = H / G, S
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from inspect import signature
@@ -24,7 +24,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and
 from transformers.masking_utils import AttentionMaskInterface
 
 from hiermem.errors import BackboneUnsupportedError
+from hiermem.memory.fading import Fading
+from hiermem.memory.heads import Heads
 from hiermem.memory.layer import LayerMemory, LayerShape
+from hiermem.memory.mamba import MambaConfig, MambaHeads
 from hiermem.memory.policies import Namm
 from hiermem.memory.positions import Rotary
 from hiermem.memory.recurrence import Recurrence, TextSummary
@@ -68,18 +71,38 @@ def _attend(
     scaling = D**-0.5 if scaling is None else scaling
     # Query heads of one KV group become rows of one matrix, so keys and values are never repeated.
     grouped = query.reshape(B, G, (H // G) * Q, D)
-    outputs, visible = [], []
+    outputs: list[tuple[Heads, Tensor]] = []
+    visible = []
     for part in memory.parts_of(layer):
         heads = memory.parts[part].heads
         keys, values = memory.append(part, key[:, heads], value[:, heads])
         mask = memory.mask(part, H // G, query.dtype)
-        outputs.append(_over_cache(grouped[:, heads], keys, values, mask, scaling, softcap, dropout))
+        outputs.append((heads, _over_cache(grouped[:, heads], keys, values, mask, scaling, softcap, dropout)))
         visible.append(keys)
-    if memory.policy.period:
+    if memory.policy.period and visible:
         _show_attention(memory, layer, grouped.unflatten(2, (H // G, Q)), visible, scaling, softcap)
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    fading = memory.fading
+    if fading is not None and (groups := fading.heads.of_layer(layer)):
+        own = fading.read(layer, memory.chunk, query, key, value, memory.shapes[layer].rotary)
+        outputs = fading.placed(outputs, groups, own.reshape(B, len(groups), (H // G) * Q, -1), layer)
+    output = _in_place(outputs, G)
     # Whatever layout the kernel left, one copy gives the one that the model expects.
     return output.unflatten(2, (H // G, Q)).permute(0, 3, 1, 2, 4).reshape(B, Q, H, -1), None
+
+
+def _in_place(outputs: list[tuple[Heads, Tensor]], groups: int) -> Tensor:
+    """Outputs of all KV groups, ``[B, G, R * Q, D]``, from those of some at a time, ``[B, g, R * Q, D]``."""
+    if len(outputs) == 1:
+        return outputs[0][1]
+    order = [group for heads, _ in outputs for group in _numbers(heads, groups)]
+    together = torch.cat([output for _, output in outputs], dim=1)
+    if order == sorted(order):
+        return together
+    return together[:, [order.index(group) for group in range(groups)]]
+
+
+def _numbers(heads: Heads, groups: int) -> Sequence[int]:
+    return range(groups)[heads] if isinstance(heads, slice) else heads
 
 
 def _over_cache(
@@ -236,6 +259,7 @@ class Backbone:
     Attributes:
         model: the model itself, unchanged.
         shapes: one `LayerShape` per attention layer.
+        mamba: what replaces some of its heads; None: nothing does.
         trained_range: number of positions the model was trained on.
     """
 
@@ -252,8 +276,33 @@ class Backbone:
         windows = _windows(model, self.config)
         self.shapes = tuple(LayerShape(window=window) for window in windows)
         origin = self._alone(0)
-        heads = [0 if cache.keys is None else cache.keys.shape[1] for cache in origin]
-        self.shapes = tuple(map(LayerShape, windows, self._rotaries(origin), heads))
+        self.mamba: MambaHeads | None = None
+        self.shapes = tuple(map(self._shape, windows, self._rotaries(origin), origin))
+
+    def _shape(self, window: int | None, rotary: Rotary | None, cache: LayerMemory) -> LayerShape:
+        assert cache.keys is not None and cache.values is not None
+        heads, width = cache.keys.shape[1], cache.keys.shape[3]
+        repeats = int(self.config.num_attention_heads) // heads
+        return LayerShape(window, rotary, heads, repeats, width if width == cache.values.shape[3] else 0)
+
+    def replace_heads(self, config: MambaConfig) -> MambaHeads:
+        """Let Mamba heads take the place of some heads, wherever the model is read from here.
+
+        Raises:
+            InputError: there are no such groups.
+            BackboneUnsupportedError: keys and values differ in width.
+        """
+        heads = MambaHeads(config, self.shapes)
+        if any(not self.shapes[layer].width for layer, _ in heads.groups):
+            raise BackboneUnsupportedError(
+                f"{type(self.model).__name__} has keys and values of unlike widths, which Mamba heads cannot "
+                f"replace"
+            )
+        self.mamba = heads if heads.groups else None
+        return heads
+
+    def _new_fading(self) -> Fading | None:
+        return None if self.mamba is None else Fading(self.mamba)
 
     def new_memory(
         self,
@@ -269,7 +318,9 @@ class Backbone:
             recurrence: what is read around segments.
         """
         trained_range, policy = config.trained_range or self.trained_range, config.new_policy(network)
-        return WorkingMemory(config, self.shapes, trained_range, batch, policy, recurrence)
+        return WorkingMemory(
+            config, self.shapes, trained_range, batch, policy, recurrence, self._new_fading()
+        )
 
     @contextmanager
     def attached(self, memory: WorkingMemory) -> Iterator[BackboneCache]:
@@ -342,7 +393,8 @@ class Backbone:
         """
         recurrence = TextSummary(module, prompt, len(valid), input_ids.device)
         config = WorkingMemoryConfig(policy="none", update_interval=self.trained_range, positions="compact")
-        memory = WorkingMemory(config, self.shapes, self.trained_range, len(valid), recurrence=recurrence)
+        trained_range, fading = self.trained_range, self._new_fading()
+        memory = WorkingMemory(config, self.shapes, trained_range, len(valid), None, recurrence, fading)
         self.read_chunk(memory, input_ids, valid)
         return torch.stack([own[-1] if own else recurrence.after()[0] for own in recurrence.past])
 

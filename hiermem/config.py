@@ -11,6 +11,7 @@ from hiermem.asking import AskConfig
 from hiermem.errors import InputError
 from hiermem.evictor import AUTO, NONE, Evictor
 from hiermem.memory.longterm import LongTermConfig
+from hiermem.memory.mamba import MambaConfig
 from hiermem.memory.policies import ForgetPolicy, NammConfig
 from hiermem.memory.summary import SummaryConfig
 from hiermem.memory.working import WorkingMemoryConfig
@@ -23,6 +24,7 @@ _PARTS: dict[str, type] = {
     "asking": AskConfig,
     "namm": NammConfig,
     "summary": SummaryConfig,
+    "mamba": MambaConfig,
 }
 
 
@@ -40,6 +42,7 @@ class HierMemConfig(PreTrainedConfig):
         asking: settings of an answer.
         namm: settings of the network behind the policy `namm`.
         summary: settings of the memory embeddings.
+        mamba: which heads Mamba heads replace, and their settings.
         evictor: where head shares and that network's parameters come from (see `hiermem.evictor`): `auto`
             takes what ships for the backbone where the policy is `namm`; `none`; a folder. A model that is
             loaded has taken it over and says `none`.
@@ -57,6 +60,7 @@ class HierMemConfig(PreTrainedConfig):
     asking: AskConfig = field(default_factory=AskConfig)
     namm: NammConfig = field(default_factory=NammConfig)
     summary: SummaryConfig = field(default_factory=SummaryConfig)
+    mamba: MambaConfig = field(default_factory=MambaConfig)
     evictor: str = AUTO
 
     def __post_init__(self, **kwargs: Any) -> None:

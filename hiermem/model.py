@@ -30,6 +30,7 @@ from hiermem.errors import InputError, NonFiniteError
 from hiermem.evictor import Evictor, find_evictor
 from hiermem.loading import backbone_hash, load_backbone, model_type, saved_model, tokenizer_hash
 from hiermem.memory.longterm import LongTermMemory
+from hiermem.memory.mamba import MambaConfig
 from hiermem.memory.policies import Namm, NammPolicy
 from hiermem.memory.recurrence import Recurrence
 from hiermem.memory.state import MemoryState, check_fingerprint
@@ -66,6 +67,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         tokenizer: the backbone's tokenizer, or None where only token ids are used.
         namm: the network behind the policy `namm`, float32 whatever the backbone's dtype.
         summary: the parameters of the memory embeddings, float32; None where they are off.
+        mamba: the Mamba heads, float32; empty where no head is replaced.
     """
 
     config_class = HierMemConfig
@@ -78,6 +80,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         self.tokenizer = tokenizer
         self.adapter = Backbone(backbone)
         self.namm = Namm(config.namm)
+        self.mamba = self.adapter.replace_heads(config.mamba)
         self.summary = self._new_summary(config, backbone, tokenizer)
         self.generation_config = backbone.generation_config
         self._hashed: tuple[int, dict[str, str]] | None = None
@@ -196,14 +199,14 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
     def load_memory_parameters(self, parameters: dict[str, Tensor]) -> None:
         """Take over parameters from `memory_parameters`.
 
-        Those of memory embeddings that this configuration has switched off are left aside, and the search may
-        be still to be fitted.
+        Those of memory embeddings or Mamba heads that this configuration has switched off are left aside, and
+        the search may be still to be fitted.
 
         Raises:
             InputError: names are missing or unknown, or shapes differ.
         """
-        if self.summary is None:
-            parameters = {name: t for name, t in parameters.items() if not name.startswith("summary.")}
+        off = ("summary.",) * (self.summary is None) + ("mamba.",) * (not self.mamba.groups)
+        parameters = {name: t for name, t in parameters.items() if not name.startswith(off)}
         own = self.memory_parameters()
         wrong = set(own) ^ set(parameters)
         wrong |= {
@@ -224,11 +227,13 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
             policy: of the memory's working memory; the network counts where it is `namm`. None: the model's.
         """
         hashed = [*self.backbone.parameters(), *(self.summary.parameters() if self.summary else ())]
+        hashed += self.mamba.parameters()
         weights = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in hashed]
         version = hash((*weights, id(self.tokenizer), len(self.tokenizer or ())))
         if self._hashed is None or self._hashed[0] != version:
             backbone = backbone_hash(self.backbone, self.adapter)
             own = {} if self.summary is None else {"summaries": self.summary.digest}
+            own |= {"mamba": self.mamba.digest} if self.mamba.groups else {}
             self._hashed = version, {"backbone": backbone, "tokenizer": tokenizer_hash(self.tokenizer), **own}
         known = {**self._hashed[1], "dtype": str(self.dtype).removeprefix("torch.")}
         if (policy or self.config.working.policy) == NammPolicy.name:
@@ -373,6 +378,15 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         if recurrent and self.summary is not None:
             recurrence = Recurrence(self.summary, self.config.segment, batch, self.device)
         return self.adapter.new_memory(config, batch, self.namm, recurrence)
+
+    def replace_heads(self, config: MambaConfig) -> None:
+        """Put Mamba heads, still untrained, in the place of attention heads (RecurFormer).
+
+        Raises:
+            InputError: there are no such heads, or no others would be left.
+        """
+        self.mamba = self.adapter.replace_heads(config).to(self.device)
+        self.config.mamba = config
 
     def new_recurrent_memory(self, batch: int = 1) -> WorkingMemory:
         """The same as configured, handing on memory embeddings where the model makes them."""

@@ -4,7 +4,7 @@ Heads of one layer that keep equally many tokens make one part, whose cache is o
 heads are all alike is one part.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -18,11 +18,13 @@ STEP = 32
 """Heads keep multiples of this part of the budget (512: 16) more, so that neighbours often make one part."""
 
 Shares = Sequence[Sequence[float]]
+Heads = slice | list[int]
+"""Some KV heads of a layer, as an index."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Neighbouring KV heads of one layer that keep equally many tokens.
+    """KV heads of one layer, without others between them that keep a cache, that keep equally many tokens.
 
     Attributes:
         layer: index of their attention layer.
@@ -31,38 +33,54 @@ class Part:
     """
 
     layer: int
-    heads: slice
+    heads: Heads
     budget: int
 
 
 def plan_parts(
-    shapes: Sequence[LayerShape], budget: int, shares: Shares | None, sinks: int
+    shapes: Sequence[LayerShape],
+    budget: int,
+    shares: Shares | None,
+    sinks: int,
+    replaced: Collection[tuple[int, int]] = (),
 ) -> tuple[Part, ...]:
     """All parts, layer by layer.
 
     Args:
         budget: tokens that a head keeps in the mean.
         shares: what every head keeps in proportion to the others, layers x KV heads; None: all alike.
+        replaced: pairs of layer and KV head that keep nothing at all.
 
     Raises:
         InputError: the shares are of a backbone with other layers or heads.
     """
-    if shares is None:
-        return tuple(Part(layer, slice(None), budget) for layer in range(len(shapes)))
     known = [shape.heads for shape in shapes]
-    if [len(row) for row in shares] != known:
+    if shares is not None and [len(row) for row in shares] != known:
         raise InputError(
             f"The head shares are of {len(shares)} layers with {len(shares[0])} KV heads, the backbone has "
             f"{len(known)} with {known[0]}: calibrate them for this backbone."
         )
+    if shares is None and not replaced:
+        return tuple(Part(layer, slice(None), budget) for layer in range(len(shapes)))
+    kept = [
+        [head for head in range(heads) if (layer, head) not in replaced] for layer, heads in enumerate(known)
+    ]
+    if shares is None:
+        budgets = [[budget] * len(heads) for heads in kept]
+    else:
+        own = [[row[head] for head in heads] for row, heads in zip(shares, kept, strict=True)]
+        budgets = head_budgets(own, budget, sinks)
     parts = []
-    for layer, row in enumerate(head_budgets(shares, budget, sinks)):
-        first = 0
-        for own, run in groupby(row):
-            end = first + len(list(run))
-            parts.append(Part(layer, slice(first, end), own))
-            first = end
+    for layer, row in enumerate(budgets):
+        for tokens, run in groupby(zip(row, kept[layer], strict=True), key=lambda pair: pair[0]):
+            parts.append(Part(layer, _index([head for _, head in run]), tokens))
     return tuple(parts)
+
+
+def _index(heads: list[int]) -> Heads:
+    """The heads as a slice where they are neighbours, which copies nothing."""
+    first, end = heads[0], heads[-1] + 1
+    return slice(first, end) if end - first == len(heads) else heads
 
 
 def head_budgets(shares: Shares, budget: int, sinks: int) -> list[list[int]]:

@@ -18,11 +18,15 @@ class LayerShape:
         window: width of its sliding attention window in tokens, or None for full attention.
         rotary: how its keys are rotated, or None where positions are not rotary.
         heads: number of its KV heads; 0 where nothing depends on it.
+        repeats: number of query heads of each KV head.
+        width: of a head.
     """
 
     window: int | None = None
     rotary: Rotary | None = None
     heads: int = 0
+    repeats: int = 1
+    width: int = 0
 
 
 @dataclass
@@ -70,7 +74,7 @@ class LayerMemory:
         state = {name[6:]: value for name, value in tensors.items() if name.startswith("state.")}
         return cls(**fields, state=state, holes=holes)
 
-    def of_heads(self, heads: slice) -> "LayerMemory":
+    def of_heads(self, heads: "slice | list[int]") -> "LayerMemory":
         """The memory of some of the KV heads alone; shares storage."""
         return LayerMemory.from_tensors({name: t[:, heads] for name, t in self.tensors().items()}, self.holes)
 

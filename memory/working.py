@@ -23,6 +23,7 @@ from torch import Tensor
 from hiermem.errors import InputError
 from hiermem.memory.chunk import Chunk, additive, around_tokens, seen_causally, seen_exactly
 from hiermem.memory.decisions import Decider, Progress
+from hiermem.memory.fading import Fading
 from hiermem.memory.heads import Shares, plan_parts
 from hiermem.memory.layer import LayerMemory, LayerShape
 from hiermem.memory.policies import (
@@ -121,6 +122,7 @@ class WorkingMemory:
         next_frame: frame position of the next token in `compact` mode, per batch row.
         columns: width of the input read so far, padding included.
         surroundings: what is read around segments; None where nothing is.
+        fading: what Mamba heads carry, in place of the cache of the heads they replace; None: there are none.
     """
 
     def __init__(
@@ -131,13 +133,15 @@ class WorkingMemory:
         batch: int = 1,
         policy: EvictionPolicy | None = None,
         recurrence: Recurrence | None = None,
+        fading: Fading | None = None,
     ) -> None:
         if config.positions == "distance" and config.update_interval > trained_range:
             raise InputError(
                 f"{config.update_interval} tokens between two evictions exceed the backbone's trained range "
                 f"of {trained_range} positions: lower the chunk (update_interval)."
             )
-        self.parts = plan_parts(shapes, config.budget, config.head_shares, config.sinks)
+        replaced = () if fading is None else fading.replaced
+        self.parts = plan_parts(shapes, config.budget, config.head_shares, config.sinks, replaced)
         room, most = trained_range - config.update_interval, max(part.budget for part in self.parts)
         if config.positions == "compact" and config.policy != "none" and most > room:
             raise InputError(
@@ -164,6 +168,7 @@ class WorkingMemory:
         self.columns = 0
         self.peak_tokens = 0
         self.surroundings = None if recurrence is None else Surroundings(recurrence, len(self.parts))
+        self.fading = fading
         self.seen, self.next_frame = [0] * batch, [self._first_frame(0)] * batch
         self._chunk: Chunk | None = None
         self._tallest = 0
@@ -177,6 +182,11 @@ class WorkingMemory:
     def recurrence(self) -> Recurrence | None:
         """What segments hand on beside the cache; None where nothing is."""
         return None if self.surroundings is None else self.surroundings.recurrence
+
+    @property
+    def _beside(self) -> list[Surroundings | Fading]:
+        """What is kept beside the cache."""
+        return [own for own in (self.surroundings, self.fading) if own is not None]
 
     # ---- reading one chunk
 
@@ -337,8 +347,8 @@ class WorkingMemory:
         if not self.complete:
             raise RuntimeError("a chunk was committed that not every layer has read")
         self.caches = [self._grown(index, memory, chunk) for index, memory in enumerate(self.caches)]
-        if self.surroundings is not None:
-            self.surroundings.commit()
+        for beside in self._beside:
+            beside.commit()
         before = self._frame_starts(self.seen)
         self.seen = [seen + new for seen, new in zip(self.seen, chunk.valid, strict=True)]
         self.columns += chunk.positions.shape[1]
@@ -359,8 +369,8 @@ class WorkingMemory:
         self._pending.clear()
         self._pending_state.clear()
         self._masks.clear()
-        if self.surroundings is not None:
-            self.surroundings.forget_chunk()
+        for beside in self._beside:
+            beside.forget_chunk()
 
     def _grown(self, index: int, memory: LayerMemory, chunk: Chunk) -> LayerMemory:
         keys, values = self._pending[index]
@@ -389,6 +399,8 @@ class WorkingMemory:
         progress = Progress(self.seen, self.next_frame, [*map(self._first_frame, self.seen)])
         self.caches, progress = self._decider.decide(self.caches, progress, due, before)
         self.next_frame = progress.next_frame
+        if self.fading is not None and self.policy.forgets:
+            self.fading.decided()
 
     def _first_frame(self, seen: int) -> int:
         """Frame of a row's next token where nothing is cached: without gaps, the lead comes first."""
@@ -421,12 +433,13 @@ class WorkingMemory:
         twin.caches, twin.seen, twin.next_frame = list(self.caches), list(self.seen), list(self.next_frame)
         twin._pending, twin._pending_state, twin._masks = {}, {}, {}
         twin.surroundings = None if self.surroundings is None else self.surroundings.copy()
+        twin.fading = None if self.fading is None else self.fading.copy()
         twin._chunk = twin._shown = twin._observer = None
         return twin
 
     def under(self, config: WorkingMemoryConfig, policy: EvictionPolicy) -> "WorkingMemory":
         """The same content under other settings; nothing may have been evicted by head shares yet."""
-        assert len(self.parts) == len(self.shapes)
+        assert len(self.parts) == len(self.shapes) and self.fading is None
         twin = WorkingMemory(config, self.shapes, self.trained_range, len(self.seen), policy)
         twin.caches = [self.caches[part.layer].of_heads(part.heads) for part in twin.parts]
         twin._take_bookkeeping(self.bookkeeping())
@@ -439,20 +452,20 @@ class WorkingMemory:
         self.seen = [seen - tokens for seen in self.seen]
         self.columns -= tokens
         self.next_frame = [self._first_frame(seen) for seen in self.seen]
-        if self.surroundings is not None:
-            self.surroundings.rewind()
+        for beside in self._beside:
+            beside.rewind()
 
     def detach(self) -> None:
         """Cut the gradients: what was read so far is a constant from here."""
         self.caches = [memory.detached() for memory in self.caches]
-        if self.surroundings is not None:
-            self.surroundings.detach()
+        for beside in self._beside:
+            beside.detach()
 
     def select_rows(self, index: Tensor) -> None:
         """Reorder, repeat or drop batch rows in place: row i becomes old row ``index[i]`` (int64)."""
         self.caches = [memory.rows(index) if memory.tokens else memory for memory in self.caches]
-        if self.surroundings is not None:
-            self.surroundings.select_rows(index)
+        for beside in self._beside:
+            beside.select_rows(index)
         chosen = index.tolist()
         self.seen = [self.seen[row] for row in chosen]
         self.next_frame = [self.next_frame[row] for row in chosen]
@@ -481,7 +494,9 @@ class WorkingMemory:
             for part, memory in enumerate(self.caches)
             for name, tensor in memory.tensors().items()
         }
-        return named | ({} if self.surroundings is None else self.surroundings.tensors())
+        for beside in self._beside:
+            named |= beside.tensors()
+        return named
 
     def bookkeeping(self) -> dict[str, Any]:
         """JSON-ready rest of the state."""
@@ -501,6 +516,7 @@ class WorkingMemory:
             groups.setdefault(group, {})[rest] = tensor
         by_part = [groups.pop(str(part), {}) for part in range(len(self.parts))]
         prefix, recurrence = groups.pop("prefix", {}), groups.pop("recurrence", {})
+        fading = groups.pop("fading", {})
         if groups:
             raise ValueError(f"there are caches of unknown parts: {', '.join(sorted(groups))}")
         self.caches = [
@@ -509,6 +525,8 @@ class WorkingMemory:
         ]
         if self.surroundings is not None:
             self.surroundings.load(prefix, recurrence)
+        if self.fading is not None:
+            self.fading.load(fading)
         self._take_bookkeeping(bookkeeping)
 
     def _take_bookkeeping(self, bookkeeping: dict[str, Any]) -> None:

@@ -78,7 +78,8 @@ def declare(model: HierMemModel, trains: Sequence[str]) -> None:
     Args:
         trains: which parts: `prompt`, what segments are read with (P_0, and T where all is trained as
             published); `recall`, what is recalled (W_v of a neutral memory, whose keys are fitted, else W_q
-            and W_k); `search`, T, which with the query `previous` summarises nothing but questions.
+            and W_k); `search`, T, which with the query `previous` summarises nothing but questions; `mamba`,
+            the Mamba heads.
     """
     summary = model.config.summary
     summarises = ("summary.summary_prompt.",)
@@ -87,6 +88,7 @@ def declare(model: HierMemModel, trains: Sequence[str]) -> None:
         "prompt": ("summary.first_prompt.", *published),
         "recall": ("summary.value.",) if summary.neutral else ("summary.query.", "summary.key."),
         "search": summarises,
+        "mamba": ("mamba.",),
     }
     chosen = tuple(name for part in trains for name in parts[part])
     for name, weight in model.named_parameters():
@@ -95,8 +97,8 @@ def declare(model: HierMemModel, trains: Sequence[str]) -> None:
 
 def _groups(learner: Learner, config: OptimizerConfig) -> list[dict[str, Any]]:
     weights = declared(learner)
-    memory = [weight for name, weight in weights.items() if name.startswith("model.summary.")]
-    lora = [weight for name, weight in weights.items() if not name.startswith("model.summary.")]
+    memory = [weight for name, weight in weights.items() if ".lora_" not in name]
+    lora = [weight for name, weight in weights.items() if ".lora_" in name]
     rated = ((memory, config.memory_rate), (lora, config.lora_rate))
     return [{"params": some, "lr": rate, "rate": rate} for some, rate in rated if some]
 

@@ -27,6 +27,7 @@ from hiermem.loading import saved_model
 from hiermem.lora import add_lora, has_lora
 from hiermem.model import HierMemModel
 from hiermem.training.checkpoints import begin, damaged, finish, newest, place, read_state, write_state
+from hiermem.training.distillation import HeadLearner, replace_recent
 from hiermem.training.engine import Engine, declare, declared, new_engine
 from hiermem.training.fitting import fit_recall
 from hiermem.training.launch import one_of_many, rank, summed, wait, world
@@ -129,7 +130,8 @@ def _parts(config: TrainConfig, run: Run, model: HierMemModel) -> tuple[Learner,
     if config.fitted and (saved_model(run.model) is None or "prompt" not in config.trains):
         _fit(model, samples, config.fitted, run.output)
     pieces = Samples(tokenizer, data, config.held_out, split="validation")
-    return LanguageLearner(model, config.objective), samples, pieces
+    learner = HeadLearner(model) if config.replacement else LanguageLearner(model, config.objective)
+    return learner, samples, pieces
 
 
 def _fit(model: HierMemModel, samples: Samples, count: int, folder: Path) -> None:
@@ -153,6 +155,8 @@ def prepared(config: TrainConfig, run: Run) -> HierMemModel:
     """The model of a recipe, of which only what is declared asks for gradients."""
     settings = config.model()
     folder = saved_model(run.model)
+    if folder is not None:  # its heads are what they are
+        settings = HierMemConfig(**{**settings.settings(), "mamba": HierMemConfig.from_saved(folder).mamba})
     if config.pairs is not None and folder is not None:  # nothing that reading depends on may change
         settings = HierMemConfig.from_saved(folder)
         searching = replace(settings.summary, search=config.model().summary.search)
@@ -166,6 +170,8 @@ def prepared(config: TrainConfig, run: Run) -> HierMemModel:
     if config.lora.rank and not has_lora(model.backbone):
         torch.manual_seed(config.samples.seed)
         add_lora(model.backbone, config.lora)
+    if config.replacement is not None and not model.mamba.groups:
+        replace_recent(model, Samples(model.tokenizer, run.data, config.samples), config.replacement)
     declare(model, config.trains)
     return model.eval()
 

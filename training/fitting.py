@@ -43,7 +43,8 @@ def _left(model: HierMemModel, segments: Tensor) -> tuple[Tensor, Tensor]:
     """What segments ``[n, L]``, read one after the other, leave, and what recalls for them, ``[n, m, d]``."""
     summary, memory = model.summary, model.new_recurrent_memory()
     assert summary is not None and memory.recurrence is not None
-    half, queries = memory.recurrence.looks_ahead, []
+    half = memory.recurrence.looks_ahead
+    queries: list[Tensor] = []
     left: list[Tensor] = []
     for segment in segments.split(1):
         if half:

@@ -31,17 +31,19 @@ class ObjectiveConfig:
 
     Attributes:
         language: weight of the negative log-likelihood.
-        teacher: weight of the divergence from the backbone without adapters and with full attention over the
-            whole sample.
+        teacher: weight of the divergence from the backbone without adapters and Mamba heads and with full
+            attention over the whole sample.
         depth: how many segments back the gradients of a loss may flow (truncated BPTT): a sample is cut into
             blocks of ``depth + 1`` segments, before each of which what was handed on becomes a constant.
         recompute: whether the activations of a segment are computed again in the backward pass.
+        whole: whether all of a sample stays in the cache, whatever the model would keep.
     """
 
     language: float = 1.0
     teacher: float = 0.0
     depth: int = 1
     recompute: bool = False
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if min(self.language, self.teacher) < 0 or self.language + self.teacher <= 0:
@@ -92,10 +94,11 @@ class LanguageLearner(Learner):
         """Losses of a batch; every sample counts the same, however many of its tokens do."""
         model, L = self.model, self.model.config.segment
         B, N = batch.ids.shape
-        memory = model.new_recurrent_memory(B)
+        full, adapter = HierMemConfig.preset("bare").working, model.adapter
+        memory = model.new_working_memory(full, B) if self.config.whole else model.new_recurrent_memory(B)
         teacher = None
         if self.config.teacher:
-            teacher = model.new_working_memory(HierMemConfig.preset("bare").working, B)
+            teacher = WorkingMemory(full, adapter.shapes, adapter.trained_range, B)
         sums, counts = [], []
         for number, start in enumerate(range(0, N, L)):
             if number % (self.config.depth + 1) == 0:

@@ -12,6 +12,7 @@ from hiermem.memory.policies import NammConfig
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
 from hiermem.memory.summary import SummaryConfig
 from hiermem.training.calibration import CalibrationConfig
+from hiermem.training.distillation import ReplacementConfig
 from hiermem.training.engine import OptimizerConfig
 from hiermem.training.evolution import StageConfig
 from hiermem.training.objective import ObjectiveConfig
@@ -89,6 +90,8 @@ class TrainConfig:
         samples: what is trained on.
         objective: what is minimised.
         pairs: what the search key is taught with, in place of samples and objective; None: it is not.
+        replacement: which heads Mamba heads replace and learn to imitate, in place of the objective; None:
+            they are what they are.
         optimizer: how.
         steps: optimizer steps.
         warmup: first steps, in which the learning rates rise from 0.
@@ -108,6 +111,7 @@ class TrainConfig:
     samples: SampleConfig = field(default_factory=SampleConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     pairs: PairConfig | None = None
+    replacement: ReplacementConfig | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     steps: int = 200
     warmup: int = 10
@@ -231,11 +235,46 @@ def search_key() -> TrainConfig:
     )
 
 
+def heads() -> TrainConfig:
+    """Mamba heads in the place of a third of the KV groups, each taught to imitate what it replaces."""
+    return TrainConfig(
+        samples=SampleConfig(tokens=2048),
+        replacement=ReplacementConfig(),
+        trains=("mamba",),
+        optimizer=OptimizerConfig(memory_rate=1e-2, batch=1, micro=1),
+        steps=200,
+        evaluated=3,
+        evaluate_every=50,
+    )
+
+
+def heads_together() -> TrainConfig:
+    """The same heads in their places, taught by the backbone's predictions: goes on from `heads`."""
+    return replace(
+        heads(),
+        replacement=None,
+        objective=ObjectiveConfig(language=0.0, teacher=1.0, depth=3, whole=True),
+        optimizer=OptimizerConfig(memory_rate=1e-3, batch=1, micro=1),
+        steps=100,
+        evaluate_every=25,
+        save_every=10,
+    )
+
+
+def heads_language() -> TrainConfig:
+    """The same heads, taught by language modelling: goes on from `heads-logits`."""
+    together = heads_together()
+    return replace(together, objective=replace(together.objective, language=1.0, teacher=0.0))
+
+
 TRAININGS: dict[str, Callable[[], TrainConfig]] = {
     "hmt-1": hmt_first,
     "hmt-2": hmt_second,
     "isolated": isolated,
     "recall": recall,
+    "heads": heads,
+    "heads-logits": heads_together,
+    "heads-language": heads_language,
     "key": search_key,
     "smoke": smoke_training,
 }

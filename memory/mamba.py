@@ -1,0 +1,234 @@
+"""Mamba heads in place of attention heads that only look near (RecurFormer, arXiv 2410.12850).
+
+No code of that paper is public, so this is our design from its idea: a replaced query head becomes a Mamba-2
+(SSD) head that starts from what the attention head computed (c from its query, b from its key, x from its
+value, all without positions), with a short convolution before, a learned decay, and a gate.
+
+Dimension names: B batch, G' replaced KV groups of a layer, R query heads of a group, H = G' R, T columns,
+D head width, C = 3 D channels of the convolution, K its taps.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hiermem.errors import InputError
+from hiermem.memory.digest import digest
+from hiermem.memory.layer import LayerShape
+from hiermem.memory.scan import scan
+
+OPEN = 2.0
+"""Where gates start, before the sigmoid."""
+
+SMALL = -4.0
+"""Where the logarithm of a scan's share starts: weights of linear attention do not sum to 1."""
+
+
+@dataclass
+class MambaConfig:
+    """Settings of the Mamba heads.
+
+    Attributes:
+        groups: the KV groups that are replaced, as pairs of layer and group; none: there are no Mamba heads.
+        taps: K, of the short convolution.
+        span: tokens after which a head has forgotten all but 1/e, before training.
+    """
+
+    groups: list[list[int]] = field(default_factory=list)
+    taps: int = 4
+    span: float = 16.0
+
+    def __post_init__(self) -> None:
+        self.groups = sorted([int(layer), int(group)] for layer, group in self.groups)
+        if len({(layer, group) for layer, group in self.groups}) < len(self.groups):
+            raise InputError("A KV group is replaced twice: name every pair of layer and group once.")
+        if self.taps < 2 or self.span <= 0:
+            raise InputError("The convolution of Mamba heads needs at least 2 taps, and a span above 0.")
+
+
+@dataclass(frozen=True)
+class HeadState:
+    """What the Mamba heads of a layer carry from token to token.
+
+    Attributes:
+        tail: what the convolution saw last, ``[B, H, K - 1, C]`` float32.
+        state: of the scan, ``[B, H, D, D]`` float32.
+    """
+
+    tail: Tensor
+    state: Tensor
+
+    def rows(self, index: Tensor) -> "HeadState":
+        """The state of other batch rows, ``index [B'] int64``."""
+        index = index.to(self.state.device)
+        return HeadState(self.tail.index_select(0, index), self.state.index_select(0, index))
+
+    def detached(self) -> "HeadState":
+        """The same without gradients."""
+        return HeadState(self.tail.detach(), self.state.detach())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        return {"tail": self.tail, "state": self.state}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How heads read the columns of a chunk.
+
+    Attributes:
+        order: in which order each row's columns are read, ``[B, T]`` int64; None: as they stand.
+        written: which of them, in that order, leave something in the state, ``[B, T]`` bool; None: all.
+        end: after how many columns each row's convolution will go on, ``[B]`` int64; None: all.
+    """
+
+    order: Tensor | None = None
+    written: Tensor | None = None
+    end: Tensor | None = None
+
+
+class MambaLayer(nn.Module):
+    """The Mamba heads of one layer, float32 whatever the backbone's dtype.
+
+    Of what the attention head computed for a token, q, k and v, each head makes
+
+        [c, b, x] = conv([W_c q / √D, W_b k, W_x v]),        [Δ, g] = W [q, k, v] + bias
+        y = σ(g) (e^s SSD(softplus(Δ) x, -softplus(Δ) e^A, b, c) + d x)
+
+    Args:
+        heads: H, replaced query heads.
+        width: D.
+    """
+
+    def __init__(self, heads: int, width: int, config: MambaConfig) -> None:
+        super().__init__()
+        self.width, self.taps = width, config.taps
+        same = torch.eye(width).repeat(heads, 1, 1)
+        self.query, self.key, self.value = (nn.Parameter(same.clone()) for _ in range(3))
+        newest = torch.zeros(heads, config.taps, 3 * width)
+        newest[:, -1] = 1
+        self.convolution = nn.Parameter(newest)
+        self.control = nn.Parameter(torch.zeros(heads, 3 * width, width + 1))
+        bias = torch.full((heads, width + 1), OPEN)
+        bias[:, 0] = math.log(math.expm1(1.0))  # a step of 1
+        self.bias = nn.Parameter(bias)
+        self.decay = nn.Parameter(torch.full((heads,), -math.log(config.span)))
+        self.scale = nn.Parameter(torch.full((heads,), SMALL))
+        self.skip = nn.Parameter(torch.zeros(heads, width))
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, columns: Columns, before: HeadState | None
+    ) -> tuple[Tensor, HeadState]:
+        """Outputs ``[B, H, T, D]`` and what is carried on.
+
+        Args:
+            query: ``[B, H, T, D]``, without positions; key, value: ``[B, G', T, D]``.
+            before: what was carried here; None: nothing.
+        """
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
+        given = torch.cat((query, key, value), dim=-1).to(self.bias.dtype)
+        if columns.order is not None:
+            given = given.gather(2, columns.order[:, None, :, None].expand_as(given))
+        if before is None:
+            before = self._nothing(given)
+        q, k, v = given.chunk(3, dim=-1)
+        mapped = torch.cat((q @ self.query / self.width**0.5, k @ self.key, v @ self.value), dim=-1)
+        mixed, tail = self._convolved(mapped, before.tail, columns.end)
+        c, b, x = mixed.chunk(3, dim=-1)
+        control = given @ self.control + self.bias.unsqueeze(1)
+        steps = F.softplus(control[..., 0])
+        if columns.written is not None:
+            steps = steps * columns.written.unsqueeze(1)
+        decay = -steps * self.decay.exp().unsqueeze(1)
+        scanned, state = scan(x * steps.unsqueeze(-1), decay, b, c, before.state)
+        output = scanned * self.scale.exp().view(-1, 1, 1) + x * self.skip.unsqueeze(1)
+        output = output * control[..., 1:].sigmoid()
+        if columns.order is not None:
+            back = columns.order.argsort(dim=1)
+            output = output.gather(2, back[:, None, :, None].expand_as(output))
+        return output, HeadState(tail, state)
+
+    def _nothing(self, given: Tensor) -> HeadState:
+        B, H, _, channels = given.shape
+        tail = given.new_zeros(B, H, self.taps - 1, channels)
+        return HeadState(tail, given.new_zeros(B, H, self.width, self.width))
+
+    def _convolved(self, inputs: Tensor, tail: Tensor, end: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The causal convolution of ``inputs [B, H, T, C]`` after ``tail``, and the next tail."""
+        T, past = inputs.shape[2], self.taps - 1
+        padded = torch.cat((tail, inputs), dim=2)
+        mixed = sum(
+            padded[:, :, tap : tap + T] * self.convolution[:, tap].unsqueeze(1) for tap in range(self.taps)
+        )
+        assert isinstance(mixed, Tensor)
+        if end is None:
+            return mixed, padded[:, :, T:]
+        last = end.unsqueeze(1) + torch.arange(past, device=end.device)
+        return mixed, padded.gather(2, last[:, None, :, None].expand_as(tail))
+
+
+class MambaHeads(nn.Module):
+    """The Mamba heads of a backbone, layer by layer.
+
+    Args:
+        shapes: of the backbone's attention layers.
+
+    Raises:
+        InputError: a group that the backbone does not have is to be replaced, or all are.
+
+    Attributes:
+        groups: the KV groups that are replaced, as pairs of layer and group.
+    """
+
+    def __init__(self, config: MambaConfig, shapes: Sequence[LayerShape]) -> None:
+        super().__init__()
+        self.groups = [(layer, group) for layer, group in config.groups]
+        unknown = [
+            (layer, group)
+            for layer, group in self.groups
+            if not (0 <= layer < len(shapes) and 0 <= group < shapes[layer].heads)
+        ]
+        if unknown:
+            raise InputError(
+                f"The backbone has no KV group {unknown[0][1]} in layer {unknown[0][0]}: choose the groups "
+                f"that Mamba heads replace with `hiermem heads`."
+            )
+        if len(self.groups) == sum(shape.heads for shape in shapes):
+            raise InputError("Mamba heads cannot replace all KV groups: leave at least one.")
+        by_layer: dict[int, list[int]] = {}
+        for layer, group in self.groups:
+            by_layer.setdefault(layer, []).append(group)
+        self._of_layer = by_layer
+        self.layers = nn.ModuleDict(
+            {
+                str(layer): MambaLayer(len(own) * shapes[layer].repeats, shapes[layer].width, config)
+                for layer, own in by_layer.items()
+            }
+        )
+
+    def of_layer(self, layer: int) -> list[int]:
+        """Which KV groups of a layer are replaced."""
+        return self._of_layer.get(layer, [])
+
+    @property
+    def digest(self) -> str:
+        """A short hash of what is replaced and of the parameters."""
+        return digest(repr(self.groups), self.state_dict())
+
+    def forward(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        columns: Columns,
+        before: HeadState | None,
+    ) -> tuple[Tensor, HeadState]:
+        """As `MambaLayer.forward`, of a layer by its index."""
+        output: tuple[Tensor, HeadState] = self.layers[str(layer)](query, key, value, columns, before)
+        return output

@@ -1,0 +1,71 @@
+"""The scan of a Mamba-2 head (SSD, arXiv 2405.21060): a linear recurrence, computed as matrix products.
+
+    S_t = exp(a_t) S_{t-1} + b_t x_tᵀ,        y_t = S_tᵀ c_t
+
+Dimension names: B batch, H heads, T tokens, N state width (of b and c), P head width (of x and y), L tokens
+of a block, n blocks.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK = 64
+"""Tokens of a block: within one, all pairs are computed; between them, states."""
+
+
+def scan(
+    x: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor, block: int = BLOCK
+) -> tuple[Tensor, Tensor]:
+    """All outputs and the last state, block by block, without a loop over tokens.
+
+    Args:
+        x: ``[B, H, T, P]``.
+        decay: a, ``[B, H, T]``, at most 0.
+        b, c: ``[B, H, T, N]``.
+        state: S before the first token, ``[B, H, N, P]``.
+        block: L.
+
+    Returns:
+        y ``[B, H, T, P]`` and S after the last token.
+    """
+    T = x.shape[2]
+    L = min(block, T)
+    missing = -T % L
+    if missing:  # zeros neither decay nor add
+        x, b, c = (F.pad(tensor, (0, 0, 0, missing)) for tensor in (x, b, c))
+        decay = F.pad(decay, (0, missing))
+    x, b, c = (tensor.unflatten(2, (-1, L)) for tensor in (x, b, c))  # [B, H, n, L, ·]
+    within = decay.unflatten(2, (-1, L)).cumsum(-1)  # [B, H, n, L]
+    total = within[..., -1:]
+    left = (b * (total - within).exp().unsqueeze(-1)).transpose(-1, -2) @ x  # [B, H, n, N, P]
+    before, state = _between(left, total.squeeze(-1), state)
+    pairs = (c @ b.transpose(-1, -2)) * _decays(within)
+    y = pairs @ x + (c * within.exp().unsqueeze(-1)) @ before
+    return y.flatten(2, 3)[:, :, :T], state
+
+
+def _decays(within: Tensor) -> Tensor:
+    """How much of each token is left at each later one of its block, ``[…, L, L]``; 0 at earlier ones."""
+    L = within.shape[-1]
+    apart = within.unsqueeze(-1) - within.unsqueeze(-2)
+    earlier = torch.ones(L, L, dtype=torch.bool, device=within.device).tril()
+    return apart.masked_fill(~earlier, -torch.inf).exp()
+
+
+def _between(left: Tensor, total: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """States before each block, and after the last, from what blocks leave ``[B, H, n, N, P]``."""
+    sums = F.pad(total, (1, 0)).cumsum(-1)  # [B, H, n + 1]
+    mixing = _decays(sums)
+    every = torch.cat((state.unsqueeze(2), left), dim=2)
+    states = (mixing @ every.flatten(3)).unflatten(3, left.shape[3:])
+    return states[:, :, :-1], states[:, :, -1]
+
+
+def step_by_step(x: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, token after token as it is defined: what `scan` is tested against."""
+    outputs = []
+    for t in range(x.shape[2]):
+        state = decay[:, :, t, None, None].exp() * state + b[:, :, t, :, None] * x[:, :, t, None]
+        outputs.append((c[:, :, t].unsqueeze(2) @ state).squeeze(2))
+    return torch.stack(outputs, dim=2), state

@@ -1,0 +1,365 @@
+"""Mamba heads: the scan is the recurrence; replaced heads read, carry, save and generate like any other."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from readers import (
+    assert_same_working,
+    backbone,
+    ids_of,
+    lively,
+    reader,
+    settings,
+    text_of,
+    tokenizer,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Mamba2Config
+from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+from hiermem.config import HierMemConfig
+from hiermem.errors import InputError, MemoryIncompatibleError
+from hiermem.memory.mamba import MambaConfig, MambaLayer
+from hiermem.memory.scan import scan, step_by_step
+from hiermem.memory.state import MemoryState
+from hiermem.memory.summary import SummaryConfig
+from hiermem.memory.working import WorkingMemory
+from hiermem.model import HierMemModel
+from hiermem.training.distillation import HeadLearner
+from hiermem.training.engine import declare, declared
+from hiermem.training.samples import Sample, collated
+
+SOME = [[0, 1], [2, 0], [2, 1]]
+"""One group of the first layer, none of the second, all of the third."""
+
+AHEAD = SummaryConfig(tokens=2, sensory=3, width=8, query="half")
+
+
+def with_mamba(
+    groups: list[list[int]] = SOME, summary: SummaryConfig | None = None, **working: Any
+) -> HierMemConfig:
+    """A tiny configuration whose heads are replaced in part."""
+    own = settings(**working).settings()
+    if summary is not None:
+        own |= {"summary": summary, "segment": 16}
+    return HierMemConfig(**{**own, "mamba": MambaConfig(groups=groups, taps=3)})
+
+
+def isolated() -> HierMemConfig:
+    """Segments over no cache, half of each read beforehand."""
+    return with_mamba(summary=AHEAD, policy="forget", update_interval=16, positions="compact")
+
+
+def replaced(config: HierMemConfig, family: str = "llama", seed: int = 0) -> HierMemModel:
+    """A reader with random Mamba heads."""
+    model, draw = reader(family, config, seed=seed), torch.Generator().manual_seed(4)
+    for name, parameter in model.mamba.named_parameters():
+        deviation = 0.02 if name.endswith(("decay", "scale")) else 0.2
+        parameter.data += deviation * torch.randn(parameter.shape, generator=draw)
+        if name.endswith("scale"):
+            parameter.data += 4
+    return lively(model) if config.summary.tokens else model
+
+
+def assert_same_states(one: WorkingMemory, other: WorkingMemory, atol: float = 1e-5) -> None:
+    """Equal states of the Mamba heads, up to rounding."""
+    assert one.fading is not None and other.fading is not None
+    named, same = one.fading.tensors(), other.fading.tensors()
+    assert named.keys() == same.keys() and named
+    for name, tensor in named.items():
+        torch.testing.assert_close(tensor, same[name], atol=atol, rtol=1e-3, msg=name)
+
+
+# ---- the scan
+
+
+def inputs(tokens: int, seed: int = 0) -> list[Tensor]:
+    """x, decay, b, c and a state that ask for gradients."""
+    draw = torch.Generator().manual_seed(seed)
+    shapes = [(2, 3, tokens, 5), (2, 3, tokens), (2, 3, tokens, 4), (2, 3, tokens, 4), (2, 3, 4, 5)]
+    made = [torch.randn(shape, generator=draw) for shape in shapes]
+    made[1] = -made[1].abs()
+    return [tensor.requires_grad_() for tensor in made]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 70])
+def test_the_scan_is_the_recurrence_with_its_gradients(tokens: int) -> None:
+    ours, plain = inputs(tokens), inputs(tokens)
+    results = [scan(*ours, block=16), step_by_step(*plain)]
+    for values, expected in zip(*results, strict=True):
+        torch.testing.assert_close(values, expected, atol=1e-4, rtol=1e-4)
+    for output, state in results:
+        (output.square().sum() + state.sum()).backward()
+    for one, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("cut", [1, 16, 29])
+def test_the_scan_goes_on_from_its_state(cut: int) -> None:
+    x, decay, b, c, state = inputs(40)
+    whole, last = scan(x, decay, b, c, state, block=16)
+    outputs = []
+    for part in (slice(0, cut), slice(cut, 40)):
+        some = (tensor[:, :, part] for tensor in (x, decay, b, c))
+        output, state = scan(*some, state, block=16)
+        outputs.append(output)
+    torch.testing.assert_close(torch.cat(outputs, 2), whole, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(state, last, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_the_scan_and_the_convolution_are_those_of_transformers_mamba2(groups: int) -> None:
+    torch.manual_seed(0)
+    config = Mamba2Config(
+        hidden_size=16, num_heads=4, head_dim=8, n_groups=groups, state_size=8, expand=2, chunk_size=8
+    )
+    mixer = Mamba2Mixer(config, layer_idx=0)
+    nn.init.normal_(mixer.dt_bias)
+    nn.init.uniform_(mixer.A_log, -2, 1)
+    heads, P, N, T, E = 4, 8, 8, 21, 32
+    hidden = torch.randn(2, T, 16)
+    results = []
+    for plain in (True, False):
+        given = hidden.clone().requires_grad_()
+        if plain:
+            output = mixer(given)
+        else:
+            gate, mixed, dt = mixer.in_proj(given).split((E, E + 2 * groups * N, heads), dim=-1)
+            layer = MambaLayer(1, 1, MambaConfig(taps=config.conv_kernel))
+            layer.convolution = nn.Parameter(mixer.conv1d.weight.squeeze(1).T[None])
+            mixed, _ = layer._convolved(mixed.unsqueeze(1), torch.zeros(2, 1, 3, mixed.shape[-1]), None)
+            mixed = F.silu(mixed.squeeze(1) + mixer.conv1d.bias)
+            x, b, c = mixed.split((E, groups * N, groups * N), dim=-1)
+            x = x.view(2, T, heads, P).transpose(1, 2)
+            b, c = (
+                t.view(2, T, groups, N).transpose(1, 2).repeat_interleave(heads // groups, 1) for t in (b, c)
+            )
+            steps = F.softplus(dt + mixer.dt_bias).transpose(1, 2)
+            decay = -steps * mixer.A_log.exp().view(-1, 1)
+            y, _ = scan(x * steps.unsqueeze(-1), decay, b, c, torch.zeros(2, heads, N, P), block=8)
+            y = y + mixer.D.view(-1, 1, 1) * x
+            output = mixer.out_proj(mixer.norm(y.transpose(1, 2).flatten(2), gate))
+        output.square().sum().backward()
+        results.append((output, given.grad))
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+# ---- replaced heads
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma3", "phi3", "gpt-neox", "opt", "gpt2"])
+def test_whole_chunks_and_steps_are_the_same(family: str) -> None:
+    ids = ids_of(60)
+    with torch.no_grad():
+        expected = replaced(with_mamba(policy="none", positions="absolute"), family)(ids)
+        plain = reader(family, settings(policy="none", positions="absolute"))(ids)
+        assert not torch.allclose(expected.logits, plain.logits, atol=0.1)
+        for sizes in ([16, 16, 16, 12], [1] * 60, [7, 1, 31, 21]):
+            model = replaced(with_mamba(policy="none", positions="absolute"), family)
+            memory, logits = model.new_recurrent_memory(), []
+            for some in ids.split(sizes, dim=1):
+                logits.append(model.adapter.read_chunk(memory, some, [some.shape[1]], some.shape[1]))
+            torch.testing.assert_close(torch.cat(logits, 1), expected.logits, atol=1e-4, rtol=1e-3)
+            assert_same_states(memory, expected.past_key_values.memory, 1e-4)
+
+
+@pytest.mark.parametrize("policy", ["window", "keen", "lively"])
+def test_replaced_heads_keep_no_cache_and_the_others_are_untouched(policy: str) -> None:
+    model, ids = replaced(with_mamba(policy=policy)), ids_of(150)
+    with torch.no_grad():
+        memory = model(ids).past_key_values.memory
+        full = reader(config=settings(policy=policy))(ids).past_key_values.memory
+    assert [(part.layer, part.heads) for part in memory.parts] == [
+        (0, slice(0, 1)),
+        (1, slice(0, 2)),
+    ]
+    assert [cache.keys.shape[1] for cache in memory.caches] == [1, 2]
+    first, same = memory.caches[0].tensors(), full.caches[0].tensors()
+    if policy == "window":  # nothing before the first layer differs
+        torch.testing.assert_close(first["keys"], same["keys"][:, :1])
+    cached = sum(tensor.numel() for cache in memory.caches for tensor in cache.tensors().values())
+    whole = sum(tensor.numel() for cache in full.caches for tensor in cache.tensors().values())
+    if policy != "lively":
+        assert cached == whole // 2
+    states = sum(tensor.nbytes for tensor in memory.fading.tensors().values())
+    assert memory.nbytes == states + sum(
+        t.nbytes for cache in memory.caches for t in cache.tensors().values()
+    )
+
+
+def test_groups_between_others_are_replaced_in_their_place() -> None:
+    config = with_mamba([[1, 1], [1, 2]], policy="none", positions="absolute")
+    model, ids = replaced(config, "gpt2"), ids_of(40)
+    for layer in model.mamba.layers.values():
+        layer.scale.data.fill_(-torch.inf)  # the heads say nothing
+    weight = model.backbone.transformer.h[1].attn.c_proj.weight
+    plain = reader("gpt2", settings(policy="none", positions="absolute"))
+    plain.backbone.transformer.h[1].attn.c_proj.weight.data[8:24] = 0
+    with torch.no_grad():
+        for layer in model.mamba.layers.values():
+            layer.skip.zero_()
+        torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=1e-5, rtol=1e-4)
+    assert weight[8:24].abs().sum() > 0
+    assert model.new_recurrent_memory().parts[1].heads == [0, 3]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        with_mamba(),
+        with_mamba(policy="lively"),
+        with_mamba(summary=replace(AHEAD, query="previous")),
+        isolated(),
+    ],
+)
+def test_a_padded_batch_reads_as_its_rows(config: HierMemConfig) -> None:
+    model, lengths = replaced(config), (70, 48, 33)
+    ids = ids_of(70, rows=3)
+    mask = (torch.arange(70) < torch.tensor(lengths).unsqueeze(1)).long()
+    with torch.no_grad():
+        batch = model(ids, attention_mask=mask)
+        left = model(ids.flip(1), attention_mask=mask.flip(1))
+        for row, length in enumerate(lengths):
+            alone = model(ids[row : row + 1, :length])
+            torch.testing.assert_close(batch.logits[row, :length], alone.logits[0], atol=1e-4, rtol=1e-3)
+            single = model(ids[row : row + 1].flip(1)[:, 70 - length :])
+            found = left.logits[row, 70 - length :]
+            torch.testing.assert_close(found, single.logits[0], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("config", [with_mamba(), with_mamba(policy="lively"), isolated()])
+def test_reading_goes_on_from_the_disk_as_if_it_had_not_stopped(
+    config: HierMemConfig, tmp_path: Path
+) -> None:
+    model = replaced(config)
+    whole = model.read(text_of(60))
+    ids = torch.cat([record.ids for record in whole.records()])
+    resumed = model.new_memory()
+    for end in (3, 5, 16, 30, 47, len(ids)):
+        resumed = model.read(ids[resumed.tokens : end], resumed)
+        resumed.save(tmp_path / "memory")
+        resumed = MemoryState.load(tmp_path / "memory", model)
+    assert_same_working(resumed.working, whole.working)
+    assert_same_states(resumed.working, whole.working)
+    other = reader(config=settings())
+    with pytest.raises(MemoryIncompatibleError):
+        MemoryState.load(tmp_path / "memory", other)
+    assert (
+        resumed.nbytes == whole.nbytes and model.ask(resumed, "Why did Orion sail?", max_new_tokens=8).sources
+    )
+
+
+def test_beams_and_samples_follow_their_states() -> None:
+    model, ids = replaced(with_mamba()), ids_of(70)
+    output = model.generate(
+        ids, max_new_tokens=10, num_beams=3, do_sample=False, output_scores=True, return_dict_in_generate=True
+    )
+    with torch.no_grad():
+        logits = model(output.sequences).logits[0, 69:-1].log_softmax(-1)
+    score = logits.gather(1, output.sequences[0, 70:, None]).mean()
+    torch.testing.assert_close(output.sequences_scores[0], score, atol=1e-4, rtol=1e-3)
+
+
+def test_gradients_flow_through_states_and_stop_where_they_are_cut() -> None:
+    model, ids = replaced(with_mamba(policy="window", update_interval=16)), ids_of(32)
+    for cut in (False, True):
+        memory = model.new_recurrent_memory()
+        model.zero_grad()
+        embeddings = model.backbone.get_input_embeddings()(ids).detach().requires_grad_()
+        hook = model.backbone.get_input_embeddings().register_forward_hook(
+            lambda _, given, __, own=embeddings: own[:, :16] if torch.equal(given[0], ids[:, :16]) else None
+        )
+        model.adapter.read_chunk(memory, ids[:, :16], [16])
+        if cut:
+            memory.detach()
+        memory.caches = [cache.detached() for cache in memory.caches]
+        model.adapter.read_chunk(memory, ids[:, 16:], [16]).square().sum().backward()
+        hook.remove()
+        assert (embeddings.grad is None or not embeddings.grad.any()) == cut
+
+
+def said(model: HierMemModel, read: Callable[[], Any]) -> list[Tensor]:
+    """What all heads of each layer say while ``read`` reads one row, ``[T, H, D]``."""
+    found: list[list[Tensor]] = [[] for _ in model.backbone.model.layers]
+    hooks = [
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, given, own=own: own.append(given[0][0]))
+        for layer, own in zip(model.backbone.model.layers, found, strict=True)
+    ]
+    read()
+    for hook in hooks:
+        hook.remove()
+    return [torch.cat(own).detach().view(-1, 4, 8) for own in found]
+
+
+def test_heads_learn_to_imitate_beside_an_unchanged_reading() -> None:
+    model = reader(config=with_mamba())
+    declare(model, ("mamba",))
+    learner, some = HeadLearner(model), collated([Sample("one", ids_of(60)[0].tolist(), [True] * 60)], 60)
+    assert {name.split(".")[1] for name in declared(learner)} == {"mamba"}
+    attention = said(model, lambda: learner(some))
+    for ours, plain in zip(attention, said(model, lambda: model.backbone(some.ids)), strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
+    apart = []
+    for layer, group in model.mamba.groups:
+        config = with_mamba([[layer, group]], policy="none", positions="absolute")
+        alone, heads = reader(config=config), slice(2 * group, 2 * group + 2)
+        own = said(alone, lambda alone=alone: alone(some.ids))[layer][:, heads]
+        target = attention[layer][:, heads]
+        apart.append((own - target).square().sum() / target.square().sum())
+    before = learner(some).total
+    torch.testing.assert_close(before, torch.stack(apart).mean(), atol=1e-4, rtol=1e-3)
+    optimizer = torch.optim.Adam(declared(learner).values(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        learner(some).total.backward()
+        optimizer.step()
+    assert float(learner(some).total) < 0.7 * float(before)
+    assert all(weight.grad is None for weight in model.backbone.parameters())
+
+
+def test_a_saved_model_comes_back_with_its_heads(tmp_path: Path) -> None:
+    backbone().save_pretrained(tmp_path / "backbone")
+    tokenizer().save_pretrained(tmp_path / "backbone")
+    model = HierMemModel.from_pretrained(tmp_path / "backbone", config=with_mamba())
+    for parameter in model.mamba.parameters():
+        parameter.data += 0.1
+    model.save_pretrained(tmp_path / "saved")
+    again, ids = HierMemModel.from_pretrained(tmp_path / "saved"), ids_of(100)
+    assert again.config.mamba == model.config.mamba
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model(ids).logits)
+    without = HierMemModel.from_pretrained(tmp_path / "saved", config=settings())
+    assert not without.mamba.groups
+    with pytest.raises(InputError, match="do not fit"):
+        HierMemModel.from_pretrained(tmp_path / "saved", config=with_mamba([[0, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([[0, 2]], "no KV group 2 in layer 0"),
+        ([[3, 0]], "no KV group 0 in layer 3"),
+        ([[layer, group] for layer in range(3) for group in range(2)], "leave at least one"),
+        ([[0, 1], [0, 1]], "twice"),
+    ],
+)
+def test_groups_that_cannot_be_replaced_are_refused(groups: list[list[int]], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        reader(config=with_mamba(groups))
+
+
+def test_in_bfloat16_states_stay_exact() -> None:
+    config = with_mamba(policy="none", positions="absolute")
+    model = HierMemModel(config, backbone(dtype=torch.bfloat16), tokenizer()).eval()
+    plain = HierMemModel(config, backbone(), tokenizer()).eval()
+    ids = ids_of(60)
+    with torch.no_grad():
+        ours, wanted = model(ids), plain(ids)
+    assert {t.dtype for t in ours.past_key_values.memory.fading.tensors().values()} == {torch.float32}
+    assert (ours.logits - wanted.logits).abs().mean() <= 0.02 * wanted.logits.abs().max()

@@ -1,0 +1,105 @@
+"""Teaching Mamba heads what the attention heads they replace say, layer by layer.
+
+The backbone reads with full attention, and beside every head that is to be replaced its Mamba head is given
+the same and is held against what attention made of it. No gradient leaves the heads, so a step costs little
+more than reading.
+
+Dimension names: B batch, H query heads of a layer, G KV heads, R = H / G, T columns, D head width.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hiermem.config import HierMemConfig
+from hiermem.errors import InputError
+from hiermem.memory.fading import Fading
+from hiermem.memory.heads import Heads
+from hiermem.memory.mamba import MambaConfig, MambaHeads
+from hiermem.memory.working import WorkingMemory, chunks
+from hiermem.model import HierMemModel
+from hiermem.training.objective import Learner, Losses
+from hiermem.training.recency import RecencyConfig, choose, mean, recency_ratios
+from hiermem.training.samples import Batch, Samples
+
+
+@dataclass(frozen=True)
+class ReplacementConfig:
+    """Which heads are replaced in a backbone that still has all of them.
+
+    Attributes:
+        share: of all KV groups, those that look nearest.
+        texts: samples of the training data that are looked at, for the mean.
+        recency: how.
+    """
+
+    share: float = 1 / 3
+    texts: int = 2
+    recency: RecencyConfig = field(default_factory=lambda: RecencyConfig(tokens=2048))
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1 or self.texts < 1:
+            raise InputError("A share of the heads between 0 and 1 is replaced, after at least 1 text.")
+
+
+def replace_recent(model: HierMemModel, samples: Samples, config: ReplacementConfig) -> None:
+    """Put Mamba heads, still untrained, in the place of the heads that look nearest."""
+    texts = [samples[number].ids for number in range(config.texts)]
+    ratios = mean([recency_ratios(model, ids, config.recency) for ids in texts])
+    groups = choose(ratios.of_groups, share=config.share)
+    model.replace_heads(MambaConfig(groups=groups))
+
+
+class Teaching(Fading):
+    """Mamba heads beside the attention heads that they are to replace, which go on working.
+
+    Attributes:
+        apart: of every layer, squared differences ``[B, G']`` of its replaced groups, summed up to here.
+        power: the same of what attention said.
+    """
+
+    def __init__(self, heads: MambaHeads) -> None:
+        super().__init__(heads)
+        self.replaced: Collection[tuple[int, int]] = ()
+        self.apart: dict[int, Tensor] = {}
+        self.power: dict[int, Tensor] = {}
+
+    def placed(
+        self, outputs: list[tuple[Heads, Tensor]], groups: list[int], own: Tensor, layer: int
+    ) -> list[tuple[Heads, Tensor]]:
+        said = outputs[0][1][:, groups].float().detach()
+        apart = (own.float() - said).square().sum((2, 3))
+        power = said.square().sum((2, 3))
+        for sums, found in ((self.apart, apart), (self.power, power)):
+            sums[layer] = sums[layer] + found if layer in sums else found
+        return outputs
+
+
+class HeadLearner(Learner):
+    """A model whose Mamba heads imitate, each for itself.
+
+    Raises:
+        InputError: no heads are replaced.
+    """
+
+    def __init__(self, model: HierMemModel) -> None:
+        super().__init__(model)
+        if not model.mamba.groups:
+            raise InputError("There are no Mamba heads to teach: replace some.")
+
+    def forward(self, batch: Batch) -> Losses:
+        """The mean over KV groups of the squared error, as a share of what is imitated; `Losses.nll` is the
+        same of each sample, ``[B, 1]``."""
+        model = self.model
+        B, N = batch.ids.shape
+        teaching = Teaching(model.mamba)
+        settings, adapter = HierMemConfig.preset("bare").working, model.adapter
+        memory = WorkingMemory(settings, adapter.shapes, adapter.trained_range, B, fading=teaching)
+        for at, take in chunks(memory, [N] * B, model.config.chunk):
+            adapter.read_chunk(memory, batch.ids[:, at : at + take], [take] * B)
+        errors = torch.cat([teaching.apart[layer] / teaching.power[layer] for layer in teaching.apart], dim=1)
+        each = errors.mean(dim=1)
+        total = each.mean()
+        return Losses(total, total.detach(), each.detach().unsqueeze(1), torch.zeros_like(total))
