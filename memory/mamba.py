@@ -162,10 +162,10 @@ class MambaLayer(nn.Module):
         """The causal convolution of ``inputs [B, H, T, C]`` after ``tail``, and the next tail."""
         T, past = inputs.shape[2], self.taps - 1
         padded = torch.cat((tail, inputs), dim=2)
-        mixed = sum(
-            padded[:, :, tap : tap + T] * self.convolution[:, tap].unsqueeze(1) for tap in range(self.taps)
-        )
-        assert isinstance(mixed, Tensor)
+        taps = self.convolution.unsqueeze(2)  # [H, K, 1, C]
+        mixed = padded[:, :, :T] * taps[:, 0]
+        for tap in range(1, self.taps):
+            mixed = torch.addcmul(mixed, padded[:, :, tap : tap + T], taps[:, tap])
         if end is None:
             return mixed, padded[:, :, T:]
         last = end.unsqueeze(1) + torch.arange(past, device=end.device)

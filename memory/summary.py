@@ -19,7 +19,10 @@ from hiermem.memory.digest import digest
 
 QUERIES = ("half", "previous")
 RIDGE = 1.0
-"""Of the projections that recall is fitted with, as a share of the mean variance (docs/lab-notes.md)."""
+"""Of the projections that keys are fitted with, as a share of the mean variance (docs/lab-notes.md)."""
+
+CONTENT_RIDGE = 0.1
+"""Of the projection that what is recalled begins with (docs/lab-notes.md)."""
 
 SHARPNESS = 20.0
 """Of a neutral memory's recall: what cosines are multiplied by before the softmax (docs/lab-notes.md)."""
@@ -37,10 +40,10 @@ class SummaryConfig:
         query: what recalls: `half`, the summary of the segment's first half, read beforehand (as published);
             `previous`, the memory embeddings of the segment before, which costs no second reading; where the
             memory is neutral, as keys among keys.
-        neutral: whether the prompt is the learned first one plus a learned projection of the recalled keys,
+        neutral: whether the prompt is the learned first one plus a learned projection of what is recalled,
             which starts at 0, so that an untrained memory changes nothing from segment to segment. A segment
-            is then one key of length 1, of the last of its memory embeddings. As published, the prompt is the
-            recalled memory embeddings themselves.
+            is then recalled by one key of length 1, of the last of its memory embeddings, and is h numbers
+            of it. As published, the prompt is the recalled memory embeddings themselves.
         words: what the two prompts begin as, in the backbone's embeddings: their last m tokens; what is
             missing in front, and all where there are no words (as published), is noise.
         search: width of the trained part of search keys; 0: keys are lexical alone.
@@ -80,7 +83,7 @@ class Prompt(nn.Module):
 
 class SummaryMemory(nn.Module):
     """The trained parameters: summary prompt T, first memory prompt P_0, recall attention W_q and W_k, and
-    what a neutral memory adds to P_0, W_v.
+    of a neutral memory W_c, what is recalled, and W_v, what that adds to P_0.
 
     Args:
         width: d, of the backbone's embeddings and states.
@@ -97,6 +100,7 @@ class SummaryMemory(nn.Module):
         self.first_prompt = Prompt(config.tokens, width)
         self.query = nn.Linear(width, config.width, bias=config.neutral)
         self.key = nn.Linear(width, config.width, bias=config.neutral)
+        self.content = nn.Linear(width, config.width) if config.neutral else None
         self.value = nn.Linear(config.width, config.tokens * width, bias=False) if config.neutral else None
         if config.search:
             self.search_query = nn.Linear(width, config.search)
@@ -112,7 +116,8 @@ class SummaryMemory(nn.Module):
         """
         draw = torch.Generator().manual_seed(0)
         deviation, width = float(embeddings.float().std()), embeddings.shape[1]
-        prompts, projections = (self.summary_prompt, self.first_prompt), (self.query, self.key)
+        prompts = (self.summary_prompt, self.first_prompt)
+        projections = (self.query, self.key, *(() if self.content is None else (self.content,)))
         for weight, scale in [
             *((prompt.weight, deviation) for prompt in prompts),
             *((projection.weight, width**-0.5) for projection in projections),
@@ -141,12 +146,13 @@ class SummaryMemory(nn.Module):
             summaries: of questions, ``[q, m, d]``.
             weight: of the cosine of the two projections beside the lexical score.
         """
-        _whiten([(self.search_key, embeddings[:, -1]), (self.search_query, summaries[:, -1])])
+        _whiten([(self.search_key, embeddings[:, -1]), (self.search_query, summaries[:, -1])], ridge=0.0)
         self.search_weight.fill_(weight)
 
     @torch.no_grad()
     def fit_recall(self, embeddings: Tensor, summaries: Tensor | None) -> None:
-        """Set the recall of a neutral memory in closed form (`_tell_apart`); nothing is added to P_0 yet.
+        """Set what a neutral memory recalls by in closed form (`_tell_apart`), and what it recalls
+        (`_whiten`), unless that adds something to P_0 already.
 
         Args:
             embeddings: that the segments of pieces of books leave, ``[p, n, m, d]`` of p pieces.
@@ -155,8 +161,8 @@ class SummaryMemory(nn.Module):
         sides = [(self.key, embeddings[:, :, -1])]
         sides += [] if summaries is None else [(self.query, summaries[:, :, -1])]
         _tell_apart(sides, RIDGE)
-        if self.value is not None:
-            self.value.weight.zero_()
+        if self.content is not None and self.value is not None and not self.value.weight.any():
+            _whiten([(self.content, embeddings[:, :, -1].flatten(0, 1))], CONTENT_RIDGE)
 
     def search_keys(self, embeddings: Tensor) -> Tensor:
         """The trained part of search keys, ``[n, search]`` float32, from embeddings ``[n, m, d]``."""
@@ -176,8 +182,8 @@ class SummaryMemory(nn.Module):
     def forward(self, query: Tensor, past: Tensor, there: Tensor) -> Tensor:
         """The memory prompt P_n, ``[B, m, d]``; P_0 where M is empty.
 
-        As published (section 3.2) it is softmax(Q Kᵀ / √h) M; neutral, P_0 + W_v softmax(κ q̂ K̂ᵀ) K̂, where q̂
-        and K̂ have length 1 and κ is `SHARPNESS`.
+        As published (section 3.2) it is softmax(Q Kᵀ / √h) M; neutral, P_0 + W_v softmax(κ q̂ K̂ᵀ) W_c M / √h,
+        where q̂ and K̂ have length 1 and κ is `SHARPNESS`.
 
         Args:
             query: S_n, ``[B, m, d]``.
@@ -192,7 +198,7 @@ class SummaryMemory(nn.Module):
         if self.value is None:
             prompt = recalled
         else:
-            added = self.value(recalled)
+            added = self.value(recalled / math.sqrt(self.config.width))
             prompt = first + added.unflatten(2, (self.config.tokens, -1)).squeeze(1)
         return torch.where(there.any(dim=1).view(-1, 1, 1), prompt, first)
 
@@ -205,7 +211,7 @@ class SummaryMemory(nn.Module):
 
     def _attention(self, query: Tensor, past: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
         """Attention ``[B, q, k]`` and what it weighs ``[B, k, …]``: all memory embeddings as they are, or the
-        key of each segment."""
+        content of each segment."""
         own, m = self.key.weight.dtype, self.config.tokens
         query, past = query.to(own), past.to(own)
         if self.value is not None:
@@ -218,21 +224,26 @@ class SummaryMemory(nn.Module):
         scale = 1 / math.sqrt(self.config.width) if self.value is None else SHARPNESS
         logits = asked @ keys.transpose(1, 2) * scale
         logits = logits.masked_fill(~there.unsqueeze(1), torch.finfo(own).min)
-        return logits.softmax(dim=-1), past if self.value is None else keys
+        return logits.softmax(dim=-1), past if self.content is None else self.content(past)
 
 
-def _whiten(sides: list[tuple[nn.Linear, Tensor]]) -> None:
+def _whiten(sides: list[tuple[nn.Linear, Tensor]], ridge: float) -> None:
     """Set projections so that they centre and whiten states, each its own ``[n, d]``.
 
     States of a language model share a large mean and a few large directions, which hide what tells texts
     apart. All projections are onto the principal directions of the states together, each scaled to variance
     1; directions that the samples do not span stay 0.
+
+    Args:
+        ridge: what each direction's variance is raised by before it is scaled to 1, as a share of the mean
+            variance: directions with little of it then count less.
     """
     own = sides[0][0].weight
     samples = torch.cat([states.to(own) - states.to(own).mean(dim=0) for _, states in sides])
     _, scales, directions = torch.linalg.svd(samples / len(samples) ** 0.5, full_matrices=False)
     spanned = min(len(own), int((scales > 1e-4 * scales[0]).sum()))
-    whitening = (directions / scales.unsqueeze(1))[:spanned]
+    variances = scales.square() + ridge * scales.square().sum() / samples.shape[1]
+    whitening = (directions / variances.sqrt().unsqueeze(1))[:spanned]
     for projection, states in sides:
         projection.weight.zero_()
         projection.weight[:spanned] = whitening

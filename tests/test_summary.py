@@ -192,7 +192,8 @@ def test_a_neutral_memory_adds_the_recalled_keys_to_the_first_prompt(query: str)
             weights = (SHARPNESS * keys @ compared / compared.norm()).softmax(-1)
             found = hmt.weights(asked, past, there)[row, :segments]
             torch.testing.assert_close(found, weights, atol=1e-5, rtol=1e-3)
-            added = hmt.value(weights @ keys).view(2, 32)
+            content = hmt.content(past[row, 1 : 2 * segments : 2])
+            added = hmt.value(weights @ content / 8**0.5).view(2, 32)
             torch.testing.assert_close(prompts[row], hmt.first_prompt.weight + added, atol=1e-5, rtol=1e-4)
 
 
@@ -350,8 +351,9 @@ def test_fitted_recall_sees_what_tells_pieces_apart_under_differences_within_the
     unseen = torch.randn(20, 4, generator=draw)
     keys, queries = left(unseen, 5.0)[:, 0], left(unseen, -3.0)[:, 1]
     before = found(keys, queries)
+    content = module.content.weight.clone()
     module.fit_recall(left(pieces, 5.0), left(pieces, -3.0))
-    assert module.value.weight.abs().sum() == 0
+    assert torch.equal(module.content.weight, content)  # it is in use
     assert found(keys, queries) > 0.6 > 0.3 > before
 
 

@@ -138,7 +138,7 @@ def test_recomputed_segments_give_the_same_gradients() -> None:
     changed = [
         name for name, weight in declared(kept).items() if weight.grad is not None and weight.grad.any()
     ]
-    assert len(changed) == 8  # six lora_B, P_0, W_v; lora_A waits for lora_B to leave 0
+    assert len(changed) == 10  # six lora_B, P_0, W_c and its bias, W_v; lora_A waits for lora_B to leave 0
 
 
 def test_the_teacher_is_the_backbone_with_full_attention() -> None:

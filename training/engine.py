@@ -77,16 +77,18 @@ def declare(model: HierMemModel, trains: Sequence[str]) -> None:
 
     Args:
         trains: which parts: `prompt`, what segments are read with (P_0, and T where all is trained as
-            published); `recall`, what is recalled (W_v of a neutral memory, whose keys are fitted, else W_q
-            and W_k); `search`, T, which with the query `previous` summarises nothing but questions; `mamba`,
-            the Mamba heads.
+            published); `recall`, what is recalled (W_c and W_v of a neutral memory, whose keys are fitted,
+            else W_q and W_k); `search`, T, which with the query `previous` summarises nothing but questions;
+            `mamba`, the Mamba heads.
     """
     summary = model.config.summary
     summarises = ("summary.summary_prompt.",)
     published = summarises if summary.query == "half" and not summary.neutral else ()
     parts = {
         "prompt": ("summary.first_prompt.", *published),
-        "recall": ("summary.value.",) if summary.neutral else ("summary.query.", "summary.key."),
+        "recall": ("summary.content.", "summary.value.")
+        if summary.neutral
+        else ("summary.query.", "summary.key."),
         "search": summarises,
         "mamba": ("mamba.",),
     }

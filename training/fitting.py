@@ -26,8 +26,7 @@ def fit_recall(model: HierMemModel, samples: Samples, pieces: int) -> None:
     from tqdm.auto import tqdm
 
     summary, L = model.summary, model.config.segment
-    assert summary is not None and summary.value is not None
-    summary.value.weight.zero_()
+    assert summary is not None
     read = [torch.tensor(samples[number].ids, device=model.device) for number in range(pieces)]
     n = min(len(ids) for ids in read) // L
     if n < 2:

@@ -152,6 +152,18 @@ class TrainConfig:
         through = (step - self.warmup) / max(self.steps - self.warmup, 1)
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * through)) / 2
 
+    def with_share(self, share: float | None) -> "TrainConfig":
+        """The same training with another share of replaced heads, if one is given.
+
+        Raises:
+            InputError: nothing is replaced.
+        """
+        if share is None:
+            return self
+        if self.replacement is None:
+            raise InputError("A share is of the heads that the recipe heads replaces: leave --share out.")
+        return replace(self, replacement=replace(self.replacement, share=share))
+
     def with_steps(self, steps: int | None) -> "TrainConfig":
         """The same training with another number of steps, if one is given."""
         return self if steps is None else replace(self, steps=steps)
@@ -203,8 +215,8 @@ def isolated() -> TrainConfig:
 
 
 def recall() -> TrainConfig:
-    """What such segments recall of all before, with the prompt as it was trained: goes on from `isolated`."""
-    return replace(isolated(), trains=("recall",), fitted=60)
+    """Recall fitted to what segments leave now that their prompt is trained: goes on from `isolated`."""
+    return replace(isolated(), trains=("recall",), fitted=60, steps=20)
 
 
 def smoke_training() -> TrainConfig:

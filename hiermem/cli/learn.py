@@ -174,13 +174,17 @@ def train(
         str,
         typer.Option(
             help="smoke, hmt-1 or hmt-2 (the two stages of HMT as published), isolated (a neutral memory "
-            "between segments without a cache), recall (what goes on from it), or key (the search key)."
+            "between segments without a cache) and recall (goes on from it), key (the search key), heads, "
+            "heads-logits and heads-language (Mamba heads; the two go on from the one before)."
         ),
     ] = "smoke",
     model: Annotated[
         str, typer.Option(help="A backbone, or the folder of an earlier training that this goes on from.")
     ] = "smollm2",
     steps: Annotated[int | None, typer.Option(min=1, help="Steps in place of the recipe's.")] = None,
+    share: Annotated[
+        float | None, typer.Option(help="Of the KV groups that the recipe heads replaces; default: 1/3.")
+    ] = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     json: opt.Json = False,
@@ -208,7 +212,7 @@ def train(
     if not is_name(data):
         _check_folders(data, out)
     where = str(opt.check_numbers(dtype, device))
-    config = TRAININGS[recipe]().with_steps(steps)
+    config = TRAININGS[recipe]().with_steps(steps).with_share(share)
     result = run(config, Run(model, data, out, dtype=dtype, device=where))
     words = (
         f"After {result['step']} steps of {result['trained']:,} parameters the loss is {result['loss']:.4f}, "

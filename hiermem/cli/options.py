@@ -78,10 +78,13 @@ def configuration(
     from hiermem.config import HierMemConfig
     from hiermem.loading import saved_model
 
-    if preset is None and (folder := saved_model(model)) is not None:
-        config = HierMemConfig.from_saved(folder)
+    saved = None if (folder := saved_model(model)) is None else HierMemConfig.from_saved(folder)
+    if preset is None and saved is not None:
+        config = saved
     else:
         config = HierMemConfig.preset(preset or "full")
+        if saved is not None and preset != "bare":
+            config = HierMemConfig(**{**config.settings(), "mamba": saved.mamba})  # they are of the model
     changes: dict[str, Any] = {
         "policy": policy,
         "budget": budget,
