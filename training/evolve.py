@@ -36,10 +36,16 @@ def evolve(model: "HierMemModel", data: Path, config: EvolveConfig, folder: Path
         generation, fitness of the distribution's mean, kept share, checkpoint and history.
 
     Raises:
-        InputError: the data are missing, or ``folder`` is of an evolution with other settings.
+        InputError: the data are missing, ``folder`` is of an evolution with other settings, or heads are
+            replaced.
     """
     from tqdm.auto import tqdm
 
+    if model.mamba.groups:
+        raise InputError(
+            "What a cache keeps is evolved on the backbone with all its heads: give one without Mamba heads; "
+            "they may be added later."
+        )
     source = Source(model.tokenizer, data, model.config.asking.instruction, config.length)
     genome, start = _start(model, source, config, folder)
     evolution = Evolution(start, config.stages, config.seed, folder, writes=rank() == 0)

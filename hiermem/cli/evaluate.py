@@ -456,6 +456,7 @@ def _settings(
     parts = ["segment", "chunk", "working", "longterm", "asking"]
     parts += ["namm"] if config.working.policy == "namm" else []
     parts += ["summary"] if config.summary.tokens else []
+    parts += ["mamba"] if config.mamba.groups else []
     settings = {"model": model, "dtype": numbers, "device": where.type, "data": data_hash(*data)}
     if known["working"]["head_shares"] is None:
         del known["working"]["head_shares"]
