@@ -189,30 +189,42 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
                 (staging / file).replace(folder / file)
 
     def memory_parameters(self) -> dict[str, Tensor]:
-        """The parameters that are hiermem's own, by name, contiguous and on the CPU."""
+        """The parameters that are hiermem's own and in use, by name, contiguous and on the CPU."""
+        others = ("backbone.", *self._switched_off)
         return {
             name: tensor.detach().cpu().contiguous()
             for name, tensor in self.state_dict().items()
-            if not name.startswith("backbone.")
+            if not name.startswith(others)
         }
+
+    @property
+    def _switched_off(self) -> tuple[str, ...]:
+        """Beginnings of the names of parameters that this configuration does not use."""
+        used = {
+            "summary.": self.summary is not None,
+            "mamba.": bool(self.mamba.groups),
+            "namm.": self.config.working.policy == NammPolicy.name,
+        }
+        return tuple(name for name, wanted in used.items() if not wanted)
 
     def load_memory_parameters(self, parameters: dict[str, Tensor]) -> None:
         """Take over parameters from `memory_parameters`.
 
-        Those of memory embeddings or Mamba heads that this configuration has switched off are left aside, and
-        the search may be still to be fitted.
+        Those that this configuration has switched off are left aside; the search may be still to be fitted,
+        and NAMM's network to be added.
 
         Raises:
             InputError: names are missing or unknown, or shapes differ.
         """
-        off = ("summary.",) * (self.summary is None) + ("mamba.",) * (not self.mamba.groups)
+        off = self._switched_off
         parameters = {name: t for name, t in parameters.items() if not name.startswith(off)}
         own = self.memory_parameters()
         wrong = set(own) ^ set(parameters)
         wrong |= {
             name for name in own.keys() & parameters.keys() if own[name].shape != parameters[name].shape
         }
-        wrong -= {name for name in wrong if name.startswith("summary.search_") and name not in parameters}
+        later = ("summary.search_", "namm.")
+        wrong -= {name for name in wrong if name.startswith(later) and name not in parameters}
         if wrong:
             raise InputError(
                 f"The saved memory parameters do not fit this configuration ({', '.join(sorted(wrong))} "

@@ -30,6 +30,8 @@ def scan(
         y ``[B, H, T, P]`` and S after the last token.
     """
     T = x.shape[2]
+    if T == 1:
+        return step_by_step(x, decay, b, c, state)
     L = min(block, T)
     missing = -T % L
     if missing:  # zeros neither decay nor add
@@ -63,7 +65,7 @@ def _between(left: Tensor, total: Tensor, state: Tensor) -> tuple[Tensor, Tensor
 
 
 def step_by_step(x: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, token after token as it is defined: what `scan` is tested against."""
+    """The same, token after token as it is defined: a step of decoding, and what `scan` is tested against."""
     outputs = []
     for t in range(x.shape[2]):
         state = decay[:, :, t, None, None].exp() * state + b[:, :, t, :, None] * x[:, :, t, None]

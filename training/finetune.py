@@ -280,12 +280,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--deepspeed", type=Path, help="DeepSpeed's configuration")
     parser.add_argument("--model", default="smollm2", help="a backbone, or a folder of an earlier training")
     parser.add_argument("--steps", type=int, help="in place of the recipe's")
+    parser.add_argument("--share", type=float, help="of the KV groups that the recipe heads replaces")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     run = Run(given.model, given.data, given.output, given.deepspeed, given.dtype)
     try:
-        result = train(TRAININGS[given.recipe]().with_steps(given.steps), run)
+        result = train(TRAININGS[given.recipe]().with_steps(given.steps).with_share(given.share), run)
     except HierMemError as error:
         sys.stderr.write(f"hiermem: {error}\n")
         sys.stderr.flush()
