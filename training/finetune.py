@@ -68,7 +68,7 @@ def train(config: TrainConfig, run: Run) -> dict[str, Any]:
     """Train, or go on where an earlier run in ``run.output`` stopped, and write the model there.
 
     Returns:
-        step, loss, held-out loss, checkpoint, history; the same in all processes.
+        step, loss (None without steps), held-out loss, checkpoint, history; the same in all processes.
 
     Raises:
         InputError: data are missing, or the folder is of a training with other settings.
@@ -100,10 +100,10 @@ def train(config: TrainConfig, run: Run) -> dict[str, Any]:
                 if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                     _keep(engine, settings, run.output, history)
         _export(engine, run.output)
-        last = history[-1]
+        last = history[-1] if history else {"step": 0, "held_out": _evaluated(engine, held_out, config)}
         return {
             "step": last["step"],
-            "loss": last["loss"],
+            "loss": last.get("loss"),
             "held_out": last.get("held_out"),
             "checkpoint": str(run.output),
             "trained": engine.trained,

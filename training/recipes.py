@@ -93,7 +93,7 @@ class TrainConfig:
         replacement: which heads Mamba heads replace and learn to imitate, in place of the objective; None:
             they are what they are.
         optimizer: how.
-        steps: optimizer steps.
+        steps: optimizer steps; 0 where there is something to fit and nothing to train.
         warmup: first steps, in which the learning rates rise from 0.
         floor: share of the learning rates that is left at the end, after a cosine.
         trains: parts of the memory that change, as `hiermem.training.engine.declare` names them.
@@ -123,7 +123,8 @@ class TrainConfig:
     save_every: int = 25
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.evaluated, self.evaluate_every, self.save_every) < 1 or self.warmup < 0:
+        counts = (self.evaluated, self.evaluate_every, self.save_every)
+        if min(counts) < 1 or self.warmup < 0 or self.steps < (0 if self.fitted else 1):
             raise InputError("Steps and what is counted in them must be at least 1.")
         summary = self.model().summary
         if self.fitted and not (summary.tokens and summary.neutral and self.fitted > 1):
@@ -215,8 +216,11 @@ def isolated() -> TrainConfig:
 
 
 def recall() -> TrainConfig:
-    """Recall fitted to what segments leave now that their prompt is trained: goes on from `isolated`."""
-    return replace(isolated(), trains=("recall",), fitted=60, steps=20)
+    """Recall fitted to what segments leave now that their prompt is trained: goes on from `isolated`.
+
+    Gradient steps with the prompt held fixed made it worse (docs/lab-notes.md).
+    """
+    return replace(isolated(), trains=("recall",), fitted=60, steps=0)
 
 
 def smoke_training() -> TrainConfig:
