@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from hiermem.asking import Prompt, prepare, prompt_ids, prompt_text, split_prompt
-from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
-from hiermem.memory.heads import budget_that_keeps
+from hiermem.memory.heads import budget_that_keeps, kept_shares
 from hiermem.memory.policies import ForgetPolicy, NoPolicy
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
@@ -84,9 +83,13 @@ class InContext(System[Opened]):
         begun, after = split_prompt(model.tokenizer, text, _HERE, model.config.asking.instruction)
         ids = prompt_ids(model.tokenizer, begun).to(model.device)
         self.check_length(ids.shape[1])
-        working = model.new_working_memory(self.working(ids.shape[1]))
+        working = self.memory(ids.shape[1])
         model.read_ids(working, ids)
         return Opened(working, after)
+
+    def memory(self, tokens: int) -> WorkingMemory:
+        """An empty working memory for a prompt of so many tokens."""
+        return self.model.new_working_memory(self.working(tokens))
 
     def check_length(self, tokens: int) -> None:
         """Refuse a text that the system cannot read; by default there is none."""
@@ -128,7 +131,9 @@ class Compressed(Pruned):
     def working(self, tokens: int) -> WorkingMemoryConfig:
         assert self.keep is not None
         config, kept = self.model.config.working, max(round(self.keep * tokens), 1)
-        budget = budget_that_keeps(config.head_shares, tokens, kept, config.sinks)
+        shares = config.head_shares
+        shares = None if shares is None else kept_shares(shares, self.model.mamba.groups)
+        budget = budget_that_keeps(shares, tokens, kept, config.sinks)
         return replace(config, budget=budget, update_interval=self.model.adapter.trained_range)
 
     def check_length(self, tokens: int) -> None:
@@ -153,8 +158,8 @@ class Full(InContext):
 
     name = "full"
 
-    def working(self, tokens: int) -> WorkingMemoryConfig:
-        return HierMemConfig.preset("bare").working
+    def memory(self, tokens: int) -> WorkingMemory:
+        return self.model.adapter.whole_memory()
 
     def check_length(self, tokens: int) -> None:
         check_fits(tokens, self.model.adapter.trained_range)
@@ -245,7 +250,7 @@ def words(text: str) -> list[str]:
 
 
 def _fresh(model: "HierMemModel", passages: list[str], question: str) -> Prompt:
-    working = model.new_working_memory(HierMemConfig.preset("bare").working)
+    working = model.adapter.whole_memory()
     text = prompt_text(model.tokenizer, passages, question, model.config.asking.instruction)
     return Prompt(working, prompt_ids(model.tokenizer, text).to(model.device), [])
 

@@ -83,7 +83,7 @@ def _attend(
         _show_attention(memory, layer, grouped.unflatten(2, (H // G, Q)), visible, scaling, softcap)
     fading = memory.fading
     if fading is not None and (groups := fading.heads.of_layer(layer)):
-        own = fading.read(layer, memory.chunk, query, key, value, memory.shapes[layer].rotary)
+        own = memory.fade(layer, query, key, value)
         outputs = fading.placed(outputs, groups, own.reshape(B, len(groups), (H // G) * Q, -1), layer)
     output = _in_place(outputs, G)
     # Whatever layout the kernel left, one copy gives the one that the model expects.
@@ -282,7 +282,8 @@ class Backbone:
     def _shape(self, window: int | None, rotary: Rotary | None, cache: LayerMemory) -> LayerShape:
         assert cache.keys is not None and cache.values is not None
         heads, width = cache.keys.shape[1], cache.keys.shape[3]
-        repeats = int(self.config.num_attention_heads) // heads
+        queries = getattr(self.config, "num_attention_heads", 0)
+        repeats = queries // heads if isinstance(queries, int) else 0
         return LayerShape(window, rotary, heads, repeats, width if width == cache.values.shape[3] else 0)
 
     def replace_heads(self, config: MambaConfig) -> MambaHeads:
@@ -293,10 +294,10 @@ class Backbone:
             BackboneUnsupportedError: keys and values differ in width.
         """
         heads = MambaHeads(config, self.shapes)
-        if any(not self.shapes[layer].width for layer, _ in heads.groups):
+        if any(not (self.shapes[layer].width and self.shapes[layer].repeats) for layer, _ in heads.groups):
             raise BackboneUnsupportedError(
-                f"{type(self.model).__name__} has keys and values of unlike widths, which Mamba heads cannot "
-                f"replace"
+                f"{type(self.model).__name__} has keys and values of unlike widths, or unlike numbers of "
+                f"heads in its layers, which Mamba heads cannot replace"
             )
         self.mamba = heads if heads.groups else None
         return heads
@@ -321,6 +322,15 @@ class Backbone:
         return WorkingMemory(
             config, self.shapes, trained_range, batch, policy, recurrence, self._new_fading()
         )
+
+    def whole_memory(self, batch: int = 1, fading: Fading | None = None) -> WorkingMemory:
+        """An empty cache that keeps everything in place, of the model with all its own heads.
+
+        Args:
+            fading: Mamba heads beside them.
+        """
+        settings = WorkingMemoryConfig(policy="none", positions="absolute")
+        return WorkingMemory(settings, self.shapes, self.trained_range, batch, fading=fading)
 
     @contextmanager
     def attached(self, memory: WorkingMemory) -> Iterator[BackboneCache]:
@@ -423,8 +433,7 @@ class Backbone:
         """What every layer caches of a few tokens, each read alone at position ``place``."""
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         ids = torch.tensor([[1], [2], [3], [vocabulary // 2]], device=self.model.device) % vocabulary
-        config = WorkingMemoryConfig(policy="none", positions="absolute")
-        memory = WorkingMemory(config, self.shapes, self.trained_range, len(ids))
+        memory = self.whole_memory(len(ids))
         memory.seen = [place] * len(ids)
         training = self.model.training
         self.model.eval()

@@ -42,7 +42,7 @@ class HierMemConfig(PreTrainedConfig):
         asking: settings of an answer.
         namm: settings of the network behind the policy `namm`.
         summary: settings of the memory embeddings.
-        mamba: which heads Mamba heads replace, and their settings.
+        mamba: which heads Mamba heads replace, and their settings; by default those of the saved model.
         evictor: where head shares and that network's parameters come from (see `hiermem.evictor`): `auto`
             takes what ships for the backbone where the policy is `namm`; `none`; a folder. A model that is
             loaded has taken it over and says `none`.
@@ -139,6 +139,12 @@ class HierMemConfig(PreTrainedConfig):
         changes |= {"namm": evictor.namm} if evictor.network is not None else {}
         return type(self)(**{**self.settings(), **changes})
 
+    def with_heads_of(self, saved: "HierMemConfig") -> "HierMemConfig":
+        """The same configuration with the Mamba heads of a saved model, unless it says which."""
+        if self.mamba.groups is not None:
+            return self
+        return type(self)(**{**self.settings(), "mamba": saved.mamba})
+
     def with_asking(self, **changes: Any) -> "HierMemConfig":
         """The same configuration with other settings of an answer."""
         return type(self)(**{**self.settings(), "asking": replace(self.asking, **changes)})
@@ -176,7 +182,7 @@ def hmt() -> HierMemConfig:
 def bare() -> HierMemConfig:
     """Every tier off: the backbone, exactly, with its full cache."""
     working = WorkingMemoryConfig(policy="none", positions="absolute")
-    return HierMemConfig(working=working, longterm=LongTermConfig(top_k=0))
+    return HierMemConfig(working=working, longterm=LongTermConfig(top_k=0), mamba=MambaConfig(groups=[]))
 
 
 PRESETS: dict[str, Callable[[], HierMemConfig]] = {

@@ -148,9 +148,8 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         saved = HierMemConfig.from_saved(folder)
         if saved_model(saved.backbone) is not None:
             raise InputError(f"The model at {folder} has no backbone but {saved.backbone}: save it again.")
-        model = cls.from_pretrained(
-            saved.backbone, config or saved, revision=saved.backbone_revision, **kwargs
-        )
+        config = saved if config is None else config.with_heads_of(saved)
+        model = cls.from_pretrained(saved.backbone, config, revision=saved.backbone_revision, **kwargs)
         try:
             model.load_memory_parameters(load_file(folder / "model.safetensors"))
             lora.load_lora(model.backbone, folder)
@@ -198,12 +197,17 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         }
 
     @property
+    def _evolved(self) -> bool:
+        """Whether NAMM's network is another than a new one."""
+        return any(bool(weight.any()) for weight in self.namm.parameters())
+
+    @property
     def _switched_off(self) -> tuple[str, ...]:
         """Beginnings of the names of parameters that this configuration does not use."""
         used = {
             "summary.": self.summary is not None,
             "mamba.": bool(self.mamba.groups),
-            "namm.": self.config.working.policy == NammPolicy.name,
+            "namm.": self.config.working.policy == NammPolicy.name or self._evolved,
         }
         return tuple(name for name, wanted in used.items() if not wanted)
 
@@ -233,7 +237,8 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         self.load_state_dict(parameters, strict=False)
 
     def fingerprint(self, policy: str | None = None) -> dict[str, str]:
-        """What a memory must match: backbone with its geometry, tokenizer, dtype, summaries, NAMM's network.
+        """What a memory must match: backbone with its geometry, tokenizer, dtype, summaries, Mamba heads,
+        NAMM's network.
 
         Args:
             policy: of the memory's working memory; the network counts where it is `namm`. None: the model's.
@@ -245,7 +250,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         if self._hashed is None or self._hashed[0] != version:
             backbone = backbone_hash(self.backbone, self.adapter)
             own = {} if self.summary is None else {"summaries": self.summary.digest}
-            own |= {"mamba": self.mamba.digest} if self.mamba.groups else {}
+            own |= {"Mamba heads": self.mamba.digest} if self.mamba.groups else {}
             self._hashed = version, {"backbone": backbone, "tokenizer": tokenizer_hash(self.tokenizer), **own}
         known = {**self._hashed[1], "dtype": str(self.dtype).removeprefix("torch.")}
         if (policy or self.config.working.policy) == NammPolicy.name:

@@ -39,13 +39,21 @@ class Fading:
     # ---- reading one chunk
 
     def read(
-        self, layer: int, chunk: Chunk, query: Tensor, key: Tensor, value: Tensor, rotary: Rotary | None
+        self,
+        layer: int,
+        chunk: Chunk,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotary: Rotary | None,
+        there: Tensor | None,
     ) -> Tensor:
         """Outputs ``[B, H', T, D]`` of the layer's H' replaced query heads.
 
         Args:
             query: ``[B, H, T, D]``, of all the layer's heads; key, value: ``[B, G, T, D]``.
             rotary: how query and key were rotated, at the chunk's frames; a Mamba head knows no positions.
+            there: which columns of the chunk's lead may be seen, ``[B, lead]`` bool; None: all.
         """
         groups = self.heads.of_layer(layer)
         query = query.unflatten(1, (key.shape[1], -1))[:, groups].flatten(1, 2)
@@ -54,7 +62,7 @@ class Fading:
             back = -chunk.frames.unsqueeze(1)
             query, key = (rotary.turn(t, back.expand(t.shape[:3])) for t in (query, key))
         if self._columns is None:
-            self._columns = columns_of(chunk)
+            self._columns = columns_of(chunk, there)
         output, state = self.heads(layer, query, key, value, self._columns, self.states.get(layer))
         self._pending[layer] = state
         return output.to(value.dtype)
@@ -93,10 +101,13 @@ class Fading:
 
     def detach(self) -> None:
         """Cut the gradients: what was read so far is a constant from here."""
-        self.states = {layer: state.detached() for layer, state in self.states.items()}
+        self.states, self._decided = (
+            {layer: state.detached() for layer, state in states.items()}
+            for states in (self.states, self._decided)
+        )
 
     def rewind(self) -> None:
-        """Go back to the last decision."""
+        """Go back to the last decision, where the present segment began."""
         self.states = self._decided
 
     def select_rows(self, index: Tensor) -> None:
@@ -124,26 +135,31 @@ class Fading:
         )
 
 
-def columns_of(chunk: Chunk) -> Columns:
+def columns_of(chunk: Chunk, there: Tensor | None) -> Columns:
     """Which of a chunk's columns heads read, in which order, and which of them leave something behind.
 
     What is read around a segment only sees: nothing of it stays in the states. Columns that a row has no use
     for come last.
+
+    Args:
+        there: which columns of the lead may be seen, ``[B, lead]`` bool; None: all.
     """
+    if not (chunk.lead or chunk.tail or chunk.padded):
+        return Columns()
     device, Q = chunk.positions.device, chunk.positions.shape[1]
-    lead, tail = chunk.lead, chunk.tail
     valid = torch.tensor(chunk.valid, device=device)
-    if not (lead or tail or chunk.padded):
-        return Columns(None, None, None)
     tokens = torch.arange(Q, device=device) < valid.unsqueeze(1)
-    starting = _flags(chunk.starting, len(valid), lead, device)
-    ending = _flags(chunk.ending, len(valid), tail, device)
-    counted = torch.cat((starting, tokens, ending), dim=1)
-    written = torch.cat((torch.zeros_like(starting), tokens, torch.zeros_like(ending)), dim=1)
-    if bool(counted.all()):
-        return Columns(None, written, starting.sum(1) + valid)
+    before = _flags(chunk.starting, len(valid), chunk.lead, device)
+    before = before if there is None else before & there
+    after = _flags(chunk.ending, len(valid), chunk.tail, device)
+    counted = torch.cat((before, tokens, after), dim=1)
+    written = torch.cat((torch.zeros_like(before), tokens, torch.zeros_like(after)), dim=1)
+    end = before.sum(1) + valid
+    starts, ends = not chunk.lead or all(chunk.starting), not chunk.tail or all(chunk.ending)
+    if there is None and not chunk.padded and starts and ends:
+        return Columns(None, written, end)
     order = counted.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-    return Columns(order, written.gather(1, order), starting.sum(1) + valid)
+    return Columns(order, written.gather(1, order), end)
 
 
 def _flags(rows: tuple[bool, ...], batch: int, width: int, device: torch.device) -> Tensor:

@@ -68,13 +68,20 @@ def plan_parts(
     if shares is None:
         budgets = [[budget] * len(heads) for heads in kept]
     else:
-        own = [[row[head] for head in heads] for row, heads in zip(shares, kept, strict=True)]
-        budgets = head_budgets(own, budget, sinks)
+        budgets = head_budgets(kept_shares(shares, replaced), budget, sinks)
     parts = []
     for layer, row in enumerate(budgets):
         for tokens, run in groupby(zip(row, kept[layer], strict=True), key=lambda pair: pair[0]):
             parts.append(Part(layer, _index([head for _, head in run]), tokens))
     return tuple(parts)
+
+
+def kept_shares(shares: Shares, replaced: Collection[tuple[int, int]]) -> Shares:
+    """The shares of the heads that keep a cache."""
+    return [
+        [share for head, share in enumerate(row) if (layer, head) not in replaced]
+        for layer, row in enumerate(shares)
+    ]
 
 
 def _index(heads: list[int]) -> Heads:
@@ -87,6 +94,8 @@ def head_budgets(shares: Shares, budget: int, sinks: int) -> list[list[int]]:
     """Tokens each head keeps: in proportion to its share, at least a few, at most ``budget`` in the mean."""
     least, step = min(sinks + max(budget // LEAST, 1), budget), max(budget // STEP, 1)
     flat = [share for row in shares for share in row]
+    if not any(flat):
+        return [[budget] * len(row) for row in shares]
     room = (budget - least) * len(flat)
     low, high = 0.0, (room + least) / max(flat)
     for _ in range(64):  # bisection: what is spent beyond the least grows with the factor

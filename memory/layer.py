@@ -18,8 +18,8 @@ class LayerShape:
         window: width of its sliding attention window in tokens, or None for full attention.
         rotary: how its keys are rotated, or None where positions are not rotary.
         heads: number of its KV heads; 0 where nothing depends on it.
-        repeats: number of query heads of each KV head.
-        width: of a head.
+        repeats: number of query heads of each KV head; 0 where that is not known.
+        width: of a head; 0 where that of keys and values differs.
     """
 
     window: int | None = None

@@ -10,7 +10,7 @@ D head width, C = 3 D channels of the convolution, K its taps.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -33,19 +33,24 @@ class MambaConfig:
     """Settings of the Mamba heads.
 
     Attributes:
-        groups: the KV groups that are replaced, as pairs of layer and group; none: there are no Mamba heads.
+        groups: the KV groups that are replaced, as pairs of layer and group; empty: none; None: those of the
+            saved model that is loaded, if it has any.
         taps: K, of the short convolution.
         span: tokens after which a head has forgotten all but 1/e, before training.
     """
 
-    groups: list[list[int]] = field(default_factory=list)
+    groups: list[list[int]] | None = None
     taps: int = 4
     span: float = 16.0
 
     def __post_init__(self) -> None:
-        self.groups = sorted([int(layer), int(group)] for layer, group in self.groups)
-        if len({(layer, group) for layer, group in self.groups}) < len(self.groups):
-            raise InputError("A KV group is replaced twice: name every pair of layer and group once.")
+        if self.groups is not None:
+            try:
+                self.groups = sorted([int(layer), int(group)] for layer, group in self.groups)
+            except (TypeError, ValueError) as error:
+                raise InputError("Groups to be replaced are pairs of layer and KV group.") from error
+            if len({(layer, group) for layer, group in self.groups}) < len(self.groups):
+                raise InputError("A KV group is replaced twice: name every pair of layer and group once.")
         if self.taps < 2 or self.span <= 0:
             raise InputError("The convolution of Mamba heads needs at least 2 taps, and a span above 0.")
 
@@ -187,7 +192,7 @@ class MambaHeads(nn.Module):
 
     def __init__(self, config: MambaConfig, shapes: Sequence[LayerShape]) -> None:
         super().__init__()
-        self.groups = [(layer, group) for layer, group in config.groups]
+        self.groups = [(layer, group) for layer, group in config.groups or ()]
         unknown = [
             (layer, group)
             for layer, group in self.groups

@@ -336,6 +336,18 @@ class WorkingMemory:
         span = positions.shape[2] if memory.holes or chunk.padded else self.shown.width
         return Received(memory.state, attention, positions, span)
 
+    def fade(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What the Mamba heads of a layer say to the present chunk, ``[B, H', lead + Q + tail, D]``.
+
+        Args:
+            query: ``[B, H, lead + Q + tail, D]``, of all its heads.
+            key, value: ``[B, G, lead + Q + tail, D]``.
+        """
+        assert self.fading is not None
+        there = self.surroundings.there if self.surroundings is not None and self.chunk.lead else None
+        rotary = self.shapes[layer].rotary
+        return self.fading.read(layer, self.chunk, query, key, value, rotary, there)
+
     @property
     def complete(self) -> bool:
         """Whether every layer has read the current chunk."""

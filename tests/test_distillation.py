@@ -5,18 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from readers import ids_of, reader, settings
 from safetensors.torch import load_file
 
 from hiermem.cli.options import configuration
 from hiermem.errors import InputError
+from hiermem.lora import LoraConfig, add_lora
+from hiermem.memory.mamba import MambaConfig
+from hiermem.memory.summary import SummaryConfig
 from hiermem.model import HierMemModel
 from hiermem.training import finetune
 from hiermem.training.distillation import HeadLearner, ReplacementConfig
-from hiermem.training.engine import OptimizerConfig
+from hiermem.training.engine import OptimizerConfig, declare, declared
 from hiermem.training.objective import ObjectiveConfig
 from hiermem.training.recency import RecencyConfig
 from hiermem.training.recipes import TRAININGS, TrainConfig
-from hiermem.training.samples import SampleConfig
+from hiermem.training.samples import Sample, SampleConfig, collated
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +75,46 @@ def test_heads_are_replaced_and_taught_in_stages(data: Path, tiny_model: Path, t
     assert configuration(str(tmp_path / "second"), "bare").mamba.groups == []
 
 
+def test_stages_begin_where_they_can(data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    plain = finetune.Run(str(tiny_model), data, tmp_path / "heads", dtype="float32")
+    with pytest.raises(InputError, match="what the recipe heads made"):
+        finetune.train(config_of(1, replacement=None), replace(plain, output=tmp_path / "none"))
+    summary = SummaryConfig(tokens=2, width=4)
+    memory = config_of(1, replacement=None, trains=("prompt", "recall"), summary=summary)
+    finetune.train(replace(memory, segment=16), replace(plain, output=tmp_path / "memory"))
+    finetune.train(config_of(1), replace(plain, model=str(tmp_path / "memory")))
+    both = HierMemModel.from_pretrained(tmp_path / "heads")
+    assert both.summary is not None and both.mamba.groups and both.config.segment == 16
+    with pytest.raises(InputError, match="Mamba heads already"):
+        finetune.train(config_of(1), replace(plain, model=str(tmp_path / "heads"), output=tmp_path / "again"))
+
+
+def test_adapters_do_not_learn_to_be_imitated() -> None:
+    model = reader(config=settings())
+    add_lora(model.backbone, LoraConfig(rank=2, targets=("q_proj", "v_proj")))
+    model.replace_heads(MambaConfig(groups=[[1, 0]]))
+    declare(model, ("mamba",))
+    learner = HeadLearner(model)
+    assert not any(".lora_" in name for name in declared(learner))
+    learner(collated([Sample("one", ids_of(40)[0].tolist(), [True] * 40)], 40)).total.backward()
+    assert all(weight.grad is None for weight in model.backbone.parameters())
+
+
+def test_what_fills_a_sample_up_is_not_imitated() -> None:
+    model = reader(config=settings())
+    model.replace_heads(MambaConfig(groups=[[1, 0], [2, 1]]))
+    learner, ids = HeadLearner(model), ids_of(30)[0].tolist()
+    with torch.no_grad():
+        short, filled = (learner(collated([Sample("a", ids, [True] * 30)], n)).total for n in (30, 60))
+    torch.testing.assert_close(short, filled)
+
+
 def test_a_share_is_of_heads_that_are_replaced() -> None:
     half = TRAININGS["heads"]().with_share(0.5)
     assert half.replacement is not None and half.replacement.share == 0.5
     with pytest.raises(InputError, match="leave --share out"):
         TRAININGS["heads-logits"]().with_share(0.5)
-    with pytest.raises(InputError, match="between 0 and 1"):
+    with pytest.raises(InputError, match="between 0 and 1"):  # not all
         TRAININGS["heads"]().with_share(1.0)
 
 

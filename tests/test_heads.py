@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from readers import assert_same_working, backbone, ids_of, over, reader, text_of, uneven
 
-from hiermem.memory.heads import budget_that_keeps, head_budgets, plan_parts
+from hiermem.memory.heads import budget_that_keeps, head_budgets, kept_shares, plan_parts
 from hiermem.memory.layer import LayerShape
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
@@ -74,6 +74,18 @@ def test_neighbours_with_one_budget_are_one_part() -> None:
         (1, slice(3, 4)),
     ]
     assert len(plan_parts(shapes, 512, None, 4)) == 2
+
+
+def test_replaced_heads_have_no_part_and_no_share() -> None:
+    shapes, shares = [LayerShape(heads=4), LayerShape(heads=4)], ((1.0, 3.0, 1.0, 1.0), (0.0, 0.0, 0.0, 4.0))
+    parts = plan_parts(shapes, 512, shares, 4, [(0, 1), (1, 3)])
+    assert [(part.layer, part.heads) for part in parts] == [(0, [0, 2, 3]), (1, slice(0, 3))]
+    assert sum(part.budget * 3 for part in parts) <= 512 * 6
+    assert kept_shares(shares, [(0, 1), (1, 3)]) == [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    alike = plan_parts(shapes, 512, None, 4, [(0, head) for head in range(4)])
+    assert [(part.layer, part.heads, part.budget) for part in alike] == [(1, slice(0, 4), 512)]
+    nothing = plan_parts(shapes, 512, shares, 4, [(0, head) for head in range(4)] + [(1, 3)])
+    assert [part.budget for part in nothing] == [512]
 
 
 @pytest.mark.parametrize("bad", [((1.0, 1.0),), ((1.0,),) * 3, ((1.0, 1.0, 1.0),) * 3])

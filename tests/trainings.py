@@ -38,7 +38,7 @@ def combination(name: str) -> tuple[LanguageLearner, OptimizerConfig]:
     if "lora" in name:
         torch.manual_seed(5)
         add_lora(model.backbone, LoraConfig(rank=2, targets=("q_proj", "v_proj")))
-    declare(model, ("prompt", "recall"))
+    declare(model, ("prompt", "recall", "lora"))
     objective = ObjectiveConfig(depth=1, recompute="recomputed" in name)
     return LanguageLearner(model.train(), objective), OptimizerConfig(batch=2, micro=1, memory_rate=0.01)
 

@@ -8,18 +8,20 @@ Dimension names: B batch, H query heads of a layer, G KV heads, R = H / G, T col
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
+from hiermem.memory.chunk import Chunk
 from hiermem.memory.fading import Fading
 from hiermem.memory.heads import Heads
 from hiermem.memory.mamba import MambaConfig, MambaHeads
-from hiermem.memory.working import WorkingMemory, chunks
+from hiermem.memory.positions import Rotary
+from hiermem.memory.working import chunks
 from hiermem.model import HierMemModel
+from hiermem.training.launch import of_first
 from hiermem.training.objective import Learner, Losses
 from hiermem.training.recency import RecencyConfig, choose, mean, recency_ratios
 from hiermem.training.samples import Batch, Samples
@@ -46,9 +48,10 @@ class ReplacementConfig:
 
 def replace_recent(model: HierMemModel, samples: Samples, config: ReplacementConfig) -> None:
     """Put Mamba heads, still untrained, in the place of the heads that look nearest."""
-    texts = [samples[number].ids for number in range(config.texts)]
-    ratios = mean([recency_ratios(model, ids, config.recency) for ids in texts])
-    groups = choose(ratios.of_groups, share=config.share)
+    tokens = min(config.recency.tokens, samples.config.tokens, model.adapter.trained_range)
+    texts = samples.full(config.texts, tokens)
+    ratios = mean([recency_ratios(model, ids, replace(config.recency, tokens=tokens)) for ids in texts])
+    groups = of_first(choose(ratios.of_groups, share=config.share))
     model.replace_heads(MambaConfig(groups=groups))
 
 
@@ -56,6 +59,7 @@ class Teaching(Fading):
     """Mamba heads beside the attention heads that they are to replace, which go on working.
 
     Attributes:
+        counted: which columns of the present chunk are held against attention, ``[B, T]`` float32.
         apart: of every layer, squared differences ``[B, G']`` of its replaced groups, summed up to here.
         power: the same of what attention said.
     """
@@ -63,15 +67,30 @@ class Teaching(Fading):
     def __init__(self, heads: MambaHeads) -> None:
         super().__init__(heads)
         self.replaced: Collection[tuple[int, int]] = ()
+        self.counted = torch.ones(1, 1)
         self.apart: dict[int, Tensor] = {}
         self.power: dict[int, Tensor] = {}
+
+    def read(
+        self,
+        layer: int,
+        chunk: Chunk,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotary: Rotary | None,
+        there: Tensor | None,
+    ) -> Tensor:
+        given = (tensor.detach() for tensor in (query, key, value))
+        return super().read(layer, chunk, *given, rotary, there)
 
     def placed(
         self, outputs: list[tuple[Heads, Tensor]], groups: list[int], own: Tensor, layer: int
     ) -> list[tuple[Heads, Tensor]]:
         said = outputs[0][1][:, groups].float().detach()
-        apart = (own.float() - said).square().sum((2, 3))
-        power = said.square().sum((2, 3))
+        counted = self.counted.repeat(1, said.shape[2] // self.counted.shape[1])[:, None, :, None]
+        apart = ((own.float() - said).square() * counted).sum((2, 3))
+        power = (said.square() * counted).sum((2, 3))
         for sums, found in ((self.apart, apart), (self.power, power)):
             sums[layer] = sums[layer] + found if layer in sums else found
         return outputs
@@ -95,11 +114,15 @@ class HeadLearner(Learner):
         model = self.model
         B, N = batch.ids.shape
         teaching = Teaching(model.mamba)
-        settings, adapter = HierMemConfig.preset("bare").working, model.adapter
-        memory = WorkingMemory(settings, adapter.shapes, adapter.trained_range, B, fading=teaching)
+        memory = model.adapter.whole_memory(B, teaching)
+        own = torch.tensor(batch.lengths, device=batch.ids.device).unsqueeze(1)
         for at, take in chunks(memory, [N] * B, model.config.chunk):
-            adapter.read_chunk(memory, batch.ids[:, at : at + take], [take] * B)
-        errors = torch.cat([teaching.apart[layer] / teaching.power[layer] for layer in teaching.apart], dim=1)
+            columns = torch.arange(at, at + take, device=own.device)
+            teaching.counted = (columns < own).float()
+            model.adapter.read_chunk(memory, batch.ids[:, at : at + take], [take] * B)
+        errors = torch.cat(
+            [teaching.apart[layer] / power.clamp(min=1e-12) for layer, power in teaching.power.items()], dim=1
+        )
         each = errors.mean(dim=1)
         total = each.mean()
         return Losses(total, total.detach(), each.detach().unsqueeze(1), torch.zeros_like(total))

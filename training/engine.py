@@ -68,7 +68,7 @@ class OptimizerConfig:
 
 
 def declared(learner: Learner) -> dict[str, nn.Parameter]:
-    """The parameters that training changes, by name: those of the memory embeddings and the adapters."""
+    """The parameters that training changes, by name."""
     return {name: weight for name, weight in learner.named_parameters() if weight.requires_grad}
 
 
@@ -78,8 +78,9 @@ def declare(model: HierMemModel, trains: Sequence[str]) -> None:
     Args:
         trains: which parts: `prompt`, what segments are read with (P_0, and T where all is trained as
             published); `recall`, what is recalled (W_c and W_v of a neutral memory, whose keys are fitted,
-            else W_q and W_k); `search`, T, which with the query `previous` summarises nothing but questions;
-            `mamba`, the Mamba heads.
+            else W_q and W_k); `keys`, W_q and W_k of a neutral memory that is not fitted; `search`, T, which
+            with the query `previous` summarises nothing but questions; `mamba`, the Mamba heads; `lora`, the
+            adapters.
     """
     summary = model.config.summary
     summarises = ("summary.summary_prompt.",)
@@ -89,12 +90,13 @@ def declare(model: HierMemModel, trains: Sequence[str]) -> None:
         "recall": ("summary.content.", "summary.value.")
         if summary.neutral
         else ("summary.query.", "summary.key."),
+        "keys": ("summary.query.", "summary.key.") if summary.query == "half" else ("summary.key.",),
         "search": summarises,
         "mamba": ("mamba.",),
     }
-    chosen = tuple(name for part in trains for name in parts[part])
+    chosen = tuple(name for part in trains if part != "lora" for name in parts[part])
     for name, weight in model.named_parameters():
-        weight.requires_grad_(name.startswith(chosen) or (".lora_" in name and "search" not in trains))
+        weight.requires_grad_(name.startswith(chosen) or (".lora_" in name and "lora" in trains))
 
 
 def _groups(learner: Learner, config: OptimizerConfig) -> list[dict[str, Any]]:

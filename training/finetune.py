@@ -152,28 +152,46 @@ def _fit(model: HierMemModel, samples: Samples, count: int, folder: Path) -> Non
 
 
 def prepared(config: TrainConfig, run: Run) -> HierMemModel:
-    """The model of a recipe, of which only what is declared asks for gradients."""
-    settings = config.model()
-    folder = saved_model(run.model)
-    if folder is not None:  # its heads are what they are
-        settings = HierMemConfig(**{**settings.settings(), "mamba": HierMemConfig.from_saved(folder).mamba})
-    if config.pairs is not None and folder is not None:  # nothing that reading depends on may change
-        settings = HierMemConfig.from_saved(folder)
-        searching = replace(settings.summary, search=config.model().summary.search)
-        settings = HierMemConfig(**{**settings.settings(), "summary": searching})
-        if searching.query == "half":
-            raise InputError(
-                f"The recipe teaches the summary prompt, by which segments of {run.model} recall: it needs a "
-                f"model whose query is previous."
-            )
-    model = HierMemModel.from_pretrained(run.model, config=settings, dtype=run.dtype, device=run.device)
+    """The model of a recipe, of which only what is declared asks for gradients.
+
+    Raises:
+        InputError: the recipe cannot go on from this model.
+    """
+    model = HierMemModel.from_pretrained(
+        run.model, config=_model_settings(config, run), dtype=run.dtype, device=run.device
+    )
     if config.lora.rank and not has_lora(model.backbone):
         torch.manual_seed(config.samples.seed)
         add_lora(model.backbone, config.lora)
-    if config.replacement is not None and not model.mamba.groups:
-        replace_recent(model, Samples(model.tokenizer, run.data, config.samples), config.replacement)
-    declare(model, config.trains)
+    if config.replacement is not None:
+        samples = Samples(model.tokenizer, run.data, config.samples)
+        replace_recent(model, samples, config.replacement)
+    declare(model, config.declared)
     return model.eval()
+
+
+def _model_settings(config: TrainConfig, run: Run) -> HierMemConfig:
+    folder = saved_model(run.model)
+    if folder is None:
+        if "mamba" in config.trains and config.replacement is None:
+            raise InputError(f"{run.model} has no Mamba heads: give --model what the recipe heads made.")
+        return config.model()
+    saved = HierMemConfig.from_saved(folder)
+    if config.replacement is not None and saved.mamba.groups:
+        raise InputError(
+            f"{run.model} has Mamba heads already: go on with heads-logits, or begin with a model without."
+        )
+    if not config.keeps_settings:
+        return config.model()
+    if config.pairs is None:
+        return saved
+    if saved.summary.query == "half":
+        raise InputError(
+            f"The recipe teaches the summary prompt, by which segments of {run.model} recall: it needs a "
+            f"model whose query is previous."
+        )
+    searching = replace(saved.summary, search=config.model().summary.search)
+    return HierMemConfig(**{**saved.settings(), "summary": searching})
 
 
 def _step(engine: Engine, samples: Drawer, config: TrainConfig, step: int) -> dict[str, Any]:
@@ -191,7 +209,7 @@ def _step(engine: Engine, samples: Drawer, config: TrainConfig, step: int) -> di
 
 @torch.no_grad()
 def _evaluated(engine: Engine, samples: Drawer, config: TrainConfig) -> float:
-    """Mean negative log-likelihood in nats of held-out samples, each process its share of them."""
+    """Mean loss of held-out samples (`Losses.language`), each process its share of them."""
     engine.learner.eval()
     sums = torch.zeros(2, dtype=torch.float64)
     for first in range(0, config.evaluated, world()):
@@ -211,6 +229,7 @@ def _settings(config: TrainConfig, model: HierMemModel) -> dict[str, Any]:
     """What a run must not change on the way; how long it is to be may."""
     known = model.fingerprint()
     recipe = {name: value for name, value in asdict(config).items() if name not in ("steps", "save_every")}
+    recipe["groups"] = model.mamba.groups
     return {**recipe, **{name: known[name] for name in ("backbone", "tokenizer", "dtype")}}
 
 

@@ -17,7 +17,7 @@ def fit_recall(model: HierMemModel, samples: Samples, pieces: int) -> None:
     """Let the recall attention of a neutral memory see what tells pieces of books apart.
 
     Args:
-        samples: what is trained on; its first ones are read, as recall will find them.
+        samples: what is trained on; its first ones of full length are read, as recall will find them.
         pieces: how many.
 
     Raises:
@@ -27,12 +27,10 @@ def fit_recall(model: HierMemModel, samples: Samples, pieces: int) -> None:
 
     summary, L = model.summary, model.config.segment
     assert summary is not None
-    read = [torch.tensor(samples[number].ids, device=model.device) for number in range(pieces)]
-    n = min(len(ids) for ids in read) // L
+    n = samples.config.tokens // L
     if n < 2:
-        raise InputError(
-            f"Recall is fitted to samples of at least two segments of {L} tokens: give longer ones."
-        )
+        raise InputError(f"Recall is fitted to samples of at least two segments of {L} tokens, not of {n}.")
+    read = [torch.tensor(ids, device=model.device) for ids in samples.full(pieces, n * L)]
     left = [_left(model, ids[: n * L].view(n, L)) for ids in tqdm(read, desc="fitting recall", disable=None)]
     embeddings, queries = (torch.stack(own) for own in zip(*left, strict=True))
     summary.fit_recall(embeddings, queries if model.config.summary.query == "half" else None)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -42,6 +43,15 @@ def wait() -> None:
     """Go on when all processes are here."""
     if distributed.is_initialized():
         distributed.barrier()
+
+
+def of_first(value: Any) -> Any:
+    """The first process's ``value``, in all of them."""
+    if world() == 1:
+        return value
+    given = [value]
+    distributed.broadcast_object_list(given)
+    return given[0]
 
 
 def summed(values: Tensor) -> Tensor:

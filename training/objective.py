@@ -94,11 +94,11 @@ class LanguageLearner(Learner):
         """Losses of a batch; every sample counts the same, however many of its tokens do."""
         model, L = self.model, self.model.config.segment
         B, N = batch.ids.shape
-        full, adapter = HierMemConfig.preset("bare").working, model.adapter
+        full = HierMemConfig.preset("bare").working
         memory = model.new_working_memory(full, B) if self.config.whole else model.new_recurrent_memory(B)
         teacher = None
         if self.config.teacher:
-            teacher = WorkingMemory(full, adapter.shapes, adapter.trained_range, B)
+            teacher = model.adapter.whole_memory(B)
         sums, counts = [], []
         for number, start in enumerate(range(0, N, L)):
             if number % (self.config.depth + 1) == 0:

@@ -116,7 +116,7 @@ class TrainConfig:
     steps: int = 200
     warmup: int = 10
     floor: float = 0.1
-    trains: tuple[str, ...] = ("prompt", "recall")
+    trains: tuple[str, ...] = ("prompt", "recall", "lora")
     fitted: int = 0
     evaluated: int = 8
     evaluate_every: int = 50
@@ -131,6 +131,19 @@ class TrainConfig:
             raise InputError(
                 f"Recall can be fitted where the memory is neutral, to at least 2 samples, not {self.fitted}."
             )
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """What `hiermem.training.engine.declare` is to let change."""
+        neutral = self.model().summary.neutral
+        return (
+            (*self.trains, "keys") if neutral and "recall" in self.trains and not self.fitted else self.trains
+        )
+
+    @property
+    def keeps_settings(self) -> bool:
+        """Whether a model that was trained before keeps its settings: nothing that reads is trained here."""
+        return "search" in self.trains or "mamba" in self.trains
 
     def model(self) -> HierMemConfig:
         """The configuration of the model that is trained."""

@@ -25,6 +25,8 @@ from hiermem.eval.tasks import pg19, pubmedqa
 
 KINDS = ("books", "questions")
 IGNORED = -100
+TRIES = 4
+"""Samples that are looked through for each one of full length that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,13 @@ class Batch:
         names: of the samples.
         ids: ``[B, N]`` int64.
         labels: what each position should predict, ``[B, N]`` int64, -100 where nothing counts.
+        lengths: how many tokens of each sample are its own.
     """
 
     names: list[str]
     ids: Tensor
     labels: Tensor
+    lengths: list[int]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch where the model computes."""
@@ -113,6 +117,21 @@ class Samples:
         shares = (self.config.books, self.config.questions)
         kind = draw.choices(KINDS, shares)[0]
         return self._piece(draw) if kind == "books" else self._questions(draw)
+
+    def full(self, count: int, tokens: int) -> list[list[int]]:
+        """The beginnings of the first samples that have at least so many tokens.
+
+        Raises:
+            InputError: among the first ones there are too few.
+        """
+        tried = range(TRIES * count)
+        found = [ids[:tokens] for number in tried if len(ids := self[number].ids) >= tokens][:count]
+        if len(found) < count:
+            raise InputError(
+                f"Of {len(tried)} samples only {len(found)} have {tokens} tokens, {count} are needed: give "
+                f"longer texts."
+            )
+        return found
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """Several samples as one rectangle."""
@@ -197,4 +216,5 @@ def collated(samples: Sequence[Sample], tokens: int) -> Batch:
         known = torch.tensor(sample.ids)
         ids[row, : len(known)] = known
         labels[row, : len(known) - 1] = known[1:].masked_fill(~torch.tensor(sample.scored)[1:], IGNORED)
-    return Batch([sample.name for sample in samples], ids, labels)
+    lengths = [len(sample.ids) for sample in samples]
+    return Batch([sample.name for sample in samples], ids, labels, lengths)

@@ -214,11 +214,16 @@ def train(
     where = str(opt.check_numbers(dtype, device))
     config = TRAININGS[recipe]().with_steps(steps).with_share(share)
     result = run(config, Run(model, data, out, dtype=dtype, device=where))
-    loss = "" if result["loss"] is None else f"the loss is {result['loss']:.4f}, "
-    words = (
-        f"After {result['step']} steps of {result['trained']:,} parameters {loss}on what was held out it is "
-        f"{result['held_out']:.4f}; the model is in {out}."
-    )
+    if result["loss"] is None:
+        words = (
+            f"Recall was fitted, nothing trained; the loss on what was held out is {result['held_out']:.4f}"
+        )
+    else:
+        words = (
+            f"After {result['step']} steps of {result['trained']:,} parameters the loss is "
+            f"{result['loss']:.4f}, on what was held out {result['held_out']:.4f}"
+        )
+    words += f"; the model is in {out}."
     opt.emit(result, json, words)
 
 

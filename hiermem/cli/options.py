@@ -83,8 +83,7 @@ def configuration(
         config = saved
     else:
         config = HierMemConfig.preset(preset or "full")
-        if saved is not None and preset != "bare":
-            config = HierMemConfig(**{**config.settings(), "mamba": saved.mamba})  # they are of the model
+        config = config if saved is None else config.with_heads_of(saved)
     changes: dict[str, Any] = {
         "policy": policy,
         "budget": budget,
