@@ -15,6 +15,7 @@ from hiermem.memory.mamba import MambaConfig
 from hiermem.memory.summary import SummaryConfig
 from hiermem.model import HierMemModel
 from hiermem.training import finetune
+from hiermem.training.checkpoints import only_run
 from hiermem.training.distillation import HeadLearner, ReplacementConfig
 from hiermem.training.engine import OptimizerConfig, declare, declared
 from hiermem.training.objective import ObjectiveConfig
@@ -87,6 +88,13 @@ def test_stages_begin_where_they_can(data: Path, tiny_model: Path, tmp_path: Pat
     assert both.summary is not None and both.mamba.groups and both.config.segment == 16
     with pytest.raises(InputError, match="Mamba heads already"):
         finetune.train(config_of(1), replace(plain, model=str(tmp_path / "heads"), output=tmp_path / "again"))
+
+
+def test_two_runs_do_not_share_a_folder(data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    run = finetune.Run(str(tiny_model), data, tmp_path / "heads", dtype="float32")
+    with only_run(run.output, writes=True), pytest.raises(InputError, match="Another process is writing"):
+        finetune.train(config_of(1), run)
+    assert finetune.train(config_of(1), run)["step"] == 1
 
 
 def test_adapters_do_not_learn_to_be_imitated() -> None:

@@ -2,13 +2,40 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from hiermem.errors import InputError
 from hiermem.retrieval.disk import sync
 
-_COMPLETE, _STATE = "COMPLETE", "state.json"
+_COMPLETE, _STATE, _LOCK = "COMPLETE", "state.json", ".lock"
+
+
+@contextmanager
+def only_run(folder: Path, writes: bool) -> Iterator[None]:
+    """Be the only run that keeps checkpoints in ``folder``; the lock ends with the process, its file stays.
+
+    Args:
+        writes: whether this process keeps them (one of several).
+
+    Raises:
+        InputError: another run does.
+    """
+    if not writes:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / _LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise InputError(
+            f"Another process is writing into {folder}: wait for it, or give another folder."
+        ) from None
 
 
 def place(folder: Path, kind: str, number: int) -> Path:

@@ -81,8 +81,8 @@ class Teaching(Fading):
         rotary: Rotary | None,
         there: Tensor | None,
     ) -> Tensor:
-        given = (tensor.detach() for tensor in (query, key, value))
-        return super().read(layer, chunk, *given, rotary, there)
+        query, key, value = query.detach(), key.detach(), value.detach()
+        return super().read(layer, chunk, query, key, value, rotary, there)
 
     def placed(
         self, outputs: list[tuple[Heads, Tensor]], groups: list[int], own: Tensor, layer: int

@@ -18,6 +18,7 @@ from hiermem.eval.report import new_figure
 from hiermem.evictor import FILE, Evictor
 from hiermem.memory.policies import Namm, NammConfig
 from hiermem.training.calibration import calibrate
+from hiermem.training.checkpoints import only_run
 from hiermem.training.evolution import Evolution, Generation, Vector
 from hiermem.training.fitness import Genome, Judge, normalisation
 from hiermem.training.launch import rank, summed, wait, world
@@ -60,7 +61,7 @@ def evolve(model: "HierMemModel", data: Path, config: EvolveConfig, folder: Path
         desc="evolving",
         disable=True if rank() else None,
     )
-    with bar, log(folder, writes=rank() == 0) as note:
+    with bar, only_run(folder, writes=rank() == 0), log(folder, writes=rank() == 0) as note:
         while len(evolution.history) < evolution.total:
             generation = evolution.step(fitness)
             note(generation.number, asdict(generation))

@@ -26,7 +26,16 @@ from hiermem.eval.tasks import pubmedqa
 from hiermem.loading import saved_model
 from hiermem.lora import add_lora, has_lora
 from hiermem.model import HierMemModel
-from hiermem.training.checkpoints import begin, damaged, finish, newest, place, read_state, write_state
+from hiermem.training.checkpoints import (
+    begin,
+    damaged,
+    finish,
+    newest,
+    only_run,
+    place,
+    read_state,
+    write_state,
+)
 from hiermem.training.distillation import HeadLearner, replace_recent
 from hiermem.training.engine import Engine, declare, declared, new_engine
 from hiermem.training.fitting import fit_recall
@@ -71,13 +80,14 @@ def train(config: TrainConfig, run: Run) -> dict[str, Any]:
         step, loss (None without steps), held-out loss, checkpoint, history; the same in all processes.
 
     Raises:
-        InputError: data are missing, or the folder is of a training with other settings.
+        InputError: data are missing, the folder is of a training with other settings, or another process
+            trains into it.
         NonFiniteError: a loss was not finite; the newest checkpoint is from before.
     """
     from tqdm.auto import tqdm
 
     _check(config, run)
-    with one_of_many(always=run.deepspeed is not None) as first:
+    with one_of_many(always=run.deepspeed is not None) as first, only_run(run.output, writes=first):
         config.optimizer.rounds(world())
         model = prepared(config, run)
         learner, samples, held_out = _parts(config, run, model)
