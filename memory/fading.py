@@ -63,8 +63,9 @@ class Fading:
             query, key = (rotary.turn(t, back.expand(t.shape[:3])) for t in (query, key))
         if self._columns is None:
             self._columns = columns_of(chunk, there)
-        output, state = self.heads(layer, query, key, value, self._columns, self.states.get(layer))
-        self._pending[layer] = state
+        before = None if (known := self.states.get(layer)) is None else (known.tail, known.state)
+        output, tail, state = self.heads(layer, query, key, value, self._columns, before)
+        self._pending[layer] = HeadState(tail, state)
         return output.to(value.dtype)
 
     def placed(

@@ -21,6 +21,9 @@ from hiermem.memory.digest import digest
 from hiermem.memory.layer import LayerShape
 from hiermem.memory.scan import scan
 
+Carried = tuple[Tensor, Tensor]
+"""Tail and state; plain tensors go in and out of modules, as DeepSpeed wants to find them."""
+
 OPEN = 2.0
 """Where gates start, before the sigmoid."""
 
@@ -126,42 +129,41 @@ class MambaLayer(nn.Module):
         self.skip = nn.Parameter(torch.zeros(heads, width))
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, columns: Columns, before: HeadState | None
-    ) -> tuple[Tensor, HeadState]:
-        """Outputs ``[B, H, T, D]`` and what is carried on.
+        self, query: Tensor, key: Tensor, value: Tensor, columns: Columns, before: Carried | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs ``[B, H, T, D]`` and what is carried on, tail and state.
 
         Args:
             query: ``[B, H, T, D]``, without positions; key, value: ``[B, G', T, D]``.
-            before: what was carried here; None: nothing.
+            before: what was carried here, tail and state; None: nothing.
         """
         repeats = query.shape[1] // key.shape[1]
         key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
         given = torch.cat((query, key, value), dim=-1).to(self.bias.dtype)
         if columns.order is not None:
             given = given.gather(2, columns.order[:, None, :, None].expand_as(given))
-        if before is None:
-            before = self._nothing(given)
+        tail, state = self._nothing(given) if before is None else before
         q, k, v = given.chunk(3, dim=-1)
         mapped = torch.cat((q @ self.query / self.width**0.5, k @ self.key, v @ self.value), dim=-1)
-        mixed, tail = self._convolved(mapped, before.tail, columns.end)
+        mixed, tail = self._convolved(mapped, tail, columns.end)
         c, b, x = mixed.chunk(3, dim=-1)
         control = given @ self.control + self.bias.unsqueeze(1)
         steps = F.softplus(control[..., 0])
         if columns.written is not None:
             steps = steps * columns.written.unsqueeze(1)
         decay = -steps * self.decay.exp().unsqueeze(1)
-        scanned, state = scan(x * steps.unsqueeze(-1), decay, b, c, before.state)
+        scanned, state = scan(x * steps.unsqueeze(-1), decay, b, c, state)
         output = scanned * self.scale.exp().view(-1, 1, 1) + x * self.skip.unsqueeze(1)
         output = output * control[..., 1:].sigmoid()
         if columns.order is not None:
             back = columns.order.argsort(dim=1)
             output = output.gather(2, back[:, None, :, None].expand_as(output))
-        return output, HeadState(tail, state)
+        return output, tail, state
 
-    def _nothing(self, given: Tensor) -> HeadState:
+    def _nothing(self, given: Tensor) -> Carried:
         B, H, _, channels = given.shape
         tail = given.new_zeros(B, H, self.taps - 1, channels)
-        return HeadState(tail, given.new_zeros(B, H, self.width, self.width))
+        return tail, given.new_zeros(B, H, self.width, self.width)
 
     def _convolved(self, inputs: Tensor, tail: Tensor, end: Tensor | None) -> tuple[Tensor, Tensor]:
         """The causal convolution of ``inputs [B, H, T, C]`` after ``tail``, and the next tail."""
@@ -232,8 +234,8 @@ class MambaHeads(nn.Module):
         key: Tensor,
         value: Tensor,
         columns: Columns,
-        before: HeadState | None,
-    ) -> tuple[Tensor, HeadState]:
+        before: Carried | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """As `MambaLayer.forward`, of a layer by its index."""
-        output: tuple[Tensor, HeadState] = self.layers[str(layer)](query, key, value, columns, before)
+        output: tuple[Tensor, Tensor, Tensor] = self.layers[str(layer)](query, key, value, columns, before)
         return output

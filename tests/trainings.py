@@ -9,14 +9,16 @@ from readers import ids_of, lively, reader, settings
 
 from hiermem.config import HierMemConfig
 from hiermem.lora import LoraConfig, add_lora
+from hiermem.memory.mamba import MambaConfig
 from hiermem.memory.summary import SummaryConfig
 from hiermem.model import HierMemModel
+from hiermem.training.distillation import HeadLearner
 from hiermem.training.engine import Engine, OptimizerConfig, declare
 from hiermem.training.launch import rank, world
-from hiermem.training.objective import LanguageLearner, ObjectiveConfig
+from hiermem.training.objective import LanguageLearner, Learner, ObjectiveConfig
 from hiermem.training.samples import Batch, Sample, collated
 
-COMBINATIONS = ("plain", "lora", "recomputed", "lora-recomputed", "half-recomputed")
+COMBINATIONS = ("plain", "lora", "recomputed", "lora-recomputed", "half-recomputed", "mamba", "imitating")
 
 
 def model_with_memory(summary: SummaryConfig | None = None, **working: Any) -> HierMemModel:
@@ -32,15 +34,21 @@ def isolated() -> HierMemModel:
     return model_with_memory(summary, policy="forget", update_interval=16, positions="compact")
 
 
-def combination(name: str) -> tuple[LanguageLearner, OptimizerConfig]:
+def combination(name: str) -> tuple[Learner, OptimizerConfig]:
     """A learner and settings by name."""
     model = isolated() if "half" in name else model_with_memory()
     if "lora" in name:
         torch.manual_seed(5)
         add_lora(model.backbone, LoraConfig(rank=2, targets=("q_proj", "v_proj")))
-    declare(model, ("prompt", "recall", "lora"))
+    optimizer = OptimizerConfig(batch=2, micro=1, memory_rate=0.01)
+    if name in ("mamba", "imitating"):
+        model.replace_heads(MambaConfig(groups=[[0, 1], [2, 0], [2, 1]]))
+    if name == "imitating":
+        declare(model, ("mamba",))
+        return HeadLearner(model), optimizer
+    declare(model, ("prompt", "recall", "lora", "mamba"))
     objective = ObjectiveConfig(depth=1, recompute="recomputed" in name)
-    return LanguageLearner(model.train(), objective), OptimizerConfig(batch=2, micro=1, memory_rate=0.01)
+    return LanguageLearner(model.train(), objective), optimizer
 
 
 def batch(step: int, number: int, length: int = 40) -> Batch:
