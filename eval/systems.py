@@ -103,7 +103,7 @@ class Pruned(InContext):
     """The configured policy alone: pruned to the budget before the question is seen, and no recall.
 
     Args:
-        keep: share of a prompt's tokens that makes the budget in place of the configured one.
+        keep: share of a prompt's tokens that a head keeps in the mean, in place of the configured budget.
     """
 
     name = "pruned"
@@ -114,7 +114,11 @@ class Pruned(InContext):
 
     def working(self, tokens: int) -> WorkingMemoryConfig:
         config = super().working(tokens)
-        return config if self.keep is None else replace(config, budget=max(round(self.keep * tokens), 1))
+        if self.keep is None:
+            return config
+        shares, kept = config.head_shares, max(round(self.keep * tokens), 1)
+        shares = None if shares is None else kept_shares(shares, self.model.mamba.groups)
+        return replace(config, budget=budget_that_keeps(shares, tokens, kept, config.sinks))
 
     def read(self, text: str) -> Opened:
         opened = super().read(text)
@@ -124,17 +128,12 @@ class Pruned(InContext):
 
 class Compressed(Pruned):
     """The configured policy as libraries that compress a cache use theirs: all of a text is read, then a
-    single decision is made; the share that is kept is what is really kept."""
+    single decision is made."""
 
     name = "compressed"
 
     def working(self, tokens: int) -> WorkingMemoryConfig:
-        assert self.keep is not None
-        config, kept = self.model.config.working, max(round(self.keep * tokens), 1)
-        shares = config.head_shares
-        shares = None if shares is None else kept_shares(shares, self.model.mamba.groups)
-        budget = budget_that_keeps(shares, tokens, kept, config.sinks)
-        return replace(config, budget=budget, update_interval=self.model.adapter.trained_range)
+        return replace(super().working(tokens), update_interval=self.model.adapter.trained_range)
 
     def check_length(self, tokens: int) -> None:
         check_fits(tokens, self.model.adapter.trained_range)

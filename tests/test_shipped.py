@@ -1,4 +1,4 @@
-"""What ships for the real small model: the trained memory."""
+"""What ships for the real small model: the trained memory, and Mamba heads."""
 
 import pytest
 import torch
@@ -24,3 +24,21 @@ def test_the_trained_memory_reads_prose_better_than_none() -> None:
         float(m(ids, labels=ids).loss) for m in (model, HierMemModel.from_pretrained("smollm2-hmt", off))
     ]
     assert losses[0] < losses[1]
+
+
+@pytest.mark.real
+@torch.inference_mode()
+def test_the_mamba_heads_stand_in_for_what_they_replace() -> None:
+    """Two segments of the embedded document: near the backbone, far from one without these heads."""
+    model = HierMemModel.from_pretrained("smollm2-mamba")
+    assert len(model.mamba.groups) == 30  # a third of the KV groups
+    text = BUNDLED_DOCUMENTS["python-reference"]()[:20_000]
+    ids = model.tokenizer(text, return_tensors="pt").input_ids[:, : 2 * model.config.segment]
+    bare = HierMemModel.from_pretrained("smollm2-mamba", HierMemConfig.preset("bare"))
+    assert not bare.mamba.groups
+    replaced, plain = (float(m(ids, labels=ids).loss) for m in (model, bare))
+    for layer in model.mamba.layers.values():
+        layer.scale.fill_(-torch.inf)
+        layer.skip.zero_()
+    removed = float(model(ids, labels=ids).loss)
+    assert abs(replaced - plain) < 0.2 < removed - plain

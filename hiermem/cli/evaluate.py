@@ -447,6 +447,7 @@ def _settings(
     """
     import torch
 
+    from hiermem.config import HierMemConfig
     from hiermem.evictor import find_evictor
     from hiermem.loading import native_dtype, saved_model
 
@@ -460,10 +461,12 @@ def _settings(
     settings = {"model": model, "dtype": numbers, "device": where.type, "data": data_hash(*data)}
     if known["working"]["head_shares"] is None:
         del known["working"]["head_shares"]
-    evictor = find_evictor(config.evictor, model, config.working.policy)
+    folder = saved_model(model)
+    backbone = model if folder is None else HierMemConfig.from_saved(folder).backbone
+    evictor = find_evictor(config.evictor, backbone, config.working.policy)
     if evictor is not None:  # its head shares are in its digest
         settings["evictor"] = evictor.digest
         known["namm"] = config.with_evictor(evictor).to_dict()["namm"]
-    if (folder := saved_model(model)) is not None:
+    if folder is not None:
         settings["parameters"] = sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
     return settings | {name: known[name] for name in parts}
