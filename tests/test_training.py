@@ -395,9 +395,11 @@ def test_the_documented_launches_divide_their_batches() -> None:
 def test_every_recipe_can_be_made() -> None:
     for recipe in TRAININGS.values():
         config = recipe()
-        assert config.model().summary.tokens and config.optimizer.rounds(1)
-        assert config.factor(0) <= config.factor(config.warmup) == 1.0
-        assert config.factor(config.steps) == pytest.approx(config.floor)
+        assert config.model().summary.tokens or config.trains == ("mamba",)
+        assert config.optimizer.rounds(1) and (config.steps or config.fitted)
+        if config.steps:
+            assert config.factor(0) <= config.factor(config.warmup) == 1.0
+            assert config.factor(config.steps) == pytest.approx(config.floor)
 
 
 def test_bad_input(data: Path, tmp_path: Path) -> None:
