@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,21 @@ def only_run(folder: Path, writes: bool) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK, timeout=0)
     try:
-        with FileLock(folder / _LOCK, timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise InputError(
             f"Another process is writing into {folder}: wait for it, or give another folder."
         ) from None
+    try:
+        yield
+    finally:
+        if [file.name for file in folder.iterdir()] == [_LOCK]:  # a refused run leaves nothing behind
+            with suppress(OSError):
+                (folder / _LOCK).unlink()
+                folder.rmdir()
+        lock.release()
 
 
 def place(folder: Path, kind: str, number: int) -> Path:
