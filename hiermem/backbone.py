@@ -28,7 +28,7 @@ from hiermem.memory.fading import Fading
 from hiermem.memory.heads import Heads
 from hiermem.memory.layer import LayerMemory, LayerShape
 from hiermem.memory.mamba import MambaConfig, MambaHeads
-from hiermem.memory.policies import Namm
+from hiermem.memory.policies import EvictionPolicy, Namm
 from hiermem.memory.positions import Rotary
 from hiermem.memory.recurrence import Recurrence, TextSummary
 from hiermem.memory.summary import Prompt, SummaryMemory
@@ -323,14 +323,17 @@ class Backbone:
             config, self.shapes, trained_range, batch, policy, recurrence, self._new_fading()
         )
 
-    def whole_memory(self, batch: int = 1, fading: Fading | None = None) -> WorkingMemory:
+    def whole_memory(
+        self, batch: int = 1, policy: EvictionPolicy | None = None, fading: Fading | None = None
+    ) -> WorkingMemory:
         """An empty cache that keeps everything in place, of the model with all its own heads.
 
         Args:
+            policy: what takes note of the attention; it evicts nothing.
             fading: Mamba heads beside them.
         """
         settings = WorkingMemoryConfig(policy="none", positions="absolute")
-        return WorkingMemory(settings, self.shapes, self.trained_range, batch, fading=fading)
+        return WorkingMemory(settings, self.shapes, self.trained_range, batch, policy, fading=fading)
 
     @contextmanager
     def attached(self, memory: WorkingMemory) -> Iterator[BackboneCache]:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from hiermem.errors import InputError
 from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, Received, ShownQueries, grown
-from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -91,9 +90,8 @@ def _shares(received: Tensor, kept: float) -> Tensor:
 def _received_again(model: "HierMemModel", piece: list[int], between: list[int]) -> Tensor:
     """Most attention that each token of ``piece`` receives when it is read again, ``[L, G, T]`` float32."""
     adapter, device = model.adapter, model.device
-    settings = WorkingMemoryConfig(policy="none", positions="absolute")
     policy = SecondReading(first=len(piece) + len(between))
-    memory = WorkingMemory(settings, adapter.shapes, adapter.trained_range, 1, policy)
+    memory = adapter.whole_memory(policy=policy)
     ids = torch.tensor([[*piece, *between, *piece]], device=device)
     model.read_ids(memory, ids)
     received = []

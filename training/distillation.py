@@ -1,7 +1,7 @@
 """Teaching Mamba heads what the attention heads they replace say, layer by layer.
 
 The backbone reads with full attention, and beside every head that is to be replaced its Mamba head is given
-the same and is held against what attention made of it. No gradient leaves the heads, so a step costs little
+the same and is held against what attention made of it. Only the heads ask for gradients, so a step costs little
 more than reading.
 
 Dimension names: B batch, H query heads of a layer, G KV heads, R = H / G, T columns, D head width.
@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
-from hiermem.memory.chunk import Chunk
 from hiermem.memory.fading import Fading
 from hiermem.memory.heads import Heads
 from hiermem.memory.mamba import MambaConfig, MambaHeads
-from hiermem.memory.positions import Rotary
 from hiermem.memory.working import chunks
 from hiermem.model import HierMemModel
 from hiermem.training.launch import of_first
@@ -71,19 +69,6 @@ class Teaching(Fading):
         self.apart: dict[int, Tensor] = {}
         self.power: dict[int, Tensor] = {}
 
-    def read(
-        self,
-        layer: int,
-        chunk: Chunk,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        rotary: Rotary | None,
-        there: Tensor | None,
-    ) -> Tensor:
-        query, key, value = query.detach(), key.detach(), value.detach()
-        return super().read(layer, chunk, query, key, value, rotary, there)
-
     def placed(
         self, outputs: list[tuple[Heads, Tensor]], groups: list[int], own: Tensor, layer: int
     ) -> list[tuple[Heads, Tensor]]:
@@ -114,7 +99,7 @@ class HeadLearner(Learner):
         model = self.model
         B, N = batch.ids.shape
         teaching = Teaching(model.mamba)
-        memory = model.adapter.whole_memory(B, teaching)
+        memory = model.adapter.whole_memory(B, fading=teaching)
         own = torch.tensor(batch.lengths, device=batch.ids.device).unsqueeze(1)
         for at, take in chunks(memory, [N] * B, model.config.chunk):
             columns = torch.arange(at, at + take, device=own.device)

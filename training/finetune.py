@@ -155,7 +155,6 @@ def _fit(model: HierMemModel, samples: Samples, count: int, folder: Path) -> Non
         return
     fit_recall(model, samples, count)
     if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         save_file(model.memory_parameters(), temporary)
         temporary.replace(path)

@@ -19,7 +19,6 @@ from torch import Tensor
 from hiermem.errors import InputError
 from hiermem.eval.report import new_figure
 from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, Received, ShownQueries, grown
-from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -90,9 +89,8 @@ def recency_ratios(model: "HierMemModel", ids: Sequence[int], config: RecencyCon
             f"{config.tokens} tokens exceed the backbone's trained range of {adapter.trained_range} "
             f"positions: lower --tokens."
         )
-    settings = WorkingMemoryConfig(policy="none", positions="absolute")
     policy = Nearness(window=config.window, sinks=config.sinks)
-    memory = WorkingMemory(settings, adapter.shapes, adapter.trained_range, 1, policy)
+    memory = adapter.whole_memory(policy=policy)
     read = torch.tensor([list(ids[: config.tokens])], device=model.device)
     with tqdm(total=config.tokens, desc="measuring heads", unit="tok", disable=None) as bar:
         for some in read.split(model.config.chunk, dim=1):
