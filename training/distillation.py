@@ -1,8 +1,8 @@
 """Teaching Mamba heads what the attention heads they replace say, layer by layer.
 
 The backbone reads with full attention, and beside every head that is to be replaced its Mamba head is given
-the same and is held against what attention made of it. Only the heads ask for gradients, so a step costs little
-more than reading.
+the same and is held against what attention made of it. Only the heads ask for gradients, so a step costs
+little more than reading.
 
 Dimension names: B batch, H query heads of a layer, G KV heads, R = H / G, T columns, D head width.
 """
