@@ -31,7 +31,7 @@ from hiermem.training.objective import LanguageLearner, ObjectiveConfig
 from hiermem.training.pairs import PairConfig, Pairs
 from hiermem.training.recall import SHARPNESS, RecallLearner
 from hiermem.training.recipes import TRAININGS, TrainConfig
-from hiermem.training.samples import IGNORED, Sample, SampleConfig, Samples, collated
+from hiermem.training.samples import IGNORED, Sample, SampleConfig, Samples, check_samples, collated
 
 TESTS = Path(__file__).parent
 
@@ -64,8 +64,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_samples_depend_on_seed_and_number_alone(data: Path) -> None:
-    config = SampleConfig(books=0.5, questions=0.5, tokens=200)
-    one, other = (Samples(tokenizer(), data, config, "Answer yes or no.") for _ in range(2))
+    config = SampleConfig(books=0.5, questions=0.5, tokens=200, held_out=2)
+    one, other = (Samples(tokenizer(), data, config) for _ in range(2))
     backwards = {number: other[number] for number in reversed(range(12))}
     assert all(one[number] == backwards[number] for number in range(12))
     assert len({one[number].name for number in range(12)}) > 8
@@ -75,17 +75,22 @@ def test_samples_depend_on_seed_and_number_alone(data: Path) -> None:
     assert {held_out[number].name.split()[1] for number in range(5)} == {"3"}
 
 
-def test_only_answers_to_train_questions_count(data: Path) -> None:
-    samples = Samples(tokenizer(), data, SampleConfig(books=0, questions=1, tokens=300), "Answer yes or no.")
+@pytest.mark.parametrize(("split", "own"), [("train", range(5)), ("validation", range(5, 7))])
+def test_only_answers_to_questions_of_the_split_count(data: Path, split: str, own: range) -> None:
+    """7 is a test question, and of the others the last two are held out."""
+    config = SampleConfig(books=0, questions=1, tokens=300, held_out=2)
+    samples = Samples(tokenizer(), data, config, split=split)
     seen = set()
-    for number in range(10):
+    for number in range(20):
         sample = samples[number]
         seen |= {int(name) for name in sample.name.removeprefix("questions ").split(", ")}
         wanted = [token for token, scored in zip(sample.ids, sample.scored, strict=True) if scored]
         text = tokenizer().decode(wanted)
         assert "studied" not in text and "odd" not in text
         assert "The answer is" in text or "It was" in text
-    assert seen == set(range(7))  # 7 is a test question
+    assert seen == set(own)
+    with pytest.raises(InputError, match="hold fewer than 7 out"):
+        check_samples(data, replace(config, held_out=7))
 
 
 def test_labels_are_the_next_tokens() -> None:

@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 
 from hiermem.config import HierMemConfig
 from hiermem.errors import HierMemError, InputError
-from hiermem.eval.tasks import pubmedqa
 from hiermem.loading import saved_model
 from hiermem.lora import add_lora, has_lora
 from hiermem.model import HierMemModel
@@ -45,7 +44,7 @@ from hiermem.training.objective import LanguageLearner, Learner
 from hiermem.training.pairs import Pairs
 from hiermem.training.recall import RecallLearner
 from hiermem.training.recipes import TRAININGS, TrainConfig
-from hiermem.training.samples import Samples, check_samples
+from hiermem.training.samples import Samples, check_samples, questions
 
 CHECKPOINT = "step"
 FITTED = "fitted.safetensors"
@@ -127,16 +126,16 @@ def _check(config: TrainConfig, run: Run) -> None:
     if config.pairs is None:
         check_samples(run.data, config.samples)
     else:
-        pubmedqa.load(run.data / "pubmedqa", "train")
+        questions(run.data, config.pairs.held_out)
 
 
 def _parts(config: TrainConfig, run: Run, model: HierMemModel) -> tuple[Learner, Drawer, Drawer]:
     """What is trained, what it is trained on, and what is held out."""
-    tokenizer, settings, data = model.tokenizer, model.config, run.data
+    tokenizer, data = model.tokenizer, run.data
     if config.pairs is not None:
-        pairs = Pairs(tokenizer, data, config.pairs, settings.longterm)
+        pairs = Pairs(tokenizer, data, config.pairs, model.config.longterm)
         return RecallLearner(model, pairs), pairs, pairs.of_held_out()
-    samples = Samples(tokenizer, data, config.samples, settings.asking.instruction)
+    samples = Samples(tokenizer, data, config.samples)
     if config.fitted and (saved_model(run.model) is None or "prompt" not in config.trains):
         _fit(model, samples, config.fitted, run.output)
     pieces = Samples(tokenizer, data, config.held_out, split="validation")

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from hiermem.asking import prompt_ids
 from hiermem.errors import InputError
-from hiermem.eval.tasks import pubmedqa
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.retrieval.lexical import LexicalKey
+from hiermem.training.samples import questions
 
 KINDS = ("questions", "conclusions", "sentences")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
@@ -101,11 +101,7 @@ class Pairs:
         longterm: LongTermConfig,
     ) -> None:
         self.tokenizer, self.config, self._asks_held_out = tokenizer, config, False
-        self._items = pubmedqa.load(data / "pubmedqa", "train")
-        if len(self._items) <= config.held_out:
-            raise InputError(
-                f"{data} has {len(self._items)} questions: hold fewer than {config.held_out} out."
-            )
+        self._items = questions(data, config.held_out)
         self.texts = [item.abstract for item in self._items]
         self.questions = [item.question for item in self._items[: -config.held_out]]
         self._lexical = LexicalKey(longterm.lexical)

@@ -156,8 +156,8 @@ class TrainConfig:
 
     @property
     def held_out(self) -> SampleConfig:
-        """Pieces of books as long as those that are trained on."""
-        return replace(self.samples, books=1.0, questions=0.0)
+        """Pieces of books as long as those that are trained on; questions where there are no books."""
+        return replace(self.samples, books=1.0, questions=0.0) if self.samples.books else self.samples
 
     def factor(self, step: int) -> float:
         """What the learning rates are multiplied by."""
@@ -236,12 +236,37 @@ def recall() -> TrainConfig:
     return replace(isolated(), trains=("recall",), fitted=60, steps=0)
 
 
+def carried() -> TrainConfig:
+    """The prompt around segments whose keys and values are carried on: goes on from `isolated`."""
+    return replace(
+        isolated(),
+        preset="full",
+        summary=replace(MEMORY, sensory=0, query="previous"),
+        optimizer=OptimizerConfig(memory_rate=1e-3, batch=1, micro=1),
+        steps=60,
+    )
+
+
+def questions() -> TrainConfig:
+    """Adapters that answer PubMedQA's questions from an abstract, with a decision or at length."""
+    return TrainConfig(
+        lora=LoraConfig(rank=8),
+        samples=SampleConfig(books=0.0, questions=1.0, tokens=640),
+        objective=ObjectiveConfig(whole=True),
+        optimizer=OptimizerConfig(lora_rate=4e-4, batch=4, micro=4),
+        trains=("lora",),
+        steps=200,
+        evaluated=32,
+        evaluate_every=25,
+    )
+
+
 def smoke_training() -> TrainConfig:
     """A few steps on short pieces, to see that everything works: under two minutes on two cores."""
     return TrainConfig(
         summary=SummaryConfig(tokens=4),
         lora=LoraConfig(rank=4),
-        samples=SampleConfig(books=0.5, questions=0.5, tokens=1024),
+        samples=SampleConfig(books=0.5, questions=0.5, tokens=1024, held_out=1),
         optimizer=OptimizerConfig(batch=2, micro=1),
         steps=3,
         warmup=2,
@@ -301,6 +326,8 @@ TRAININGS: dict[str, Callable[[], TrainConfig]] = {
     "hmt-2": hmt_second,
     "isolated": isolated,
     "recall": recall,
+    "carried": carried,
+    "questions": questions,
     "heads": heads,
     "heads-logits": heads_together,
     "heads-language": heads_language,

@@ -38,6 +38,7 @@ class SampleConfig:
         questions: share that are questions after their abstracts, packed until a sample is full.
         tokens: N, of a sample.
         streamed: books that are taken of a dataset on the hub, its first ones.
+        held_out: questions at the end of the training half that are validated on and never trained on.
         seed: of all samples.
     """
 
@@ -45,16 +46,18 @@ class SampleConfig:
     questions: float = 0.0
     tokens: int = 2048
     streamed: int = 256
+    held_out: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
         if (
             min(self.books, self.questions) < 0
             or self.books + self.questions <= 0
-            or min(self.tokens - 1, self.streamed) < 1
+            or min(self.tokens - 1, self.streamed, self.held_out) < 1
         ):
             raise InputError(
-                "Samples need shares that are not negative and not all 0, at least 2 tokens and one book."
+                "Samples need shares that are not negative and not all 0, at least 2 tokens, one book and one "
+                "question held out."
             )
 
 
@@ -101,14 +104,11 @@ class Samples:
     Args:
         data: folder that holds `pg19` and `pubmedqa` in their official layouts, with what the shares need, or
             the name of a dataset of books on the hub.
-        split: `train` or `validation`; questions have a training half only.
+        split: `train` or `validation`; questions of both are from the training half.
     """
 
-    def __init__(
-        self, tokenizer: Any, data: Path, config: SampleConfig, instruction: str = "", split: str = "train"
-    ) -> None:
-        self.tokenizer, self.data, self.config = tokenizer, data, config
-        self.instruction, self.split = instruction, split
+    def __init__(self, tokenizer: Any, data: Path, config: SampleConfig, split: str = "train") -> None:
+        self.tokenizer, self.data, self.config, self.split = tokenizer, data, config, split
         self._books = books(data, split, config.streamed) if config.books else {}
         self._book = lru_cache(maxsize=64)(self._encoded_book)
 
@@ -139,7 +139,9 @@ class Samples:
 
     @cached_property
     def _items(self) -> list[pubmedqa.Item]:
-        return pubmedqa.load(self.data / "pubmedqa", "train")
+        known = questions(self.data, self.config.held_out)
+        held_out = len(known) - self.config.held_out
+        return known[held_out:] if self.split == "validation" else known[:held_out]
 
     def _encoded(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
@@ -162,10 +164,10 @@ class Samples:
         """Questions, each with its own abstract before it and its answer after it, one after the other."""
         ids: list[int] = []
         scored: list[bool] = []
-        names = []
+        names, instruction = [], str(pubmedqa.ASKING["instruction"])
         while not ids or len(ids) < self.config.tokens:
             item = draw.choice(self._items)
-            text = prompt_text(self.tokenizer, [item.abstract], item.question, self.instruction)
+            text = prompt_text(self.tokenizer, [item.abstract], item.question, instruction)
             asked = prompt_ids(self.tokenizer, text)[0].tolist() if not ids else self._encoded(text)
             decided = f"{pubmedqa.LEAD} {item.decision}."
             answer = self._encoded(draw.choice((decided, item.long_answer)) + "\n\n")
@@ -195,17 +197,29 @@ def books(data: Path, split: str, streamed: int) -> dict[str, Path | str]:
     return {path.stem: path for path in found}
 
 
+def questions(data: Path, held_out: int) -> list[pubmedqa.Item]:
+    """PubMedQA's training half, more than are held out.
+
+    Raises:
+        InputError: it is missing or smaller.
+    """
+    known = pubmedqa.load(data / "pubmedqa", "train")
+    if len(known) <= held_out:
+        raise InputError(f"{data} has {len(known)} questions: hold fewer than {held_out} out.")
+    return known
+
+
 def check_samples(data: Path, config: SampleConfig) -> None:
     """Refuse data that lack what training on samples needs before anything is loaded.
 
     Raises:
         InputError: they do.
     """
-    books(data, "validation", 1)
     if config.books:
+        books(data, "validation", 1)
         books(data, "train", 1)
     if config.questions:
-        pubmedqa.load(data / "pubmedqa", "train")
+        questions(data, config.held_out)
 
 
 def collated(samples: Sequence[Sample], tokens: int) -> Batch:
