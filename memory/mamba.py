@@ -10,7 +10,7 @@ D head width, C = 3 D channels of the convolution, K its taps.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -189,11 +189,13 @@ class MambaHeads(nn.Module):
         InputError: a group that the backbone does not have is to be replaced, or all are.
 
     Attributes:
+        config, shapes: the arguments.
         groups: the KV groups that are replaced, as pairs of layer and group.
     """
 
     def __init__(self, config: MambaConfig, shapes: Sequence[LayerShape]) -> None:
         super().__init__()
+        self.config, self.shapes = config, list(shapes)
         self.groups = [(layer, group) for layer, group in config.groups or ()]
         unknown = [
             (layer, group)
@@ -221,6 +223,18 @@ class MambaHeads(nn.Module):
     def of_layer(self, layer: int) -> list[int]:
         """Which KV groups of a layer are replaced."""
         return self._of_layer.get(layer, [])
+
+    def only(self, groups: Sequence[tuple[int, int]]) -> "MambaHeads":
+        """Those of some of the groups, with the parameters that they have here."""
+        fewer = MambaHeads(replace(self.config, groups=[list(group) for group in groups]), self.shapes)
+        for layer, own in fewer._of_layer.items():
+            repeats, known = self.shapes[layer].repeats, self.of_layer(layer)
+            rows = [known.index(group) * repeats + head for group in own for head in range(repeats)]
+            parameters = self.layers[str(layer)].state_dict()
+            fewer.layers[str(layer)].load_state_dict(
+                {name: every[rows] for name, every in parameters.items()}
+            )
+        return fewer.to(next(self.parameters()).device)
 
     @property
     def digest(self) -> str:

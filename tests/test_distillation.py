@@ -11,17 +11,18 @@ from safetensors.torch import load_file
 from hiermem.cli.options import configuration
 from hiermem.errors import InputError
 from hiermem.lora import LoraConfig, add_lora
-from hiermem.memory.mamba import MambaConfig
+from hiermem.memory.mamba import Columns, MambaConfig
 from hiermem.memory.summary import SummaryConfig
 from hiermem.model import HierMemModel
 from hiermem.training import finetune
 from hiermem.training.checkpoints import only_run
+from hiermem.training.choosing import ChoiceConfig, keep_best
 from hiermem.training.distillation import HeadLearner, ReplacementConfig
 from hiermem.training.engine import OptimizerConfig, declare, declared
 from hiermem.training.objective import ObjectiveConfig
 from hiermem.training.recency import RecencyConfig
 from hiermem.training.recipes import TRAININGS, TrainConfig
-from hiermem.training.samples import Sample, SampleConfig, collated
+from hiermem.training.samples import Sample, SampleConfig, Samples, collated
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +36,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+WHOLE = ObjectiveConfig(language=0.0, teacher=1.0, depth=0, whole=True)
+
+
 def config_of(steps: int, **changes: object) -> TrainConfig:
     """The recipe `heads` in proportion to the tiny model."""
     recency = RecencyConfig(tokens=48, window=4, sinks=1)
     config = replace(
-        TRAININGS["heads"]().with_steps(steps),
+        TRAININGS["heads"](),
         samples=SampleConfig(tokens=48),
         replacement=ReplacementConfig(share=0.5, texts=2, recency=recency),
         optimizer=OptimizerConfig(memory_rate=0.01, batch=2, micro=1),
         evaluated=1,
         save_every=1,
     )
-    return replace(config, **changes)
+    return replace(config, steps=steps, **changes)
 
 
 def test_heads_are_replaced_and_taught_in_stages(data: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -63,9 +67,7 @@ def test_heads_are_replaced_and_taught_in_stages(data: Path, tiny_model: Path, t
     assert first["trained"] == sum(weight.numel() for weight in model.mamba.parameters())
     assert first["history"][-1]["loss"] < first["history"][0]["loss"]
 
-    together = config_of(
-        2, replacement=None, objective=ObjectiveConfig(language=0.0, teacher=1.0, depth=0, whole=True)
-    )
+    together = config_of(2, replacement=None, objective=WHOLE)
     second = replace(whole, model=str(tmp_path / "whole"), output=tmp_path / "second")
     finetune.train(together, second)
     again = HierMemModel.from_pretrained(tmp_path / "second")
@@ -74,6 +76,55 @@ def test_heads_are_replaced_and_taught_in_stages(data: Path, tiny_model: Path, t
         assert torch.equal(weight, model.backbone.get_parameter(name))
     assert configuration(str(tmp_path / "second"), "streaming").mamba.groups == again.config.mamba.groups
     assert configuration(str(tmp_path / "second"), "bare").mamba.groups == []
+
+
+def test_the_heads_that_change_least_stay(data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """One head is spoilt, so it goes; the others keep what they have learned."""
+    taught = finetune.Run(str(tiny_model), data, tmp_path / "taught", dtype="float32")
+    finetune.train(config_of(1), taught)
+    model = HierMemModel.from_pretrained(taught.output)
+    layer, group = spoilt = model.mamba.groups[0]
+    of_layer, at = model.mamba.of_layer(layer), model.mamba.of_layer(layer).index(group)
+    repeats = model.adapter.shapes[layer].repeats
+    with torch.no_grad():
+        model.mamba.layers[str(layer)].scale[at * repeats : (at + 1) * repeats] = 3.0
+    model.save_pretrained(taught.output)
+    all_groups = sum(shape.heads for shape in model.adapter.shapes)
+    share = (len(model.mamba.groups) - 1) / all_groups
+    choosing = config_of(0, replacement=None, choice=ChoiceConfig(share=share, texts=2), objective=WHOLE)
+    chosen = replace(taught, model=str(taught.output), output=tmp_path / "chosen")
+    assert finetune.train(choosing, chosen)["loss"] is None
+    fewer = HierMemModel.from_pretrained(chosen.output)
+    assert fewer.mamba.groups == [own for own in model.mamba.groups if own != spoilt] and len(of_layer) >= 1
+    for (name, one), other in zip(
+        model.mamba.only(fewer.mamba.groups).state_dict().items(),
+        fewer.mamba.state_dict().values(),
+        strict=True,
+    ):
+        assert torch.equal(one, other), name
+    with pytest.raises(InputError, match="change --share"):
+        keep_best(fewer, Samples(fewer.tokenizer, data, choosing.samples), ChoiceConfig(share=0.9))
+
+
+def test_fewer_heads_read_as_they_did_among_others(tiny_model: Path) -> None:
+    """A head that is alone in its place is the same function: it has the parameters of its group."""
+    model = reader(config=settings())
+    model.replace_heads(MambaConfig(groups=[[1, 0], [2, 0], [2, 1]]))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.mamba.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    whole, layer = model.mamba, model.mamba.layers["2"]
+    shape = model.adapter.shapes[2]
+    q = torch.randn(1, 2 * shape.repeats, 20, shape.width)
+    k, v = torch.randn(2, 1, 2, 20, shape.width)
+    both = layer(q, k, v, Columns(), None)[0]
+    for at, group in enumerate((0, 1)):
+        heads = slice(at * shape.repeats, (at + 1) * shape.repeats)
+        own = whole.only([(2, group)]).layers["2"](
+            q[:, heads], k[:, at : at + 1], v[:, at : at + 1], Columns(), None
+        )
+        torch.testing.assert_close(own[0], both[:, heads])
 
 
 def test_stages_begin_where_they_can(data: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -122,6 +173,8 @@ def test_a_share_is_of_heads_that_are_replaced() -> None:
     assert half.replacement is not None and half.replacement.share == 0.5
     with pytest.raises(InputError, match="leave --share out"):
         TRAININGS["heads-logits"]().with_share(0.5)
+    third = TRAININGS["heads-chosen"]().with_share(0.25)
+    assert third.choice is not None and third.choice.share == 0.25
     with pytest.raises(InputError, match="between 0 and 1"):  # not all
         TRAININGS["heads"]().with_share(1.0)
 

@@ -12,6 +12,7 @@ from hiermem.memory.policies import NammConfig
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
 from hiermem.memory.summary import SummaryConfig
 from hiermem.training.calibration import CalibrationConfig
+from hiermem.training.choosing import ChoiceConfig
 from hiermem.training.distillation import ReplacementConfig
 from hiermem.training.engine import OptimizerConfig
 from hiermem.training.evolution import StageConfig
@@ -92,8 +93,9 @@ class TrainConfig:
         pairs: what the search key is taught with, in place of samples and objective; None: it is not.
         replacement: which heads Mamba heads replace and learn to imitate, in place of the objective; None:
             they are what they are.
+        choice: how many of the Mamba heads stay; None: all.
         optimizer: how.
-        steps: optimizer steps; 0 where there is something to fit and nothing to train.
+        steps: optimizer steps; 0 where there is something to fit or to choose and nothing to train.
         warmup: first steps, in which the learning rates rise from 0.
         floor: share of the learning rates that is left at the end, after a cosine.
         trains: parts of the memory that change, as `hiermem.training.engine.declare` names them.
@@ -112,6 +114,7 @@ class TrainConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     pairs: PairConfig | None = None
     replacement: ReplacementConfig | None = None
+    choice: ChoiceConfig | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     steps: int = 200
     warmup: int = 10
@@ -124,7 +127,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         counts = (self.evaluated, self.evaluate_every, self.save_every)
-        if min(counts) < 1 or self.warmup < 0 or self.steps < (0 if self.fitted else 1):
+        least = 0 if self.fitted or self.choice else 1
+        if min(counts) < 1 or self.warmup < 0 or self.steps < least:
             raise InputError("Steps and what is counted in them must be at least 1.")
         summary = self.model().summary
         if self.fitted and not (summary.tokens and summary.neutral and self.fitted > 1):
@@ -167,16 +171,20 @@ class TrainConfig:
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * through)) / 2
 
     def with_share(self, share: float | None) -> "TrainConfig":
-        """The same training with another share of replaced heads, if one is given.
+        """The same training with another share of heads that are replaced, or stay so, if one is given.
 
         Raises:
-            InputError: nothing is replaced.
+            InputError: nothing is replaced or chosen.
         """
         if share is None:
             return self
-        if self.replacement is None:
-            raise InputError("A share is of the heads that the recipe heads replaces: leave --share out.")
-        return replace(self, replacement=replace(self.replacement, share=share))
+        if self.replacement is not None:
+            return replace(self, replacement=replace(self.replacement, share=share))
+        if self.choice is not None:
+            return replace(self, choice=replace(self.choice, share=share))
+        raise InputError(
+            "A share is of the heads that the recipes heads and heads-chosen replace: leave --share out."
+        )
 
     def with_steps(self, steps: int | None) -> "TrainConfig":
         """The same training with another number of steps, if one is given."""
@@ -315,6 +323,11 @@ def heads_together() -> TrainConfig:
     )
 
 
+def heads_chosen() -> TrainConfig:
+    """Of the heads that `heads` taught, the third of all that changes predictions least; trains nothing."""
+    return replace(heads_together(), choice=ChoiceConfig(), steps=0)
+
+
 def heads_language() -> TrainConfig:
     """The same heads, taught by language modelling: goes on from `heads-logits`."""
     together = heads_together()
@@ -329,6 +342,7 @@ TRAININGS: dict[str, Callable[[], TrainConfig]] = {
     "carried": carried,
     "questions": questions,
     "heads": heads,
+    "heads-chosen": heads_chosen,
     "heads-logits": heads_together,
     "heads-language": heads_language,
     "key": search_key,

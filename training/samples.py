@@ -56,8 +56,8 @@ class SampleConfig:
             or min(self.tokens - 1, self.streamed, self.held_out) < 1
         ):
             raise InputError(
-                "Samples need shares that are not negative and not all 0, at least 2 tokens, one book and one "
-                "question held out."
+                "Samples need shares that are not negative and not all 0, at least 2 tokens, one book and "
+                "one question held out."
             )
 
 

@@ -183,7 +183,8 @@ def train(
     ] = "smollm2",
     steps: Annotated[int | None, typer.Option(min=1, help="Steps in place of the recipe's.")] = None,
     share: Annotated[
-        float | None, typer.Option(help="Of the KV groups that the recipe heads replaces; default: 1/3.")
+        float | None,
+        typer.Option(help="Of the KV groups that heads replaces or heads-chosen keeps so; default: 1/3."),
     ] = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
@@ -216,7 +217,7 @@ def train(
     result = run(config, Run(model, data, out, dtype=dtype, device=where))
     if result["loss"] is None:
         words = (
-            f"Recall was fitted, nothing trained; the loss on what was held out is {result['held_out']:.4f}"
+            f"Fitted or chosen, nothing trained; the loss on what was held out is {result['held_out']:.4f}"
         )
     else:
         words = (

@@ -1,0 +1,89 @@
+"""Which Mamba heads stay: those that change the backbone's predictions least, each KV group on its own.
+
+How near a head looks says that a Mamba head can stand in for it, not how well one has learned to. So more
+heads may be taught than are wanted, and attention takes the places of the others back.
+
+Dimension names: N tokens of a text, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hiermem.errors import InputError
+from hiermem.memory.fading import Fading
+from hiermem.memory.working import WorkingMemory, chunks
+from hiermem.model import HierMemModel
+from hiermem.training.launch import of_first
+from hiermem.training.samples import Samples
+
+
+@dataclass(frozen=True)
+class ChoiceConfig:
+    """How many Mamba heads stay.
+
+    Attributes:
+        share: of all KV groups of the backbone.
+        texts: samples of the training data by which they are judged.
+    """
+
+    share: float = 1 / 3
+    texts: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1 or self.texts < 1:
+            raise InputError("A share of the heads between 0 and 1 is kept, after at least 1 text.")
+
+
+@torch.no_grad()
+def keep_best(model: HierMemModel, samples: Samples, config: ChoiceConfig) -> dict[tuple[int, int], float]:
+    """Leave only the Mamba heads that change predictions least, with what they have learned.
+
+    Returns:
+        divergence of every group's, in nats a token.
+
+    Raises:
+        InputError: there are fewer than are to stay.
+    """
+    groups = model.mamba.groups
+    wanted = round(config.share * sum(shape.heads for shape in model.adapter.shapes))
+    if not 0 < wanted <= len(groups):
+        raise InputError(
+            f"{wanted} KV groups are to have Mamba heads, and {len(groups)} have: change --share."
+        )
+    texts = samples.full(config.texts, min(samples.config.tokens, model.adapter.trained_range))
+    costs = of_first(divergences(model, texts))
+    kept = model.mamba.only(sorted(groups, key=lambda group: costs[group])[:wanted])
+    model.replace_heads(kept.config)
+    model.mamba.load_state_dict(kept.state_dict())
+    return costs
+
+
+@torch.no_grad()
+def divergences(model: HierMemModel, texts: Sequence[Sequence[int]]) -> dict[tuple[int, int], float]:
+    """Of every replaced group alone: the divergence from the backbone's own predictions, in nats a token."""
+    from tqdm.auto import tqdm
+
+    adapter, sums = model.adapter, dict.fromkeys(model.mamba.groups, 0.0)
+    with tqdm(total=len(texts) * len(sums), desc="choosing heads", disable=None) as bar:
+        for text in texts:
+            ids = torch.tensor([list(text)], device=model.device)
+            expected = _predictions(model, adapter.whole_memory(), ids)
+            for group in sums:
+                alone = adapter.whole_memory(fading=Fading(model.mamba.only([group])))
+                found = _predictions(model, alone, ids)
+                sums[group] += float(F.kl_div(found, expected, reduction="sum", log_target=True)) / len(found)
+                bar.update()
+    return {group: total / len(texts) for group, total in sums.items()}
+
+
+def _predictions(model: HierMemModel, memory: WorkingMemory, ids: Tensor) -> Tensor:
+    """Log-probabilities after each token of ``ids [1, N]``, ``[N, V]`` float32."""
+    parts = [
+        model.adapter.read_chunk(memory, ids[:, at : at + take], [take], logits=take)[0].float()
+        for at, take in chunks(memory, [ids.shape[1]], model.config.chunk)
+    ]
+    return torch.cat(parts).log_softmax(-1)
