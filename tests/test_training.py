@@ -93,6 +93,20 @@ def test_only_answers_to_questions_of_the_split_count(data: Path, split: str, ow
         check_samples(data, replace(config, held_out=7))
 
 
+def test_codes_in_a_book_are_asked_for_at_its_end(data: Path) -> None:
+    """The scored tokens are the codes, each of which stands in the text before and is asked for by number."""
+    samples = Samples(tokenizer(), data, SampleConfig(books=0, facts=1, tokens=8000))
+    sample = samples[3]
+    assert sample == samples[3] != samples[4] and len(sample.ids) <= 8000
+    text = tokenizer().decode(sample.ids)
+    wanted = tokenizer().decode([i for i, counts in zip(sample.ids, sample.scored, strict=True) if counts])
+    codes = wanted.split()
+    assert len(codes) == len(set(codes)) == 4
+    assert all(text.count(f"is {code}") == 2 for code in codes)  # hidden, and answered
+    with pytest.raises(InputError, match="need at least 384 tokens"):
+        SampleConfig(facts=1, tokens=300)
+
+
 def test_labels_are_the_next_tokens() -> None:
     samples = [Sample("a", [5, 6, 7, 8], [True, False, True, True]), Sample("b", [9, 4], [True, True])]
     made, no = collated(samples, 5), IGNORED

@@ -18,7 +18,7 @@ from hiermem.memory.fading import Fading
 from hiermem.memory.working import WorkingMemory, chunks
 from hiermem.model import HierMemModel
 from hiermem.training.launch import of_first
-from hiermem.training.samples import Samples
+from hiermem.training.samples import IGNORED, KINDS, Sample, Samples, collated
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ChoiceConfig:
 
     Attributes:
         share: of all KV groups of the backbone.
-        texts: samples of the training data by which they are judged.
+        texts: samples of each kind of training data by which they are judged.
     """
 
     share: float = 1 / 3
@@ -54,8 +54,9 @@ def keep_best(model: HierMemModel, samples: Samples, config: ChoiceConfig) -> di
         raise InputError(
             f"{wanted} KV groups are to have Mamba heads, and {len(groups)} have: change --share."
         )
-    texts = samples.full(config.texts, min(samples.config.tokens, model.adapter.trained_range))
-    costs = of_first(divergences(model, texts))
+    kinds = [kind for kind, share in zip(KINDS, samples.config.shares, strict=True) if share]
+    judges = [samples.of_kind(kind)[number] for kind in kinds for number in range(config.texts)]
+    costs = of_first(divergences(model, judges))
     kept = model.mamba.only(sorted(groups, key=lambda group: costs[group])[:wanted])
     model.replace_heads(kept.config)
     model.mamba.load_state_dict(kept.state_dict())
@@ -63,21 +64,23 @@ def keep_best(model: HierMemModel, samples: Samples, config: ChoiceConfig) -> di
 
 
 @torch.no_grad()
-def divergences(model: HierMemModel, texts: Sequence[Sequence[int]]) -> dict[tuple[int, int], float]:
-    """Of every replaced group alone: the divergence from the backbone's own predictions, in nats a token."""
+def divergences(model: HierMemModel, samples: Sequence[Sample]) -> dict[tuple[int, int], float]:
+    """Of every replaced group alone: the divergence from the backbone's own predictions, in nats a token of
+    those that count, the mean over samples."""
     from tqdm.auto import tqdm
 
     adapter, sums = model.adapter, dict.fromkeys(model.mamba.groups, 0.0)
-    with tqdm(total=len(texts) * len(sums), desc="choosing heads", disable=None) as bar:
-        for text in texts:
-            ids = torch.tensor([list(text)], device=model.device)
-            expected = _predictions(model, adapter.whole_memory(), ids)
+    with tqdm(total=len(samples) * len(sums), desc="choosing heads", disable=None) as bar:
+        for sample in samples:
+            batch = collated([sample], len(sample.ids)).to(model.device)
+            counted = batch.labels[0] != IGNORED
+            expected = _predictions(model, adapter.whole_memory(), batch.ids)[counted]
             for group in sums:
                 alone = adapter.whole_memory(fading=Fading(model.mamba.only([group])))
-                found = _predictions(model, alone, ids)
-                sums[group] += float(F.kl_div(found, expected, reduction="sum", log_target=True)) / len(found)
+                found = _predictions(model, alone, batch.ids)[counted]
+                sums[group] += float(F.kl_div(found, expected, reduction="batchmean", log_target=True))
                 bar.update()
-    return {group: total / len(texts) for group, total in sums.items()}
+    return {group: total / len(samples) for group, total in sums.items()}
 
 
 def _predictions(model: HierMemModel, memory: WorkingMemory, ids: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ class TrainConfig:
     @property
     def keeps_settings(self) -> bool:
         """Whether a model that was trained before keeps its settings: nothing that reads is trained here."""
-        return "search" in self.trains or "mamba" in self.trains
+        return "prompt" not in self.trains
 
     def model(self) -> HierMemConfig:
         """The configuration of the model that is trained."""
@@ -161,7 +161,9 @@ class TrainConfig:
     @property
     def held_out(self) -> SampleConfig:
         """Pieces of books as long as those that are trained on; questions where there are no books."""
-        return replace(self.samples, books=1.0, questions=0.0) if self.samples.books else self.samples
+        return (
+            replace(self.samples, books=1.0, questions=0.0, facts=0.0) if self.samples.books else self.samples
+        )
 
     def factor(self, step: int) -> float:
         """What the learning rates are multiplied by."""
@@ -300,7 +302,7 @@ def search_key() -> TrainConfig:
 def heads() -> TrainConfig:
     """Mamba heads in the place of a third of the KV groups, each taught to imitate what it replaces."""
     return TrainConfig(
-        samples=SampleConfig(tokens=2048),
+        samples=SampleConfig(books=0.75, facts=0.25, tokens=2048),
         replacement=ReplacementConfig(),
         trains=("mamba",),
         optimizer=OptimizerConfig(memory_rate=1e-2, batch=1, micro=1),

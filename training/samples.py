@@ -1,4 +1,5 @@
-"""What is trained on: pieces of books in reading order, and questions with their abstracts before them.
+"""What is trained on: pieces of books in reading order, questions with their abstracts before them, and facts
+that a text is asked for at its end.
 
 A sample is a function of seed and number alone. So any process can draw any sample, each draws others, and
 training that was stopped goes on with the very samples that would have come.
@@ -18,13 +19,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hiermem.asking import prompt_ids, prompt_text
+from hiermem.asking import AskConfig, prompt_ids, prompt_text
 from hiermem.errors import InputError
 from hiermem.eval import hub
-from hiermem.eval.tasks import pg19, pubmedqa
+from hiermem.eval.haystack import SHORTEST, Haystack
+from hiermem.eval.tasks import needles, pg19, pubmedqa
+from hiermem.text import from_beginning
 
-KINDS = ("books", "questions")
+KINDS = ("books", "questions", "facts")
 IGNORED = -100
+ROOM = 352
+"""Tokens left for the codes in a text and the questions after it."""
+
 TRIES = 4
 """Samples that are looked through for each one of full length that is wanted."""
 
@@ -36,6 +42,7 @@ class SampleConfig:
     Attributes:
         books: share of the samples that are pieces of books.
         questions: share that are questions after their abstracts, packed until a sample is full.
+        facts: share that are pieces of books in which codes are hidden, all of them asked for at the end.
         tokens: N, of a sample.
         streamed: books that are taken of a dataset on the hub, its first ones.
         held_out: questions at the end of the training half that are validated on and never trained on.
@@ -44,6 +51,7 @@ class SampleConfig:
 
     books: float = 1.0
     questions: float = 0.0
+    facts: float = 0.0
     tokens: int = 2048
     streamed: int = 256
     held_out: int = 100
@@ -51,14 +59,21 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         if (
-            min(self.books, self.questions) < 0
-            or self.books + self.questions <= 0
+            min(self.shares) < 0
+            or sum(self.shares) <= 0
             or min(self.tokens - 1, self.streamed, self.held_out) < 1
         ):
             raise InputError(
                 "Samples need shares that are not negative and not all 0, at least 2 tokens, one book and "
                 "one question held out."
             )
+        if self.facts and self.tokens < ROOM + SHORTEST:
+            raise InputError(f"Texts with facts need at least {ROOM + SHORTEST} tokens, not {self.tokens}.")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of all kinds."""
+        return self.books, self.questions, self.facts
 
 
 @dataclass(frozen=True)
@@ -109,14 +124,20 @@ class Samples:
 
     def __init__(self, tokenizer: Any, data: Path, config: SampleConfig, split: str = "train") -> None:
         self.tokenizer, self.data, self.config, self.split = tokenizer, data, config, split
-        self._books = books(data, split, config.streamed) if config.books else {}
+        self._books = books(data, split, config.streamed) if config.books or config.facts else {}
         self._book = lru_cache(maxsize=64)(self._encoded_book)
+        self._haystack = lru_cache(maxsize=16)(lambda name: Haystack(tokenizer, self._text(name)))
 
     def __getitem__(self, number: int) -> Sample:
         draw = random.Random(f"{self.config.seed}/{self.split}/{number}")
-        shares = (self.config.books, self.config.questions)
-        kind = draw.choices(KINDS, shares)[0]
-        return self._piece(draw) if kind == "books" else self._questions(draw)
+        kind = draw.choices(KINDS, self.config.shares)[0]
+        made = {"books": self._piece, "questions": self._questions, "facts": self._facts}
+        return made[kind](draw)
+
+    def of_kind(self, kind: str) -> "Samples":
+        """Those of one kind alone."""
+        shares = {name: float(name == kind) for name in KINDS}
+        return Samples(self.tokenizer, self.data, replace(self.config, **shares), self.split)
 
     def full(self, count: int, tokens: int) -> list[list[int]]:
         """The beginnings of the first samples that have at least so many tokens.
@@ -146,11 +167,12 @@ class Samples:
     def _encoded(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
-    def _encoded_book(self, name: str) -> NDArray[np.int32]:
+    def _text(self, name: str) -> str:
         text = self._books[name]
-        if isinstance(text, Path):
-            text = pg19.books(text, self.split, None, None)[name]
-        return np.array(self._encoded(text), np.int32)
+        return pg19.books(text, self.split, None, None)[name] if isinstance(text, Path) else text
+
+    def _encoded_book(self, name: str) -> NDArray[np.int32]:
+        return np.array(self._encoded(self._text(name)), np.int32)
 
     def _piece(self, draw: random.Random) -> Sample:
         """Consecutive tokens of a book from anywhere in it."""
@@ -177,6 +199,23 @@ class Samples:
             names.append(item.id)
         end = self.config.tokens
         return Sample(f"questions {', '.join(names)}", ids[-end:], scored[-end:])
+
+    def _facts(self, draw: random.Random) -> Sample:
+        """A piece of a book with codes in it, then a question for each, in any order."""
+        name = draw.choice(sorted(self._books))
+        book = self._haystack(name)
+        piece = book.cut(min(self.config.tokens - ROOM, len(book.spans)), draw)
+        asked = needles.with_codes(piece, draw.choice(needles.KINDS), draw)
+        ids: list[int] = []
+        scored: list[bool] = []
+        for number, example in enumerate(draw.sample(asked, len(asked))):
+            passages = [] if number else [example.text]
+            prompt = prompt_text(self.tokenizer, passages, example.question, AskConfig.instruction)
+            begun, answer = self._encoded(prompt + example.lead), self._encoded(example.answer)
+            begun = begun if number else from_beginning(self.tokenizer, begun)
+            ids, scored = ids + begun + answer, scored + [False] * len(begun) + [True] * len(answer)
+        end = self.config.tokens
+        return Sample(f"codes in book {name}", ids[:end], scored[:end])
 
 
 def books(data: Path, split: str, streamed: int) -> dict[str, Path | str]:
@@ -215,7 +254,7 @@ def check_samples(data: Path, config: SampleConfig) -> None:
     Raises:
         InputError: they do.
     """
-    if config.books:
+    if config.books or config.facts:
         books(data, "validation", 1)
         books(data, "train", 1)
     if config.questions:

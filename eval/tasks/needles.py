@@ -51,13 +51,21 @@ def examples(haystacks: Sequence[Haystack], length: int, count: int, seed: int) 
     for index in range(count):
         text = haystacks[index % len(haystacks)].cut(length, draw)
         kind, asked = draw.choice(KINDS), draw.randrange(NEEDLES)
-        codes = [str(draw.randrange(10000, 100000)) for _ in range(NEEDLES)]
-        depths = [(needle + draw.random()) / NEEDLES for needle in range(NEEDLES)]
-        sentences = [SENTENCE.format(kind=kind, number=n + 1, code=code) for n, code in enumerate(codes)]
-        question = QUESTION.format(kind=kind, number=asked + 1)
-        lead = LEAD.format(kind=kind, number=asked + 1)
-        made.append(Example(hidden(text, sentences, depths), question, lead, f" {codes[asked]}"))
+        made.append(with_codes(text, kind, draw)[asked])
     return made
+
+
+def with_codes(text: str, kind: str, draw: random.Random) -> list[Example]:
+    """``text`` with a code hidden in every quarter, as one example for each of them."""
+    codes = [str(draw.randrange(10000, 100000)) for _ in range(NEEDLES)]
+    depths = [(needle + draw.random()) / NEEDLES for needle in range(NEEDLES)]
+    names = [{"kind": kind, "number": number + 1} for number in range(NEEDLES)]
+    sentences = [SENTENCE.format(**name, code=code) for name, code in zip(names, codes, strict=True)]
+    whole = hidden(text, sentences, depths)
+    return [
+        Example(whole, QUESTION.format(**name), LEAD.format(**name), f" {code}")
+        for name, code in zip(names, codes, strict=True)
+    ]
 
 
 def dump(model: "HierMemModel", made: Sequence[Example], path: Path) -> None:
