@@ -166,3 +166,24 @@ def assert_same_memory(one: MemoryState, other: MemoryState, atol: float = 1e-5)
         assert torch.equal(ours.ids, theirs.ids)
     assert torch.equal(one.longterm.store.keys, other.longterm.store.keys)
     assert_same_working(one.working, other.working, atol)
+
+
+def assert_rows_are_singles(model: HierMemModel) -> None:
+    """A batch of rows of unlike lengths, padded on either side, reads as each row does alone, and on from
+    there, out of step as they are (which segments that are read in part beforehand cannot be)."""
+    more = model.config.summary.query != "half"
+    lengths, ids = (70, 48, 33), ids_of(70, rows=3)
+    mask = (torch.arange(70) < torch.tensor(lengths).unsqueeze(1)).long()
+    near = {"atol": 5e-5, "rtol": 1e-3}
+    with torch.no_grad():
+        right, left = model(ids, attention_mask=mask), model(ids.flip(1), attention_mask=mask.flip(1))
+        after = model(ids[:, :40], past_key_values=right.past_key_values).logits if more else None
+        for row, length in enumerate(lengths):
+            own = ids[row : row + 1]
+            alone = model(own[:, :length])
+            torch.testing.assert_close(right.logits[row, :length], alone.logits[0], **near)
+            single = model(own.flip(1)[:, 70 - length :])
+            torch.testing.assert_close(left.logits[row, 70 - length :], single.logits[0], **near)
+            if after is not None:
+                alone = model(own[:, :40], past_key_values=alone.past_key_values)
+                torch.testing.assert_close(after[row], alone.logits[0], **near)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from readers import (
+    assert_rows_are_singles,
     assert_same_working,
     backbone,
     ids_of,
@@ -219,18 +220,7 @@ def test_groups_between_others_are_replaced_in_their_place() -> None:
     ],
 )
 def test_a_padded_batch_reads_as_its_rows(config: HierMemConfig) -> None:
-    model, lengths = replaced(config), (70, 48, 33)
-    ids = ids_of(70, rows=3)
-    mask = (torch.arange(70) < torch.tensor(lengths).unsqueeze(1)).long()
-    with torch.no_grad():
-        batch = model(ids, attention_mask=mask)
-        left = model(ids.flip(1), attention_mask=mask.flip(1))
-        for row, length in enumerate(lengths):
-            alone = model(ids[row : row + 1, :length])
-            torch.testing.assert_close(batch.logits[row, :length], alone.logits[0], atol=1e-4, rtol=1e-3)
-            single = model(ids[row : row + 1].flip(1)[:, 70 - length :])
-            found = left.logits[row, 70 - length :]
-            torch.testing.assert_close(found, single.logits[0], atol=1e-4, rtol=1e-3)
+    assert_rows_are_singles(replaced(config))
 
 
 @pytest.mark.parametrize("config", [with_mamba(), with_mamba(policy="lively"), isolated()])

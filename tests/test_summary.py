@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 import torch
 from families import CONFIGS
-from readers import assert_same_memory, assert_same_working, ids_of, lively, reader, settings, text_of
+from readers import (
+    assert_rows_are_singles,
+    assert_same_memory,
+    assert_same_working,
+    ids_of,
+    lively,
+    reader,
+    settings,
+    text_of,
+)
 from torch import Tensor, nn
 
 from hiermem.asking import recall
@@ -140,23 +149,7 @@ def test_a_segment_whose_half_is_summarised_first_is_read_anew(tmp_path: Path) -
 
 @pytest.mark.parametrize("config", [carried(), carried(policy="window"), published(sensory=0), published()])
 def test_a_padded_batch_reads_as_its_rows(config: HierMemConfig) -> None:
-    model, lengths = handing_on(config), (70, 48, 33)
-    ids = ids_of(70, rows=3)
-    mask = (torch.arange(70) < torch.tensor(lengths).unsqueeze(1)).long()
-    with torch.no_grad():
-        batch = model(ids, attention_mask=mask)
-        left = model(ids.flip(1), attention_mask=mask.flip(1))
-        more = model(ids[:, :40], past_key_values=batch.past_key_values)  # rows are out of step now
-        for row, length in enumerate(lengths):
-            alone = model(ids[row : row + 1, :length])
-            torch.testing.assert_close(batch.logits[row, :length], alone.logits[0], atol=5e-5, rtol=1e-3)
-            single = model(ids[row : row + 1].flip(1)[:, 70 - length :])
-            torch.testing.assert_close(
-                left.logits[row, 70 - length :], single.logits[0], atol=5e-5, rtol=1e-3
-            )
-            if model.config.summary.query != "half":
-                alone = model(ids[row : row + 1, :40], past_key_values=alone.past_key_values)
-                torch.testing.assert_close(more.logits[row], alone.logits[0], atol=5e-5, rtol=1e-3)
+    assert_rows_are_singles(handing_on(config))
 
 
 def test_an_untrained_neutral_memory_changes_nothing_from_segment_to_segment() -> None:
