@@ -1,0 +1,60 @@
+"""A model folder for one combination of tiers, from parts that were trained apart.
+
+    benchmarks/tiers.py runs/all --policy namm --memory smollm2-hmt --heads smollm2-mamba --recall 8
+
+Tiers that are not named are off: without any, the attention policy over 512 live tokens is all there is.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hiermem import HierMemConfig, HierMemModel
+
+
+def combined(policy: str, memory: str | None, heads: str | None, recall: int) -> HierMemModel:
+    """`smollm2` with the tiers of other models.
+
+    Args:
+        policy: of the working memory.
+        memory: model whose memory embeddings are handed on around the segments of a carried cache.
+        heads: model whose Mamba heads take the places of attention heads.
+        recall: segments that a question recalls.
+    """
+    config = HierMemConfig.preset("full")
+    changes: dict[str, Any] = {
+        "working": replace(config.working, policy=policy),
+        "longterm": replace(config.longterm, top_k=recall),
+    }
+    parameters: dict[str, Tensor] = {}
+    for part, name in (("summary.", memory), ("mamba.", heads)):
+        if name is not None:
+            own = HierMemModel.from_pretrained(name)
+            taken = own.memory_parameters()
+            parameters |= {key: tensor for key, tensor in taken.items() if key.startswith(part)}
+            if part == "summary.":
+                changes["summary"] = replace(own.config.summary, sensory=0, query="previous")
+            else:
+                changes["mamba"] = own.config.mamba
+    model = HierMemModel.from_pretrained("smollm2", config=HierMemConfig(**config.settings() | changes))
+    model.load_memory_parameters(parameters)
+    return model
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder of the model")
+    parser.add_argument("--policy", default="attention", help="of the working memory")
+    parser.add_argument("--memory", help="model whose trained memory is handed on")
+    parser.add_argument("--heads", help="model whose Mamba heads are used")
+    parser.add_argument("--recall", type=int, default=0, help="segments that a question recalls")
+    given = parser.parse_args()
+    combined(given.policy, given.memory, given.heads, given.recall).save_pretrained(given.out)
+
+
+if __name__ == "__main__":
+    main()
