@@ -175,11 +175,15 @@ AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
 
 
 class _CacheLayer(CacheLayerMixin):
-    """One layer of the working memory in the shape that transformers' models expect."""
+    """One layer of the working memory in the shape that transformers' models expect.
 
-    def __init__(self, cache: "BackboneCache") -> None:
+    It knows the memory and not the cache that it is part of: in a cycle of references what was read, with its
+    gradients, would stay until Python looks for such cycles.
+    """
+
+    def __init__(self, memory: WorkingMemory) -> None:
         super().__init__()
-        self._cache = cache
+        self._memory, self.updates = memory, 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         pass
@@ -187,14 +191,14 @@ class _CacheLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        self._cache.updates += 1
+        self.updates += 1
         return key_states, value_states  # `_attend` takes them into the memory
 
     def get_seq_length(self) -> int:
-        return self._cache.memory.columns
+        return self._memory.columns
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._cache.memory.columns + query_length, 0
+        return self._memory.columns + query_length, 0
 
     def get_max_length(self) -> int:
         return -1
@@ -205,12 +209,16 @@ class BackboneCache(Cache):
 
     Attributes:
         memory: the working memory behind it.
-        updates: layers that have asked it for what they may see.
     """
 
     def __init__(self, memory: WorkingMemory) -> None:
-        self.memory, self.updates = memory, 0
-        super().__init__(layers=[_CacheLayer(self) for _ in memory.shapes])
+        self.memory = memory
+        super().__init__(layers=[_CacheLayer(memory) for _ in memory.shapes])
+
+    @property
+    def updates(self) -> int:
+        """How often layers have asked it for what they may see."""
+        return sum(layer.updates for layer in self.layers if isinstance(layer, _CacheLayer))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.memory.select_rows(beam_idx)

@@ -1,6 +1,8 @@
 """The adapter: with room for everything the backbone is itself, and it is itself again afterwards."""
 
+import gc
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -336,3 +338,22 @@ def test_turned_keys_are_keys_rotated_at_the_new_position(family: str) -> None:
         assert shape.rotary is not None
         turned = shape.rotary.turn(rotations(model, keys, old, kind), (new - old).expand(2, -1)[None])
         torch.testing.assert_close(turned, rotations(model, keys, new, kind), atol=2e-4, rtol=1e-4)
+
+
+def test_what_was_read_is_freed_without_a_search_for_cycles() -> None:
+    """A cache that lies in a cycle of references would stay, on a GPU too, until Python looks for cycles."""
+    model = reader()
+    gc.collect()
+    gc.disable()
+    try:
+        output = model(ids_of(40))
+        alive = weakref.ref(output.past_key_values.memory)
+        del output
+        assert alive() is None
+        memory = model.read("One, two, three.")
+        model.ask(memory, "How many?", max_new_tokens=2)
+        alive = weakref.ref(memory.working)
+        del memory
+        assert alive() is None
+    finally:
+        gc.enable()
