@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from hiermem import HierMemConfig, HierMemModel
+from hiermem.lora import has_lora
 
 
 def combined(policy: str, memory: str | None, heads: str | None, recall: int) -> HierMemModel:
@@ -33,8 +34,11 @@ def combined(policy: str, memory: str | None, heads: str | None, recall: int) ->
     for part, name in (("summary.", memory), ("mamba.", heads)):
         if name is not None:
             own = HierMemModel.from_pretrained(name)
-            taken = own.memory_parameters()
-            parameters |= {key: tensor for key, tensor in taken.items() if key.startswith(part)}
+            every = own.memory_parameters()
+            taken = {key: tensor for key, tensor in every.items() if key.startswith(part)}
+            if not taken or has_lora(own.backbone) or own.config.segment != config.segment:
+                raise SystemExit(f"{name} has no such tier, or one of other segments or adapters.")
+            parameters |= taken
             if part == "summary.":
                 changes["summary"] = replace(own.config.summary, sensory=0, query="previous")
             else:

@@ -9,10 +9,11 @@ from hiermem.memory.summary import SummaryConfig
 
 
 @pytest.mark.real
+@pytest.mark.parametrize("name", ["smollm2-hmt", "smollm2-full"])
 @torch.inference_mode()
-def test_the_trained_memory_reads_prose_better_than_none() -> None:
+def test_the_trained_memory_reads_prose_better_than_none(name: str) -> None:
     """Three segments of the embedded document, though it was trained on novels."""
-    model = HierMemModel.from_pretrained("smollm2-hmt")
+    model = HierMemModel.from_pretrained(name)
     assert model.summary is not None
     assert (
         sum(tensor.numel() for tensor in model.summary.parameters()) < 0.02 * model.backbone.num_parameters()
@@ -20,9 +21,7 @@ def test_the_trained_memory_reads_prose_better_than_none() -> None:
     off = HierMemConfig(**{**model.config.settings(), "summary": SummaryConfig()})
     text = BUNDLED_DOCUMENTS["python-reference"]()[:20_000]
     ids = model.tokenizer(text, return_tensors="pt").input_ids[:, : 3 * model.config.segment]
-    losses = [
-        float(m(ids, labels=ids).loss) for m in (model, HierMemModel.from_pretrained("smollm2-hmt", off))
-    ]
+    losses = [float(m(ids, labels=ids).loss) for m in (model, HierMemModel.from_pretrained(name, off))]
     assert losses[0] < losses[1]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -89,22 +90,31 @@ def test_only_answers_to_questions_of_the_split_count(data: Path, split: str, ow
         assert "studied" not in text and "odd" not in text
         assert "The answer is" in text or "It was" in text
     assert seen == set(own)
-    with pytest.raises(InputError, match="hold fewer than 7 out"):
-        check_samples(data, replace(config, held_out=7))
+    with pytest.raises(InputError, match="7 questions for training, of which 9 are held out"):
+        check_samples(data, replace(config, held_out=9))
 
 
-def test_codes_in_a_book_are_asked_for_at_its_end(data: Path) -> None:
-    """The scored tokens are the codes, each of which stands in the text before and is asked for by number."""
-    samples = Samples(tokenizer(), data, SampleConfig(books=0, facts=1, tokens=8000))
+@pytest.mark.parametrize("tokens", [1100, 8000])
+def test_codes_in_a_book_are_asked_for_at_its_end(data: Path, tokens: int) -> None:
+    """What counts are the codes, each hidden in the text and asked for by its number, whatever the room."""
+    samples = Samples(tokenizer(), data, SampleConfig(books=0, facts=1, tokens=tokens))
     sample = samples[3]
-    assert sample == samples[3] != samples[4] and len(sample.ids) <= 8000
+    assert sample == samples[3] != samples[4] and len(sample.ids) <= tokens
     text = tokenizer().decode(sample.ids)
     wanted = tokenizer().decode([i for i, counts in zip(sample.ids, sample.scored, strict=True) if counts])
-    codes = wanted.split()
-    assert len(codes) == len(set(codes)) == 4
-    assert all(text.count(f"is {code}") == 2 for code in codes)  # hidden, and answered
-    with pytest.raises(InputError, match="need at least 384 tokens"):
-        SampleConfig(facts=1, tokens=300)
+    found = re.findall(r"(\w+ \d) is (\d{5})", text)
+    assert len(found) == 8 and set(found[:4]) == set(found[4:]) and len({name for name, _ in found}) == 4
+    assert wanted.split() == [code for _, code in found[4:]]
+    with pytest.raises(InputError, match="Texts with codes need samples of at least"):
+        Samples(tokenizer(), data, SampleConfig(books=0, facts=1, tokens=60))[3]
+
+
+def test_a_book_too_short_to_hide_anything_is_read_as_it_is(data: Path, tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        (tmp_path / "pg19" / split).mkdir(parents=True)
+        (tmp_path / "pg19" / split / "1.txt").write_text("A short book.", "utf-8")
+    sample = Samples(tokenizer(), tmp_path, SampleConfig(books=0, facts=1, tokens=2000))[0]
+    assert tokenizer().decode(sample.ids) == "A short book." and all(sample.scored)
 
 
 def test_labels_are_the_next_tokens() -> None:
@@ -399,6 +409,12 @@ def test_recall_is_fitted_once_and_again_where_only_recall_is_trained(
     assert len(fitted) == 2 and not torch.equal(recalled.key.weight, kept.key.weight)
     for name in ("first_prompt", "content", "value"):
         assert torch.equal(getattr(recalled, name).weight, getattr(kept, name).weight)
+    plain = HierMemModel.from_pretrained(wide_model)
+    plain.save_pretrained(tmp_path / "plain")
+    with pytest.raises(InputError, match="Recall is fitted of a neutral memory"):
+        finetune.train(
+            replace(config, trains=("recall",), steps=0), replace(again, model=str(tmp_path / "plain"))
+        )
     short = replace(config, samples=SampleConfig(tokens=48))
     with pytest.raises(InputError, match="at least two segments of 32"):
         finetune.train(short, finetune.Run(str(wide_model), data, tmp_path / "short"))

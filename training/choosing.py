@@ -6,6 +6,7 @@ heads may be taught than are wanted, and attention takes the places of the other
 Dimension names: N tokens of a text, V vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hiermem.errors import InputError
+from hiermem.errors import InputError, NonFiniteError
 from hiermem.memory.fading import Fading
 from hiermem.memory.working import WorkingMemory, chunks
 from hiermem.model import HierMemModel
 from hiermem.training.launch import of_first
-from hiermem.training.samples import IGNORED, KINDS, Sample, Samples, collated
+from hiermem.training.samples import IGNORED, KINDS, Batch, Sample, Samples, collated
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def keep_best(model: HierMemModel, samples: Samples, config: ChoiceConfig) -> di
 
     Raises:
         InputError: there are fewer than are to stay.
+        NonFiniteError: predictions are not finite.
     """
     groups = model.mamba.groups
     wanted = round(config.share * sum(shape.heads for shape in model.adapter.shapes))
@@ -57,6 +59,8 @@ def keep_best(model: HierMemModel, samples: Samples, config: ChoiceConfig) -> di
     kinds = [kind for kind, share in zip(KINDS, samples.config.shares, strict=True) if share]
     judges = [samples.of_kind(kind)[number] for kind in kinds for number in range(config.texts)]
     costs = of_first(divergences(model, judges))
+    if not all(map(math.isfinite, costs.values())):
+        raise NonFiniteError("Predictions are not finite, so heads cannot be chosen: compute in float32.")
     kept = model.mamba.only(sorted(groups, key=lambda group: costs[group])[:wanted])
     model.replace_heads(kept.config)
     model.mamba.load_state_dict(kept.state_dict())
@@ -73,20 +77,20 @@ def divergences(model: HierMemModel, samples: Sequence[Sample]) -> dict[tuple[in
     with tqdm(total=len(samples) * len(sums), desc="choosing heads", disable=None) as bar:
         for sample in samples:
             batch = collated([sample], len(sample.ids)).to(model.device)
-            counted = batch.labels[0] != IGNORED
-            expected = _predictions(model, adapter.whole_memory(), batch.ids)[counted]
+            expected = _predictions(model, adapter.whole_memory(), batch)
             for group in sums:
                 alone = adapter.whole_memory(fading=Fading(model.mamba.only([group])))
-                found = _predictions(model, alone, batch.ids)[counted]
+                found = _predictions(model, alone, batch)
                 sums[group] += float(F.kl_div(found, expected, reduction="batchmean", log_target=True))
                 bar.update()
     return {group: total / len(samples) for group, total in sums.items()}
 
 
-def _predictions(model: HierMemModel, memory: WorkingMemory, ids: Tensor) -> Tensor:
-    """Log-probabilities after each token of ``ids [1, N]``, ``[N, V]`` float32."""
-    parts = [
-        model.adapter.read_chunk(memory, ids[:, at : at + take], [take], logits=take)[0].float()
-        for at, take in chunks(memory, [ids.shape[1]], model.config.chunk)
-    ]
-    return torch.cat(parts).log_softmax(-1)
+def _predictions(model: HierMemModel, memory: WorkingMemory, batch: Batch) -> Tensor:
+    """Log-probabilities of what counts in one sample, ``[n, V]`` float32."""
+    parts = []
+    for at, take in chunks(memory, [batch.ids.shape[1]], model.config.chunk):
+        part = slice(at, at + take)
+        logits = model.adapter.read_chunk(memory, batch.ids[:, part], [take], logits=take)[0]
+        parts.append(logits[batch.labels[0, part] != IGNORED].float().log_softmax(-1))
+    return torch.cat(parts)

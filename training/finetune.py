@@ -183,17 +183,19 @@ def prepared(config: TrainConfig, run: Run) -> HierMemModel:
 
 def _model_settings(config: TrainConfig, run: Run) -> HierMemConfig:
     folder = saved_model(run.model)
-    if folder is None:
-        if "mamba" in config.trains and config.replacement is None:
-            raise InputError(f"{run.model} has no Mamba heads: give --model what the recipe heads made.")
+    saved = None if folder is None else HierMemConfig.from_saved(folder)
+    if "mamba" in config.trains and config.replacement is None and not (saved and saved.mamba.groups):
+        raise InputError(f"{run.model} has no Mamba heads: give --model what the recipe heads made.")
+    if saved is None:
         return config.model()
-    saved = HierMemConfig.from_saved(folder)
     if config.replacement is not None and saved.mamba.groups:
         raise InputError(
             f"{run.model} has Mamba heads already: go on with heads-logits, or begin with a model without."
         )
     if not config.keeps_settings:
         return config.model()
+    if config.fitted and not (saved.summary.tokens and saved.summary.neutral):
+        raise InputError(f"Recall is fitted of a neutral memory, which {run.model} does not have.")
     if config.pairs is None:
         return saved
     if saved.summary.query == "half":
@@ -310,7 +312,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--deepspeed", type=Path, help="DeepSpeed's configuration")
     parser.add_argument("--model", default="smollm2", help="a backbone, or a folder of an earlier training")
     parser.add_argument("--steps", type=int, help="in place of the recipe's")
-    parser.add_argument("--share", type=float, help="of the KV groups that the recipe heads replaces")
+    parser.add_argument(
+        "--share", type=float, help="of the KV groups that heads replaces or heads-chosen leaves so"
+    )
     parser.add_argument("--dtype", help="float32, bfloat16 or float16")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)

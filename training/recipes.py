@@ -101,8 +101,7 @@ class TrainConfig:
         trains: parts of the memory that change, as `hiermem.training.engine.declare` names them.
         fitted: samples that the recall attention of a neutral memory is first fitted to; 0: it stays as it
             is. A model that was trained before is fitted again only where its prompt does not change.
-        evaluated: held-out samples (pieces of validation books) or queries that are read every
-            `evaluate_every` steps.
+        evaluated: held-out samples (`held_out`) or queries that are read every `evaluate_every` steps.
         save_every: steps between two checkpoints.
     """
 
@@ -146,7 +145,8 @@ class TrainConfig:
 
     @property
     def keeps_settings(self) -> bool:
-        """Whether a model that was trained before keeps its settings: nothing that reads is trained here."""
+        """Whether a model that was trained before keeps its settings (preset, segment and summary are then
+        ignored): the prompts that it reads with are not trained here."""
         return "prompt" not in self.trains
 
     def model(self) -> HierMemConfig:
@@ -160,10 +160,9 @@ class TrainConfig:
 
     @property
     def held_out(self) -> SampleConfig:
-        """Pieces of books as long as those that are trained on; questions where there are no books."""
-        return (
-            replace(self.samples, books=1.0, questions=0.0, facts=0.0) if self.samples.books else self.samples
-        )
+        """Pieces of books as long as those that are trained on; without books, samples of the same kinds."""
+        samples = self.samples
+        return replace(samples, books=1.0, questions=0.0, facts=0.0) if samples.books else samples
 
     def factor(self, step: int) -> float:
         """What the learning rates are multiplied by."""
@@ -189,7 +188,13 @@ class TrainConfig:
         )
 
     def with_steps(self, steps: int | None) -> "TrainConfig":
-        """The same training with another number of steps, if one is given."""
+        """The same training with another number of steps, if one is given.
+
+        Raises:
+            InputError: nothing is trained.
+        """
+        if steps is not None and not self.steps:
+            raise InputError("This recipe fits or chooses and trains nothing: leave --steps out.")
         return self if steps is None else replace(self, steps=steps)
 
 

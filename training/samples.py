@@ -9,6 +9,7 @@ Dimension names: B batch, N tokens of a sample.
 
 import random
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -28,8 +29,8 @@ from hiermem.text import from_beginning
 
 KINDS = ("books", "questions", "facts")
 IGNORED = -100
-ROOM = 352
-"""Tokens left for the codes in a text and the questions after it."""
+SLACK = 16
+"""Tokens by which a text may grow where it is cut and codes are put in."""
 
 TRIES = 4
 """Samples that are looked through for each one of full length that is wanted."""
@@ -45,7 +46,8 @@ class SampleConfig:
         facts: share that are pieces of books in which codes are hidden, all of them asked for at the end.
         tokens: N, of a sample.
         streamed: books that are taken of a dataset on the hub, its first ones.
-        held_out: questions at the end of the training half that are validated on and never trained on.
+        held_out: questions at the end of the training half that are never trained on; where there are no
+            books, they are validated on.
         seed: of all samples.
     """
 
@@ -67,8 +69,6 @@ class SampleConfig:
                 "Samples need shares that are not negative and not all 0, at least 2 tokens, one book and "
                 "one question held out."
             )
-        if self.facts and self.tokens < ROOM + SHORTEST:
-            raise InputError(f"Texts with facts need at least {ROOM + SHORTEST} tokens, not {self.tokens}.")
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -126,7 +126,7 @@ class Samples:
         self.tokenizer, self.data, self.config, self.split = tokenizer, data, config, split
         self._books = books(data, split, config.streamed) if config.books or config.facts else {}
         self._book = lru_cache(maxsize=64)(self._encoded_book)
-        self._haystack = lru_cache(maxsize=16)(lambda name: Haystack(tokenizer, self._text(name)))
+        self._haystack = lru_cache(maxsize=4)(self._searched_book)
 
     def __getitem__(self, number: int) -> Sample:
         draw = random.Random(f"{self.config.seed}/{self.split}/{number}")
@@ -136,8 +136,9 @@ class Samples:
 
     def of_kind(self, kind: str) -> "Samples":
         """Those of one kind alone."""
-        shares = {name: float(name == kind) for name in KINDS}
-        return Samples(self.tokenizer, self.data, replace(self.config, **shares), self.split)
+        twin, shares = copy(self), {name: float(name == kind) for name in KINDS}
+        twin.config = replace(self.config, **shares)
+        return twin
 
     def full(self, count: int, tokens: int) -> list[list[int]]:
         """The beginnings of the first samples that have at least so many tokens.
@@ -171,6 +172,9 @@ class Samples:
         text = self._books[name]
         return pg19.books(text, self.split, None, None)[name] if isinstance(text, Path) else text
 
+    def _searched_book(self, name: str) -> Haystack:
+        return Haystack(self.tokenizer, self._text(name))
+
     def _encoded_book(self, name: str) -> NDArray[np.int32]:
         return np.array(self._encoded(self._text(name)), np.int32)
 
@@ -201,21 +205,40 @@ class Samples:
         return Sample(f"questions {', '.join(names)}", ids[-end:], scored[-end:])
 
     def _facts(self, draw: random.Random) -> Sample:
-        """A piece of a book with codes in it, then a question for each, in any order."""
+        """A piece of a book with codes in it, then a question for each, in any order.
+
+        Raises:
+            InputError: samples are too short for codes and questions.
+        """
         name = draw.choice(sorted(self._books))
-        book = self._haystack(name)
-        piece = book.cut(min(self.config.tokens - ROOM, len(book.spans)), draw)
-        asked = needles.with_codes(piece, draw.choice(needles.KINDS), draw)
-        ids: list[int] = []
-        scored: list[bool] = []
-        for number, example in enumerate(draw.sample(asked, len(asked))):
-            passages = [] if number else [example.text]
-            prompt = prompt_text(self.tokenizer, passages, example.question, AskConfig.instruction)
-            begun, answer = self._encoded(prompt + example.lead), self._encoded(example.answer)
-            begun = begun if number else from_beginning(self.tokenizer, begun)
-            ids, scored = ids + begun + answer, scored + [False] * len(begun) + [True] * len(answer)
-        end = self.config.tokens
-        return Sample(f"codes in book {name}", ids[:end], scored[:end])
+        book, end = self._haystack(name), self.config.tokens
+        kind, seed = draw.choice(needles.KINDS), draw.random()
+
+        def asked(text: str) -> list[tuple[list[int], list[int]]]:
+            again = random.Random(seed)
+            examples = needles.with_codes(text, kind, again)
+            return [
+                self._asked(example, at) for at, example in enumerate(again.sample(examples, len(examples)))
+            ]
+
+        room = sum(len(prompt) + len(answer) for prompt, answer in asked("")) + SLACK
+        if end - room < SHORTEST:
+            raise InputError(
+                f"Texts with codes need samples of at least {room + SHORTEST} tokens, not {end}."
+            )
+        if len(book.spans) < SHORTEST:
+            return self._piece(draw)
+        pairs = asked(book.cut(min(end - room, len(book.spans)), draw))
+        ids = [token for prompt, answer in pairs for token in prompt + answer]
+        scored = [i >= len(p) for p, answer in pairs for i in range(len(p) + len(answer))]
+        return Sample(f"codes in book {name}", ids[-end:], scored[-end:])
+
+    def _asked(self, example: needles.Example, number: int) -> tuple[list[int], list[int]]:
+        """Tokens up to a code, and the code's; the first question comes after the text."""
+        passages = [] if number else [example.text]
+        prompt = prompt_text(self.tokenizer, passages, example.question, AskConfig.instruction)
+        begun, answer = self._encoded(prompt + example.lead), self._encoded(example.answer)
+        return (begun if number else from_beginning(self.tokenizer, begun)), answer
 
 
 def books(data: Path, split: str, streamed: int) -> dict[str, Path | str]:
@@ -244,7 +267,9 @@ def questions(data: Path, held_out: int) -> list[pubmedqa.Item]:
     """
     known = pubmedqa.load(data / "pubmedqa", "train")
     if len(known) <= held_out:
-        raise InputError(f"{data} has {len(known)} questions: hold fewer than {held_out} out.")
+        raise InputError(
+            f"{data} has {len(known)} questions for training, of which {held_out} are to be held out: give more."
+        )
     return known
 
 

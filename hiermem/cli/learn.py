@@ -174,8 +174,9 @@ def train(
         str,
         typer.Option(
             help="smoke, hmt-1 or hmt-2 (the two stages of HMT as published), isolated (a neutral memory "
-            "between segments without a cache) and recall (goes on from it), key (the search key), heads, "
-            "heads-logits and heads-language (Mamba heads; the two go on from the one before)."
+            "between segments without a cache), carried and recall (go on from it: around a carried cache; "
+            "what recall finds by), questions (adapters for PubMedQA), key (the search key), heads, "
+            "heads-chosen, heads-logits and heads-language (Mamba heads; each goes on from one before)."
         ),
     ] = "smoke",
     model: Annotated[
