@@ -217,9 +217,8 @@ class Samples:
         def asked(text: str) -> list[tuple[list[int], list[int]]]:
             again = random.Random(seed)
             examples = needles.with_codes(text, kind, again)
-            return [
-                self._asked(example, at) for at, example in enumerate(again.sample(examples, len(examples)))
-            ]
+            again.shuffle(examples)
+            return [self._asked(example, at) for at, example in enumerate(examples)]
 
         room = sum(len(prompt) + len(answer) for prompt, answer in asked("")) + SLACK
         if end - room < SHORTEST:
@@ -268,7 +267,7 @@ def questions(data: Path, held_out: int) -> list[pubmedqa.Item]:
     known = pubmedqa.load(data / "pubmedqa", "train")
     if len(known) <= held_out:
         raise InputError(
-            f"{data} has {len(known)} questions for training, of which {held_out} are to be held out: give more."
+            f"{data} has {len(known)} questions for training, of which {held_out} are held out: give more."
         )
     return known
 
