@@ -136,8 +136,9 @@ class Samples:
 
     def of_kind(self, kind: str) -> "Samples":
         """Those of one kind alone."""
-        twin, shares = copy(self), {name: float(name == kind) for name in KINDS}
-        twin.config = replace(self.config, **shares)
+        twin = copy(self)
+        books, questions, facts = (float(name == kind) for name in KINDS)
+        twin.config = replace(self.config, books=books, questions=questions, facts=facts)
         return twin
 
     def full(self, count: int, tokens: int) -> list[list[int]]:
