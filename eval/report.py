@@ -193,8 +193,8 @@ def _pg19_share(mean: float, budget: int | None, beside: Sequence[Report]) -> fl
 
 def _pg19_name(config: dict[str, Any]) -> str:
     name = config["policy"] + (f", windows of {config['window']}" if config["window"] else "")
-    name += ", trained memory" if config.get("summary") else ""
-    name += f", Mamba heads of {Path(config['model']).name}" if config.get("mamba") else ""
+    trained = [words for part, words in (("summary", "memory"), ("mamba", "Mamba heads")) if config.get(part)]
+    name += f", {' and '.join(trained)} of {Path(config['model']).name}" if trained else ""
     return name + (f" + {config['overlap']}" if config.get("overlap", 1) > 1 else "")
 
 
