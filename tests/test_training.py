@@ -1,5 +1,6 @@
 """Gradient training: losses, how far gradients reach, checkpoints, and processes that agree with one."""
 
+import gc
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from hiermem.errors import InputError, NonFiniteError
 from hiermem.lora import LoraConfig, add_lora
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, Record
 from hiermem.memory.summary import SummaryConfig, SummaryMemory
+from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
 from hiermem.training import finetune
 from hiermem.training.engine import OptimizerConfig, TorchEngine, declare, declared
@@ -156,6 +158,26 @@ def test_gradients_reach_back_as_many_segments_as_they_should(depth: int, recomp
     first = (n - 1) // (depth + 1) * (depth + 1)  # of the last block
     assert reached == [segment >= first for segment in range(n)]
     assert n - 1 - first == depth or depth == 3
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_a_step_leaves_no_memory_behind(name: str) -> None:
+    """What a working memory holds of the graph would otherwise stay until Python searches for cycles."""
+
+    def memories() -> int:
+        return sum(type(own) is WorkingMemory for own in gc.get_objects())
+
+    learner, _ = combination(name)
+    gc.collect()
+    gc.disable()
+    before = memories()
+    try:
+        losses = learner(batch(0, 0))
+        losses.total.backward()
+        del losses
+        assert memories() == before
+    finally:
+        gc.enable()
 
 
 def test_recomputed_segments_give_the_same_gradients() -> None:
