@@ -16,7 +16,7 @@ from hiermem.memory.summary import SummaryConfig
 from hiermem.model import HierMemModel
 from hiermem.training import finetune
 from hiermem.training.checkpoints import only_run
-from hiermem.training.choosing import ChoiceConfig, keep_best
+from hiermem.training.choosing import ChoiceConfig, keep_best_heads
 from hiermem.training.distillation import HeadLearner, ReplacementConfig
 from hiermem.training.engine import OptimizerConfig, declare, declared
 from hiermem.training.objective import ObjectiveConfig
@@ -103,7 +103,7 @@ def test_the_heads_that_change_least_stay(data: Path, tiny_model: Path, tmp_path
     ):
         assert torch.equal(one, other), name
     with pytest.raises(InputError, match="change --share"):
-        keep_best(fewer, Samples(fewer.tokenizer, data, choosing.samples), ChoiceConfig(share=0.9))
+        keep_best_heads(fewer, Samples(fewer.tokenizer, data, choosing.samples), ChoiceConfig(share=0.9))
 
 
 def test_fewer_heads_read_as_they_did_among_others(tiny_model: Path) -> None:

@@ -40,11 +40,8 @@ class ChoiceConfig:
 
 
 @torch.no_grad()
-def keep_best(model: HierMemModel, samples: Samples, config: ChoiceConfig) -> dict[tuple[int, int], float]:
+def keep_best_heads(model: HierMemModel, samples: Samples, config: ChoiceConfig) -> None:
     """Leave only the Mamba heads that change predictions least, with what they have learned.
-
-    Returns:
-        divergence of every group's, in nats a token.
 
     Raises:
         InputError: there are fewer than are to stay.
@@ -64,7 +61,6 @@ def keep_best(model: HierMemModel, samples: Samples, config: ChoiceConfig) -> di
     kept = model.mamba.only(sorted(groups, key=lambda group: costs[group])[:wanted])
     model.replace_heads(kept.config)
     model.mamba.load_state_dict(kept.state_dict())
-    return costs
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ from hiermem.training.checkpoints import (
     read_state,
     write_state,
 )
-from hiermem.training.choosing import keep_best
+from hiermem.training.choosing import keep_best_heads
 from hiermem.training.distillation import HeadLearner, replace_recent
 from hiermem.training.engine import Engine, declare, declared, new_engine
 from hiermem.training.fitting import fit_recall
@@ -176,7 +176,7 @@ def prepared(config: TrainConfig, run: Run) -> HierMemModel:
         samples = Samples(model.tokenizer, run.data, config.samples)
         replace_recent(model, samples, config.replacement)
     if config.choice is not None:
-        keep_best(model, Samples(model.tokenizer, run.data, config.samples), config.choice)
+        keep_best_heads(model, Samples(model.tokenizer, run.data, config.samples), config.choice)
     declare(model, config.declared)
     return model.eval()
 

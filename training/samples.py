@@ -23,7 +23,7 @@ from torch import Tensor
 from hiermem.asking import AskConfig, prompt_ids, prompt_text
 from hiermem.errors import InputError
 from hiermem.eval import hub
-from hiermem.eval.haystack import SHORTEST, Haystack
+from hiermem.eval.haystack import SHORTEST
 from hiermem.eval.tasks import needles, pg19, pubmedqa
 from hiermem.text import from_beginning
 
@@ -126,7 +126,6 @@ class Samples:
         self.tokenizer, self.data, self.config, self.split = tokenizer, data, config, split
         self._books = books(data, split, config.streamed) if config.books or config.facts else {}
         self._book = lru_cache(maxsize=64)(self._encoded_book)
-        self._haystack = lru_cache(maxsize=4)(self._searched_book)
 
     def __getitem__(self, number: int) -> Sample:
         draw = random.Random(f"{self.config.seed}/{self.split}/{number}")
@@ -169,22 +168,22 @@ class Samples:
     def _encoded(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
-    def _text(self, name: str) -> str:
-        text = self._books[name]
-        return pg19.books(text, self.split, None, None)[name] if isinstance(text, Path) else text
-
-    def _searched_book(self, name: str) -> Haystack:
-        return Haystack(self.tokenizer, self._text(name))
-
     def _encoded_book(self, name: str) -> NDArray[np.int32]:
-        return np.array(self._encoded(self._text(name)), np.int32)
+        text = self._books[name]
+        if isinstance(text, Path):
+            text = pg19.books(text, self.split, None, None)[name]
+        return np.array(self._encoded(text), np.int32)
+
+    def _cut(self, name: str, length: int, draw: random.Random) -> tuple[int, list[int]]:
+        """Consecutive tokens of a book from anywhere in it, at most ``length``, and where they begin."""
+        ids = self._book(name)
+        start = draw.randrange(max(len(ids) - length, 0) + 1)
+        return start, ids[start : start + length].tolist()
 
     def _piece(self, draw: random.Random) -> Sample:
         """Consecutive tokens of a book from anywhere in it."""
         name = draw.choice(sorted(self._books))
-        ids = self._book(name)
-        start = draw.randrange(max(len(ids) - self.config.tokens, 0) + 1)
-        piece = ids[start : start + self.config.tokens].tolist()
+        start, piece = self._cut(name, self.config.tokens, draw)
         return Sample(f"book {name} from token {start}", piece, [True] * len(piece))
 
     def _questions(self, draw: random.Random) -> Sample:
@@ -212,8 +211,7 @@ class Samples:
             InputError: samples are too short for codes and questions.
         """
         name = draw.choice(sorted(self._books))
-        book, end = self._haystack(name), self.config.tokens
-        kind, seed = draw.choice(needles.KINDS), draw.random()
+        kind, seed, end = draw.choice(needles.KINDS), draw.random(), self.config.tokens
 
         def asked(text: str) -> list[tuple[list[int], list[int]]]:
             again = random.Random(seed)
@@ -226,9 +224,9 @@ class Samples:
             raise InputError(
                 f"Texts with codes need samples of at least {room + SHORTEST} tokens, not {end}."
             )
-        if len(book.spans) < SHORTEST:
+        if len(self._book(name)) < SHORTEST:
             return self._piece(draw)
-        pairs = asked(book.cut(min(end - room, len(book.spans)), draw))
+        pairs = asked(self.tokenizer.decode(self._cut(name, end - room, draw)[1]))
         ids = [token for prompt, answer in pairs for token in prompt + answer]
         scored = [i >= len(p) for p, answer in pairs for i in range(len(p) + len(answer))]
         return Sample(f"codes in book {name}", ids[-end:], scored[-end:])
