@@ -85,11 +85,14 @@ def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 
 
 def backbone(family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
-    """A tiny random model whose vocabulary fits the tokenizer."""
+    """A tiny random model whose vocabulary fits the tokenizer; the same one in every dtype."""
     config = copy.deepcopy(CONFIGS[family])
     config.vocab_size = VOCABULARY
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    exact = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.load_state_dict(exact.state_dict())
+    return model.eval()
 
 
 def settings(chunk: int = 16, segment: int = 48, top_k: int = 2, **working: Any) -> HierMemConfig:

@@ -407,7 +407,7 @@ def test_recall_is_fitted_once_and_again_where_only_recall_is_trained(
         fit(module, embeddings, queries)
         for projection, states in ((module.key, embeddings), (module.query, queries)):
             means = projection(states[:, :, -1]).mean((0, 1))
-            torch.testing.assert_close(means, torch.zeros(4), atol=1e-3, rtol=0)
+            torch.testing.assert_close(means, torch.zeros_like(means), atol=1e-3, rtol=0)
 
     monkeypatch.setattr(SummaryMemory, "fit_recall", noted)
     run_of = finetune.Run(str(wide_model), data, tmp_path / "run")

@@ -62,7 +62,7 @@ def steps(engine: Engine, count: int, first: int = 0) -> list[float]:
     losses = []
     for step in range(first, first + count):
         own = range(rank(), 2, world())
-        losses.append(engine.step([batch(step, number) for number in own], 1.0)[0])
+        losses.append(engine.step([batch(step, number).to(engine.device) for number in own], 1.0)[0])
     return losses
 
 

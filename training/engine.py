@@ -218,7 +218,11 @@ class TorchEngine(Engine):
                     weight.copy_(saved[name])
             for name, weight in weights.items():
                 kinds = [key.rpartition("/")[2] for key in moments if key.startswith(f"{name}/")]
-                self.optimizer.state[weight] = {kind: moments[f"{name}/{kind}"] for kind in kinds}
+                own = {kind: moments[f"{name}/{kind}"] for kind in kinds}
+                self.optimizer.state[weight] = {
+                    kind: tensor if kind == "step" else tensor.to(weight.device)  # AdamW counts on the CPU
+                    for kind, tensor in own.items()
+                }
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
             raise damaged(path, error) from error
 

@@ -1,0 +1,139 @@
+"""The same on a GPU as on the processor: reading, asking, memories on disk, generation, training."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from families import CONFIGS
+from readers import ids_of, lively, lively_namm, reader, settings, text_of
+from test_mamba import isolated, replaced, with_mamba
+from test_summary import CARRIED, carried, published
+from torch import Tensor
+from trainings import COMBINATIONS, batch, combination, steps
+
+from hiermem.config import HierMemConfig
+from hiermem.memory.state import MemoryState
+from hiermem.model import HierMemModel
+from hiermem.training.engine import Engine, TorchEngine, declared
+from hiermem.training.objective import Learner
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def evolved(config: HierMemConfig) -> HierMemConfig:
+    """With a network of the size of `lively_namm`."""
+    return HierMemConfig(**{**config.settings(), "namm": lively_namm().config})
+
+
+KINDS = {
+    "none": settings(policy="none"),
+    "window": settings(policy="window"),
+    "attention": settings(),
+    "namm": evolved(settings(policy="namm")),
+    "distance": settings(positions="distance"),
+    "published": published(),
+    "carried": carried(),
+    "isolated": isolated(),
+    "mamba": with_mamba(),
+    "everything": evolved(with_mamba(summary=CARRIED, policy="namm")),
+}
+
+
+def made(config: HierMemConfig, family: str = "llama") -> HierMemModel:
+    """A reader with random memory parameters, on the processor."""
+    if config.mamba.groups:
+        model = replaced(config, family)
+    else:
+        model = reader(family, config)
+        model = lively(model) if config.summary.tokens else model
+    if config.working.policy == "namm":
+        model.namm.load_state_dict(lively_namm().state_dict())
+    return model
+
+
+def on_gpu(model: HierMemModel) -> HierMemModel:
+    return model.to("cuda")
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    assert found.is_cuda
+    torch.testing.assert_close(found.detach().cpu(), expected.detach(), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_logits_are_those_of_the_processor(kind: str) -> None:
+    config, ids = KINDS[kind], ids_of(150, rows=2)
+    mask = torch.ones_like(ids)
+    mask[1, 97:] = 0
+    with torch.no_grad():
+        expected = made(config)(ids, attention_mask=mask).logits
+        found = on_gpu(made(config))(ids.cuda(), attention_mask=mask.cuda()).logits
+    assert_near(found[0], expected[0])
+    assert_near(found[1, :97], expected[1, :97])
+
+
+@pytest.mark.parametrize("family", list(CONFIGS))
+def test_every_family_reads_on_a_gpu(family: str) -> None:
+    with torch.no_grad():
+        expected = made(settings(), family)(ids_of(150)).logits
+        assert_near(on_gpu(made(settings(), family))(ids_of(150).cuda()).logits, expected)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_memory_goes_from_the_gpu_to_the_disk_and_to_the_processor(kind: str, tmp_path: Path) -> None:
+    model, text = on_gpu(made(KINDS[kind])), text_of(150)
+    memory = model.read(text)
+    memory.save(tmp_path / "memory")
+    answer = model.ask(memory, "Why did Orion sail?", max_new_tokens=8)
+    again = model.ask(MemoryState.load(tmp_path / "memory", model), "Why did Orion sail?", max_new_tokens=8)
+    assert (answer.text, answer.sources) == (again.text, again.sources)
+    processor = made(KINDS[kind])
+    there = MemoryState.load(tmp_path / "memory", processor)
+    assert there.text == text and there.working.bookkeeping() == memory.working.bookkeeping()
+    assert processor.ask(there, "Why did Orion sail?", max_new_tokens=8).sources == answer.sources
+    for ours, theirs in zip(memory.working.caches, there.working.caches, strict=True):
+        for name, tensor in ours.tensors().items():
+            torch.testing.assert_close(tensor.cpu(), theirs.tensors()[name])
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_generation_is_that_of_the_processor(kind: str) -> None:
+    arguments = {"max_new_tokens": 10, "num_beams": 2, "do_sample": False, "eos_token_id": None}
+    expected = made(KINDS[kind]).generate(ids_of(70), **arguments)
+    assert on_gpu(made(KINDS[kind])).generate(ids_of(70).cuda(), **arguments).tolist() == expected.tolist()
+
+
+def engines(name: str) -> list[Engine]:
+    """The same training on the processor and on a GPU."""
+    made: list[Engine] = []
+    for device in ("cpu", "cuda"):
+        learner, optimizer = combination(name)
+        learner.to(device)
+        made.append(TorchEngine(learner, optimizer))
+    return made
+
+
+def given(learner: Learner, device: str) -> dict[str, Tensor]:
+    """Gradients of one step."""
+    learner(batch(0, 0).to(torch.device(device))).total.backward()
+    return {name: weight.grad for name, weight in declared(learner).items() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_gradients_are_those_of_the_processor(name: str) -> None:
+    one, other = engines(name)
+    expected, found = given(one.learner, "cpu"), given(other.learner, "cuda")
+    assert found.keys() == expected.keys()
+    for own, gradient in expected.items():
+        assert_near(found[own], gradient)
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_training_goes_on_from_its_checkpoint(name: str, tmp_path: Path) -> None:
+    processor, engine = engines(name)
+    assert steps(engine, 2) == pytest.approx(steps(processor, 2), abs=1e-3)
+    engine.save(tmp_path)
+    expected = steps(engine, 1, first=2)
+    other = engines(name)[1]
+    other.load(tmp_path)
+    assert steps(other, 1, first=2) == pytest.approx(expected, abs=1e-5)
