@@ -168,7 +168,7 @@ def test_what_fills_a_sample_up_is_not_imitated() -> None:
     torch.testing.assert_close(short, filled)
 
 
-def test_a_share_is_of_heads_that_are_replaced() -> None:
+def test_what_a_recipe_says_may_be_changed() -> None:
     half = TRAININGS["heads"]().with_share(0.5)
     assert half.replacement is not None and half.replacement.share == 0.5
     with pytest.raises(InputError, match="leave --share out"):
@@ -177,6 +177,10 @@ def test_a_share_is_of_heads_that_are_replaced() -> None:
     assert third.choice is not None and third.choice.share == 0.25
     with pytest.raises(InputError, match="leave --steps out"):
         TRAININGS["heads-chosen"]().with_steps(5)
+    sizes = TRAININGS["heads"]().with_batch(16, 8).optimizer
+    assert (sizes.batch, sizes.micro) == (16, 8)
+    with pytest.raises(InputError, match="multiple of what is computed at once, not 8 of 3"):
+        TRAININGS["heads"]().with_batch(8, 3)
     with pytest.raises(InputError, match="between 0 and 1"):  # not all
         TRAININGS["heads"]().with_share(1.0)
 

@@ -312,6 +312,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--deepspeed", type=Path, help="DeepSpeed's configuration")
     parser.add_argument("--model", default="smollm2", help="a backbone, or a folder of an earlier training")
     parser.add_argument("--steps", type=int, help="in place of the recipe's")
+    parser.add_argument("--batch", type=int, help="samples of a step over all processes, likewise")
+    parser.add_argument("--micro", type=int, help="samples that a process computes at once, likewise")
     parser.add_argument(
         "--share", type=float, help="of the KV groups that heads replaces or heads-chosen leaves so"
     )
@@ -320,7 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     run = Run(given.model, given.data, given.output, given.deepspeed, given.dtype)
     try:
-        result = train(TRAININGS[given.recipe]().with_steps(given.steps).with_share(given.share), run)
+        config = TRAININGS[given.recipe]().with_steps(given.steps).with_batch(given.batch, given.micro)
+        result = train(config.with_share(given.share), run)
     except HierMemError as error:
         sys.stderr.write(f"hiermem: {error}\n")
         sys.stderr.flush()

@@ -187,6 +187,19 @@ class TrainConfig:
             "A share is of the heads that the recipes heads and heads-chosen replace: leave --share out."
         )
 
+    def with_batch(self, batch: int | None, micro: int | None) -> "TrainConfig":
+        """The same training with other sizes of a step, where they are given.
+
+        Args:
+            batch: samples of a step, over all processes.
+            micro: samples that a process computes at once.
+
+        Raises:
+            InputError: the one is no multiple of the other.
+        """
+        given = {name: size for name, size in (("batch", batch), ("micro", micro)) if size is not None}
+        return replace(self, optimizer=replace(self.optimizer, **given))
+
     def with_steps(self, steps: int | None) -> "TrainConfig":
         """The same training with another number of steps, if one is given.
 

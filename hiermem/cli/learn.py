@@ -183,6 +183,13 @@ def train(
         str, typer.Option(help="A backbone, or the folder of an earlier training that this goes on from.")
     ] = "smollm2",
     steps: Annotated[int | None, typer.Option(min=1, help="Steps in place of the recipe's.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Samples of a step; default: the recipe's.")
+    ] = None,
+    micro: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples computed at once, as many as fit; default: the recipe's."),
+    ] = None,
     share: Annotated[
         float | None,
         typer.Option(help="Of the KV groups that heads replaces or heads-chosen keeps so; default: 1/3."),
@@ -202,6 +209,8 @@ def train(
 
         hiermem train --data data --out runs/second --recipe hmt-2 --model runs/first
 
+        hiermem train --data data --out runs/heads --recipe heads --batch 16 --micro 8  # on a GPU
+
         hiermem read book.txt --model runs/second --out book.hmem
     """
     from hiermem.eval.hub import is_name
@@ -214,7 +223,7 @@ def train(
     if not is_name(data):
         _check_folders(data, out)
     where = str(opt.check_numbers(dtype, device))
-    config = TRAININGS[recipe]().with_steps(steps).with_share(share)
+    config = TRAININGS[recipe]().with_steps(steps).with_batch(batch, micro).with_share(share)
     result = run(config, Run(model, data, out, dtype=dtype, device=where))
     if result["loss"] is None:
         words = (
