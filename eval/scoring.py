@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hiermem.errors import NonFiniteError
+from hiermem.likelihood import last_logits
 from hiermem.memory.working import WorkingMemory, chunks
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def score_tokens(model: "HierMemModel", prompt: "Prompt", targets: Tensor) -> An
     """Read ``prompt`` and score ``targets [n]`` int64 as what follows it; the prompt's memory moves on."""
     targets = targets.to(model.device)
     ids = torch.cat((prompt.ids, targets[None, :-1]), dim=1)
-    logits = _last_logits(model, prompt.working, ids, len(targets))
+    logits = last_logits(model, prompt.working, ids, len(targets))
     nll = F.cross_entropy(logits, targets, reduction="none").cpu()
     return AnswerScore(nll, bool((logits.argmax(-1) == targets).all()))
 
@@ -91,13 +92,13 @@ def score_options(
         lead: words between the two, which are not scored.
     """
     tokens = [model.tokenizer(option, add_special_tokens=False).input_ids for option in options]
-    first = _last_logits(model, prompt.working, _begun(model, prompt, lead), 1)[0].log_softmax(-1)
+    first = last_logits(model, prompt.working, _begun(model, prompt, lead), 1)[0].log_softmax(-1)
     scores = []
     for ids in tokens:
         score = float(first[ids[0]])
         if len(ids) > 1:
             rest = torch.tensor(ids, device=model.device)
-            logits = _last_logits(model, prompt.working.copy(), rest[None, :-1], len(ids) - 1)
+            logits = last_logits(model, prompt.working.copy(), rest[None, :-1], len(ids) - 1)
             score -= float(F.cross_entropy(logits, rest[1:], reduction="sum"))
         scores.append(score)
     return scores
@@ -107,14 +108,3 @@ def _begun(model: "HierMemModel", prompt: "Prompt", lead: str) -> Tensor:
     """What is left of a prompt to read, with how its answer begins: ``[1, n]`` int64."""
     words = torch.tensor([model.tokenizer(lead, add_special_tokens=False).input_ids], dtype=torch.int64)
     return torch.cat((prompt.ids, words.to(model.device)), dim=1)
-
-
-def _last_logits(model: "HierMemModel", memory: WorkingMemory, ids: Tensor, count: int) -> Tensor:
-    """Float32 logits of the last ``count`` positions of ``ids [1, n]``, ``[count, vocabulary]``."""
-    end, blocks = ids.shape[1], []
-    for at, take in chunks(memory, [end], model.config.chunk):
-        wanted = min(max(at + take - (end - count), 0), take)
-        output = model.adapter.read_chunk(memory, ids[:, at : at + take], [take], logits=wanted)
-        if wanted:
-            blocks.append(output[0])
-    return torch.cat(blocks).float()

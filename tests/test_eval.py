@@ -14,7 +14,6 @@ from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack
 from hiermem.eval.journal import Journal
 from hiermem.eval.tasks import interleaved, passkey, pg19, pubmedqa, retrieval
-from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.summary import SummaryConfig
 
 
@@ -146,7 +145,7 @@ def test_retrieval_on_the_official_layout(tmp_path: Path) -> None:
     write_pubmedqa(tmp_path)
     assert [item.id for item in pubmedqa.load(tmp_path, "test")] == ["4", "1", "2"]
     assert [item.id for item in pubmedqa.load(tmp_path, "train")] == ["0", "3", "5"]
-    result = retrieval.evaluate(pubmedqa.load(tmp_path, "test"), LongTermConfig(), None, Journal(None, {}))
+    result = retrieval.evaluate(pubmedqa.load(tmp_path, "test"), HierMemConfig(), None, Journal(None, {}))
     assert result["metrics"] == {"recall_at_1": 1.0, "recall_at_5": 1.0} and result["n"] == 3
     assert [row["system"] for row in result["rows"]] == ["bm25", "lexical"]
     with pytest.raises(InputError, match="no split"):
@@ -156,21 +155,24 @@ def test_retrieval_on_the_official_layout(tmp_path: Path) -> None:
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
-def test_retrieval_with_a_trained_part(tmp_path: Path) -> None:
+def test_retrieval_with_a_trained_part_and_a_second_look(tmp_path: Path) -> None:
     write_pubmedqa(tmp_path)
     summary = SummaryConfig(tokens=2, width=8, search=6)
     model = lively(reader(config=HierMemConfig(**{**settings().settings(), "summary": summary})))
-    items = pubmedqa.load(tmp_path, "test")
-    whole = retrieval.evaluate(items, LongTermConfig(), model, Journal(None, {}))
-    assert [row["system"] for row in whole["rows"]] == ["bm25", "lexical", "lexical and trained"]
-    again = retrieval.evaluate(items, LongTermConfig(), model, Journal(tmp_path / "out.json", {}))
-    assert again == whole
+    items, known = pubmedqa.load(tmp_path, "test"), ["bm25", "lexical", "lexical and trained"]
+    whole = retrieval.evaluate(items, model.config, model, Journal(None, {}))
+    assert [row["system"] for row in whole["rows"]] == known
+    always = model.config.with_asking(rerank=2, doubt=9.0)
+    twice = retrieval.evaluate(items, always, model, Journal(tmp_path / "out.json", {}))
+    assert [row["system"] for row in twice["rows"]] == [*known, "lexical and trained, reranked"]
+    assert twice["rows"][:3] == whole["rows"]
+    assert retrieval.evaluate(items, always, model, Journal(tmp_path / "out.json", {})) == twice
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 def test_retrieval_on_pubmedqa() -> None:
     result = retrieval.evaluate(
-        pubmedqa.load(SHARED / "pubmedqa", "test")[:300], LongTermConfig(), None, Journal(None, {})
+        pubmedqa.load(SHARED / "pubmedqa", "test")[:300], HierMemConfig(), None, Journal(None, {})
     )
     assert result["n"] == 300
     assert result["metrics"]["recall_at_1"] >= 0.90

@@ -128,6 +128,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="What you want to know.")],
     model: opt.Model = "smollm2",
     top_k: opt.TopK = None,
+    rerank: opt.Rerank = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length limit of the answer in tokens.")] = 64,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
@@ -150,6 +151,7 @@ def ask(
     if not memory_dir.is_dir():  # before the model is loaded
         raise MemoryMissingError(f"There is no memory at {memory_dir}: check the path, or read a text first.")
     reader = opt.load_model(model, None, dtype, device)
+    reader.config = opt.reranking(reader.config, rerank)
     memory = MemoryState.load(memory_dir, reader)
     start = time.perf_counter()
     answer = reader.ask(memory, question, top_k=top_k, max_new_tokens=max_new_tokens)

@@ -349,6 +349,7 @@ def retrieval(
     split: Split = "test",
     model: opt.Model = "smollm2",
     preset: opt.Preset = None,
+    rerank: opt.Rerank = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     limit: opt.Limit = None,
@@ -361,23 +362,25 @@ def retrieval(
 
         hiermem eval retrieval --data pubmedqa --split test --limit 300 --json
 
+        hiermem eval retrieval --data pubmedqa --rerank 5
+
         hiermem eval retrieval --data pubmedqa --model runs/key
     """
     from hiermem.eval.tasks import pubmedqa
     from hiermem.eval.tasks import retrieval as task
 
     items = pubmedqa.load(data, split)[:limit]
-    config = opt.configuration(model, preset)
-    trained = bool(config.summary.search)
+    config = opt.reranking(opt.configuration(model, preset), rerank)
+    reads = bool(config.summary.search or config.asking.rerank)
     settings: dict[str, Any] = {"split": split, "limit": limit}
-    if trained:
+    if reads:
         settings |= _settings(model, config, dtype, device, map(str, items))
     else:
         settings |= {"longterm": asdict(config.longterm), "data": data_hash(*map(str, items))}
 
     def run(journal: Journal) -> dict[str, Any]:
-        reader = opt.load_model(model, config, dtype, device) if trained else None
-        return task.evaluate(items, config.longterm, reader, journal)
+        reader = opt.load_model(model, config, dtype, device) if reads else None
+        return task.evaluate(items, config, reader, journal)
 
     results.run("retrieval", run, settings, out, json)
 

@@ -34,6 +34,10 @@ Segment = Annotated[
 Chunk = Annotated[int | None, typer.Option(min=1, help="Tokens read at once, and between two evictions.")]
 Positions = Annotated[str | None, typer.Option(help="Positions of old tokens: distance, absolute, compact.")]
 TopK = Annotated[int | None, typer.Option("--top-k", min=0, help="Segments to recall for a question.")]
+Rerank = Annotated[
+    int | None,
+    typer.Option(min=0, help="Segments, the best ones, that are read again where the best is in doubt."),
+]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the model's own.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")]
 EvictorName = Annotated[
@@ -99,6 +103,11 @@ def configuration(
     settings = {"working": working, "longterm": longterm, "chunk": chunk, "segment": segment}
     settings |= {} if evictor is None else {"evictor": evictor}
     return HierMemConfig(**{**config.settings(), **settings})
+
+
+def reranking(config: "HierMemConfig", rerank: int | None) -> "HierMemConfig":
+    """The same configuration with another number of segments that are read again, if one is given."""
+    return config if rerank is None else config.with_asking(rerank=rerank)
 
 
 def load_model(
