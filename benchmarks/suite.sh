@@ -74,6 +74,8 @@ beginnings() { measure "pg19-$1-8k" eval pg19 --data "$pg19" --max-tokens 8192 "
 beginnings isolated --policy full --window 512
 beginnings sensory --policy full --window 512 --overlap 32
 beginnings hmt --model smollm2-hmt
+beginnings full-memory --model smollm2-full
+beginnings full-attention-memory --model smollm2-full --policy attention
 measure interleaved-hmt eval interleaved --data "$pg19" --model smollm2-hmt --segments 12 --limit 2
 
 babi() { measure "babi-$1" eval babi-long --haystack "$book" --seed 1 "${@:2}"; }
@@ -87,4 +89,4 @@ measure pubmedqa-namm-10 eval pubmedqa --data "$pubmedqa" --together 10 --system
 babi namm --lengths 8000 --limit 2 --system pruned --policy namm --keep 0.5
 
 measure passkey eval passkey --haystack "$book" --lengths 1024,8192,32768 --limit 20 --seed 1
-measure retrieval eval retrieval --data "$pubmedqa"
+measure retrieval-reranked eval retrieval --data "$pubmedqa" --rerank 5
