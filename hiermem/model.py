@@ -68,6 +68,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         namm: the network behind the policy `namm`, float32 whatever the backbone's dtype.
         summary: the parameters of the memory embeddings, float32; None where they are off.
         mamba: the Mamba heads, float32; empty where no head is replaced.
+        name_or_path: what it was loaded by, a folder as an absolute path; memories name it.
     """
 
     config_class = HierMemConfig
@@ -127,8 +128,11 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         if unknown:
             raise InputError(f"There is no option {unknown[0]!r}: memory settings go into config.")
         folder = Path(name_or_path)
+        origin = str(folder.resolve() if folder.is_dir() else name_or_path)
         if (saved := saved_model(str(folder))) is not None:
-            return cls._from_saved(saved, config, dtype=dtype, device=device)
+            model = cls._from_saved(saved, config, dtype=dtype, device=device)
+            model.name_or_path = origin
+            return model
         if os.path.isfile(folder / "config.json"):
             name_or_path = folder.resolve()  # a saved model must find its backbone from anywhere
         config = config or HierMemConfig.preset("full")
@@ -141,6 +145,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         model = cls(config, backbone, tokenizer)
         if evictor is not None and evictor.network is not None:
             model.namm.load_state_dict(evictor.network)
+        model.name_or_path = origin
         return model.to(device).eval()
 
     @classmethod
@@ -303,7 +308,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         """The memory of a document of which nothing has been read."""
         working = self.new_recurrent_memory()
         longterm = LongTermMemory(self.config.longterm, self.summary)
-        return MemoryState(working, longterm, self.config.segment, self.fingerprint())
+        return MemoryState(working, longterm, self.config.segment, self.fingerprint(), self.name_or_path)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

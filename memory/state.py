@@ -10,7 +10,7 @@ from hiermem.errors import InputError, MemoryCorruptError, MemoryIncompatibleErr
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, Record
 from hiermem.memory.summary import SummaryMemory
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
-from hiermem.retrieval.files import load_directory, save_directory, verify_directory
+from hiermem.retrieval.files import load_directory, read_info, save_directory, verify_directory
 
 
 class Reader(Protocol):
@@ -49,15 +49,22 @@ class MemoryState:
         longterm: one record per segment.
         segment: tokens in a segment.
         fingerprint: the model that it belongs to.
+        model: how that model was called, for those who look for it; empty where it had no name.
     """
 
     def __init__(
-        self, working: WorkingMemory, longterm: LongTermMemory, segment: int, fingerprint: dict[str, str]
+        self,
+        working: WorkingMemory,
+        longterm: LongTermMemory,
+        segment: int,
+        fingerprint: dict[str, str],
+        model: str = "",
     ) -> None:
         self.working = working
         self.longterm = longterm
         self.segment = segment
         self.fingerprint = fingerprint
+        self.model = model
 
     @property
     def tokens(self) -> int:
@@ -122,6 +129,7 @@ class MemoryState:
         files = {"working": self.working.state_dict(), **self.longterm.tensors()}
         info = {
             "fingerprint": self.fingerprint,
+            "model": self.model,
             "segment": self.segment,
             "tokens": self.tokens,
             "characters": self.characters,
@@ -148,13 +156,24 @@ class MemoryState:
             working.load_state(tensors, info["working"]["bookkeeping"])
             settings = LongTermConfig(**info["longterm"]["config"])
             longterm = LongTermMemory.from_tensors(settings, files, model.summary)
-            return cls(working, longterm, int(info["segment"]), info["fingerprint"])
+            name = str(info.get("model", ""))  # younger than the format
+            return cls(working, longterm, int(info["segment"]), info["fingerprint"], name)
         except InputError as error:
             raise MemoryIncompatibleError(f"The memory at {path} cannot be used here. {error}") from error
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise MemoryCorruptError(
                 f"The memory at {path} is whole but does not make sense ({error}): build it again."
             ) from error
+
+    @staticmethod
+    def read_with(path: str | os.PathLike[str]) -> tuple[str, str]:
+        """Name of the model that a saved memory was read with, and its dtype; empty where it is not known.
+
+        Raises:
+            MemoryMissingError, MemoryCorruptError, MemoryTooNewError: see `hiermem.errors`.
+        """
+        info = read_info(path)
+        return str(info.get("model", "")), str(info.get("fingerprint", {}).get("dtype", ""))
 
     @staticmethod
     def verify(path: str | os.PathLike[str]) -> list[str]:

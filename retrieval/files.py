@@ -114,6 +114,15 @@ def load_directory(
     return tensors, info
 
 
+def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the info at ``path`` alone, verified; the files with tensors are not looked at.
+
+    Raises:
+        MemoryMissingError, MemoryCorruptError, MemoryTooNewError: as `load_directory`.
+    """
+    return _read_manifest(Path(path)).info
+
+
 def verify_directory(path: str | os.PathLike[str]) -> list[str]:
     """Return every problem of the memory at ``path`` as a plain sentence; none means it is sound.
 

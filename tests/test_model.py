@@ -357,8 +357,9 @@ def test_a_saved_model_comes_back_the_same(plain_folder: Path, tmp_path: Path) -
     assert again.tokenizer("one two").input_ids == model.tokenizer("one two").input_ids
     text = text_of(60)
     assert_same_memory(again.read(text), model.read(text), atol=0.0)
-    own = again.read(text).fingerprint
-    assert own == model.fingerprint()
+    own = again.read(text)
+    assert own.fingerprint == model.fingerprint()
+    assert (own.model, model.read(text).model) == (str(tmp_path), str(plain_folder))
 
 
 def test_a_saved_model_holds_no_backbone_weights(plain_folder: Path, tmp_path: Path) -> None:

@@ -33,6 +33,20 @@ def test_a_memory_comes_back_the_same(tmp_path: Path, policy: str, words: int, d
     assert MemoryState.verify(tmp_path / "memory") == []
 
 
+def test_a_memory_names_the_model_that_read_it(tmp_path: Path) -> None:
+    model = reader()
+    model.name_or_path = "some/model"
+    memory = model.read(text_of(60))
+    memory.save(tmp_path / "memory")
+    assert MemoryState.read_with(tmp_path / "memory") == ("some/model", "float32")
+    assert MemoryState.load(tmp_path / "memory", model).model == "some/model"
+    tensors, info = load_directory(tmp_path / "memory")
+    del info["model"]  # as those that were saved before
+    save_directory(tmp_path / "memory", tensors, info)
+    assert MemoryState.read_with(tmp_path / "memory") == ("", "float32")
+    assert_same_memory(MemoryState.load(tmp_path / "memory", model), memory, atol=0.0)
+
+
 def test_an_empty_memory_comes_back(tmp_path: Path) -> None:
     model = reader()
     model.new_memory().save(tmp_path / "memory")

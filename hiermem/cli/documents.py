@@ -126,7 +126,9 @@ def _place(reader: "HierMemModel", out: Path, text: str, append: bool) -> tuple[
 def ask(
     memory_dir: MemoryDir,
     question: Annotated[str, typer.Argument(help="What you want to know.")],
-    model: opt.Model = "smollm2",
+    model: Annotated[
+        str | None, typer.Option(help="Model to answer with; default: the one that the memory was read with.")
+    ] = None,
     top_k: opt.TopK = None,
     rerank: opt.Rerank = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length limit of the answer in tokens.")] = 64,
@@ -150,7 +152,8 @@ def ask(
         raise InputError("--max-new-tokens must be at least 1 and --top-k not negative.")
     if not memory_dir.is_dir():  # before the model is loaded
         raise MemoryMissingError(f"There is no memory at {memory_dir}: check the path, or read a text first.")
-    reader = opt.load_model(model, None, dtype, device)
+    name, number = MemoryState.read_with(memory_dir)
+    reader = opt.load_model(model or name or "smollm2", None, dtype or number or None, device)
     reader.config = opt.reranking(reader.config, rerank)
     memory = MemoryState.load(memory_dir, reader)
     start = time.perf_counter()
