@@ -2,7 +2,8 @@
 
     benchmarks/reading.py book.txt runs/window runs/namm runs/all --tokens 8192 --out reading.json
 
-The first one is what the others are compared with. Times are the processor's, not those of a clock.
+The first one is what the others are compared with. Times are the processor's, not those of a clock, so models
+compute there.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from hiermem import HierMemModel, MemoryState
 
 def measure(names: list[str], text: str, tokens: int, dtype: str | None) -> list[dict[str, Any]]:
     """Rows of tokens a second, its share of the first model's, and bytes after ``tokens`` tokens."""
-    models = {name: HierMemModel.from_pretrained(name, dtype=dtype) for name in names}
+    models = {name: HierMemModel.from_pretrained(name, dtype=dtype, device="cpu") for name in names}
     first = next(iter(models.values()))
     ids, step = torch.tensor(first.tokenizer(text, verbose=False).input_ids[:tokens]), first.config.segment
     memories: dict[str, MemoryState | None] = dict.fromkeys(models)

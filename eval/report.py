@@ -85,8 +85,14 @@ def _system(report: Report) -> str:
     return {"pruned": words, "compressed": f"{words}, compressed"}.get(system, f"hiermem ({words})")
 
 
-def _named(reports: Sequence[Report], cells: Callable[[Report], Collection[Any]]) -> list[tuple[str, Report]]:
-    """Reports under the names of their systems; where two would share a cell, with what they differ in."""
+def _named(
+    reports: Sequence[Report], cells: Callable[[Report], Collection[Any]], shown: str = ""
+) -> list[tuple[str, Report]]:
+    """Reports under the names of their systems; where two would share a cell, with what they differ in.
+
+    Args:
+        shown: setting that the table's columns say.
+    """
     groups: dict[str, list[Report]] = defaultdict(list)
     for report in reports:
         groups[_system(report)].append(report)
@@ -95,7 +101,8 @@ def _named(reports: Sequence[Report], cells: Callable[[Report], Collection[Any]]
         counts = Counter(cell for report in members for cell in cells(report))
         double = [r for r in members if any(counts[cell] > 1 for cell in cells(r))]
         flat = [dict(_flat(report["config"])) for report in double]
-        differ = [key for key in (flat[0] if flat else ()) if len({str(f.get(key)) for f in flat}) > 1]
+        keys = [key for key in (flat[0] if flat else ()) if key != shown]
+        differ = [key for key in keys if len({str(f.get(key)) for f in flat}) > 1]
         for report in members:
             own = dict(_flat(report["config"]))
             named.append((", ".join([name, *(f"{key} {own.get(key)}" for key in differ)]), report))
@@ -110,14 +117,14 @@ def _flat(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _pivot(reports: Sequence[Report], column: Callable[[Report], Any], metric: str, label: str) -> list[str]:
-    """Systems down, ``column`` across, one metric in the cells, with its interval where there is one."""
-    columns = sorted({column(report) for report in reports})
+def _pivot(reports: Sequence[Report], across: str, metric: str, label: str) -> list[str]:
+    """Systems down, a setting across, one metric in the cells, with its interval where there is one."""
+    columns = sorted({report["config"][across] for report in reports})
     cells: dict[str, dict[Any, Any]] = defaultdict(dict)
-    for name, report in _named(reports, lambda r: [column(r)]):
+    for name, report in _named(reports, lambda r: [r["config"][across]], shown=across):
         if metric in report["metrics"]:
             interval = report.get("intervals", {}).get(metric)
-            cells[name][column(report)] = _cell(report["metrics"][metric]) + _between(interval)
+            cells[name][report["config"][across]] = _cell(report["metrics"][metric]) + _between(interval)
     header = [label, *(_cell(value) for value in columns)]
     return table(header, [[system, *(row.get(c) for c in columns)] for system, row in cells.items()])
 
@@ -212,7 +219,7 @@ def _pubmedqa(reports: Sequence[Report]) -> list[str]:
         ("long_answer_perplexity", "Perplexity of the long answer"),
     ):
         lines += [f"{words}, by M abstracts read together:", ""]
-        lines += [*_pivot(reports, lambda r: r["config"]["together"], metric, "system"), ""]
+        lines += [*_pivot(reports, "together", metric, "system"), ""]
     return lines[:-1]
 
 

@@ -11,11 +11,14 @@ from hiermem.memory.longterm import Hit, Record
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
 from hiermem.passages import Source, select
-from hiermem.reranking import ASKED, in_doubt, reranked
+from hiermem.reranking import is_close, reranked
 from hiermem.text import check_text, from_beginning
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
+
+# A small model may go on with a question of its own.
+_NEXT_QUESTION = "\n\nQuestion:"
 
 
 @dataclass
@@ -29,8 +32,9 @@ class AskConfig:
         instruction: what follows the question; nothing where there are no passages.
         working: whether the working memory stands before the passages too; segments that it still holds
             are then not recalled. It always stands in where nothing is recalled.
-        rerank: how many of the best segments are read again to rank them where the best is in doubt; 0: none.
-        doubt: it is where the next one's score is less than this share of its own behind.
+        rerank: how many of the best segments are ranked again by the likelihood of the question after each,
+            to recall the `top_k` best of them, which are fewer; 0: none. Done where scores are close:
+        margin: where the last that would be recalled leads the next by less than this share of its score.
     """
 
     passage_characters: int = 600
@@ -38,15 +42,15 @@ class AskConfig:
     instruction: str = "Answer from the passages."
     working: bool = False
     rerank: int = 0
-    doubt: float = 0.3
+    margin: float = 0.3
 
     def __post_init__(self) -> None:
         if self.passage_characters < 0:
             raise InputError(f"passage_characters must not be negative, not {self.passage_characters}.")
         if not 0 <= self.least_score <= 1:
             raise InputError(f"least_score must be between 0 and 1, not {self.least_score}.")
-        if self.rerank < 0 or self.doubt < 0:
-            raise InputError("rerank and doubt must not be negative.")
+        if self.rerank < 0 or self.margin < 0:
+            raise InputError(f"rerank and margin must not be negative, not {self.rerank} and {self.margin}.")
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def ask(
     """Answer ``question`` from ``memory``, which stays as it is."""
     prompt = prepare(model, memory, question, top_k)
     text, ended = model.continue_from(prompt.working, prompt.ids, max_new_tokens)
-    answer, *others = text.split(ASKED)  # a small model may go on with a question of its own
+    answer, *others = text.split(_NEXT_QUESTION)
     return Answer(answer.strip(), prompt.sources, ended or bool(others))
 
 
@@ -118,17 +122,21 @@ def recall(
         return not bool(memory.working.held_everywhere(record.first_token, end).all())
 
     wanted = is_gone if leave_out_held else lambda _: True
+    config = model.config.asking
+    if config.rerank and not 0 < k < config.rerank:
+        raise InputError(
+            f"Of {config.rerank} segments that are reranked fewer are recalled: give a top_k from 1 to "
+            f"{config.rerank - 1}, not {k}, or another rerank."
+        )
     if not k:
         return []
-    longterm, config, summary = memory.longterm, model.config.asking, None
+    longterm, summary = memory.longterm, None
     if longterm.summary is not None:
         summary = model.summarise(question)
         if longterm.open is not None and longterm.open.embedding is None:
             longterm.open.embedding = model.embed(longterm.open.text).cpu()
     hits = longterm.search(question, max(k, config.rerank), wanted, summary)
-    if config.rerank and in_doubt(hits, config.doubt):
-        hits = [*reranked(model, hits[: config.rerank], question), *hits[config.rerank :]]
-    return hits[:k]
+    return (reranked(model, hits, question) if is_close(hits, k, config.margin) else hits)[:k]
 
 
 def prompt_text(tokenizer: Any, passages: list[str], question: str, instruction: str) -> str:

@@ -89,7 +89,9 @@ def backbone(family: str = "llama", dtype: torch.dtype = torch.float32, seed: in
     config = copy.deepcopy(CONFIGS[family])
     config.vocab_size = VOCABULARY
     torch.manual_seed(seed)
-    exact = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    exact = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    if dtype == torch.float32:
+        return exact
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.load_state_dict(exact.state_dict())
     return model.eval()

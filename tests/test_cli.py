@@ -47,6 +47,8 @@ def test_ask_quotes_the_document(tiny_model: Path, book: Path, memory: Path) -> 
     assert any("48213" in source["text"] for source in answer["sources"])
     own = result("ask", memory, "What is the pass key?", "--max-new-tokens", 4)  # the model that read it
     assert {**own, "seconds": 0} == {**answer, "seconds": 0}
+    best = result("ask", memory, "What is the pass key?", "--top-k", 1, "--rerank", 3, "--max-new-tokens", 4)
+    assert len({source["segment"] for source in best["sources"]}) == 1
 
 
 def test_reading_again_reads_nothing_and_a_longer_text_goes_on(
@@ -128,6 +130,7 @@ def test_interrupted_reading_is_saved_and_goes_on(tiny_model: Path, tmp_path: Pa
         (["ask", "MEMORY", " "], "question is empty"),
         (["ask", "OUT", "Why?"], "There is no memory"),
         (["ask", "MEMORY", "Why?", "--model", "OTHER"], "another"),
+        (["ask", "MEMORY", "Why?", "--rerank", "5"], "give a top_k from 1 to 4"),
         (["verify", "OUT"], "There is no memory"),
         (["eval", "pg19", "--data", "OUT"], "There is no book"),
         (["eval", "pg19", "--data", "BOOK", "--start-token", "99999"], "too few"),
@@ -171,6 +174,8 @@ def test_interrupted_reading_is_saved_and_goes_on(tiny_model: Path, tmp_path: Pa
         (["train", "--data", "FULL", "--out", "EMPTY"], "is a file"),
         (["train", "--data", "FULL", "--out", "OUT", "--dtype", "int8"], "no dtype 'int8'"),
         (["train", "--data", "FULL", "--out", "OUT", "--device", "warp"], "'warp' cannot be used"),
+        (["train", "--data", "FULL", "--out", "OUT", "--batch", "3", "--micro", "2"], "--batch or --micro"),
+        (["train", "--data", "FULL", "--out", "OUT", "--recipe", "recall", "--batch", "8"], "leave --batch"),
         (["train", "--data", "FULL", "--out", "OUT", "--recipe", "key"], "official layout"),
         (["eval", "needles", "--data", "BOOK", "--length", "10"], "raise --keep or --length"),
         (["eval", "pubmedqa", "--data", "OUT", "--system", "pruned", "--keep", "0"], "official layout"),
@@ -264,6 +269,7 @@ def test_a_result_is_kept_and_not_computed_again(tiny_model: Path, book: Path, t
     assert first["n"] == 2
     assert first["command"].startswith("hiermem eval needles")
     assert result(*command) == first
+    assert "rerank" not in first["config"]["asking"]  # results from before it can be gone on with
     page = tmp_path / "page.md"
     assert str(page) in result("report", tmp_path / "out", "--page", page)["written"]
     done = run(*command[:-4], "--keep", "0.5", *command[-2:])

@@ -162,11 +162,22 @@ def test_retrieval_with_a_trained_part_and_a_second_look(tmp_path: Path) -> None
     items, known = pubmedqa.load(tmp_path, "test"), ["bm25", "lexical", "lexical and trained"]
     whole = retrieval.evaluate(items, model.config, model, Journal(None, {}))
     assert [row["system"] for row in whole["rows"]] == known
-    always = model.config.with_asking(rerank=2, doubt=9.0)
+    always = model.config.with_asking(rerank=2, margin=9.0)
     twice = retrieval.evaluate(items, always, model, Journal(tmp_path / "out.json", {}))
     assert [row["system"] for row in twice["rows"]] == [*known, "lexical and trained, reranked"]
     assert twice["rows"][:3] == whole["rows"]
-    assert retrieval.evaluate(items, always, model, Journal(tmp_path / "out.json", {})) == twice
+    other = lively(reader(config=model.config, seed=1))  # which is not asked: all is in the journal
+    assert retrieval.evaluate(items, always, other, Journal(tmp_path / "out.json", {})) == twice
+
+
+def test_reranking_decides_which_text_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pubmedqa(tmp_path)
+    items = pubmedqa.load(tmp_path, "test")
+    model = reader(config=settings().with_asking(rerank=3, margin=9.0))
+    monkeypatch.setattr(retrieval, "reranked", lambda _, hits, __: hits[::-1])
+    rows = retrieval.evaluate(items, model.config, model, Journal(None, {}))["rows"]
+    assert [row["recall_at_1"] for row in rows[1:]] == [1.0, 0.0]
+    assert rows[2]["recall_at_5"] == 1.0
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")

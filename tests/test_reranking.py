@@ -1,15 +1,15 @@
-"""A second look at what was recalled."""
+"""Reranking what was recalled by the likelihood of the question."""
 
 import pytest
 import torch
-from readers import reader, text_of
+from readers import reader, settings, text_of
 from torch.nn import functional as F
 
-from hiermem.asking import AskConfig, recall
-from hiermem.errors import InputError
+from hiermem.asking import AskConfig, prepare, recall
+from hiermem.errors import InputError, NonFiniteError
 from hiermem.memory.longterm import Hit, Record
 from hiermem.model import HierMemModel
-from hiermem.reranking import ASKED, WEIGHT, in_doubt, reranked
+from hiermem.reranking import PREFIX, WEIGHT, is_close, reranked
 
 QUESTION = "Who sailed north?"
 
@@ -20,43 +20,71 @@ def hit(segment: int, score: float, text: str = "") -> Hit:
 
 def expected(model: HierMemModel, found: Hit) -> float:
     """The question's log-likelihood after the text by one plain call, and the score."""
-    ids = [
+    text, prefix, asked = (
         model.tokenizer(part, add_special_tokens=False).input_ids
-        for part in (found.record.text.strip() + ASKED, f" {QUESTION}")
-    ]
-    whole, count = torch.tensor([ids[0] + ids[1]]), len(ids[1])
+        for part in (found.record.text.strip(), PREFIX, f" {QUESTION}")
+    )
+    whole, count = torch.tensor([[*model.tokenizer("").input_ids, *text, *prefix, *asked]]), len(asked)
     with torch.no_grad():
         logits = model.backbone(whole).logits[0, -count - 1 : -1]
     return WEIGHT * found.score - float(F.cross_entropy(logits, whole[0, -count:], reduction="sum"))
 
 
-def test_the_best_is_in_doubt_where_the_next_is_close() -> None:
-    assert in_doubt([hit(0, 10.0), hit(1, 8.5)], 0.2)
-    assert not in_doubt([hit(0, 10.0), hit(1, 7.5)], 0.2)
-    assert not in_doubt([hit(0, 10.0)], 0.2)
-    assert not in_doubt([hit(0, 0.0), hit(1, 0.0)], 0.2)  # nothing fits at all
+def some_hits() -> list[Hit]:
+    return [hit(n, score, text_of(6 + n, seed=n)) for n, score in enumerate((9.0, 8.8, 8.5, 8.4, 2.0))]
 
 
-def test_segments_are_ranked_by_score_and_likelihood_of_the_question() -> None:
-    model = reader()
-    hits = [hit(n, score, text_of(20 + n, seed=n)) for n, score in enumerate((9.0, 8.8, 8.5, 8.4, 2.0))]
+def test_scores_are_close_where_the_last_one_wanted_hardly_leads() -> None:
+    hits = [hit(0, 10.0), hit(1, 8.5), hit(2, 4.0)]
+    assert is_close(hits, 1, 0.2) and not is_close(hits, 1, 0.1)
+    assert is_close(hits, 2, 0.6) and not is_close(hits, 2, 0.2)
+    assert not is_close(hits, 3, 9.0) and not is_close(hits, 0, 9.0)  # all of them, none of them
+    assert is_close([hit(0, -1.0), hit(1, -1.1)], 1, 0.2)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_segments_are_ranked_by_score_and_likelihood_of_the_question(bos: bool) -> None:
+    model, hits = reader(bos=bos), some_hits()
     found = reranked(model, hits, QUESTION)
     assert found == sorted(hits, key=lambda one: -expected(model, one)) != hits
 
 
-def test_only_the_best_are_looked_at_and_only_in_doubt() -> None:
+def test_a_segment_beyond_the_trained_range_is_cut() -> None:
+    for family in ("llama", "opt"):
+        assert len(reranked(reader(family), [hit(0, 1.0, text_of(200)), hit(1, 1.0, "north")], QUESTION)) == 2
+
+
+def test_a_likelihood_that_is_not_finite_is_refused() -> None:
+    model = reader()
+    model.backbone.lm_head.weight.data[0] = torch.nan
+    with pytest.raises(NonFiniteError, match="float32"):
+        reranked(model, some_hits(), QUESTION)
+
+
+def test_what_is_recalled_and_shown_is_the_best_of_those_that_are_reranked() -> None:
     model = reader()
     memory = model.read(text_of(300))
     plain = recall(model, memory, QUESTION, 6)
-    for settings in (AskConfig(rerank=3, doubt=0.0), AskConfig(rerank=0, doubt=9.0)):
-        model.config.asking = settings
-        assert recall(model, memory, QUESTION, 6) == plain
-    model.config.asking = AskConfig(rerank=3, doubt=9.0)
-    found = recall(model, memory, QUESTION, 6)
-    assert found[:3] == reranked(model, plain[:3], QUESTION) and found[3:] == plain[3:]
-    assert recall(model, memory, QUESTION, 1) == found[:1]  # the best of three, of which one was wanted
+    for config in (AskConfig(rerank=6, margin=0.0), AskConfig(rerank=0, margin=9.0)):
+        model.config.asking = config
+        assert recall(model, memory, QUESTION, 2) == plain[:2]
+    before = prepare(model, memory, QUESTION, 2)
+    model.config.asking = AskConfig(rerank=6, margin=9.0)
+    found = recall(model, memory, QUESTION, 2)
+    assert found == reranked(model, plain, QUESTION)[:2] and set(found) != set(plain[:2])
+    after = prepare(model, memory, QUESTION, 2)
+    assert after.ids.tolist() != before.ids.tolist()
+    assert {source.segment for source in after.sources} <= {one.segment for one in found}
 
 
-def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(InputError, match="rerank and doubt"):
-        AskConfig(rerank=-1)
+@pytest.mark.parametrize("top_k", [0, 5, 8])
+def test_a_reranking_that_could_change_nothing_is_refused(top_k: int) -> None:
+    model = reader(config=settings(top_k=top_k).with_asking(rerank=5))
+    with pytest.raises(InputError, match=f"top_k from 1 to 4, not {top_k}"):
+        model.ask(model.read(text_of(60)), QUESTION)
+
+
+@pytest.mark.parametrize("bad", [{"rerank": -1}, {"margin": -0.1}])
+def test_what_cannot_be_is_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="rerank and margin"):
+        AskConfig(**bad)

@@ -54,7 +54,8 @@ class OptimizerConfig:
             raise InputError("Learning rates and the clip must be above 0, the weight decay not below it.")
         if min(self.batch, self.micro) < 1 or self.batch % self.micro:
             raise InputError(
-                f"A batch must be a multiple of what is computed at once, not {self.batch} of {self.micro}."
+                f"A batch must be a multiple of what is computed at once, not {self.batch} of {self.micro}: "
+                f"change --batch or --micro."
             )
 
     def rounds(self, world: int) -> int:
@@ -62,7 +63,7 @@ class OptimizerConfig:
         if self.batch % (self.micro * world):
             raise InputError(
                 f"A batch of {self.batch} samples does not divide into {world} processes that compute "
-                f"{self.micro} at once: start another number of them."
+                f"{self.micro} at once: start another number of them, or change --batch or --micro."
             )
         return self.batch // (self.micro * world)
 
@@ -223,6 +224,8 @@ class TorchEngine(Engine):
                     kind: tensor if kind == "step" else tensor.to(weight.device)  # AdamW counts on the CPU
                     for kind, tensor in own.items()
                 }
+        except torch.OutOfMemoryError:
+            raise
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
             raise damaged(path, error) from error
 

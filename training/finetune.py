@@ -239,9 +239,10 @@ def _evaluated(engine: Engine, samples: Drawer, config: TrainConfig) -> float:
 
 
 def _settings(config: TrainConfig, model: HierMemModel) -> dict[str, Any]:
-    """What a run must not change on the way; how long it is to be may."""
+    """What a run must not change on the way; how long it is to be, and how much is computed at once, may."""
     known = model.fingerprint()
     recipe = {name: value for name, value in asdict(config).items() if name not in ("steps", "save_every")}
+    recipe["optimizer"] = {name: value for name, value in recipe["optimizer"].items() if name != "micro"}
     recipe["groups"] = model.mamba.groups
     return {**recipe, **{name: known[name] for name in ("backbone", "tokenizer", "dtype")}}
 
@@ -312,8 +313,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--deepspeed", type=Path, help="DeepSpeed's configuration")
     parser.add_argument("--model", default="smollm2", help="a backbone, or a folder of an earlier training")
     parser.add_argument("--steps", type=int, help="in place of the recipe's")
-    parser.add_argument("--batch", type=int, help="samples of a step over all processes, likewise")
-    parser.add_argument("--micro", type=int, help="samples that a process computes at once, likewise")
+    parser.add_argument(
+        "--batch", type=int, help="samples of a step over all processes; default: the recipe's"
+    )
+    parser.add_argument(
+        "--micro", type=int, help="samples that a process computes at once; default: the recipe's"
+    )
     parser.add_argument(
         "--share", type=float, help="of the KV groups that heads replaces or heads-chosen leaves so"
     )

@@ -195,8 +195,10 @@ class TrainConfig:
             micro: samples that a process computes at once.
 
         Raises:
-            InputError: the one is no multiple of the other.
+            InputError: the one is no multiple of the other, or nothing is trained.
         """
+        if not self.steps and (batch or micro):
+            raise InputError("This recipe fits or chooses and trains nothing: leave --batch and --micro out.")
         given = {name: size for name, size in (("batch", batch), ("micro", micro)) if size is not None}
         return replace(self, optimizer=replace(self.optimizer, **given))
 
@@ -250,7 +252,7 @@ def isolated() -> TrainConfig:
         optimizer=OptimizerConfig(memory_rate=2e-3, batch=1, micro=1),
         steps=100,
         fitted=30,
-        evaluated=4,
+        evaluated=8,
         evaluate_every=20,
         save_every=5,
     )
@@ -284,8 +286,8 @@ def questions() -> TrainConfig:
         optimizer=OptimizerConfig(lora_rate=4e-4, batch=4, micro=4),
         trains=("lora",),
         steps=200,
-        evaluated=32,
-        evaluate_every=25,
+        evaluated=64,
+        evaluate_every=20,
     )
 
 

@@ -13,7 +13,7 @@ from hiermem.eval.journal import Journal
 from hiermem.eval.systems import word_index, words
 from hiermem.eval.tasks.pubmedqa import Item
 from hiermem.memory.longterm import Hit, LongTermMemory, Record
-from hiermem.reranking import in_doubt, reranked
+from hiermem.reranking import is_close, reranked
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
@@ -27,35 +27,36 @@ def evaluate(
 ) -> dict[str, Any]:
     """Share of questions whose own abstract is the best record, or among the five best.
 
-    BM25 and the lexical part of the search key stand beside the whole key, and that beside a second look.
+    BM25 and the lexical part of the search key stand beside the whole key, and that beside reranking.
 
     Args:
-        model: what makes the trained part of the search keys and looks again; None: neither is done.
+        model: what makes the trained part of the search keys and reranks; None: neither is done.
     """
     if not items:
         raise InputError("There is nothing to evaluate: raise --limit.")
-    hits = _found(items, LongTermMemory(config.longterm), [None] * len(items))
+    hits = _found(items, LongTermMemory(config.longterm), [None] * len(items), config.asking)
     ranks, keys = {"bm25": _bm25(items), "lexical": _segments(hits)}, "lexical"
     if model is not None and config.summary.search:
         rows = [
             journal.row(item.id, _embedded, model, item) for item in tqdm(items, desc="reading", disable=None)
         ]
         read = [(torch.tensor(row["embedding"]), torch.tensor(row["summary"])) for row in rows]
-        hits, keys = (
-            _found(items, LongTermMemory(config.longterm, model.summary), read),
-            "lexical and trained",
-        )
-        ranks[keys] = _segments(hits)
+        hits = _found(items, LongTermMemory(config.longterm, model.summary), read, config.asking)
+        keys = "lexical and trained"
+        ranks |= {keys: _segments(hits)}
     if model is not None and config.asking.rerank:
-        ranks[f"{keys}, reranked"] = _looked_again(items, hits, config.asking, model, journal)
+        ranks[f"{keys}, reranked"] = _reranked(items, hits, config.asking, model, journal)
     systems = [{"system": name, **_recall(found)} for name, found in ranks.items()]
     return {"metrics": _recall(list(ranks.values())[-1]), "n": len(items), "rows": systems}
 
 
 def _found(
-    items: Sequence[Item], memory: LongTermMemory, read: Sequence[tuple[Tensor, ...] | None]
+    items: Sequence[Item],
+    memory: LongTermMemory,
+    read: Sequence[tuple[Tensor, ...] | None],
+    config: AskConfig,
 ) -> list[list[Hit]]:
-    """The best records for each question.
+    """The best records for each question, as many as are counted or reranked.
 
     Args:
         read: memory embeddings of the abstract and summary of the question, where the model makes them.
@@ -65,7 +66,7 @@ def _found(
     for item, (embedding, _) in zip(items, pairs, strict=True):
         memory.write([Record(0, nothing, 0, len(item.abstract), item.abstract, embedding)])
     return [
-        memory.search(item.question, BEST, summary=summary)
+        memory.search(item.question, max(BEST, config.rerank), summary=summary)
         for item, (_, summary) in zip(items, pairs, strict=True)
     ]
 
@@ -74,24 +75,23 @@ def _segments(hits: Sequence[Sequence[Hit]]) -> list[list[int]]:
     return [[hit.segment for hit in found] for found in hits]
 
 
-def _looked_again(
+def _reranked(
     items: Sequence[Item],
     hits: Sequence[Sequence[Hit]],
     config: AskConfig,
     model: "HierMemModel",
     journal: Journal,
 ) -> list[list[int]]:
-    """The best records for each question, ranked again where the best one is in doubt."""
+    """The best records for each question, ranked again where scores leave open which is the best."""
 
     def row(item: Item, found: Sequence[Hit]) -> dict[str, Any]:
-        again = reranked(model, found[: config.rerank], item.question)
-        return {"best": [hit.segment for hit in (*again, *found[config.rerank :])]}
+        return {"best": _segments([reranked(model, found[: config.rerank], item.question)])[0]}
 
     ranks = _segments(hits)
-    doubtful = [place for place, found in enumerate(hits) if in_doubt(found, config.doubt)]
-    for place in tqdm(doubtful, desc="looking again", disable=None):
-        item = items[place]
-        ranks[place] = journal.row(f"{item.id} again", row, item, hits[place])["best"]
+    close = [place for place, found in enumerate(hits) if is_close(found, 1, config.margin)]
+    for place in tqdm(close, desc="reranking", disable=None):
+        best = journal.row(f"{items[place].id} reranked", row, items[place], hits[place])["best"]
+        ranks[place][: config.rerank] = best
     return ranks
 
 
@@ -104,7 +104,7 @@ def _bm25(items: Sequence[Item]) -> list[list[int]]:
 def _recall(ranks: list[list[int]]) -> dict[str, float]:
     return {
         "recall_at_1": sum(own in found[:1] for own, found in enumerate(ranks)) / len(ranks),
-        f"recall_at_{BEST}": sum(own in found for own, found in enumerate(ranks)) / len(ranks),
+        f"recall_at_{BEST}": sum(own in found[:BEST] for own, found in enumerate(ranks)) / len(ranks),
     }
 
 

@@ -143,6 +143,8 @@ def ask(
         hiermem ask book.hmem "Who is the captain?"
 
         hiermem ask ref.hmem "What does the with statement do?" --top-k 2 --json
+
+        hiermem ask book.hmem "Who is the captain?" --top-k 1 --rerank 5
     """
     from hiermem.memory.state import MemoryState
 
@@ -154,7 +156,7 @@ def ask(
         raise MemoryMissingError(f"There is no memory at {memory_dir}: check the path, or read a text first.")
     name, number = MemoryState.read_with(memory_dir)
     reader = opt.load_model(model or name or "smollm2", None, dtype or number or None, device)
-    reader.config = opt.reranking(reader.config, rerank)
+    reader.config.asking = opt.reranking(reader.config, rerank).asking
     memory = MemoryState.load(memory_dir, reader)
     start = time.perf_counter()
     answer = reader.ask(memory, question, top_k=top_k, max_new_tokens=max_new_tokens)

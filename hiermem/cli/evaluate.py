@@ -464,6 +464,8 @@ def _settings(
     settings = {"model": model, "dtype": numbers, "device": where.type, "data": data_hash(*data)}
     if known["working"]["head_shares"] is None:
         del known["working"]["head_shares"]
+    if not known["asking"]["rerank"]:  # as in results from before there was reranking
+        del known["asking"]["rerank"], known["asking"]["margin"]
     folder = saved_model(model)
     backbone = model if folder is None else HierMemConfig.from_saved(folder).backbone
     evictor = find_evictor(config.evictor, backbone, config.working.policy)
@@ -472,4 +474,7 @@ def _settings(
         known["namm"] = config.with_evictor(evictor).to_dict()["namm"]
     if folder is not None:
         settings["parameters"] = sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
+        adapter = folder / "adapter" / "adapter_model.safetensors"
+        if adapter.exists():
+            settings["adapter"] = sha256(adapter.read_bytes()).hexdigest()[:16]
     return settings | {name: known[name] for name in parts}

@@ -188,7 +188,10 @@ def train(
     ] = None,
     micro: Annotated[
         int | None,
-        typer.Option(min=1, help="Samples computed at once, as many as fit; default: the recipe's."),
+        typer.Option(
+            min=1,
+            help="Samples computed at once, a divisor of --batch; memory limits it; default: the recipe's.",
+        ),
     ] = None,
     share: Annotated[
         float | None,

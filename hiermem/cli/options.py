@@ -36,7 +36,11 @@ Positions = Annotated[str | None, typer.Option(help="Positions of old tokens: di
 TopK = Annotated[int | None, typer.Option("--top-k", min=0, help="Segments to recall for a question.")]
 Rerank = Annotated[
     int | None,
-    typer.Option(min=0, help="Segments, the best ones, that are read again where the best is in doubt."),
+    typer.Option(
+        min=0,
+        help="Rerank so many of the best segments by the likelihood of the question after each, where scores "
+        "are close, and recall fewer; default: the model's own, 0 (off).",
+    ),
 ]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the model's own.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")]
@@ -106,7 +110,7 @@ def configuration(
 
 
 def reranking(config: "HierMemConfig", rerank: int | None) -> "HierMemConfig":
-    """The same configuration with another number of segments that are read again, if one is given."""
+    """The same configuration with another number of segments that are reranked, if one is given."""
     return config if rerank is None else config.with_asking(rerank=rerank)
 
 
