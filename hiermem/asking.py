@@ -89,7 +89,11 @@ def ask(
     model: "HierMemModel", memory: MemoryState, question: str, top_k: int | None, max_new_tokens: int
 ) -> Answer:
     """Answer ``question`` from ``memory``, which stays as it is."""
-    prompt = prepare(model, memory, question, top_k)
+    return answered(model, prepare(model, memory, question, top_k), max_new_tokens)
+
+
+def answered(model: "HierMemModel", prompt: Prompt, max_new_tokens: int) -> Answer:
+    """The greedy answer to a prompt, whose memory moves on."""
     text, ended = model.continue_from(prompt.working, prompt.ids, max_new_tokens)
     answer, *others = text.split(_NEXT_QUESTION)
     return Answer(answer.strip(), prompt.sources, ended or bool(others))

@@ -233,6 +233,11 @@ def test_eval_tasks_report_json(tiny_model: Path, book: Path) -> None:
     )
     assert [row["length"] for row in passkey["rows"]] == [100, 200]
     assert all(row["n"] == 2 and 0 <= row["accuracy"] <= 1 for row in passkey["rows"])
+    closed = result(
+        *("eval", "passkey", "--haystack", book, "--model", tiny_model, "--lengths", "100", "--limit", 1),
+        *("--system", "closed"),
+    )
+    assert closed["config"]["system"] == "closed" and closed["rows"][0]["recalled"] == 0
 
 
 def test_a_calibration_is_read_with(book: Path, tmp_path: Path) -> None:

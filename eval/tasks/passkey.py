@@ -5,8 +5,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from hiermem.asking import answered
 from hiermem.eval.haystack import Haystack, hidden
 from hiermem.eval.journal import Journal
+from hiermem.eval.systems import new_system
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,16 +51,31 @@ def is_right(answer: str, key: str) -> bool:
     return number is not None and number.group() == key
 
 
+@torch.inference_mode()
 def evaluate(
     model: "HierMemModel",
+    system: str,
     haystack: str,
     lengths: "Sequence[int]",
     count: int,
     seed: int,
     journal: Journal,
+    keep: float | None = None,
 ) -> dict[str, Any]:
-    """Accuracy of the greedy answer for each length."""
+    """Accuracy of the greedy answer for each length.
+
+    Args:
+        keep: share of a text that `pruned` and `compressed` keep.
+    """
     from tqdm.auto import tqdm
+
+    asked = new_system(system, model, keep)
+
+    def row(example: Example) -> dict[str, Any]:
+        prompt = asked.prompt(asked.read(example.text), QUESTION)
+        answer = answered(model, prompt, max_new_tokens=16)
+        found = any(example.key in source.text for source in answer.sources)
+        return {"answer": answer.text, "right": is_right(answer.text, example.key), "recalled": found}
 
     texts = Haystack(model.tokenizer, haystack)
     sets = {length: examples(texts, length, count, seed) for length in lengths}
@@ -65,7 +84,7 @@ def evaluate(
         for length, made in sets.items():
             answers = []
             for index, example in enumerate(made):
-                answers.append(journal.row(f"{length}/{index}", _answer, model, example))
+                answers.append(journal.row(f"{length}/{index}", row, example))
                 bar.update()
             shares = {name: sum(a[name] for a in answers) / count for name in ("right", "recalled")}
             rows.append(
@@ -73,10 +92,3 @@ def evaluate(
             )
     mean = sum(row["accuracy"] for row in rows) / len(rows)
     return {"metrics": {"accuracy": mean}, "rows": rows, "n": len(rows) * count}
-
-
-def _answer(model: "HierMemModel", example: Example) -> dict[str, Any]:
-    memory = model.read(example.text, progress=False)
-    answer = model.ask(memory, QUESTION, max_new_tokens=16)
-    found = any(example.key in source.text for source in answer.sources)
-    return {"answer": answer.text, "right": is_right(answer.text, example.key), "recalled": found}

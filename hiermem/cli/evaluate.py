@@ -134,10 +134,12 @@ def passkey(
     ] = "1024,8192,32768",
     limit: Annotated[int, typer.Option(min=1, help="Examples per length.")] = 20,
     seed: opt.Seed = 0,
+    system: System = "hiermem",
     model: opt.Model = "smollm2",
     preset: opt.Preset = None,
     policy: opt.Policy = None,
     budget: opt.Budget = None,
+    keep: Keep = None,
     segment: opt.Segment = None,
     chunk: opt.Chunk = None,
     top_k: opt.TopK = None,
@@ -152,16 +154,22 @@ def passkey(
     Example:
 
         hiermem eval passkey --haystack book.txt --lengths 1024,8192 --limit 20 --seed 1
+
+        hiermem eval passkey --haystack book.txt --lengths 2048 --system full
     """
+    from hiermem.eval.systems import SYSTEMS, check_system
     from hiermem.eval.tasks import passkey as task
 
     wanted = opt.whole_numbers(lengths, "--lengths")
     text = opt.read_document(str(haystack))
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k, evictor=evictor)
-    settings = {"haystack": haystack.name, "lengths": wanted, "limit": limit, "seed": seed}
+    check_system(system, tuple(SYSTEMS))
+    settings = {"haystack": haystack.name, "lengths": wanted, "limit": limit, "seed": seed, "system": system}
+    settings |= _kept(keep, system, config)
 
     def run(journal: Journal) -> dict[str, Any]:
-        return task.evaluate(opt.load_model(model, config, dtype, device), text, wanted, limit, seed, journal)
+        reader = opt.load_model(model, config, dtype, device)
+        return task.evaluate(reader, system, text, wanted, limit, seed, journal, keep)
 
     known = _settings(model, config, dtype, device, [text])
     results.run("passkey", run, {**known, **settings}, out, json)
