@@ -100,7 +100,8 @@ class InContext(System[Opened]):
 
 
 class Pruned(InContext):
-    """The configured policy alone: pruned to the budget before the question is seen, and no recall.
+    """As configured but for recall: pruned to the budget before the question is seen, a trained memory handed
+    on around segments where the model has one.
 
     Args:
         keep: share of a prompt's tokens that a head keeps in the mean, in place of the configured budget.
@@ -119,6 +120,9 @@ class Pruned(InContext):
         shares, kept = config.head_shares, max(round(self.keep * tokens), 1)
         shares = None if shares is None else kept_shares(shares, self.model.mamba.groups)
         return replace(config, budget=budget_that_keeps(shares, tokens, kept, config.sinks))
+
+    def memory(self, tokens: int) -> WorkingMemory:
+        return self.model.new_working_memory(self.working(tokens), recurrent=True)
 
     def read(self, text: str) -> Opened:
         opened = super().read(text)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from readers import reader, settings, text_of, uneven
+from readers import lively, reader, settings, text_of, uneven
 
 from hiermem.asking import prepare, prompt_ids, prompt_text
+from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack, hidden
 from hiermem.eval.journal import Journal
@@ -30,6 +31,7 @@ from hiermem.eval.systems import (
     new_system,
 )
 from hiermem.eval.tasks import babilong, needles, pubmedqa
+from hiermem.memory.summary import SummaryConfig
 from hiermem.model import HierMemModel
 
 WIDE = settings(budget=512, update_interval=16, positions="absolute", policy="none")
@@ -132,6 +134,16 @@ def test_pruning_keeps_the_budget_before_the_question() -> None:
     model = reader(config=settings(policy="window", budget=24, update_interval=16))
     assert InContext(model).read(text_of(100)).working.live_tokens > 24
     assert Pruned(model).read(text_of(100)).working.live_tokens == 24
+
+
+def test_what_is_pruned_hands_on_a_trained_memory() -> None:
+    config = HierMemConfig(**{**settings().settings(), "summary": SummaryConfig(tokens=2, width=8)})
+    model = lively(reader(config=config))
+    with torch.inference_mode():
+        left = Pruned(model).read(text_of(100)).working
+        assert left.recurrence is not None
+        assert len(left.recurrence.past[0]) == left.seen[0] // config.segment > 1
+        assert InContext(model).read(text_of(100)).working.recurrence is None
 
 
 @torch.inference_mode()

@@ -182,8 +182,8 @@ def needles(
     system: Annotated[
         str,
         typer.Option(
-            help="pruned: the policy alone, while it reads; compressed: once all was read, as kvpress does; "
-            "full: all kept; hiermem: with recall."
+            help="pruned: without recall, by the policy while it reads; compressed: once all was read, as "
+            "kvpress does; full: all kept; hiermem: with recall."
         ),
     ] = "pruned",
     policy: opt.Policy = None,
