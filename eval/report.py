@@ -101,7 +101,7 @@ def _named(
         counts = Counter(cell for report in members for cell in cells(report))
         double = [r for r in members if any(counts[cell] > 1 for cell in cells(r))]
         flat = [dict(_flat(report["config"])) for report in double]
-        keys = [key for key in (flat[0] if flat else ()) if key != shown]
+        keys = dict.fromkeys(key for own in flat for key in own if key != shown)
         differ = [key for key in keys if len({str(f.get(key)) for f in flat}) > 1]
         for report in members:
             own = dict(_flat(report["config"]))

@@ -131,8 +131,8 @@ class Pruned(InContext):
 
 
 class Compressed(Pruned):
-    """The configured policy as libraries that compress a cache use theirs: all of a text is read, then a
-    single decision is made."""
+    """The same as libraries that compress a cache do it: all of a text is read, then a single decision is
+    made."""
 
     name = "compressed"
 

@@ -11,14 +11,11 @@ from hiermem.memory.longterm import Hit, Record
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
 from hiermem.passages import Source, select
-from hiermem.reranking import is_close, reranked
+from hiermem.reranking import PREFIX, is_close, reranked
 from hiermem.text import check_text, from_beginning
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
-
-# A small model may go on with a question of its own.
-_NEXT_QUESTION = "\n\nQuestion:"
 
 
 @dataclass
@@ -49,8 +46,10 @@ class AskConfig:
             raise InputError(f"passage_characters must not be negative, not {self.passage_characters}.")
         if not 0 <= self.least_score <= 1:
             raise InputError(f"least_score must be between 0 and 1, not {self.least_score}.")
-        if self.rerank < 0 or self.margin < 0:
-            raise InputError(f"rerank and margin must not be negative, not {self.rerank} and {self.margin}.")
+        if self.rerank < 0 or self.rerank == 1 or self.margin < 0:
+            raise InputError(
+                f"rerank must be 0 or at least 2, margin not negative; not {self.rerank}, {self.margin}."
+            )
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def ask(
 def answered(model: "HierMemModel", prompt: Prompt, max_new_tokens: int) -> Answer:
     """The greedy answer to a prompt, whose memory moves on."""
     text, ended = model.continue_from(prompt.working, prompt.ids, max_new_tokens)
-    answer, *others = text.split(_NEXT_QUESTION)
+    answer, *others = text.split(PREFIX)
     return Answer(answer.strip(), prompt.sources, ended or bool(others))
 
 
@@ -127,13 +126,13 @@ def recall(
 
     wanted = is_gone if leave_out_held else lambda _: True
     config = model.config.asking
-    if config.rerank and not 0 < k < config.rerank:
-        raise InputError(
-            f"Of {config.rerank} segments that are reranked fewer are recalled: give a top_k from 1 to "
-            f"{config.rerank - 1}, not {k}, or another rerank."
-        )
     if not k:
         return []
+    if config.rerank and k >= config.rerank:
+        raise InputError(
+            f"Reranking {config.rerank} segments changes nothing where {k} are recalled: give a top_k below "
+            f"{config.rerank}."
+        )
     longterm, summary = memory.longterm, None
     if longterm.summary is not None:
         summary = model.summarise(question)

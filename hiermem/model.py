@@ -128,7 +128,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         if unknown:
             raise InputError(f"There is no option {unknown[0]!r}: memory settings go into config.")
         folder = Path(name_or_path)
-        origin = str(folder.resolve() if folder.is_dir() else name_or_path)
+        origin = str(folder.resolve() if (folder / "config.json").is_file() else name_or_path)
         if (saved := saved_model(str(folder))) is not None:
             model = cls._from_saved(saved, config, dtype=dtype, device=device)
             model.name_or_path = origin
@@ -191,6 +191,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
             for file in sorted(files, key=lambda file: file.name == "config.json"):
                 (folder / file).parent.mkdir(exist_ok=True)
                 (staging / file).replace(folder / file)
+        self.name_or_path = str(folder.resolve())
 
     def memory_parameters(self) -> dict[str, Tensor]:
         """The parameters that are hiermem's own and in use, by name, contiguous and on the CPU."""

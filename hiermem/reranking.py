@@ -23,7 +23,7 @@ WEIGHT = 1.0
 """Nats that a unit of the score counts; chosen for the lexical search key (docs/lab-notes.md)."""
 
 PREFIX = "\n\nQuestion:"
-"""What stands between a segment and the question."""
+"""What stands between a segment and the question, and where a small model asks itself the next one."""
 
 
 def is_close(hits: Sequence[Hit], wanted: int, margin: float) -> bool:

@@ -18,7 +18,10 @@ class Reader(Protocol):
 
     Attributes:
         summary: the parameters of the memory embeddings; None where they are off.
+        name_or_path: what it was loaded by; empty where it has no name.
     """
+
+    name_or_path: str
 
     summary: SummaryMemory | None
 
@@ -156,7 +159,7 @@ class MemoryState:
             working.load_state(tensors, info["working"]["bookkeeping"])
             settings = LongTermConfig(**info["longterm"]["config"])
             longterm = LongTermMemory.from_tensors(settings, files, model.summary)
-            name = str(info.get("model", ""))  # younger than the format
+            name = model.name_or_path or str(info.get("model", ""))  # younger than the format
             return cls(working, longterm, int(info["segment"]), info["fingerprint"], name)
         except InputError as error:
             raise MemoryIncompatibleError(f"The memory at {path} cannot be used here. {error}") from error
@@ -170,7 +173,7 @@ class MemoryState:
         """Name of the model that a saved memory was read with, and its dtype; empty where it is not known.
 
         Raises:
-            MemoryMissingError, MemoryCorruptError, MemoryTooNewError: see `hiermem.errors`.
+            MemoryMissingError, MemoryCorruptError, MemoryTooNewError, MemoryFileError: see `hiermem.errors`.
         """
         info = read_info(path)
         return str(info.get("model", "")), str(info.get("fingerprint", {}).get("dtype", ""))

@@ -115,10 +115,10 @@ def load_directory(
 
 
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the info at ``path`` alone, verified; the files with tensors are not looked at.
+    """Return the info at ``path`` alone, verified as the manifest is; files with tensors are not looked at.
 
     Raises:
-        MemoryMissingError, MemoryCorruptError, MemoryTooNewError: as `load_directory`.
+        MemoryMissingError, MemoryCorruptError, MemoryTooNewError, MemoryFileError: as `load_directory`.
     """
     return _read_manifest(Path(path)).info
 

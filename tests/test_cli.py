@@ -1,6 +1,7 @@
 """The command line: what it prints, and how it refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,23 @@ def test_ask_quotes_the_document(tiny_model: Path, book: Path, memory: Path) -> 
     assert {**own, "seconds": 0} == {**answer, "seconds": 0}
     best = result("ask", memory, "What is the pass key?", "--top-k", 1, "--rerank", 3, "--max-new-tokens", 4)
     assert len({source["segment"] for source in best["sources"]}) == 1
+
+
+def test_a_memory_is_asked_as_it_was_read(
+    tiny_model: Path, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its dtype, with its model from wherever it is called, and with the policy that is given again."""
+    shutil.copytree(tiny_model, tmp_path / "model")
+    out, question = tmp_path / "book.hmem", "What is the pass key?"
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        settings = ["--model", "model", "--policy", "namm", "--dtype", "bfloat16", *SMALL]
+        result("read", book, "--out", out, *settings)
+    again = ["--policy", "namm", "--max-new-tokens", 4]
+    assert result("ask", out, question, *again)["sources"]
+    (tmp_path / "model").rename(tmp_path / "moved")
+    assert_refused(run("ask", out, question, *again), "give --model if it has moved")
+    assert result("ask", out, question, *again, "--model", tmp_path / "moved")["sources"]
 
 
 def test_reading_again_reads_nothing_and_a_longer_text_goes_on(
@@ -130,7 +148,8 @@ def test_interrupted_reading_is_saved_and_goes_on(tiny_model: Path, tmp_path: Pa
         (["ask", "MEMORY", " "], "question is empty"),
         (["ask", "OUT", "Why?"], "There is no memory"),
         (["ask", "MEMORY", "Why?", "--model", "OTHER"], "another"),
-        (["ask", "MEMORY", "Why?", "--rerank", "5"], "give a top_k from 1 to 4"),
+        (["ask", "MEMORY", "Why?", "--rerank", "5"], "give a top_k below 5"),
+        (["ask", "MEMORY", "Why?", "--rerank", "1"], "0 or at least 2"),
         (["verify", "OUT"], "There is no memory"),
         (["eval", "pg19", "--data", "OUT"], "There is no book"),
         (["eval", "pg19", "--data", "BOOK", "--start-token", "99999"], "too few"),
@@ -232,12 +251,13 @@ def test_eval_tasks_report_json(tiny_model: Path, book: Path) -> None:
         2,
     )
     assert [row["length"] for row in passkey["rows"]] == [100, 200]
+    assert "system" not in passkey["config"] and all(0 <= row["recalled"] <= 1 for row in passkey["rows"])
     assert all(row["n"] == 2 and 0 <= row["accuracy"] <= 1 for row in passkey["rows"])
     closed = result(
         *("eval", "passkey", "--haystack", book, "--model", tiny_model, "--lengths", "100", "--limit", 1),
         *("--system", "closed"),
     )
-    assert closed["config"]["system"] == "closed" and closed["rows"][0]["recalled"] == 0
+    assert closed["config"]["system"] == "closed" and "recalled" not in closed["rows"][0]
 
 
 def test_a_calibration_is_read_with(book: Path, tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_retrieval_on_the_official_layout(tmp_path: Path) -> None:
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
-def test_retrieval_with_a_trained_part_and_a_second_look(tmp_path: Path) -> None:
+def test_retrieval_with_a_trained_part_and_reranking(tmp_path: Path) -> None:
     write_pubmedqa(tmp_path)
     summary = SummaryConfig(tokens=2, width=8, search=6)
     model = lively(reader(config=HierMemConfig(**{**settings().settings(), "summary": summary})))
@@ -178,6 +178,16 @@ def test_reranking_decides_which_text_is_found(tmp_path: Path, monkeypatch: pyte
     rows = retrieval.evaluate(items, model.config, model, Journal(None, {}))["rows"]
     assert [row["recall_at_1"] for row in rows[1:]] == [1.0, 0.0]
     assert rows[2]["recall_at_5"] == 1.0
+
+
+def test_more_than_are_counted_may_be_reranked(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"fever {'other ' * n}" for n in range(7)]  # found in this order, whatever is asked
+    items = [pubmedqa.Item(str(n), "fever", text, "", "yes") for n, text in enumerate(texts)]
+    model = reader(config=settings().with_asking(rerank=7, margin=9.0))
+    monkeypatch.setattr(retrieval, "reranked", lambda _, hits, __: hits[::-1])
+    plain, again = retrieval.evaluate(items, model.config, model, Journal(None, {}))["rows"][1:]
+    assert plain["recall_at_5"] == again["recall_at_5"] == pytest.approx(5 / 7)
+    assert plain["recall_at_1"] == again["recall_at_1"] == pytest.approx(1 / 7)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")

@@ -197,7 +197,7 @@ class TrainConfig:
         Raises:
             InputError: the one is no multiple of the other, or nothing is trained.
         """
-        if not self.steps and (batch or micro):
+        if not self.steps and (batch is not None or micro is not None):
             raise InputError("This recipe fits or chooses and trains nothing: leave --batch and --micro out.")
         given = {name: size for name, size in (("batch", batch), ("micro", micro)) if size is not None}
         return replace(self, optimizer=replace(self.optimizer, **given))

@@ -10,7 +10,7 @@ import torch
 from hiermem.asking import answered
 from hiermem.eval.haystack import Haystack, hidden
 from hiermem.eval.journal import Journal
-from hiermem.eval.systems import new_system
+from hiermem.eval.systems import HierMem, new_system
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,8 +74,10 @@ def evaluate(
     def row(example: Example) -> dict[str, Any]:
         prompt = asked.prompt(asked.read(example.text), QUESTION)
         answer = answered(model, prompt, max_new_tokens=16)
-        found = any(example.key in source.text for source in answer.sources)
-        return {"answer": answer.text, "right": is_right(answer.text, example.key), "recalled": found}
+        scored = {"answer": answer.text, "right": is_right(answer.text, example.key)}
+        if system == HierMem.name:
+            scored["recalled"] = any(example.key in source.text for source in answer.sources)
+        return scored
 
     texts = Haystack(model.tokenizer, haystack)
     sets = {length: examples(texts, length, count, seed) for length in lengths}
@@ -86,9 +88,7 @@ def evaluate(
             for index, example in enumerate(made):
                 answers.append(journal.row(f"{length}/{index}", row, example))
                 bar.update()
-            shares = {name: sum(a[name] for a in answers) / count for name in ("right", "recalled")}
-            rows.append(
-                {"length": length, "accuracy": shares["right"], "recalled": shares["recalled"], "n": count}
-            )
+            shares = {name: sum(a[name] for a in answers) / count for name in answers[0] if name != "answer"}
+            rows.append({"length": length, "accuracy": shares.pop("right"), **shares, "n": count})
     mean = sum(row["accuracy"] for row in rows) / len(rows)
     return {"metrics": {"accuracy": mean}, "rows": rows, "n": len(rows) * count}

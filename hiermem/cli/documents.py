@@ -129,14 +129,21 @@ def ask(
     model: Annotated[
         str | None, typer.Option(help="Model to answer with; default: the one that the memory was read with.")
     ] = None,
+    preset: opt.Preset = None,
+    policy: opt.Policy = None,
+    evictor: opt.EvictorName = "auto",
     top_k: opt.TopK = None,
     rerank: opt.Rerank = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length limit of the answer in tokens.")] = 64,
-    dtype: opt.Dtype = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; default: that of the memory.")
+    ] = None,
     device: opt.Device = None,
     json: opt.Json = False,
 ) -> None:
     """Answer a question from a saved memory, with sources.
+
+    A memory that was read with a --preset, --policy or --evictor is asked with the same ones.
 
     Examples:
 
@@ -155,7 +162,16 @@ def ask(
     if not memory_dir.is_dir():  # before the model is loaded
         raise MemoryMissingError(f"There is no memory at {memory_dir}: check the path, or read a text first.")
     name, number = MemoryState.read_with(memory_dir)
-    reader = opt.load_model(model or name or "smollm2", None, dtype or number or None, device)
+    chosen = model or name or "smollm2"
+    config = opt.configuration(chosen, preset, policy, evictor=evictor)
+    try:
+        reader = opt.load_model(chosen, config, dtype or number or None, device)
+    except InputError as error:
+        if model or not name:
+            raise
+        raise InputError(
+            f"{error} The memory at {memory_dir} was read with that model: give --model if it has moved."
+        ) from error
     reader.config.asking = opt.reranking(reader.config, rerank).asking
     memory = MemoryState.load(memory_dir, reader)
     start = time.perf_counter()

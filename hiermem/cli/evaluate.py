@@ -151,21 +151,22 @@ def passkey(
 ) -> None:
     """Find a five-digit key in a long text: greedy answer, exact match.
 
-    Example:
+    Examples:
 
         hiermem eval passkey --haystack book.txt --lengths 1024,8192 --limit 20 --seed 1
 
         hiermem eval passkey --haystack book.txt --lengths 2048 --system full
     """
-    from hiermem.eval.systems import SYSTEMS, check_system
+    from hiermem.eval.systems import SYSTEMS, HierMem, check_system
     from hiermem.eval.tasks import passkey as task
 
     wanted = opt.whole_numbers(lengths, "--lengths")
     text = opt.read_document(str(haystack))
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k, evictor=evictor)
     check_system(system, tuple(SYSTEMS))
-    settings = {"haystack": haystack.name, "lengths": wanted, "limit": limit, "seed": seed, "system": system}
+    settings = {"haystack": haystack.name, "lengths": wanted, "limit": limit, "seed": seed}
     settings |= _kept(keep, system, config)
+    settings |= {} if system == HierMem.name else {"system": system}  # as before there were others
 
     def run(journal: Journal) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device)
@@ -366,7 +367,7 @@ def retrieval(
 ) -> None:
     """Find each PubMedQA question's own abstract among all abstracts.
 
-    Example:
+    Examples:
 
         hiermem eval retrieval --data pubmedqa --split test --limit 300 --json
 

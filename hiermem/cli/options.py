@@ -38,8 +38,8 @@ Rerank = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Rerank so many of the best segments by the likelihood of the question after each, where scores "
-        "are close, and recall fewer; default: the model's own, 0 (off).",
+        help="Rerank so many of the best segments, more than --top-k, by the likelihood of the question "
+        "after each, where scores are close; default: the model's own, 0 (off).",
     ),
 ]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the model's own.")]
