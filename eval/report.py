@@ -100,13 +100,28 @@ def _named(
     for name, members in groups.items():
         counts = Counter(cell for report in members for cell in cells(report))
         double = [r for r in members if any(counts[cell] > 1 for cell in cells(r))]
-        flat = [dict(_flat(report["config"])) for report in double]
-        keys = dict.fromkeys(key for own in flat for key in own if key != shown)
-        differ = [key for key in keys if len({str(f.get(key)) for f in flat}) > 1]
+        flat = [(tuple(cells(report)), dict(_flat(report["config"]))) for report in double]
+        differ = _telling_apart(flat, shown)
         for report in members:
             own = dict(_flat(report["config"]))
             named.append((", ".join([name, *(f"{key} {own.get(key)}" for key in differ)]), report))
     return named
+
+
+def _telling_apart(flat: Sequence[tuple[tuple[Any, ...], dict[str, Any]]], shown: str) -> list[str]:
+    """The first settings by which all that share a cell differ.
+
+    Args:
+        flat: cells and settings of each report.
+    """
+    keys = dict.fromkeys(key for _, own in flat for key in own if key != shown)
+    chosen: list[str] = []
+    for key in keys:
+        if len({(cell, *(str(own.get(k)) for k in chosen)) for cell, own in flat}) == len(flat):
+            break
+        if len({str(own.get(key)) for _, own in flat}) > 1:
+            chosen.append(key)
+    return chosen
 
 
 def _flat(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -106,6 +106,17 @@ def test_results_that_differ_stand_in_rows_of_their_own(tmp_path: Path) -> None:
     assert "| attention, chunk 1 | 0.250 | 0.250 |" in page
 
 
+def test_a_setting_that_only_some_have_tells_them_apart(tmp_path: Path) -> None:
+    """By the first one that does: what follows from it is left out."""
+    for name, value, more in (("a", 0.25, {}), ("b", 0.75, {"adapter": "new", "rank": 8})):
+        rows = [{"length": 1024, "accuracy": value, "n": 4}]
+        config = {"working": WORKING, **more}
+        write(tmp_path, name, "passkey", {"accuracy": value}, config, rows=rows)
+    page = build(tmp_path, tmp_path / "page.md")[0].read_text("utf-8")
+    assert "| hiermem (attention), adapter None | 0.25, n 4 |" in page
+    assert "| hiermem (attention), adapter new | 0.75, n 4 |" in page
+
+
 def test_shares_of_the_gap_are_of_the_same_text(tmp_path: Path) -> None:
     for tokens, worst in ((100, 30.0), (200, 40.0)):
         for name, given in {
