@@ -347,6 +347,7 @@ def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_saved_model_comes_back_the_same(plain_folder: Path, tmp_path: Path) -> None:
     model = HierMemModel.from_pretrained(plain_folder, config=settings(8, policy="window", budget=20))
+    assert model.new_memory().model == str(plain_folder)
     model.save_pretrained(tmp_path)
     again = HierMemModel.from_pretrained(tmp_path)
     assert again.config.settings() == model.config.settings()
@@ -359,7 +360,7 @@ def test_a_saved_model_comes_back_the_same(plain_folder: Path, tmp_path: Path) -
     assert_same_memory(again.read(text), model.read(text), atol=0.0)
     own = again.read(text)
     assert own.fingerprint == model.fingerprint()
-    assert (own.model, model.read(text).model) == (str(tmp_path), str(plain_folder))
+    assert own.model == model.read(text).model == str(tmp_path)  # where both are found again
 
 
 def test_a_saved_model_holds_no_backbone_weights(plain_folder: Path, tmp_path: Path) -> None:
