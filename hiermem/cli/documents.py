@@ -131,7 +131,9 @@ def ask(
     ] = None,
     preset: opt.Preset = None,
     policy: opt.Policy = None,
-    evictor: opt.EvictorName = "auto",
+    evictor: Annotated[
+        str | None, typer.Option(help="As the memory was read with; default: the model's own.")
+    ] = None,
     top_k: opt.TopK = None,
     rerank: opt.Rerank = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length limit of the answer in tokens.")] = 64,
