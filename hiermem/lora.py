@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 from hiermem.errors import InputError
 
 FOLDER = "adapter"
+ADAPTER = f"{FOLDER}/adapter_model.safetensors"
+"""The weights in a saved model's folder, as PEFT calls them."""
 
 
 @dataclass(frozen=True)

@@ -34,16 +34,17 @@ def evaluate(
     """
     if not items:
         raise InputError("There is nothing to evaluate: raise --limit.")
-    hits = _found(items, LongTermMemory(config.longterm), [None] * len(items), config.asking)
+    counted = max(BEST, config.asking.rerank)
+    hits = _found(items, LongTermMemory(config.longterm), [None] * len(items), counted)
     ranks, keys = {"bm25": _bm25(items), "lexical": _segments(hits)}, "lexical"
     if model is not None and config.summary.search:
         rows = [
             journal.row(item.id, _embedded, model, item) for item in tqdm(items, desc="reading", disable=None)
         ]
         read = [(torch.tensor(row["embedding"]), torch.tensor(row["summary"])) for row in rows]
-        hits = _found(items, LongTermMemory(config.longterm, model.summary), read, config.asking)
+        hits = _found(items, LongTermMemory(config.longterm, model.summary), read, counted)
         keys = "lexical and trained"
-        ranks |= {keys: _segments(hits)}
+        ranks[keys] = _segments(hits)
     if model is not None and config.asking.rerank:
         ranks[f"{keys}, reranked"] = _reranked(items, hits, config.asking, model, journal)
     systems = [{"system": name, **_recall(found)} for name, found in ranks.items()]
@@ -54,9 +55,9 @@ def _found(
     items: Sequence[Item],
     memory: LongTermMemory,
     read: Sequence[tuple[Tensor, ...] | None],
-    config: AskConfig,
+    count: int,
 ) -> list[list[Hit]]:
-    """The best records for each question, as many as are counted or reranked.
+    """The ``count`` best records for each question.
 
     Args:
         read: memory embeddings of the abstract and summary of the question, where the model makes them.
@@ -66,7 +67,7 @@ def _found(
     for item, (embedding, _) in zip(items, pairs, strict=True):
         memory.write([Record(0, nothing, 0, len(item.abstract), item.abstract, embedding)])
     return [
-        memory.search(item.question, max(BEST, config.rerank), summary=summary)
+        memory.search(item.question, count, summary=summary)
         for item, (_, summary) in zip(items, pairs, strict=True)
     ]
 
@@ -85,7 +86,8 @@ def _reranked(
     """The best records for each question, ranked again where scores leave open which is the best."""
 
     def row(item: Item, found: Sequence[Hit]) -> dict[str, Any]:
-        return {"best": _segments([reranked(model, found[: config.rerank], item.question)])[0]}
+        best = reranked(model, found[: config.rerank], item.question)
+        return {"best": [hit.segment for hit in best]}
 
     ranks = _segments(hits)
     close = [place for place, found in enumerate(hits) if is_close(found, 1, config.margin)]

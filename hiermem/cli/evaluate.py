@@ -462,6 +462,7 @@ def _settings(
     from hiermem.config import HierMemConfig
     from hiermem.evictor import find_evictor
     from hiermem.loading import native_dtype, saved_model
+    from hiermem.lora import ADAPTER
 
     where = opt.usable_device(device)
     numbers = dtype or f"{native_dtype(torch.bfloat16, where)}".removeprefix("torch.")
@@ -482,8 +483,8 @@ def _settings(
         settings["evictor"] = evictor.digest
         known["namm"] = config.with_evictor(evictor).to_dict()["namm"]
     if folder is not None:
-        settings["parameters"] = sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
-        adapter = folder / "adapter" / "adapter_model.safetensors"
-        if adapter.exists():
-            settings["adapter"] = sha256(adapter.read_bytes()).hexdigest()[:16]
+        weights = {"parameters": folder / "model.safetensors", "adapter": folder / ADAPTER}
+        for part, file in weights.items():
+            if file.exists():
+                settings[part] = sha256(file.read_bytes()).hexdigest()[:16]
     return settings | {name: known[name] for name in parts}
