@@ -83,7 +83,7 @@ def _attend(
         _show_attention(memory, layer, grouped.unflatten(2, (H // G, Q)), visible, scaling, softcap)
     fading = memory.fading
     if fading is not None and (groups := fading.heads.of_layer(layer)):
-        own = memory.fade(layer, query, key, value)
+        own = memory.fade(layer, query, key, value, scaling, softcap)
         outputs = fading.placed(outputs, groups, own.reshape(B, len(groups), (H // G) * Q, -1), layer)
     output = _in_place(outputs, G)
     # Whatever layout the kernel left, one copy gives the one that the model expects.

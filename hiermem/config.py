@@ -16,7 +16,8 @@ from hiermem.memory.policies import ForgetPolicy, NammConfig
 from hiermem.memory.summary import SummaryConfig
 from hiermem.memory.working import WorkingMemoryConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: Mamba heads looked at nothing."""
 
 _PARTS: dict[str, type] = {
     "working": WorkingMemoryConfig,
@@ -117,7 +118,9 @@ class HierMemConfig(PreTrainedConfig):
                     f"The model at {folder} is in format {version} and this version reads up to "
                     f"{FORMAT_VERSION}: upgrade hiermem."
                 )
-            return cls.from_dict(values)
+            if version < 2 and values.get("mamba"):
+                values["mamba"] = {"window": 0, **values["mamba"]}
+            return cls.from_dict(values | {"format_version": FORMAT_VERSION})
         except (OSError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise

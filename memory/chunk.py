@@ -19,6 +19,7 @@ class Chunk:
         positions: true positions of the tokens, ``[B, Q]`` int64, -1 for padding.
         frames: positions the backbone is shown, ``[B, lead + Q + tail]`` int64.
         valid: number of real tokens in each row.
+        seen: tokens that each row had read before.
         padded: whether any row has padding.
         lead: embeddings before the tokens: a segment begins in some row.
         tail: embeddings after the tokens: a segment ends in some row.
@@ -28,6 +29,7 @@ class Chunk:
     positions: Tensor
     frames: Tensor
     valid: tuple[int, ...]
+    seen: tuple[int, ...]
     padded: bool
     lead: int = 0
     tail: int = 0

@@ -3,8 +3,9 @@
 Dimension names: B batch, H query heads, G KV heads, T columns that the backbone reads, D head width.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from copy import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from hiermem.memory.chunk import Chunk
 from hiermem.memory.heads import Heads
 from hiermem.memory.mamba import Columns, HeadState, MambaHeads
-from hiermem.memory.positions import Rotary
+from hiermem.memory.nearby import Near, View, look, view_of
 
 
 class Fading:
@@ -35,6 +36,7 @@ class Fading:
         self._decided: dict[int, HeadState] = {}
         self._pending: dict[int, HeadState] = {}
         self._columns: Columns | None = None
+        self._views: dict[int | None, View] = {}
 
     # ---- reading one chunk
 
@@ -45,28 +47,46 @@ class Fading:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rotary: Rotary | None,
         there: Tensor | None,
+        scaling: float,
+        softcap: float | None,
     ) -> Tensor:
         """Outputs ``[B, H', T, D]`` of the layer's H' replaced query heads.
 
         Args:
-            query: ``[B, H, T, D]``, of all the layer's heads; key, value: ``[B, G, T, D]``.
-            rotary: how query and key were rotated, at the chunk's frames; a Mamba head knows no positions.
-            there: which columns of the chunk's lead may be seen, ``[B, lead]`` bool; None: all.
+            query: ``[B, H, T, D]``, of all the layer's heads; key, value: ``[B, G, T, D]``, rotated at the
+                chunk's frames.
+            there: which columns before the present segment may be seen, ``[B, P]`` bool; None: all.
+            scaling, softcap: of attention's logits.
         """
-        groups = self.heads.of_layer(layer)
+        groups, rotary = self.heads.of_layer(layer), self.heads.shapes[layer].rotary
         query = query.unflatten(1, (key.shape[1], -1))[:, groups].flatten(1, 2)
         key, value = key[:, groups], value[:, groups]
-        if rotary is not None:
+        known = self.states.get(layer)
+        said, near = None, None
+        if (config := self.heads.config).window:
+            before = None if known is None else known.near
+            if before is None:
+                before = Near.nothing(torch.cat((key, value), dim=-1), config.sinks, config.window)
+            view = self._view(layer, chunk, before, there)
+            said, near = look(query, key, value, view, before, scaling, softcap)
+        if rotary is not None:  # the recurrence knows no positions
             back = -chunk.frames.unsqueeze(1)
             query, key = (rotary.turn(t, back.expand(t.shape[:3])) for t in (query, key))
         if self._columns is None:
-            self._columns = columns_of(chunk, there)
-        before = None if (known := self.states.get(layer)) is None else (known.tail, known.state)
-        output, tail, state = self.heads(layer, query, key, value, self._columns, before)
-        self._pending[layer] = HeadState(tail, state)
-        return output.to(value.dtype)
+            self._columns = columns_of(chunk, there if chunk.lead else None)
+        carried = None if known is None else (known.tail, known.state)
+        output, tail, state = self.heads(layer, query, key, value, self._columns, carried)
+        self._pending[layer] = HeadState(tail, state, near)
+        return (output if said is None else output + said).to(value.dtype)
+
+    def _view(self, layer: int, chunk: Chunk, before: Near, there: Tensor | None) -> View:
+        """How the layer's heads look at the chunk; the same for all layers with the same sliding window."""
+        config, sliding = self.heads.config, self.heads.shapes[layer].window
+        if sliding not in self._views:
+            prompt = chunk.lead or before.prompt.shape[2]
+            self._views[sliding] = view_of(chunk, config.sinks, config.window, prompt, there, sliding)
+        return self._views[sliding]
 
     def placed(
         self, outputs: list[tuple[Heads, Tensor]], groups: list[int], own: Tensor, layer: int
@@ -84,26 +104,40 @@ class Fading:
         """Take in what the present chunk leaves."""
         self.states = {**self.states, **self._pending}
 
+    def moved(self, shift: Sequence[int]) -> None:
+        """The frame of each row's next token has moved by ``shift``: the last tokens go along.
+
+        The first tokens stay where they are, as those at the far edge of a cache do.
+        """
+        for layer, state in self.states.items():
+            rotary = self.heads.shapes[layer].rotary
+            if state.near is None or rotary is None:
+                continue
+            keys, values = state.near.last.chunk(2, dim=-1)
+            by = torch.tensor(shift, device=keys.device).view(-1, 1, 1).expand(keys.shape[:3])
+            last = torch.cat((rotary.turn(keys, by), values), dim=-1)
+            self.states = {**self.states, layer: replace(state, near=replace(state.near, last=last))}
+
     def decided(self) -> None:
         """Note that a decision was made here: `rewind` comes back to it."""
         self._decided = self.states
 
     def forget_chunk(self) -> None:
         """Drop what belongs to the present chunk alone."""
-        self._pending, self._columns = {}, None
+        self._pending, self._columns, self._views = {}, None, {}
 
     # ---- whole-memory operations
 
     def copy(self) -> "Fading":
         """An independent one with the same content."""
         twin = copy(self)
-        twin._pending, twin._columns = {}, None
+        twin.forget_chunk()
         return twin
 
     def detach(self) -> None:
         """Cut the gradients: what was read so far is a constant from here."""
         self.states, self._decided = (
-            {layer: state.detached() for layer, state in states.items()}
+            {layer: state.each(Tensor.detach) for layer, state in states.items()}
             for states in (self.states, self._decided)
         )
 
@@ -113,8 +147,13 @@ class Fading:
 
     def select_rows(self, index: Tensor) -> None:
         """Row i becomes old row ``index[i]`` (int64)."""
-        self.states = {layer: state.rows(index) for layer, state in self.states.items()}
-        self._decided = {layer: state.rows(index) for layer, state in self._decided.items()}
+        self.states, self._decided = (
+            {
+                layer: state.each(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
+                for layer, state in states.items()
+            }
+            for states in (self.states, self._decided)
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything as tensors, named ``fading.<when>.<layer>.<tensor>``."""
@@ -129,10 +168,11 @@ class Fading:
         """The inverse of `tensors`, whose names come without ``fading``."""
         found: dict[str, dict[int, dict[str, Tensor]]] = {"now": {}, "decided": {}}
         for name, tensor in tensors.items():
-            when, layer, rest = name.split(".")
+            when, layer, rest = name.split(".", 2)
             found[when].setdefault(int(layer), {})[rest] = tensor
         self.states, self._decided = (
-            {layer: HeadState(**named) for layer, named in found[when].items()} for when in ("now", "decided")
+            {layer: HeadState.from_tensors(named) for layer, named in found[when].items()}
+            for when in ("now", "decided")
         )
 
 

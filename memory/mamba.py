@@ -2,14 +2,15 @@
 
 No code of that paper is public, so this is our design from its idea: a replaced query head becomes a Mamba-2
 (SSD) head that starts from what the attention head computed (c from its query, b from its key, x from its
-value, all without positions), with a short convolution before, a learned decay, and a gate.
+value, all without positions), with a short convolution before, a learned decay, and a gate; beside it the
+few tokens that such heads look at most are still looked at (`nearby.py`).
 
 Dimension names: B batch, G' replaced KV groups of a layer, R query heads of a group, H = G' R, T columns,
 D head width, C = 3 D channels of the convolution, K its taps.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from hiermem.errors import InputError
 from hiermem.memory.digest import digest
 from hiermem.memory.layer import LayerShape
+from hiermem.memory.nearby import Near
 from hiermem.memory.scan import scan
 
 Carried = tuple[Tensor, Tensor]
@@ -27,8 +29,9 @@ Carried = tuple[Tensor, Tensor]
 OPEN = 2.0
 """Where gates start, before the sigmoid."""
 
-SMALL = -4.0
-"""Where the logarithm of a scan's share starts: weights of linear attention do not sum to 1."""
+SMALL = {True: -6.0, False: -4.0}
+"""Where the logarithm of a scan's share starts, beside attention to what is near or alone: weights of linear
+attention do not sum to 1."""
 
 
 @dataclass
@@ -40,11 +43,15 @@ class MambaConfig:
             saved model that is loaded, if it has any.
         taps: K, of the short convolution.
         span: tokens after which a head has forgotten all but 1/e, before training.
+        window: last tokens that a head still looks at; 0: it looks at nothing, as RecurFormer has it.
+        sinks: first tokens of a document that it still looks at beside those.
     """
 
     groups: list[list[int]] | None = None
     taps: int = 4
     span: float = 16.0
+    window: int = 64
+    sinks: int = 4
 
     def __post_init__(self) -> None:
         if self.groups is not None:
@@ -56,6 +63,8 @@ class MambaConfig:
                 raise InputError("A KV group is replaced twice: name every pair of layer and group once.")
         if self.taps < 2 or self.span <= 0:
             raise InputError("The convolution of Mamba heads needs at least 2 taps, and a span above 0.")
+        if self.window < 0 or self.sinks < 0:
+            raise InputError("Mamba heads look at the last and the first tokens: not fewer than 0 of them.")
 
 
 @dataclass(frozen=True)
@@ -65,23 +74,27 @@ class HeadState:
     Attributes:
         tail: what the convolution saw last, ``[B, H, K - 1, C]`` float32.
         state: of the scan, ``[B, H, D, D]`` float32.
+        near: what they still look at; None: nothing.
     """
 
     tail: Tensor
     state: Tensor
+    near: Near | None = None
 
-    def rows(self, index: Tensor) -> "HeadState":
-        """The state of other batch rows, ``index [B'] int64``."""
-        index = index.to(self.state.device)
-        return HeadState(self.tail.index_select(0, index), self.state.index_select(0, index))
-
-    def detached(self) -> "HeadState":
-        """The same without gradients."""
-        return HeadState(self.tail.detach(), self.state.detach())
+    def each(self, change: Callable[[Tensor], Tensor]) -> "HeadState":
+        """The same with every tensor changed."""
+        return HeadState.from_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name."""
-        return {"tail": self.tail, "state": self.state}
+        near = {} if self.near is None else self.near.tensors()
+        return {"tail": self.tail, "state": self.state} | {f"near.{name}": t for name, t in near.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "HeadState":
+        """The inverse of `tensors`."""
+        near = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("near.")}
+        return cls(tensors["tail"], tensors["state"], Near(**near) if near else None)
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,8 @@ class MambaLayer(nn.Module):
         [c, b, x] = conv([W_c q / √D, W_b k, W_x v]),        [Δ, g] = W [q, k, v] + bias
         y = σ(g) (e^s SSD(softplus(Δ) x, -softplus(Δ) e^A, b, c) + d x)
 
+    to which is added what it still looks at (`nearby.look`), where `MambaConfig.window`.
+
     Args:
         heads: H, replaced query heads.
         width: D.
@@ -125,7 +140,7 @@ class MambaLayer(nn.Module):
         bias[:, 0] = math.log(math.expm1(1.0))  # a step of 1
         self.bias = nn.Parameter(bias)
         self.decay = nn.Parameter(torch.full((heads,), -math.log(config.span)))
-        self.scale = nn.Parameter(torch.full((heads,), SMALL))
+        self.scale = nn.Parameter(torch.full((heads,), SMALL[config.window > 0]))
         self.skip = nn.Parameter(torch.zeros(heads, width))
 
     def forward(
@@ -151,8 +166,7 @@ class MambaLayer(nn.Module):
         steps = F.softplus(control[..., 0])
         if columns.written is not None:
             steps = steps * columns.written.unsqueeze(1)
-        decay = -steps * self.decay.exp().unsqueeze(1)
-        scanned, state = scan(x * steps.unsqueeze(-1), decay, b, c, state)
+        scanned, state = scan(x, steps, self.decay.exp(), b, c, state)
         output = scanned * self.scale.exp().view(-1, 1, 1) + x * self.skip.unsqueeze(1)
         output = output * control[..., 1:].sigmoid()
         if columns.order is not None:
@@ -239,7 +253,8 @@ class MambaHeads(nn.Module):
     @property
     def digest(self) -> str:
         """A short hash of what is replaced and of the parameters."""
-        return digest(repr(self.groups), self.state_dict())
+        own = self.config
+        return digest(repr((self.groups, own.window, own.window and own.sinks)), self.state_dict())
 
     def forward(
         self,

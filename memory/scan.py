@@ -1,10 +1,13 @@
 """The scan of a Mamba-2 head (SSD, arXiv 2405.21060): a linear recurrence, computed as matrix products.
 
-    S_t = exp(a_t) S_{t-1} + b_t x_tᵀ,        y_t = S_tᵀ c_t
+    S_t = exp(-Δ_t A) S_{t-1} + Δ_t b_t x_tᵀ,        y_t = S_tᵀ c_t
 
 Dimension names: B batch, H heads, T tokens, N state width (of b and c), P head width (of x and y), L tokens
 of a block, n blocks.
 """
+
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,15 +16,21 @@ from torch.nn import functional as F
 BLOCK = 64
 """Tokens of a block: within one, all pairs are computed; between them, states."""
 
+SMALLEST = 16
+"""Least tokens and widths that the kernels of mamba-ssm multiply."""
+
 
 def scan(
-    x: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor, block: int = BLOCK
+    x: Tensor, steps: Tensor, rates: Tensor, b: Tensor, c: Tensor, state: Tensor, block: int = BLOCK
 ) -> tuple[Tensor, Tensor]:
     """All outputs and the last state, block by block, without a loop over tokens.
 
+    On a GPU the kernels of mamba-ssm do it where that package is installed.
+
     Args:
         x: ``[B, H, T, P]``.
-        decay: a, ``[B, H, T]``, at most 0.
+        steps: Δ, ``[B, H, T]``, at least 0; where it is 0, nothing is read and nothing decays.
+        rates: A of each head, ``[H]``, at least 0.
         b, c: ``[B, H, T, N]``.
         state: S before the first token, ``[B, H, N, P]``.
         block: L.
@@ -29,9 +38,46 @@ def scan(
     Returns:
         y ``[B, H, T, P]`` and S after the last token.
     """
+    if x.shape[2] == 1:
+        return step_by_step(x, steps, rates, b, c, state)
+    if x.is_cuda and min(x.shape[-1], b.shape[-1], block) >= SMALLEST and (kernel := _kernel()) is not None:
+        return fused(kernel, x, steps, rates, b, c, state, block)
+    return in_blocks(x, steps, rates, b, c, state, block)
+
+
+@lru_cache
+def _kernel() -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """`mamba_chunk_scan_combined` of mamba-ssm; None where that is not installed."""
+    try:
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    except ImportError:
+        return None
+    return mamba_chunk_scan_combined
+
+
+def fused(
+    kernel: Callable[..., tuple[Tensor, Tensor]],
+    x: Tensor,
+    steps: Tensor,
+    rates: Tensor,
+    b: Tensor,
+    c: Tensor,
+    state: Tensor,
+    block: int = BLOCK,
+) -> tuple[Tensor, Tensor]:
+    """`scan` by ``kernel``, which has tokens before heads and states transposed."""
+    x, steps, b, c = (tensor.transpose(1, 2).contiguous() for tensor in (x, steps, b, c))
+    before = state.transpose(-1, -2).contiguous()
+    y, after = kernel(x, steps, -rates, b, c, block, initial_states=before, return_final_states=True)
+    return y.transpose(1, 2), after.transpose(-1, -2)
+
+
+def in_blocks(
+    x: Tensor, steps: Tensor, rates: Tensor, b: Tensor, c: Tensor, state: Tensor, block: int = BLOCK
+) -> tuple[Tensor, Tensor]:
+    """`scan` by matrix products of plain torch."""
     T = x.shape[2]
-    if T == 1:
-        return step_by_step(x, decay, b, c, state)
+    x, decay = x * steps.unsqueeze(-1), -steps * rates.unsqueeze(1)
     L = min(block, T)
     missing = -T % L
     if missing:  # zeros neither decay nor add
@@ -64,10 +110,13 @@ def _between(left: Tensor, total: Tensor, state: Tensor) -> tuple[Tensor, Tensor
     return states[:, :, :-1], states[:, :, -1]
 
 
-def step_by_step(x: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, token after token as it is defined: a step of decoding, and what `scan` is tested against."""
+def step_by_step(
+    x: Tensor, steps: Tensor, rates: Tensor, b: Tensor, c: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`scan` token after token as defined: a step of decoding, and what the others are tested against."""
     outputs = []
+    kept, added = (-steps * rates.unsqueeze(1)).exp(), x * steps.unsqueeze(-1)
     for t in range(x.shape[2]):
-        state = decay[:, :, t, None, None].exp() * state + b[:, :, t, :, None] * x[:, :, t, None]
+        state = kept[:, :, t, None, None] * state + b[:, :, t, :, None] * added[:, :, t, None]
         outputs.append((c[:, :, t].unsqueeze(2) @ state).squeeze(2))
     return torch.stack(outputs, dim=2), state

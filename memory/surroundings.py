@@ -3,7 +3,6 @@
 Dimension names: B batch, Q new tokens, P tokens of a prefix, d backbone width, D head width.
 """
 
-from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 
@@ -36,16 +35,15 @@ class Surroundings:
 
     # ---- reading one chunk
 
-    def around(self, chunk: Chunk, first: Tensor, seen: Sequence[int], highest: int) -> Chunk:
+    def around(self, chunk: Chunk, first: Tensor, highest: int) -> Chunk:
         """The chunk with what is read before and after the segments that begin or end in it.
 
         Args:
             first: frame of each row's next token, ``[B, 1]``.
-            seen: tokens read so far, per row.
             highest: the last frame position that the backbone was trained on.
         """
         recurrence = self.recurrence
-        rows = [(before, before + new, new > 0) for before, new in zip(seen, chunk.valid, strict=True)]
+        rows = [(before, before + new, new > 0) for before, new in zip(chunk.seen, chunk.valid, strict=True)]
         starting = tuple(real and recurrence.starts(before) for before, _, real in rows)
         ending = tuple(real and recurrence.ends(after) for _, after, real in rows)
         lead, tail = recurrence.lead * any(starting), recurrence.tail * any(ending)
@@ -53,7 +51,7 @@ class Surroundings:
             return chunk
         device = first.device
         end = first + torch.tensor(chunk.valid, device=device).unsqueeze(1)
-        offsets = [recurrence.offsets(before)[:lead] for before in seen]
+        offsets = [recurrence.offsets(before)[:lead] for before in chunk.seen]
         before = (first + torch.tensor(offsets, device=device, dtype=torch.int64)).clamp(0, highest)
         after = (end + torch.arange(tail, device=device)).clamp(0, highest)
         frames = torch.cat((before, chunk.frames, after), dim=1)

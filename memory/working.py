@@ -229,10 +229,10 @@ class WorkingMemory:
             frames = frames.masked_fill(~real, 0)
         self._forget_chunk()
         self._tallest = self.live_tokens
-        self._chunk = Chunk(positions, frames, tuple(valid), padded)
+        self._chunk = Chunk(positions, frames, tuple(valid), tuple(self.seen), padded)
         if self.surroundings is not None:
             first = seen - torch.tensor(starts, device=device).unsqueeze(1)
-            self._chunk = self.surroundings.around(self._chunk, first, self.seen, self.trained_range - 1)
+            self._chunk = self.surroundings.around(self._chunk, first, self.trained_range - 1)
         return self._chunk
 
     @property
@@ -336,17 +336,19 @@ class WorkingMemory:
         span = positions.shape[2] if memory.holes or chunk.padded else self.shown.width
         return Received(memory.state, attention, positions, span)
 
-    def fade(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def fade(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None
+    ) -> Tensor:
         """What the Mamba heads of a layer say to the present chunk, ``[B, H', lead + Q + tail, D]``.
 
         Args:
             query: ``[B, H, lead + Q + tail, D]``, of all its heads.
             key, value: ``[B, G, lead + Q + tail, D]``.
+            scaling, softcap: of attention's logits.
         """
         assert self.fading is not None
-        there = self.surroundings.there if self.surroundings is not None and self.chunk.lead else None
-        rotary = self.shapes[layer].rotary
-        return self.fading.read(layer, self.chunk, query, key, value, rotary, there)
+        there = None if self.surroundings is None else self.surroundings.there
+        return self.fading.read(layer, self.chunk, query, key, value, there, scaling, softcap)
 
     @property
     def complete(self) -> bool:
@@ -411,7 +413,12 @@ class WorkingMemory:
         progress = Progress(self.seen, self.next_frame, [*map(self._first_frame, self.seen)])
         self.caches, progress = self._decider.decide(self.caches, progress, due, before)
         self.next_frame = progress.next_frame
-        if self.fading is not None and self.policy.forgets:
+        if self.fading is None:
+            return
+        after = self._frame_starts(self.seen)
+        if after != before:
+            self.fading.moved([old - new for old, new in zip(before, after, strict=True)])
+        if self.policy.forgets:
             self.fading.decided()
 
     def _first_frame(self, seen: int) -> int:

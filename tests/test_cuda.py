@@ -14,6 +14,7 @@ from trainings import COMBINATIONS, batch, combination, steps
 
 from hiermem.config import HierMemConfig
 from hiermem.memory.longterm import Hit, Record
+from hiermem.memory.scan import scan, step_by_step
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 from hiermem.reranking import reranked
@@ -151,3 +152,21 @@ def test_segments_are_reranked_as_on_the_processor() -> None:
     hits = [Hit(n, 1.0, Record(0, ids_of(1)[0], 0, 1, text_of(20 + n, seed=n))) for n in range(5)]
     expected = reranked(made(settings()), hits, "Who sailed north?")
     assert reranked(on_gpu(made(settings())), hits, "Who sailed north?") == expected
+
+
+@pytest.mark.parametrize("tokens", [2, 64, 130])
+def test_the_kernels_of_mamba_ssm_are_the_recurrence_with_its_gradients(tokens: int) -> None:
+    pytest.importorskip("mamba_ssm")
+    draw, widths = torch.Generator().manual_seed(0), (2, 3, tokens, 64)
+    made = [
+        torch.randn(s, generator=draw) for s in (widths, widths[:3], (3,), widths, widths, (2, 3, 64, 64))
+    ]
+    made[1], made[2] = made[1].abs() / 8, made[2].abs() / 8
+    ours, plain = ([tensor.to(device).requires_grad_() for tensor in made] for device in ("cuda", "cpu"))
+    results = scan(*ours), step_by_step(*plain)
+    for output, state in results:
+        (output.square().mean() + state.mean()).backward()
+    for one, other in zip(results[0], results[1], strict=True):
+        assert (one.cpu() - other).abs().max() <= 0.01 * other.abs().max()  # products in TF32
+    for one, other in zip(ours, plain, strict=True):
+        assert (one.grad.cpu() - other.grad).abs().max() <= 0.01 * other.grad.abs().max()

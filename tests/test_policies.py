@@ -109,7 +109,7 @@ def test_padding_is_finite_in_half_precision() -> None:
     """The lowest half number plus a strongly negative logit would overflow where a query sees nothing."""
     query, key = torch.full((1, 1, 2, 4), 10.0).half(), torch.full((1, 1, 2, 4), -10.0).half()
     padding = torch.full((1, 2), -1)
-    chunk = Chunk(padding, padding, (0,), True)
+    chunk = Chunk(padding, padding, (0,), (0,), True)
     mask = additive(seen_exactly(LayerMemory(), chunk, torch.arange(2), None), 1, torch.float16)
     assert _weights(query, key, mask, 1.0, None).isfinite().all()
 
