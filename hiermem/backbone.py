@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -71,19 +72,20 @@ def _attend(
     scaling = D**-0.5 if scaling is None else scaling
     # Query heads of one KV group become rows of one matrix, so keys and values are never repeated.
     grouped = query.reshape(B, G, (H // G) * Q, D)
+    attend = partial(_over_cache, scaling=scaling, softcap=softcap, dropout=dropout)
     outputs: list[tuple[Heads, Tensor]] = []
     visible = []
     for part in memory.parts_of(layer):
         heads = memory.parts[part].heads
         keys, values = memory.append(part, key[:, heads], value[:, heads])
         mask = memory.mask(part, H // G, query.dtype)
-        outputs.append((heads, _over_cache(grouped[:, heads], keys, values, mask, scaling, softcap, dropout)))
+        outputs.append((heads, attend(grouped[:, heads], keys, values, mask)))
         visible.append(keys)
     if memory.policy.period and visible:
         _show_attention(memory, layer, grouped.unflatten(2, (H // G, Q)), visible, scaling, softcap)
     fading = memory.fading
     if fading is not None and (groups := fading.heads.of_layer(layer)):
-        own = memory.fade(layer, query, key, value, scaling, softcap)
+        own = memory.fade(layer, query, key, value, attend)
         outputs = fading.placed(outputs, groups, own.reshape(B, len(groups), (H // G) * Q, -1), layer)
     output = _in_place(outputs, G)
     # Whatever layout the kernel left, one copy gives the one that the model expects.

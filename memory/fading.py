@@ -13,7 +13,7 @@ from torch import Tensor
 from hiermem.memory.chunk import Chunk
 from hiermem.memory.heads import Heads
 from hiermem.memory.mamba import Columns, HeadState, MambaHeads
-from hiermem.memory.nearby import Near, View, look, view_of
+from hiermem.memory.nearby import Attend, Near, View, look, view_of
 
 
 class Fading:
@@ -48,8 +48,7 @@ class Fading:
         key: Tensor,
         value: Tensor,
         there: Tensor | None,
-        scaling: float,
-        softcap: float | None,
+        attend: Attend,
     ) -> Tensor:
         """Outputs ``[B, H', T, D]`` of the layer's H' replaced query heads.
 
@@ -57,7 +56,7 @@ class Fading:
             query: ``[B, H, T, D]``, of all the layer's heads; key, value: ``[B, G, T, D]``, rotated at the
                 chunk's frames.
             there: which columns before the present segment may be seen, ``[B, P]`` bool; None: all.
-            scaling, softcap: of attention's logits.
+            attend: the backbone's attention.
         """
         groups, rotary = self.heads.of_layer(layer), self.heads.shapes[layer].rotary
         query = query.unflatten(1, (key.shape[1], -1))[:, groups].flatten(1, 2)
@@ -69,10 +68,10 @@ class Fading:
             if before is None:
                 before = Near.nothing(torch.cat((key, value), dim=-1), config.sinks, config.window)
             view = self._view(layer, chunk, before, there)
-            said, near = look(query, key, value, view, before, scaling, softcap)
+            said, near = look(query, key, value, view, before, attend)
         if rotary is not None:  # the recurrence knows no positions
-            back = -chunk.frames.unsqueeze(1)
-            query, key = (rotary.turn(t, back.expand(t.shape[:3])) for t in (query, key))
+            both = rotary.turn(torch.cat((query, key), dim=1), -chunk.frames.unsqueeze(1))
+            query, key = both.split((query.shape[1], key.shape[1]), dim=1)
         if self._columns is None:
             self._columns = columns_of(chunk, there if chunk.lead else None)
         carried = None if known is None else (known.tail, known.state)
@@ -114,7 +113,7 @@ class Fading:
             if state.near is None or rotary is None:
                 continue
             keys, values = state.near.last.chunk(2, dim=-1)
-            by = torch.tensor(shift, device=keys.device).view(-1, 1, 1).expand(keys.shape[:3])
+            by = torch.tensor(shift, device=keys.device).view(-1, 1, 1)
             last = torch.cat((rotary.turn(keys, by), values), dim=-1)
             self.states = {**self.states, layer: replace(state, near=replace(state.near, last=last))}
 

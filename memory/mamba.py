@@ -183,6 +183,8 @@ class MambaLayer(nn.Module):
         """The causal convolution of ``inputs [B, H, T, C]`` after ``tail``, and the next tail."""
         T, past = inputs.shape[2], self.taps - 1
         padded = torch.cat((tail, inputs), dim=2)
+        if T == 1 and end is None:
+            return (padded * self.convolution).sum(2, keepdim=True), padded[:, :, 1:]
         taps = self.convolution.unsqueeze(2)  # [H, K, 1, C]
         mixed = padded[:, :, :T] * taps[:, 0]
         for tap in range(1, self.taps):

@@ -9,6 +9,7 @@ a chunk, D head width, E = 2 D (keys beside values), s first tokens, w last toke
 queries of a block, n blocks, S = P + s + w + L.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hiermem.memory.chunk import Chunk, additive
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Attention of queries ``[B, G, Q, D]`` over keys and values ``[B, G, S, D]`` under an additive mask, as the
+backbone computes it."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +48,35 @@ class Near:
         return {"first": self.first, "last": self.last, "prompt": self.prompt}
 
 
+class Mask:
+    """What queries see, in the shapes that heads of different layers want.
+
+    Args:
+        visible: ``[B, n, L, S]`` bool.
+    """
+
+    def __init__(self, visible: Tensor) -> None:
+        self._visible = visible
+        self._made: dict[tuple[int, int, torch.dtype], Tensor] = {}
+
+    def of(self, groups: int, repeats: int, dtype: torch.dtype) -> Tensor:
+        """Additive mask ``[B, groups * n, repeats * L, S]``."""
+        key = (groups, repeats, dtype)
+        if key not in self._made:
+            self._made[key] = additive(self._visible, repeats, dtype).repeat(1, groups, 1, 1)
+        return self._made[key]
+
+
 @dataclass(frozen=True)
 class View:
     """Who sees what in a chunk; the same for all heads of layers with the same sliding window.
 
     Attributes:
         lead: columns before the tokens.
-        before: additive mask among those, ``[B or 1, 1, lead, lead]`` float32.
+        before: what those see of each other.
         order: in which order each row's other columns are read, ``[B, T - lead]`` int64; None: as they stand.
         block: L.
-        seen: additive mask of the others, ``[B or 1, 1, n, L, S]`` float32.
+        seen: what the others see.
         first: which column each of the document's first tokens is, ``[B, s]`` int64, and which of them are
             new, ``[B, s]`` bool; None: they were all read before.
         starting: rows that take the new prompt, ``[B]`` bool; None: all.
@@ -61,10 +85,10 @@ class View:
     """
 
     lead: int
-    before: Tensor
+    before: Mask
     order: Tensor | None
     block: int
-    seen: Tensor
+    seen: Mask
     first: tuple[Tensor, Tensor] | None
     starting: Tensor | None
     end: Tensor | None
@@ -109,10 +133,10 @@ def view_of(
     before = causal[None] if there is None or not chunk.lead else causal & there.unsqueeze(1)
     return View(
         chunk.lead,
-        additive(before, 1, torch.float32).unsqueeze(1),
+        Mask(before.unsqueeze(1)),
         _order(chunk, valid) if chunk.tail and chunk.padded else None,
         L,
-        additive(visible, 1, torch.float32).unsqueeze(1),
+        Mask(visible),
         (numbers.clamp(0, T - 1), new) if min(chunk.seen) < first else None,
         None if all(chunk.starting) else torch.tensor(chunk.starting, device=device),
         valid if chunk.padded else None,
@@ -129,24 +153,18 @@ def _order(chunk: Chunk, valid: Tensor) -> Tensor:
 
 
 def look(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    view: View,
-    before: Near,
-    scaling: float,
-    softcap: float | None,
+    query: Tensor, key: Tensor, value: Tensor, view: View, before: Near, attend: Attend
 ) -> tuple[Tensor, Near]:
-    """Softmax attention to what is near, ``[B, H', T, D]`` float32, and what is near after the chunk.
+    """Softmax attention to what is near, ``[B, H', T, D]``, and what is near after the chunk.
 
     Args:
         query: ``[B, H', T, D]``; key, value: ``[B, G', T, D]``, all rotated at the chunk's frames.
         before: what was near before it.
+        attend: the backbone's attention.
     """
-    pairs, G = torch.cat((key, value), dim=-1), key.shape[1]
-    queries = query.unflatten(1, (G, -1)).float() * scaling  # [B, G', R, T, D]
+    pairs, queries = torch.cat((key, value), dim=-1), query.unflatten(1, (key.shape[1], -1))
     lead, body = pairs[:, :, : view.lead], pairs[:, :, view.lead :]
-    asking, asked = queries[:, :, :, : view.lead], queries[:, :, :, view.lead :]
+    asked = queries[:, :, :, view.lead :]  # [B, G', R, T, D]
     if view.order is not None:
         body, asked = _columns(body, view.order), _columns(asked, view.order)
     prompt = lead if view.lead else before.prompt
@@ -157,15 +175,15 @@ def look(
         place, new = view.first
         first = torch.where(new[:, None, :, None], _columns(body, place), first)
     stream = torch.cat((before.last, body), dim=2)
-    said = _over_blocks(asked, stream, torch.cat((prompt, first), dim=2), view, softcap)
+    said = _over_blocks(asked, stream, torch.cat((prompt, first), dim=2), view, attend)
     if view.order is not None:
         said = _columns(said, view.order.argsort(dim=1))
     if view.lead:
-        said = torch.cat((_over(asking.flatten(2, 3), lead, view.before, softcap, view.lead), said), dim=3)
+        alone = _over(queries[:, :, :, : view.lead].unsqueeze(2), lead.unsqueeze(2), view.before, attend)
+        said = torch.cat((alone.squeeze(2), said), dim=3)
     w = before.last.shape[2]
-    newest = slice(view.tokens, view.tokens + w)
     if view.end is None:
-        last = stream[:, :, newest]
+        last = stream[:, :, view.tokens : view.tokens + w]
     else:
         last = _columns(stream, view.end.unsqueeze(1) + torch.arange(w, device=stream.device))
     return said.flatten(1, 2), Near(first, last, prompt)
@@ -177,25 +195,27 @@ def _columns(tensor: Tensor, order: Tensor) -> Tensor:
     return tensor.gather(-2, index.expand(*tensor.shape[:-2], -1, tensor.shape[-1]))
 
 
-def _over_blocks(asked: Tensor, stream: Tensor, always: Tensor, view: View, softcap: float | None) -> Tensor:
+def _over_blocks(asked: Tensor, stream: Tensor, always: Tensor, view: View, attend: Attend) -> Tensor:
     """Attention of ``asked [B, G', R, T', D]`` to the last tokens in ``stream [B, G', w + T', E]`` and to
     what stands before them, ``[B, G', P + s, E]``; in blocks, as no query reaches further than the last."""
     T, L = asked.shape[3], view.block
     missing, blocks = -T % L, -(-T // L)
-    w = stream.shape[2] - T
-    windows = F.pad(stream, (0, 0, 0, missing)).unfold(2, w + L, L).transpose(-1, -2)  # [B, G', n, w + L, E]
+    if missing:
+        asked, stream = (F.pad(tensor, (0, 0, 0, missing)) for tensor in (asked, stream))
+    w = stream.shape[2] - blocks * L
+    windows = stream.unfold(2, w + L, L).transpose(-1, -2)  # [B, G', n, w + L, E]
     pairs = torch.cat((always.unsqueeze(2).expand(-1, -1, blocks, -1, -1), windows), dim=3)
-    rows = F.pad(asked, (0, 0, 0, missing)).unflatten(3, (blocks, L)).transpose(2, 3)  # [B, G', n, R, L, D]
-    return _over(rows.flatten(3, 4), pairs, view.seen, softcap, L).transpose(2, 3).flatten(3, 4)[:, :, :, :T]
+    rows = asked.unflatten(3, (blocks, L)).transpose(2, 3)  # [B, G', n, R, L, D]
+    return _over(rows, pairs, view.seen, attend).transpose(2, 3).flatten(3, 4)[:, :, :, :T]
 
 
-def _over(rows: Tensor, pairs: Tensor, mask: Tensor, softcap: float | None, queries: int) -> Tensor:
-    """Attention of ``rows [B, G', …, R * L, D]`` to keys beside values ``[B, G', …, S, E]``,
-    ``[B, G', …, R, L, D]``."""
-    width = rows.shape[-1]
-    pairs = pairs.float()
-    logits = rows @ pairs[..., :width].transpose(-1, -2)
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
-    weights = (logits.unflatten(-2, (-1, queries)) + mask.unsqueeze(-3)).softmax(-1)
-    return (weights.flatten(-3, -2) @ pairs[..., width:]).unflatten(-2, (-1, queries))
+def _over(rows: Tensor, pairs: Tensor, mask: Mask, attend: Attend) -> Tensor:
+    """Attention of ``rows [B, G', n, R, L, D]`` to keys beside values ``[B, G', n, S, E]``, shaped so."""
+    together, width = pairs.flatten(1, 2), rows.shape[-1]
+    said = attend(
+        rows.flatten(3, 4).flatten(1, 2),
+        together[..., :width],
+        together[..., width:],
+        mask.of(rows.shape[1], rows.shape[3], rows.dtype),
+    )
+    return said.unflatten(1, rows.shape[1:3]).unflatten(3, rows.shape[3:5])

@@ -38,7 +38,7 @@ class Rotary:
 
         Args:
             keys: ``[B, G, T, D]``, any float dtype; computed in float32.
-            shift: ``[B, G, T]`` integer positions, usually at most 0.
+            shift: ``[B, G or 1, T]`` integer positions, usually at most 0.
         """
         angles = shift.unsqueeze(-1).float() * self.frequencies.to(keys.device)
         cos, sin = angles.cos(), angles.sin()

@@ -26,6 +26,7 @@ from hiermem.memory.decisions import Decider, Progress
 from hiermem.memory.fading import Fading
 from hiermem.memory.heads import Shares, plan_parts
 from hiermem.memory.layer import LayerMemory, LayerShape
+from hiermem.memory.nearby import Attend
 from hiermem.memory.policies import (
     POLICIES,
     EvictionPolicy,
@@ -336,19 +337,17 @@ class WorkingMemory:
         span = positions.shape[2] if memory.holes or chunk.padded else self.shown.width
         return Received(memory.state, attention, positions, span)
 
-    def fade(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None
-    ) -> Tensor:
+    def fade(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         """What the Mamba heads of a layer say to the present chunk, ``[B, H', lead + Q + tail, D]``.
 
         Args:
             query: ``[B, H, lead + Q + tail, D]``, of all its heads.
             key, value: ``[B, G, lead + Q + tail, D]``.
-            scaling, softcap: of attention's logits.
+            attend: the backbone's attention.
         """
         assert self.fading is not None
         there = None if self.surroundings is None else self.surroundings.there
-        return self.fading.read(layer, self.chunk, query, key, value, there, scaling, softcap)
+        return self.fading.read(layer, self.chunk, query, key, value, there, attend)
 
     @property
     def complete(self) -> bool:

@@ -1,5 +1,6 @@
 """Mamba heads: the scan is the recurrence; replaced heads read, carry, save and generate like any other."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +214,7 @@ def test_groups_between_others_are_replaced_in_their_place() -> None:
     "config",
     [
         with_mamba(),
+        with_mamba(window=0),
         with_mamba(policy="lively"),
         with_mamba(summary=replace(AHEAD, query="previous")),
         isolated(),
@@ -222,7 +224,16 @@ def test_a_padded_batch_reads_as_its_rows(config: HierMemConfig) -> None:
     assert_rows_are_singles(replaced(config))
 
 
-@pytest.mark.parametrize("config", [with_mamba(), with_mamba(policy="lively"), isolated()])
+@pytest.mark.parametrize(
+    "config",
+    [
+        with_mamba(),
+        with_mamba(positions="distance"),
+        with_mamba(policy="lively"),
+        with_mamba(summary=replace(AHEAD, query="previous")),
+        isolated(),
+    ],
+)
 def test_reading_goes_on_from_the_disk_as_if_it_had_not_stopped(
     config: HierMemConfig, tmp_path: Path
 ) -> None:
@@ -331,6 +342,12 @@ def test_a_saved_model_comes_back_with_its_heads(tmp_path: Path) -> None:
     assert again.config.mamba == model.config.mamba
     with torch.no_grad():
         assert torch.equal(again(ids).logits, model(ids).logits)
+    file = tmp_path / "saved" / "config.json"
+    older = json.loads(file.read_text())
+    del older["mamba"]["window"], older["mamba"]["sinks"]
+    file.write_text(json.dumps(older | {"format_version": 1}))
+    assert HierMemModel.from_pretrained(tmp_path / "saved").config.mamba.window == 0
+    file.write_text(json.dumps(again.config.to_dict()))
     kept = HierMemModel.from_pretrained(tmp_path / "saved", config=settings(policy="window"))
     assert kept.mamba.digest == model.mamba.digest
     without = HierMemModel.from_pretrained(tmp_path / "saved", config=with_mamba([]))

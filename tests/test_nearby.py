@@ -1,5 +1,6 @@
 """What Mamba heads still look at: attention to the first and the last tokens, wherever the text is cut."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from readers import ids_of, lively, reader, settings
 from torch import Tensor
 
+from hiermem.backbone import _over_cache
 from hiermem.config import HierMemConfig
 from hiermem.memory.chunk import Chunk
 from hiermem.memory.mamba import MambaConfig
@@ -45,11 +47,12 @@ def test_looking_in_blocks_is_attention_under_a_mask(
     ours, theirs = ([torch.randn(s, generator=draw).requires_grad_() for s in shapes] for _ in range(2))
     for one, other in zip(ours, theirs, strict=True):
         other.data.copy_(one.data)
+    attend = partial(_over_cache, scaling=0.3, softcap=softcap, dropout=0.0)
     near, said, at = Near.nothing(torch.cat(ours[1:], -1), FIRST, LAST), [], 0
     for take in cuts:
         query, key, value = (tensor[:, :, at : at + take] for tensor in ours)
         view = view_of(chunk_of(at, take), FIRST, LAST, 0, None, sliding)
-        output, near = look(query, key, value, view, near, 0.3, softcap)
+        output, near = look(query, key, value, view, near, attend)
         said.append(output)
         at += take
     expected = plain(*theirs, softcap, sliding)

@@ -1,0 +1,88 @@
+"""Reading, decoding and bytes of a model with Mamba heads beside the same backbone with all its heads.
+
+    benchmarks/replaced.py smollm2-mamba --lengths 2048 8192 32768 --dtype bfloat16 --out replaced.json
+
+In one process, in turns: after each length of random tokens, read in chunks of 512, some more are decoded one
+by one over a copy of the memory. Times are the processor's, not those of a clock, so models compute there.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hiermem import HierMemConfig, HierMemModel
+from hiermem.memory.working import WorkingMemory
+
+CHUNK = 512
+DECODED = 16
+
+
+def kinds(model: HierMemModel, budget: int) -> dict[str, Callable[[], WorkingMemory]]:
+    """New memories of the kinds that are compared, by name."""
+    bare = HierMemConfig.preset("bare").working
+    pruned = HierMemConfig.preset("full").with_working(policy="namm", budget=budget)
+    namm = HierMemModel.from_pretrained(
+        model.config.backbone, pruned.with_heads_of(model.config), dtype=str(model.dtype).split(".")[-1]
+    )
+    namm.mamba.load_state_dict(model.mamba.state_dict())
+    return {
+        "all heads": model.adapter.whole_memory,
+        "Mamba heads": lambda: model.new_working_memory(bare),
+        f"Mamba heads, NAMM at {budget}": namm.new_recurrent_memory,
+    }
+
+
+@torch.inference_mode()
+def measure(model: HierMemModel, lengths: list[int], budget: int) -> list[dict[str, Any]]:
+    """Rows of tokens a second, reading from the length before and decoding, and bytes, for each length."""
+    memories = {name: new() for name, new in kinds(model, budget).items()}
+    draw, rows, at = torch.Generator().manual_seed(0), [], 0
+    for length in sorted(lengths):
+        seconds = dict.fromkeys(memories, 0.0)
+        ids = torch.randint(100, 40_000, (1, length - at), generator=draw)
+        for part in ids.split(CHUNK, dim=1):
+            for name, memory in memories.items():
+                seconds[name] += _seconds(model, memory, part)
+        for name, memory in memories.items():
+            decoding, one = memory.copy(), ids[:, :1]
+            decoded = sum(_seconds(model, decoding, one) for _ in range(DECODED))
+            row = {"kind": name, "tokens": length, "reading": ids.shape[1] / seconds[name]}
+            fading = memory.fading.tensors().values() if memory.fading is not None else ()
+            row |= {"decoding": DECODED / decoded, "bytes": memory.nbytes}
+            rows.append(row | {"bytes_of_states": sum(tensor.nbytes for tensor in fading)})
+            sys.stdout.write(json.dumps(rows[-1]) + "\n")
+            sys.stdout.flush()
+        at = length
+    return rows
+
+
+def _seconds(model: HierMemModel, memory: WorkingMemory, ids: torch.Tensor) -> float:
+    start = time.process_time()
+    model.adapter.read_chunk(memory, ids, [ids.shape[1]], logits=1)
+    return time.process_time() - start
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", help="folder or name of a model with Mamba heads")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192], help="tokens to be read")
+    parser.add_argument("--budget", type=int, default=512, help="tokens that NAMM keeps of each KV head")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: the model's own")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    model = HierMemModel.from_pretrained(given.model, dtype=given.dtype, device="cpu")
+    rows = measure(model, given.lengths, given.budget)
+    if given.out is not None:
+        given.out.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
