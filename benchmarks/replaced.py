@@ -41,11 +41,17 @@ def kinds(model: HierMemModel, budget: int) -> dict[str, Callable[[], WorkingMem
 @torch.inference_mode()
 def measure(model: HierMemModel, lengths: list[int], budget: int) -> list[dict[str, Any]]:
     """Rows of tokens a second, reading from the length before and decoding, and bytes, for each length."""
-    memories = {name: new() for name, new in kinds(model, budget).items()}
+    if (
+        not model.mamba.groups
+        or any(length % CHUNK for length in lengths)
+        or len(set(lengths)) < len(lengths)
+    ):
+        raise SystemExit(f"A model with Mamba heads reads different lengths, multiples of {CHUNK} tokens.")
+    memories, vocabulary = {name: new() for name, new in kinds(model, budget).items()}, len(model.tokenizer)
     draw, rows, at = torch.Generator().manual_seed(0), [], 0
     for length in sorted(lengths):
         seconds = dict.fromkeys(memories, 0.0)
-        ids = torch.randint(100, 40_000, (1, length - at), generator=draw)
+        ids = torch.randint(vocabulary, (1, length - at), generator=draw)
         for part in ids.split(CHUNK, dim=1):
             for name, memory in memories.items():
                 seconds[name] += _seconds(model, memory, part)

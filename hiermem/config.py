@@ -65,6 +65,9 @@ class HierMemConfig(PreTrainedConfig):
     evictor: str = AUTO
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.format_version < 2 and isinstance(self.mamba, dict):
+            self.mamba = {"window": 0, **self.mamba}
+        self.format_version = FORMAT_VERSION
         for name, kind in _PARTS.items():
             if isinstance(getattr(self, name), dict):
                 setattr(self, name, kind(**getattr(self, name)))
@@ -118,9 +121,7 @@ class HierMemConfig(PreTrainedConfig):
                     f"The model at {folder} is in format {version} and this version reads up to "
                     f"{FORMAT_VERSION}: upgrade hiermem."
                 )
-            if version < 2 and values.get("mamba"):
-                values["mamba"] = {"window": 0, **values["mamba"]}
-            return cls.from_dict(values | {"format_version": FORMAT_VERSION})
+            return cls.from_dict(values)
         except (OSError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -143,8 +144,18 @@ class HierMemConfig(PreTrainedConfig):
         return type(self)(**{**self.settings(), **changes})
 
     def with_heads_of(self, saved: "HierMemConfig") -> "HierMemConfig":
-        """The same configuration with the Mamba heads of a saved model, unless it says which."""
+        """The same configuration with the Mamba heads of a saved model, unless it says which.
+
+        Raises:
+            InputError: it names those of the saved model, but lets them look at other tokens.
+        """
         if self.mamba.groups is not None:
+            ours, theirs = ((own.groups, own.window, own.sinks) for own in (self.mamba, saved.mamba))
+            if ours[0] and ours[0] == theirs[0] and ours != theirs:
+                raise InputError(
+                    f"The model's Mamba heads look at {theirs[1]} last and {theirs[2]} first tokens, not at "
+                    f"{ours[1]} and {ours[2]}: leave their settings out."
+                )
             return self
         return type(self)(**{**self.settings(), "mamba": saved.mamba})
 

@@ -106,8 +106,9 @@ class Fading:
     def moved(self, shift: Sequence[int]) -> None:
         """The frame of each row's next token has moved by ``shift``: the last tokens go along.
 
-        The first tokens stay where they are, as those at the far edge of a cache do.
+        The first tokens stay where they were read, at the far edge of the range.
         """
+        states = dict(self.states)
         for layer, state in self.states.items():
             rotary = self.heads.shapes[layer].rotary
             if state.near is None or rotary is None:
@@ -115,7 +116,8 @@ class Fading:
             keys, values = state.near.last.chunk(2, dim=-1)
             by = torch.tensor(shift, device=keys.device).view(-1, 1, 1)
             last = torch.cat((rotary.turn(keys, by), values), dim=-1)
-            self.states = {**self.states, layer: replace(state, near=replace(state.near, last=last))}
+            states[layer] = replace(state, near=replace(state.near, last=last))
+        self.states = states
 
     def decided(self) -> None:
         """Note that a decision was made here: `rewind` comes back to it."""

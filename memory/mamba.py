@@ -29,8 +29,8 @@ Carried = tuple[Tensor, Tensor]
 OPEN = 2.0
 """Where gates start, before the sigmoid."""
 
-SMALL = {True: -6.0, False: -4.0}
-"""Where the logarithm of a scan's share starts, beside attention to what is near or alone: weights of linear
+SMALL, SMALLER = -4.0, -6.0
+"""Where the logarithm of a scan's share starts, alone and beside attention to what is near: weights of linear
 attention do not sum to 1."""
 
 
@@ -43,8 +43,8 @@ class MambaConfig:
             saved model that is loaded, if it has any.
         taps: K, of the short convolution.
         span: tokens after which a head has forgotten all but 1/e, before training.
-        window: last tokens that a head still looks at; 0: it looks at nothing, as RecurFormer has it.
-        sinks: first tokens of a document that it still looks at beside those.
+        window: w, last tokens that a head still looks at; 0: it looks at nothing, as RecurFormer has it.
+        sinks: s, first tokens of a document that it looks at beside those, where it looks at any.
     """
 
     groups: list[list[int]] | None = None
@@ -140,7 +140,7 @@ class MambaLayer(nn.Module):
         bias[:, 0] = math.log(math.expm1(1.0))  # a step of 1
         self.bias = nn.Parameter(bias)
         self.decay = nn.Parameter(torch.full((heads,), -math.log(config.span)))
-        self.scale = nn.Parameter(torch.full((heads,), SMALL[config.window > 0]))
+        self.scale = nn.Parameter(torch.full((heads,), SMALLER if config.window else SMALL))
         self.skip = nn.Parameter(torch.zeros(heads, width))
 
     def forward(
@@ -184,13 +184,13 @@ class MambaLayer(nn.Module):
         T, past = inputs.shape[2], self.taps - 1
         padded = torch.cat((tail, inputs), dim=2)
         if T == 1 and end is None:
-            return (padded * self.convolution).sum(2, keepdim=True), padded[:, :, 1:]
+            return (padded * self.convolution).sum(2, keepdim=True), padded[:, :, 1:].clone()
         taps = self.convolution.unsqueeze(2)  # [H, K, 1, C]
         mixed = padded[:, :, :T] * taps[:, 0]
         for tap in range(1, self.taps):
             mixed = torch.addcmul(mixed, padded[:, :, tap : tap + T], taps[:, tap])
         if end is None:
-            return mixed, padded[:, :, T:]
+            return mixed, padded[:, :, T:].clone()  # a view would keep the whole chunk
         last = end.unsqueeze(1) + torch.arange(past, device=end.device)
         return mixed, padded.gather(2, last[:, None, :, None].expand_as(tail))
 
@@ -256,7 +256,8 @@ class MambaHeads(nn.Module):
     def digest(self) -> str:
         """A short hash of what is replaced and of the parameters."""
         own = self.config
-        return digest(repr((self.groups, own.window, own.window and own.sinks)), self.state_dict())
+        replaced = (self.groups, own.window, own.sinks) if own.window else self.groups
+        return digest(repr(replaced), self.state_dict())
 
     def forward(
         self,

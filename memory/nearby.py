@@ -5,8 +5,9 @@ the query, and the first, where attention goes that wants nothing (StreamingLLM,
 DuoAttention, arXiv 2410.10819). There is a fixed number of them, so they belong to the state, not to a cache.
 
 Dimension names: B batch, G' replaced KV groups of a layer, R query heads of a group, H' = G' R, T columns of
-a chunk, D head width, E = 2 D (keys beside values), s first tokens, w last tokens, P columns of a prompt, L
-queries of a block, n blocks, S = P + s + w + L.
+a chunk, of which Q are tokens and T' those without the lead, D head width, E = 2 D (keys beside values), s
+first tokens, w last tokens (the query's own among them), P columns of a prompt, L queries of a block, n
+blocks, S = P + s + w - 1 + L.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,7 @@ class Near:
 
     Attributes:
         first: of the document's first tokens, ``[B, G', s, E]``.
-        last: of the newest tokens, ``[B, G', w, E]``.
+        last: of the newest tokens, ``[B, G', w - 1, E]``.
         prompt: of what was read before the present segment, ``[B, G', P, E]``.
     """
 
@@ -38,10 +39,10 @@ class Near:
     prompt: Tensor
 
     @classmethod
-    def nothing(cls, like: Tensor, first: int, last: int) -> "Near":
+    def nothing(cls, like: Tensor, sinks: int, window: int) -> "Near":
         """Where nothing was read yet; ``like [B, G', ·, E]``."""
         B, G, _, E = like.shape
-        return cls(*(like.new_zeros(B, G, columns, E) for columns in (first, last, 0)))
+        return cls(*(like.new_zeros(B, G, columns, E) for columns in (sinks, window - 1, 0)))
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name."""
@@ -49,21 +50,21 @@ class Near:
 
 
 class Mask:
-    """What queries see, in the shapes that heads of different layers want.
+    """What queries see, in the shapes that layers want.
 
     Args:
         visible: ``[B, n, L, S]`` bool.
     """
 
     def __init__(self, visible: Tensor) -> None:
-        self._visible = visible
-        self._made: dict[tuple[int, int, torch.dtype], Tensor] = {}
+        self._visible = visible.flatten(0, 1).unsqueeze(1)
+        self._made: dict[tuple[int, torch.dtype], Tensor] = {}
 
-    def of(self, groups: int, repeats: int, dtype: torch.dtype) -> Tensor:
-        """Additive mask ``[B, groups * n, repeats * L, S]``."""
-        key = (groups, repeats, dtype)
+    def of(self, repeats: int, dtype: torch.dtype) -> Tensor:
+        """Additive mask ``[B * n, 1, repeats * L, S]``."""
+        key = (repeats, dtype)
         if key not in self._made:
-            self._made[key] = additive(self._visible, repeats, dtype).repeat(1, groups, 1, 1)
+            self._made[key] = additive(self._visible, repeats, dtype)
         return self._made[key]
 
 
@@ -74,21 +75,21 @@ class View:
     Attributes:
         lead: columns before the tokens.
         before: what those see of each other.
-        order: in which order each row's other columns are read, ``[B, T - lead]`` int64; None: as they stand.
+        order: in which order each row's other columns are read, ``[B, T']`` int64; None: as they stand.
         block: L.
-        seen: what the others see.
+        seen: what the others see; None: all.
         first: which column each of the document's first tokens is, ``[B, s]`` int64, and which of them are
             new, ``[B, s]`` bool; None: they were all read before.
         starting: rows that take the new prompt, ``[B]`` bool; None: all.
         end: tokens of each row, ``[B]`` int64; None: as many as columns are tokens.
-        tokens: columns that are tokens.
+        tokens: Q.
     """
 
     lead: int
     before: Mask
     order: Tensor | None
     block: int
-    seen: Mask
+    seen: Mask | None
     first: tuple[Tensor, Tensor] | None
     starting: Tensor | None
     end: Tensor | None
@@ -96,58 +97,73 @@ class View:
 
 
 def view_of(
-    chunk: Chunk,
-    first: int,
-    last: int,
-    prompt: int,
-    there: Tensor | None,
-    sliding: int | None = None,
+    chunk: Chunk, sinks: int, window: int, prompt: int, there: Tensor | None, sliding: int | None = None
 ) -> View:
     """How Mamba heads look at a chunk.
 
     Args:
-        first, last: s and w.
-        prompt: P.
+        sinks, window, prompt: s, w and P.
         there: which columns of the prompt may be seen, ``[B, P]`` bool; None: all.
         sliding: the layer's sliding window; None: there is none.
     """
     device, Q = chunk.positions.device, chunk.positions.shape[1]
+    T, around = Q + chunk.tail, bool(chunk.lead or chunk.tail)
+    L = min(window, T)
     begun, valid = (torch.tensor(count, device=device) for count in (chunk.seen, chunk.valid))
-    numbers = torch.arange(first, device=device) - begun.unsqueeze(
-        1
-    )  # [B, s], from the chunk's first token on
-    new = (numbers >= 0) & (numbers < valid.unsqueeze(1))
-    T = Q + chunk.tail
-    L = min(last, T)
-    reach = last if sliding is None else min(last, sliding)
-    query = torch.arange(-(-T // L) * L, device=device).view(-1, L, 1)
-    key = query[:, :1] - last + torch.arange(last + L, device=device)  # [n, 1, w + L]
-    near = (key <= query) & (key > query - reach) & (key + begun.view(-1, 1, 1, 1) >= 0)
-    column = numbers[:, None, None]
-    far = column <= query - reach
-    far = far if sliding is None else far & (column > query - sliding)
-    shown = torch.ones(len(valid), prompt, dtype=torch.bool, device=device) if there is None else there
-    always = shown[:, None, None].expand(-1, *query.shape[:2], -1)
-    visible = torch.cat((always, far, near), dim=-1)
+    first = torch.arange(sinks, device=device) - begun.unsqueeze(1)  # counted from the chunk's first token
+    alone = T == 1 and not around and not chunk.padded and there is None and sliding is None
+    everything = alone and min(chunk.seen) >= sinks + window - 1
     causal = torch.ones(chunk.lead, chunk.lead, dtype=torch.bool, device=device).tril()
-    before = causal[None] if there is None or not chunk.lead else causal & there.unsqueeze(1)
+    before = causal & there.unsqueeze(1) if chunk.lead and there is not None else causal[None]
     return View(
         chunk.lead,
         Mask(before.unsqueeze(1)),
-        _order(chunk, valid) if chunk.tail and chunk.padded else None,
+        _order(Q, chunk.tail, valid) if chunk.tail and chunk.padded else None,
         L,
-        Mask(visible),
-        (numbers.clamp(0, T - 1), new) if min(chunk.seen) < first else None,
+        None if everything else Mask(_seen(T, L, window, first, begun, valid, prompt, there, sliding)),
+        (first.clamp(0, T - 1), (first >= 0) & (first < valid.unsqueeze(1)))
+        if min(chunk.seen) < sinks
+        else None,
         None if all(chunk.starting) else torch.tensor(chunk.starting, device=device),
         valid if chunk.padded else None,
         Q,
     )
 
 
-def _order(chunk: Chunk, valid: Tensor) -> Tensor:
+def _seen(
+    T: int,
+    L: int,
+    window: int,
+    first: Tensor,
+    begun: Tensor,
+    valid: Tensor,
+    prompt: int,
+    there: Tensor | None,
+    sliding: int | None,
+) -> Tensor:
+    """What the queries of each block see, ``[B, n, L, S]`` bool.
+
+    For a sliding window, what follows the tokens stands right after them, all at the same place.
+
+    Args:
+        first: columns of the first tokens, ``[B, s]``; begun, valid: tokens before and in the chunk, ``[B]``.
+    """
+    query = torch.arange(-(-T // L) * L, device=begun.device).view(-1, L, 1)
+    key = query[:, :1] + torch.arange(1 - window, L, device=begun.device)  # [n, 1, w - 1 + L]
+    begun, valid, first = begun.view(-1, 1, 1, 1), valid.view(-1, 1, 1, 1), first[:, None, None]
+    near = (key <= query) & (key > query - window) & (key >= -begun)
+    far = (first <= query - window) & (first < valid)
+    if sliding is not None:
+        reached = torch.minimum(query, valid) - sliding
+        near, far = near & ((key > reached) | (key >= valid)), far & (first > reached)
+    shown = torch.ones(len(begun), prompt, dtype=torch.bool, device=begun.device) if there is None else there
+    always = shown[:, None, None].expand(-1, *query.shape[:2], -1)
+    return torch.cat((always, far, near), dim=-1)
+
+
+def _order(Q: int, tail: int, valid: Tensor) -> Tensor:
     """What follows the tokens right after each row's own, ``[B, Q + tail]``."""
-    Q = chunk.positions.shape[1]
-    columns = torch.arange(Q + chunk.tail, device=valid.device)
+    columns = torch.arange(Q + tail, device=valid.device)
     real = (columns < valid.unsqueeze(1)) | (columns >= Q)
     return real.to(torch.int8).argsort(dim=1, descending=True, stable=True)
 
@@ -164,10 +180,10 @@ def look(
     """
     pairs, queries = torch.cat((key, value), dim=-1), query.unflatten(1, (key.shape[1], -1))
     lead, body = pairs[:, :, : view.lead], pairs[:, :, view.lead :]
-    asked = queries[:, :, :, view.lead :]  # [B, G', R, T, D]
+    asked = queries[:, :, :, view.lead :]  # [B, G', R, T', D]
     if view.order is not None:
         body, asked = _columns(body, view.order), _columns(asked, view.order)
-    prompt = lead if view.lead else before.prompt
+    prompt = lead.clone() if view.lead else before.prompt  # a view would keep the whole chunk
     if view.lead and view.starting is not None and before.prompt.shape[2]:
         prompt = torch.where(view.starting.view(-1, 1, 1, 1), lead, before.prompt)
     first = before.first
@@ -179,14 +195,15 @@ def look(
     if view.order is not None:
         said = _columns(said, view.order.argsort(dim=1))
     if view.lead:
-        alone = _over(queries[:, :, :, : view.lead].unsqueeze(2), lead.unsqueeze(2), view.before, attend)
-        said = torch.cat((alone.squeeze(2), said), dim=3)
-    w = before.last.shape[2]
+        asking = queries[:, :, :, : view.lead].unsqueeze(1)
+        alone = _over(asking, lead.unsqueeze(1), view.before, attend).squeeze(1)
+        said = torch.cat((alone, said), dim=3)
+    count = before.last.shape[2]
     if view.end is None:
-        last = stream[:, :, view.tokens : view.tokens + w]
+        last = stream[:, :, view.tokens : view.tokens + count]
     else:
-        last = _columns(stream, view.end.unsqueeze(1) + torch.arange(w, device=stream.device))
-    return said.flatten(1, 2), Near(first, last, prompt)
+        last = _columns(stream, view.end.unsqueeze(1) + torch.arange(count, device=stream.device))
+    return said.flatten(1, 2), Near(first, last.clone(), prompt)
 
 
 def _columns(tensor: Tensor, order: Tensor) -> Tensor:
@@ -196,26 +213,26 @@ def _columns(tensor: Tensor, order: Tensor) -> Tensor:
 
 
 def _over_blocks(asked: Tensor, stream: Tensor, always: Tensor, view: View, attend: Attend) -> Tensor:
-    """Attention of ``asked [B, G', R, T', D]`` to the last tokens in ``stream [B, G', w + T', E]`` and to
+    """Attention of ``asked [B, G', R, T', D]`` to the last tokens in ``stream [B, G', w - 1 + T', E]`` and to
     what stands before them, ``[B, G', P + s, E]``; in blocks, as no query reaches further than the last."""
     T, L = asked.shape[3], view.block
     missing, blocks = -T % L, -(-T // L)
     if missing:
         asked, stream = (F.pad(tensor, (0, 0, 0, missing)) for tensor in (asked, stream))
-    w = stream.shape[2] - blocks * L
-    windows = stream.unfold(2, w + L, L).transpose(-1, -2)  # [B, G', n, w + L, E]
-    pairs = torch.cat((always.unsqueeze(2).expand(-1, -1, blocks, -1, -1), windows), dim=3)
-    rows = asked.unflatten(3, (blocks, L)).transpose(2, 3)  # [B, G', n, R, L, D]
-    return _over(rows, pairs, view.seen, attend).transpose(2, 3).flatten(3, 4)[:, :, :, :T]
+    reach = stream.shape[2] - blocks * L + L
+    windows = stream.unfold(2, reach, L).permute(0, 2, 1, 4, 3)  # [B, n, G', w - 1 + L, E]
+    pairs = torch.cat((always.unsqueeze(1).expand(-1, blocks, -1, -1, -1), windows), dim=3)
+    rows = asked.unflatten(3, (blocks, L)).permute(0, 3, 1, 2, 4, 5)  # [B, n, G', R, L, D]
+    return _over(rows, pairs, view.seen, attend).permute(0, 2, 3, 1, 4, 5).flatten(3, 4)[:, :, :, :T]
 
 
-def _over(rows: Tensor, pairs: Tensor, mask: Mask, attend: Attend) -> Tensor:
-    """Attention of ``rows [B, G', n, R, L, D]`` to keys beside values ``[B, G', n, S, E]``, shaped so."""
-    together, width = pairs.flatten(1, 2), rows.shape[-1]
+def _over(rows: Tensor, pairs: Tensor, mask: Mask | None, attend: Attend) -> Tensor:
+    """Attention of ``rows [B, n, G', R, L, D]`` to keys beside values ``[B, n, G', S, E]``, shaped so."""
+    together, width = pairs.flatten(0, 1), rows.shape[-1]
     said = attend(
-        rows.flatten(3, 4).flatten(1, 2),
+        rows.flatten(3, 4).flatten(0, 1),
         together[..., :width],
         together[..., width:],
-        mask.of(rows.shape[1], rows.shape[3], rows.dtype),
+        None if mask is None else mask.of(rows.shape[3], rows.dtype),
     )
-    return said.unflatten(1, rows.shape[1:3]).unflatten(3, rows.shape[3:5])
+    return said.unflatten(2, rows.shape[3:5]).unflatten(0, rows.shape[:2])

@@ -6,8 +6,10 @@ Dimension names: B batch, H heads, T tokens, N state width (of b and c), P head 
 of a block, n blocks.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """All outputs and the last state, block by block, without a loop over tokens.
 
-    On a GPU the kernels of mamba-ssm do it where that package is installed.
+    On a GPU the kernels of mamba-ssm do it where that package is installed; they multiply in TF32.
 
     Args:
         x: ``[B, H, T, P]``.
@@ -48,9 +50,12 @@ def scan(
 @lru_cache
 def _kernel() -> Callable[..., tuple[Tensor, Tensor]] | None:
     """`mamba_chunk_scan_combined` of mamba-ssm; None where that is not installed."""
+    if find_spec("mamba_ssm") is None:
+        return None
     try:
         from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-    except ImportError:
+    except ImportError as error:
+        warnings.warn(f"mamba-ssm is installed and cannot be used ({error}): plain torch is.", stacklevel=3)
         return None
     return mamba_chunk_scan_combined
 
@@ -107,7 +112,7 @@ def _between(left: Tensor, total: Tensor, state: Tensor) -> tuple[Tensor, Tensor
     mixing = _decays(sums)
     every = torch.cat((state.unsqueeze(2), left), dim=2)
     states = (mixing @ every.flatten(3)).unflatten(3, left.shape[3:])
-    return states[:, :, :-1], states[:, :, -1]
+    return states[:, :, :-1], states[:, :, -1].clone()  # a view would keep all of them
 
 
 def step_by_step(

@@ -14,7 +14,7 @@ from trainings import COMBINATIONS, batch, combination, steps
 
 from hiermem.config import HierMemConfig
 from hiermem.memory.longterm import Hit, Record
-from hiermem.memory.scan import scan, step_by_step
+from hiermem.memory.scan import _kernel, fused, step_by_step
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 from hiermem.reranking import reranked
@@ -157,13 +157,16 @@ def test_segments_are_reranked_as_on_the_processor() -> None:
 @pytest.mark.parametrize("tokens", [2, 64, 130])
 def test_the_kernels_of_mamba_ssm_are_the_recurrence_with_its_gradients(tokens: int) -> None:
     pytest.importorskip("mamba_ssm")
+    kernel = _kernel()
+    assert kernel is not None
     draw, widths = torch.Generator().manual_seed(0), (2, 3, tokens, 64)
     made = [
         torch.randn(s, generator=draw) for s in (widths, widths[:3], (3,), widths, widths, (2, 3, 64, 64))
     ]
     made[1], made[2] = made[1].abs() / 8, made[2].abs() / 8
+    made[1][:, :, tokens // 2] = 0
     ours, plain = ([tensor.to(device).requires_grad_() for tensor in made] for device in ("cuda", "cpu"))
-    results = scan(*ours), step_by_step(*plain)
+    results = fused(kernel, *ours), step_by_step(*plain)
     for output, state in results:
         (output.square().mean() + state.mean()).backward()
     for one, other in zip(results[0], results[1], strict=True):

@@ -16,7 +16,7 @@ from torch import Tensor
 from hiermem.errors import InputError
 from hiermem.memory.fading import Fading
 from hiermem.memory.heads import Heads
-from hiermem.memory.mamba import MambaConfig, MambaHeads
+from hiermem.memory.mamba import MambaHeads
 from hiermem.memory.working import chunks
 from hiermem.model import HierMemModel
 from hiermem.training.launch import of_first
@@ -50,7 +50,7 @@ def replace_recent(model: HierMemModel, samples: Samples, config: ReplacementCon
     texts = samples.full(config.texts, tokens)
     ratios = mean([recency_ratios(model, ids, replace(config.recency, tokens=tokens)) for ids in texts])
     groups = of_first(choose(ratios.of_groups, share=config.share))
-    model.replace_heads(MambaConfig(groups=groups))
+    model.replace_heads(replace(model.config.mamba, groups=groups))
 
 
 class Teaching(Fading):

@@ -243,7 +243,7 @@ def _settings(config: TrainConfig, model: HierMemModel) -> dict[str, Any]:
     known = model.fingerprint()
     recipe = {name: value for name, value in asdict(config).items() if name not in ("steps", "save_every")}
     recipe["optimizer"] = {name: value for name, value in recipe["optimizer"].items() if name != "micro"}
-    recipe["groups"] = model.mamba.groups
+    recipe["mamba"] = asdict(model.mamba.config)
     return {**recipe, **{name: known[name] for name in ("backbone", "tokenizer", "dtype")}}
 
 
