@@ -66,7 +66,7 @@ class HierMemConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.format_version < 2 and isinstance(self.mamba, dict):
-            self.mamba = {"window": 0, **self.mamba}
+            self.mamba = MambaConfig(**{"window": 0, **self.mamba})
         self.format_version = FORMAT_VERSION
         for name, kind in _PARTS.items():
             if isinstance(getattr(self, name), dict):
