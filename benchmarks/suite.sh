@@ -90,3 +90,16 @@ babi namm --lengths 8000 --limit 2 --system pruned --policy namm --keep 0.5
 
 measure passkey eval passkey --haystack "$book" --lengths 1024,8192,32768 --limit 20 --seed 1
 measure retrieval-reranked eval retrieval --data "$pubmedqa" --rerank 5
+
+# A third of the heads replaced, and not.
+for model in smollm2 smollm2-mamba; do
+    name=$([[ $model == smollm2 ]] && echo unmodified || echo trained)
+    beginning=(eval pg19 --data "$pg19" --max-tokens 8192 --model "$model" --dtype float32)
+    measure "pg19-heads-$name-2k" "${beginning[@]}" --policy none --window 2048
+    measure "pg19-heads-$name-stream" "${beginning[@]}" --policy attention --budget 512
+    measure "passkey-heads-$name" eval passkey --haystack "$book" --lengths 2048 --limit 20 --system pruned \
+        --policy none --model "$model" --dtype bfloat16
+done
+measure needles-mamba-whole eval needles --data "$pg19" --keep 1 --policy none --model smollm2-mamba --limit 24
+[[ -e $out/replaced.jsonl ]] || locked replaced bash -c 'python benchmarks/replaced.py smollm2-mamba \
+    --lengths 2048 8192 32768 --dtype bfloat16 > "$1.part" && mv "$1.part" "$1"' _ "$out/replaced.jsonl"
