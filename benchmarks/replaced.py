@@ -2,8 +2,9 @@
 
     benchmarks/replaced.py smollm2-mamba --lengths 2048 8192 32768 --dtype bfloat16 --out replaced.json
 
-In one process, in turns: after each length of random tokens, read in chunks of 512, some more are decoded one
-by one over a copy of the memory. Times are the processor's, not those of a clock, so models compute there.
+In one process, in turns: after each length of random tokens, read in chunks of 512, 64 more are decoded one
+by one over a copy of the memory, and the median counts. Times are the processor's, not those of a clock, so
+models compute there.
 """
 
 import argparse
@@ -12,15 +13,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
-from hiermem import HierMemConfig, HierMemModel
+from hiermem import HierMemConfig, HierMemError, HierMemModel
+from hiermem.errors import InputError
 from hiermem.memory.working import WorkingMemory
 
 CHUNK = 512
-DECODED = 16
+DECODED = 64
 
 
 def kinds(model: HierMemModel, budget: int) -> dict[str, Callable[[], WorkingMemory]]:
@@ -41,31 +44,35 @@ def kinds(model: HierMemModel, budget: int) -> dict[str, Callable[[], WorkingMem
 @torch.inference_mode()
 def measure(model: HierMemModel, lengths: list[int], budget: int) -> list[dict[str, Any]]:
     """Rows of tokens a second, reading from the length before and decoding, and bytes, for each length."""
-    if (
-        not model.mamba.groups
-        or any(length % CHUNK for length in lengths)
-        or len(set(lengths)) < len(lengths)
-    ):
-        raise SystemExit(f"A model with Mamba heads reads different lengths, multiples of {CHUNK} tokens.")
+    if not model.mamba.groups:
+        raise InputError(
+            f"{model.name_or_path} has no Mamba heads: give smollm2-mamba, or a training's output."
+        )
     memories, vocabulary = {name: new() for name, new in kinds(model, budget).items()}, len(model.tokenizer)
     draw, rows, at = torch.Generator().manual_seed(0), [], 0
-    for length in sorted(lengths):
+    for length in lengths:
         seconds = dict.fromkeys(memories, 0.0)
         ids = torch.randint(vocabulary, (1, length - at), generator=draw)
         for part in ids.split(CHUNK, dim=1):
             for name, memory in memories.items():
                 seconds[name] += _seconds(model, memory, part)
+        decoded = _decoded(model, memories, ids[:, :1])
         for name, memory in memories.items():
-            decoding, one = memory.copy(), ids[:, :1]
-            decoded = sum(_seconds(model, decoding, one) for _ in range(DECODED))
             row = {"kind": name, "tokens": length, "reading": ids.shape[1] / seconds[name]}
             fading = memory.fading.tensors().values() if memory.fading is not None else ()
-            row |= {"decoding": DECODED / decoded, "bytes": memory.nbytes}
+            row |= {"decoding": 1 / decoded[name], "bytes": memory.nbytes}
             rows.append(row | {"bytes_of_states": sum(tensor.nbytes for tensor in fading)})
             sys.stdout.write(json.dumps(rows[-1]) + "\n")
             sys.stdout.flush()
         at = length
     return rows
+
+
+def _decoded(model: HierMemModel, memories: dict[str, WorkingMemory], one: torch.Tensor) -> dict[str, float]:
+    """Median seconds of a token that is decoded over a copy of each memory, in turns."""
+    copies = {name: memory.copy() for name, memory in memories.items()}
+    turns = [{name: _seconds(model, copy, one) for name, copy in copies.items()} for _ in range(DECODED)]
+    return {name: median(turn[name] for turn in turns) for name in copies}
 
 
 def _seconds(model: HierMemModel, memory: WorkingMemory, ids: torch.Tensor) -> float:
@@ -83,9 +90,14 @@ def main() -> None:
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: the model's own")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     given = parser.parse_args()
+    if any(length < CHUNK or length % CHUNK for length in given.lengths):
+        parser.error(f"--lengths are multiples of {CHUNK}, not {given.lengths}.")
     torch.set_num_threads(1)
-    model = HierMemModel.from_pretrained(given.model, dtype=given.dtype, device="cpu")
-    rows = measure(model, given.lengths, given.budget)
+    try:
+        model = HierMemModel.from_pretrained(given.model, dtype=given.dtype, device="cpu")
+        rows = measure(model, sorted(set(given.lengths)), given.budget)
+    except HierMemError as error:
+        parser.error(str(error))
     if given.out is not None:
         given.out.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The measurements of docs/results. A result that is there is not made again, and
-# a run that was stopped goes on where it was. Of two at once, each takes what the other has not begun; with one
+# The measurements of docs/results. A result that is there is not made again, and a run that was stopped goes on
+# where it was. Of two at once, each takes what the other has not begun; with one
 # thread and one core each (OMP_NUM_THREADS=1 taskset -c 0 …) they are a fifth faster than one alone.
 #
 #     benchmarks/suite.sh DATA OUT        DATA holds pg19/ and pubmedqa/; OUT takes the JSON files

@@ -8,7 +8,10 @@ if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
     from hiermem.errors import HierMemError
     from hiermem.memory.longterm import LongTermConfig
+    from hiermem.memory.mamba import MambaConfig
+    from hiermem.memory.policies import NammConfig
     from hiermem.memory.state import MemoryState
+    from hiermem.memory.summary import SummaryConfig
     from hiermem.memory.working import WorkingMemoryConfig
     from hiermem.model import HierMemModel
     from hiermem.passages import Source
@@ -20,8 +23,11 @@ __all__ = [
     "HierMemError",
     "HierMemModel",
     "LongTermConfig",
+    "MambaConfig",
     "MemoryState",
+    "NammConfig",
     "Source",
+    "SummaryConfig",
     "WorkingMemoryConfig",
 ]
 
@@ -32,8 +38,11 @@ _HOME = {
     "HierMemError": "hiermem.errors",
     "HierMemModel": "hiermem.model",
     "LongTermConfig": "hiermem.memory.longterm",
+    "MambaConfig": "hiermem.memory.mamba",
     "MemoryState": "hiermem.memory.state",
+    "NammConfig": "hiermem.memory.policies",
     "Source": "hiermem.passages",
+    "SummaryConfig": "hiermem.memory.summary",
     "WorkingMemoryConfig": "hiermem.memory.working",
 }
 

@@ -147,15 +147,16 @@ class HierMemConfig(PreTrainedConfig):
         """The same configuration with the Mamba heads of a saved model, unless it says which.
 
         Raises:
-            InputError: it names those of the saved model, but lets them look at other tokens.
+            InputError: they are those of the saved model, but to look at other tokens.
         """
-        if self.mamba.groups is not None:
-            ours, theirs = ((own.groups, own.window, own.sinks) for own in (self.mamba, saved.mamba))
-            if ours[0] and ours[0] == theirs[0] and ours != theirs:
-                raise InputError(
-                    f"The model's Mamba heads look at {theirs[1]} last and {theirs[2]} first tokens, not at "
-                    f"{ours[1]} and {ours[2]}: leave their settings out."
-                )
+        wanted, known = self.mamba, saved.mamba
+        same = wanted.groups == known.groups or (wanted.groups is None and wanted != MambaConfig())
+        if known.groups and same and (wanted.window, wanted.sinks) != (known.window, known.sinks):
+            raise InputError(
+                f"The model's Mamba heads look at {known.window} last and {known.sinks} first tokens, not at "
+                f"{wanted.window} and {wanted.sinks}: leave their settings out."
+            )
+        if wanted.groups is not None:
             return self
         return type(self)(**{**self.settings(), "mamba": saved.mamba})
 

@@ -96,6 +96,7 @@ class Fading:
             outputs: of attention, for some KV groups at a time ``[B, g, R * T, D]``.
             groups: what the Mamba heads replace.
             own: their outputs, ``[B, G', R * T, D]``.
+            layer: which one; who only watches keeps it apart from the others.
         """
         return [*outputs, (groups, own)]
 

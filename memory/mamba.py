@@ -43,7 +43,7 @@ class MambaConfig:
             saved model that is loaded, if it has any.
         taps: K, of the short convolution.
         span: tokens after which a head has forgotten all but 1/e, before training.
-        window: w, last tokens that a head still looks at; 0: it looks at nothing, as RecurFormer has it.
+        window: w, last tokens that a head still looks at; 0: it looks at nothing, and has its state alone.
         sinks: s, first tokens of a document that it looks at beside those, where it looks at any.
     """
 
@@ -63,8 +63,11 @@ class MambaConfig:
                 raise InputError("A KV group is replaced twice: name every pair of layer and group once.")
         if self.taps < 2 or self.span <= 0:
             raise InputError("The convolution of Mamba heads needs at least 2 taps, and a span above 0.")
-        if self.window < 0 or self.sinks < 0:
-            raise InputError("Mamba heads look at the last and the first tokens: not fewer than 0 of them.")
+        for name in ("window", "sinks"):
+            if not isinstance(count := getattr(self, name), int) or count < 0:
+                raise InputError(
+                    f"The {name} of Mamba heads must be a whole number, at least 0, not {count!r}."
+                )
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ class Columns:
 class MambaLayer(nn.Module):
     """The Mamba heads of one layer, float32 whatever the backbone's dtype.
 
-    Of what the attention head computed for a token, q, k and v, each head makes
+    Of what the attention head computed for a token, q, k and v, each head makes, with SSD(u, a, b, c) the
+    recurrence S_t = exp(a_t) S_{t-1} + b_t u_tᵀ, y_t = S_tᵀ c_t (`scan.py`),
 
         [c, b, x] = conv([W_c q / √D, W_b k, W_x v]),        [Δ, g] = W [q, k, v] + bias
         y = σ(g) (e^s SSD(softplus(Δ) x, -softplus(Δ) e^A, b, c) + d x)

@@ -1,4 +1,4 @@
-"""What a Mamba head still looks at: the prompt of the segment, the document's first tokens, and the last.
+"""Sinks and sliding window of Mamba heads: the document's first tokens, the last, and the segment's prompt.
 
 Heads that look near still need two things exactly, whatever their state remembers: the tokens right before
 the query, and the first, where attention goes that wants nothing (StreamingLLM, arXiv 2309.17453;
@@ -102,16 +102,17 @@ def view_of(
     """How Mamba heads look at a chunk.
 
     Args:
+        chunk: the tokens that are read, and what is read around them.
         sinks, window, prompt: s, w and P.
         there: which columns of the prompt may be seen, ``[B, P]`` bool; None: all.
         sliding: the layer's sliding window; None: there is none.
     """
     device, Q = chunk.positions.device, chunk.positions.shape[1]
-    T, around = Q + chunk.tail, bool(chunk.lead or chunk.tail)
-    L = min(window, T)
+    body, around = Q + chunk.tail, bool(chunk.lead or chunk.tail)
+    L = min(window, body)
     begun, valid = (torch.tensor(count, device=device) for count in (chunk.seen, chunk.valid))
     first = torch.arange(sinks, device=device) - begun.unsqueeze(1)  # counted from the chunk's first token
-    alone = T == 1 and not around and not chunk.padded and there is None and sliding is None
+    alone = body == 1 and not around and not chunk.padded and there is None and sliding is None
     everything = alone and min(chunk.seen) >= sinks + window - 1
     causal = torch.ones(chunk.lead, chunk.lead, dtype=torch.bool, device=device).tril()
     before = causal & there.unsqueeze(1) if chunk.lead and there is not None else causal[None]
@@ -120,8 +121,8 @@ def view_of(
         Mask(before.unsqueeze(1)),
         _order(Q, chunk.tail, valid) if chunk.tail and chunk.padded else None,
         L,
-        None if everything else Mask(_seen(T, L, window, first, begun, valid, prompt, there, sliding)),
-        (first.clamp(0, T - 1), (first >= 0) & (first < valid.unsqueeze(1)))
+        None if everything else Mask(_seen(body, L, window, first, begun, valid, prompt, there, sliding)),
+        (first.clamp(0, body - 1), (first >= 0) & (first < valid.unsqueeze(1)))
         if min(chunk.seen) < sinks
         else None,
         None if all(chunk.starting) else torch.tensor(chunk.starting, device=device),
@@ -131,7 +132,7 @@ def view_of(
 
 
 def _seen(
-    T: int,
+    body: int,
     L: int,
     window: int,
     first: Tensor,
@@ -143,12 +144,15 @@ def _seen(
 ) -> Tensor:
     """What the queries of each block see, ``[B, n, L, S]`` bool.
 
-    For a sliding window, what follows the tokens stands right after them, all at the same place.
+    A layer's sliding window is measured as attention measures it: all that follows the tokens of a row stands
+    at one place, right after the last.
 
     Args:
+        body: T'.
         first: columns of the first tokens, ``[B, s]``; begun, valid: tokens before and in the chunk, ``[B]``.
+        L, window, prompt, there, sliding: as in `view_of`.
     """
-    query = torch.arange(-(-T // L) * L, device=begun.device).view(-1, L, 1)
+    query = torch.arange(-(-body // L) * L, device=begun.device).view(-1, L, 1)
     key = query[:, :1] + torch.arange(1 - window, L, device=begun.device)  # [n, 1, w - 1 + L]
     begun, valid, first = begun.view(-1, 1, 1, 1), valid.view(-1, 1, 1, 1), first[:, None, None]
     near = (key <= query) & (key > query - window) & (key >= -begun)

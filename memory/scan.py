@@ -19,7 +19,7 @@ BLOCK = 64
 """Tokens of a block: within one, all pairs are computed; between them, states."""
 
 SMALLEST = 16
-"""Least tokens and widths that the kernels of mamba-ssm multiply."""
+"""Least width of a head, and of a block, that the kernels of mamba-ssm multiply."""
 
 
 def scan(

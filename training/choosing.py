@@ -36,7 +36,10 @@ class ChoiceConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1 or self.texts < 1:
-            raise InputError("A share of the heads between 0 and 1 is kept, after at least 1 text.")
+            raise InputError(
+                f"A share of the heads between 0 and 1 is kept, after at least 1 text: not {self.share} "
+                f"after {self.texts}."
+            )
 
 
 @torch.no_grad()

@@ -41,12 +41,17 @@ class ReplacementConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1 or self.texts < 1:
-            raise InputError("A share of the heads between 0 and 1 is replaced, after at least 1 text.")
+            raise InputError(
+                f"A share of the heads between 0 and 1 is replaced, after at least 1 text: not {self.share} "
+                f"after {self.texts}."
+            )
 
 
 def replace_recent(model: HierMemModel, samples: Samples, config: ReplacementConfig) -> None:
     """Put Mamba heads, still untrained, in the place of the heads that look nearest."""
     tokens = min(config.recency.tokens, samples.config.tokens, model.adapter.trained_range)
+    if not round(config.share * sum(shape.heads for shape in model.adapter.shapes)):
+        raise InputError(f"A share of {config.share} of the backbone's KV groups is none: raise --share.")
     texts = samples.full(config.texts, tokens)
     ratios = mean([recency_ratios(model, ids, replace(config.recency, tokens=tokens)) for ids in texts])
     groups = of_first(choose(ratios.of_groups, share=config.share))
