@@ -30,10 +30,7 @@ def kinds(model: HierMemModel, budget: int) -> dict[str, Callable[[], WorkingMem
     """New memories of the kinds that are compared, by name."""
     bare = HierMemConfig.preset("bare").working
     pruned = HierMemConfig.preset("full").with_working(policy="namm", budget=budget)
-    namm = HierMemModel.from_pretrained(
-        model.config.backbone, pruned.with_heads_of(model.config), dtype=str(model.dtype).split(".")[-1]
-    )
-    namm.mamba.load_state_dict(model.mamba.state_dict())
+    namm = HierMemModel.from_pretrained(model.name_or_path, pruned, dtype=model.dtype, device="cpu")
     return {
         "all heads": model.adapter.whole_memory,
         "Mamba heads": lambda: model.new_working_memory(bare),

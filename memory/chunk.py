@@ -59,6 +59,17 @@ class Prefix:
         return Prefix(self.keys.index_select(0, index), self.values.index_select(0, index))
 
 
+def in_order(tensor: Tensor, order: Tensor) -> Tensor:
+    """Columns of ``tensor [B, …, T, ·]`` by their numbers in each row, ``order [B, T'] int64``."""
+    index = order.view(len(order), *[1] * (tensor.ndim - 3), -1, 1)
+    return tensor.gather(-2, index.expand(*tensor.shape[:-2], -1, tensor.shape[-1]))
+
+
+def real_first(real: Tensor) -> Tensor:
+    """Numbers of columns, those that count before the others, else as they stand, from ``[B, T]`` bool."""
+    return real.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+
+
 def _never(dtype: torch.dtype) -> float:
     """What is added to the logits of an unseen key: so low that its weight is 0, so high that logits added
     to it stay finite, and a row that sees nothing with them."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hiermem.memory.chunk import Chunk
+from hiermem.memory.chunk import Chunk, real_first
 from hiermem.memory.heads import Heads
 from hiermem.memory.mamba import Columns, HeadState, MambaHeads
 from hiermem.memory.nearby import Attend, Near, View, look, view_of
@@ -201,7 +201,7 @@ def columns_of(chunk: Chunk, there: Tensor | None) -> Columns:
     starts, ends = not chunk.lead or all(chunk.starting), not chunk.tail or all(chunk.ending)
     if there is None and not chunk.padded and starts and ends:
         return Columns(None, written, end)
-    order = counted.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    order = real_first(counted)
     return Columns(order, written.gather(1, order), end)
 
 

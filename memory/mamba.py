@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiermem.errors import InputError
+from hiermem.memory.chunk import in_order
 from hiermem.memory.digest import digest
 from hiermem.memory.layer import LayerShape
 from hiermem.memory.nearby import Near
@@ -160,7 +161,7 @@ class MambaLayer(nn.Module):
         key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
         given = torch.cat((query, key, value), dim=-1).to(self.bias.dtype)
         if columns.order is not None:
-            given = given.gather(2, columns.order[:, None, :, None].expand_as(given))
+            given = in_order(given, columns.order)
         tail, state = self._nothing(given) if before is None else before
         q, k, v = given.chunk(3, dim=-1)
         mapped = torch.cat((q @ self.query / self.width**0.5, k @ self.key, v @ self.value), dim=-1)
@@ -174,8 +175,7 @@ class MambaLayer(nn.Module):
         output = scanned * self.scale.exp().view(-1, 1, 1) + x * self.skip.unsqueeze(1)
         output = output * control[..., 1:].sigmoid()
         if columns.order is not None:
-            back = columns.order.argsort(dim=1)
-            output = output.gather(2, back[:, None, :, None].expand_as(output))
+            output = in_order(output, columns.order.argsort(dim=1))
         return output, tail, state
 
     def _nothing(self, given: Tensor) -> Carried:
@@ -196,7 +196,7 @@ class MambaLayer(nn.Module):
         if end is None:
             return mixed, padded[:, :, T:].clone()  # a view would keep the whole chunk
         last = end.unsqueeze(1) + torch.arange(past, device=end.device)
-        return mixed, padded.gather(2, last[:, None, :, None].expand_as(tail))
+        return mixed, in_order(padded, last)
 
 
 class MambaHeads(nn.Module):

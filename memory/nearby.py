@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hiermem.memory.chunk import Chunk, additive
+from hiermem.memory.chunk import Chunk, additive, in_order, real_first
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Attention of queries ``[B, G, Q, D]`` over keys and values ``[B, G, S, D]`` under an additive mask, as the
@@ -168,8 +168,7 @@ def _seen(
 def _order(Q: int, tail: int, valid: Tensor) -> Tensor:
     """What follows the tokens right after each row's own, ``[B, Q + tail]``."""
     columns = torch.arange(Q + tail, device=valid.device)
-    real = (columns < valid.unsqueeze(1)) | (columns >= Q)
-    return real.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    return real_first((columns < valid.unsqueeze(1)) | (columns >= Q))
 
 
 def look(
@@ -186,18 +185,20 @@ def look(
     lead, body = pairs[:, :, : view.lead], pairs[:, :, view.lead :]
     asked = queries[:, :, :, view.lead :]  # [B, G', R, T', D]
     if view.order is not None:
-        body, asked = _columns(body, view.order), _columns(asked, view.order)
-    prompt = lead.clone() if view.lead else before.prompt  # a view would keep the whole chunk
-    if view.lead and view.starting is not None and before.prompt.shape[2]:
-        prompt = torch.where(view.starting.view(-1, 1, 1, 1), lead, before.prompt)
+        body, asked = in_order(body, view.order), in_order(asked, view.order)
+    prompt = before.prompt
+    if view.lead and view.starting is not None and prompt.shape[2]:
+        prompt = torch.where(view.starting.view(-1, 1, 1, 1), lead, prompt)
+    elif view.lead:
+        prompt = lead.clone()  # a view would keep the whole chunk
     first = before.first
     if view.first is not None:
         place, new = view.first
-        first = torch.where(new[:, None, :, None], _columns(body, place), first)
+        first = torch.where(new[:, None, :, None], in_order(body, place), first)
     stream = torch.cat((before.last, body), dim=2)
     said = _over_blocks(asked, stream, torch.cat((prompt, first), dim=2), view, attend)
     if view.order is not None:
-        said = _columns(said, view.order.argsort(dim=1))
+        said = in_order(said, view.order.argsort(dim=1))
     if view.lead:
         asking = queries[:, :, :, : view.lead].unsqueeze(1)
         alone = _over(asking, lead.unsqueeze(1), view.before, attend).squeeze(1)
@@ -206,14 +207,8 @@ def look(
     if view.end is None:
         last = stream[:, :, view.tokens : view.tokens + count]
     else:
-        last = _columns(stream, view.end.unsqueeze(1) + torch.arange(count, device=stream.device))
+        last = in_order(stream, view.end.unsqueeze(1) + torch.arange(count, device=stream.device))
     return said.flatten(1, 2), Near(first, last.clone(), prompt)
-
-
-def _columns(tensor: Tensor, order: Tensor) -> Tensor:
-    """Columns of ``tensor [B, …, T, ·]`` by their numbers in each row, ``[B, T']``."""
-    index = order.view(len(order), *[1] * (tensor.ndim - 3), -1, 1)
-    return tensor.gather(-2, index.expand(*tensor.shape[:-2], -1, tensor.shape[-1]))
 
 
 def _over_blocks(asked: Tensor, stream: Tensor, always: Tensor, view: View, attend: Attend) -> Tensor:

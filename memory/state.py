@@ -22,7 +22,6 @@ class Reader(Protocol):
     """
 
     name_or_path: str
-
     summary: SummaryMemory | None
 
     def fingerprint(self, policy: str | None = None) -> dict[str, str]:
