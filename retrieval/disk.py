@@ -1,6 +1,7 @@
 """What is written outlasts a power cut; imports nothing heavy."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -14,3 +15,9 @@ def sync(*paths: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder outlast a power cut, where we may open it at all."""
+    with suppress(PermissionError):
+        sync(path)

@@ -1,28 +1,21 @@
 """A directory of safetensors files under one manifest: saved whole or not at all, read verified.
 
-The manifest names every data file with its size and SHA-256, and seals itself with a checksum.
-A save writes new files beside the old ones and commits them by one rename of the manifest, so a
-crash leaves the old memory or the new one. One writer at a time; readers take no lock.
-
-The name ``manifest.json``, its layout and its checksum stay the same in every format version, so
-that this version can tell a newer memory from a damaged one. Written for POSIX file systems.
+The manifest names every data file with its size and SHA-256, and seals itself with a checksum. A save writes
+new files beside the old ones and commits them by one rename of the manifest, so a crash leaves the old memory
+or the new one. One writer at a time; readers take no lock. Written for POSIX file systems.
 """
 
 import hashlib
 import json
 import os
-import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from hiermem.errors import (
     InputError,
@@ -30,38 +23,25 @@ from hiermem.errors import (
     MemoryFileError,
     MemoryLockedError,
     MemoryMissingError,
-    MemoryTooNewError,
 )
-from hiermem.retrieval.disk import sync
+from hiermem.retrieval.disk import sync_folder
+from hiermem.retrieval.manifest import (
+    MANIFEST,
+    RESTORE,
+    Entry,
+    is_logical,
+    plainly,
+    read_manifest,
+    written,
+)
+from hiermem.retrieval.plain import NotPlainError, check_plain, physical_memory, plain_file
+from hiermem.retrieval.staging import NOTE, Staging, new_name, noted
+from hiermem.retrieval.tensors import parse
 
-FORMAT = "hiermem-memory"
-FORMAT_VERSION = 1
-
-_MANIFEST = "manifest.json"
 _LOCK = ".lock"
 _READ_ATTEMPTS = 5
-_LOGICAL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_DATA = re.compile(_LOGICAL.pattern + r"-[0-9a-f]{16}\.safetensors")
-_TEMPORARY = re.compile(r"manifest-[0-9a-f]{16}\.tmp")
-_RESTORE = "restore the memory from a copy, or delete it and build it again."
 
 _T = TypeVar("_T")
-
-
-class _Entry(NamedTuple):
-    """What the manifest says of one data file."""
-
-    file: str
-    bytes: int
-    sha256: str
-
-
-class _Manifest(NamedTuple):
-    """A manifest whose checksum held; ``raw`` tells one save from another."""
-
-    raw: bytes
-    files: dict[str, _Entry]
-    info: dict[str, Any]
 
 
 def save_directory(
@@ -84,16 +64,15 @@ def save_directory(
     """
     directory = Path(path)
     _check_request(tensors, info)
-    with _plain(f"The memory at {directory} was not saved and is as it was before"):
+    with plainly(f"The memory at {directory} was not saved and is as it was before"):
         check_target(directory)
         _make_directory(directory)
         with _writer_lock(directory):
             _write_and_commit(directory, tensors, info)
-            with _plain(f"The memory at {directory} is saved but may not survive a power failure"):
-                _sync_directory(directory)
-                _sync_directory(directory.parent)
-            with suppress(OSError):  # what cannot be listed now waits for the next save
-                _remove_unnamed(directory, [p for p in directory.iterdir() if _is_ours(p.name)])
+            with plainly(f"The memory at {directory} is saved but may not survive a power failure"):
+                sync_folder(directory)
+                sync_folder(directory.parent)
+            Staging(directory).sweep()
 
 
 def load_directory(
@@ -120,7 +99,7 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         MemoryMissingError, MemoryCorruptError, MemoryTooNewError, MemoryFileError: as `load_directory`.
     """
-    return _read_manifest(Path(path)).info
+    return read_manifest(Path(path)).info
 
 
 def verify_directory(path: str | os.PathLike[str]) -> list[str]:
@@ -130,7 +109,7 @@ def verify_directory(path: str | os.PathLike[str]) -> list[str]:
         MemoryMissingError: there is no memory at ``path``.
     """
 
-    def check(directory: Path, entry: _Entry) -> None:
+    def check(directory: Path, entry: Entry) -> None:
         _read_tensors(directory, entry)
 
     try:
@@ -143,11 +122,12 @@ def verify_directory(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _read_all(
-    directory: Path, read: Callable[[Path, _Entry], _T]
+    directory: Path, read: Callable[[Path, Entry], _T]
 ) -> tuple[dict[str, _T], dict[str, Any], list[MemoryFileError]]:
     """Read every data file of one manifest; start again if a writer replaced it meanwhile."""
     for _ in range(_READ_ATTEMPTS):
-        manifest = _read_manifest(directory)
+        manifest = read_manifest(directory)
+        _check_size(directory, manifest.files.values())
         contents: dict[str, _T] = {}
         problems: list[MemoryFileError] = []
         for name, entry in manifest.files.items():
@@ -155,7 +135,7 @@ def _read_all(
                 contents[name] = read(directory, entry)
             except MemoryFileError as error:
                 problems.append(error)
-        if not problems or _read_manifest(directory).raw == manifest.raw:
+        if not problems or read_manifest(directory).raw == manifest.raw:
             return contents, manifest.info, problems
     raise MemoryLockedError(
         f"The memory at {directory} was replaced again and again while it was read; "
@@ -163,66 +143,41 @@ def _read_all(
     )
 
 
-def _read_tensors(directory: Path, entry: _Entry) -> dict[str, torch.Tensor]:
+def _check_size(directory: Path, entries: Iterable[Entry]) -> None:
+    total, room = sum(entry.bytes for entry in entries), physical_memory()
+    if room is not None and total > room:
+        raise MemoryFileError(
+            f"The memory at {directory} takes {total >> 20} MiB, which is more than this machine has "
+            f"({room >> 20}): use a larger one."
+        )
+
+
+def _read_tensors(directory: Path, entry: Entry) -> dict[str, torch.Tensor]:
     """Parse exactly the bytes whose size and checksum were verified."""
     where = f"The file {entry.file} of the memory at {directory}"
-    with _plain(f"{where} could not be read"):
+    with plainly(f"{where} could not be read"):
         try:
-            data = (directory / entry.file).read_bytes()
+            with plain_file(directory / entry.file) as file:
+                size, data = file.size, file.read() if file.size == entry.bytes else b""
+        except NotPlainError as kind:
+            raise MemoryCorruptError(f"{where} is {kind}, not a plain file; {RESTORE}") from None
         except FileNotFoundError:
-            raise MemoryCorruptError(f"{where} is missing; {_RESTORE}") from None
-    if len(data) < entry.bytes:
-        sizes = f"{len(data)} of {entry.bytes} bytes"
-        raise MemoryCorruptError(f"{where} was cut short ({sizes} are left); {_RESTORE}")
-    if len(data) > entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise MemoryCorruptError(f"{where} was changed after it was saved; {_RESTORE}")
+            raise MemoryCorruptError(f"{where} is missing; {RESTORE}") from None
+    if size < entry.bytes:
+        sizes = f"{size} of {entry.bytes} bytes"
+        raise MemoryCorruptError(f"{where} was cut short ({sizes} are left); {RESTORE}")
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise MemoryCorruptError(f"{where} was changed after it was saved; {RESTORE}")
     try:
-        return safetensors.torch.load(data)
-    except SafetensorError as error:
-        raise MemoryCorruptError(f"{where} is not a safetensors file; {_RESTORE}") from error
-
-
-def _read_manifest(directory: Path) -> _Manifest:
-    """Read and verify the manifest; the errors are those of ``load_directory``."""
-    with _plain(f"The file {_MANIFEST} of the memory at {directory} could not be read"):
-        try:
-            raw = (directory / _MANIFEST).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            raise MemoryMissingError(
-                f"There is no memory at {directory}; check the path, or save a memory there first."
-            ) from None
-    damaged = MemoryCorruptError(
-        f"The file {_MANIFEST} of the memory at {directory} was changed or cut short; {_RESTORE}"
-    )
-    try:
-        body = json.loads(raw)
-        del body["checksum"]
-        if _render(body) != raw or body["format"] != FORMAT:
-            raise damaged
-        if body["format_version"] > FORMAT_VERSION:
-            raise MemoryTooNewError(
-                f"The memory at {directory} is in format {body['format_version']} and this version "
-                f"reads up to format {FORMAT_VERSION}; upgrade hiermem."
-            )
-        files = {name: _Entry(**entry) for name, entry in body["files"].items()}
-        if not all(_DATA.fullmatch(e.file) and type(e.bytes) is int for e in files.values()):
-            raise damaged
-        return _Manifest(raw, files, dict(body["info"]))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise damaged from error
-
-
-def _render(body: Mapping[str, Any]) -> bytes:
-    """The only bytes that a manifest with this body may have, its checksum included."""
-    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    sealed = {**body, "checksum": hashlib.sha256(canonical.encode()).hexdigest()}
-    return (json.dumps(sealed, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+        return parse(data)
+    except ValueError as error:
+        raise MemoryCorruptError(f"{where} does not make sense ({error}); {RESTORE}") from error
 
 
 def _check_request(tensors: Iterable[str], info: Mapping[str, Any]) -> None:
     """Refuse, before the disk is touched, what could not be read back as it was given."""
     for name in tensors:
-        if not _LOGICAL.fullmatch(name):
+        if not is_logical(name):
             raise InputError(
                 f"{name!r} cannot name a file of a memory; use letters, digits, '_', '-' and '.'."
             )
@@ -235,17 +190,18 @@ def _check_request(tensors: Iterable[str], info: Mapping[str, Any]) -> None:
             "The info of a memory is not plain JSON; use only dicts with text keys, lists, "
             "text, finite numbers, booleans and None."
         )
+    written({}, info)  # whether it is too large
 
 
 def check_target(directory: Path) -> None:
     """Refuse a path that holds anything but a memory, nothing, or what a killed first save left."""
     if directory.exists() and not directory.is_dir():
         raise MemoryFileError(f"{directory} is a file; give the path of a directory instead.")
+    known = {_LOCK, NOTE, *noted(directory)}
     try:
-        _read_manifest(directory)
+        read_manifest(directory)
     except MemoryMissingError:
-        names = {p.name for p in directory.iterdir()} if directory.exists() else set()
-        if names and not (_LOCK in names and all(map(_is_ours, names - {_LOCK}))):
+        if directory.exists() and not {p.name for p in directory.iterdir()} <= known:
             raise MemoryFileError(
                 f"{directory} holds other files and no memory; give a new or empty directory."
             ) from None
@@ -256,7 +212,7 @@ def _make_directory(directory: Path) -> None:
     missing = [d for d in (directory, *directory.parents) if not d.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     for made in missing:
-        _sync_directory(made.parent)
+        sync_folder(made.parent)
 
 
 @contextmanager
@@ -268,14 +224,14 @@ def only_writer(path: str | os.PathLike[str]) -> Iterator[None]:
         MemoryFileError: ``path`` is a file or a directory of other things, or cannot be made.
     """
     directory = Path(path)
-    with _plain(f"A memory at {directory} cannot be written"):
+    with plainly(f"A memory at {directory} cannot be written"):
         check_target(directory)
         _make_directory(directory)
     with _writer_lock(directory):
         try:
             yield
         finally:
-            if not (directory / _MANIFEST).exists():  # nothing was saved: leave nothing behind
+            if not (directory / MANIFEST).exists():  # nothing was saved: leave nothing behind
                 with suppress(OSError):
                     (directory / _LOCK).unlink()
                     directory.rmdir()
@@ -284,13 +240,19 @@ def only_writer(path: str | os.PathLike[str]) -> Iterator[None]:
 @contextmanager
 def _writer_lock(directory: Path) -> Iterator[None]:
     """Hold the memory as its only writer; the lock ends with the process, its file stays."""
-    lock = FileLock(directory.resolve() / _LOCK, timeout=0, is_singleton=True)  # a thread may nest it
-    try:
-        lock.acquire()
-    except Timeout:
-        raise MemoryLockedError(
-            f"Another process is writing the memory at {directory}; wait for it to finish."
-        ) from None
+    place = directory.resolve() / _LOCK
+    lock = FileLock(place, timeout=0, is_singleton=True)  # a thread may nest it
+    with plainly(f"The memory at {directory} cannot be locked"):
+        try:
+            with suppress(FileNotFoundError):
+                check_plain(place)
+            lock.acquire()
+        except NotPlainError as kind:
+            raise MemoryFileError(f"The file {_LOCK} in {directory} is {kind}: remove it.") from None
+        except Timeout:
+            raise MemoryLockedError(
+                f"Another process is writing the memory at {directory}; wait for it to finish."
+            ) from None
     try:
         yield
     finally:
@@ -301,82 +263,33 @@ def _write_and_commit(
     directory: Path, tensors: Mapping[str, Mapping[str, torch.Tensor]], info: Mapping[str, Any]
 ) -> None:
     """Write and sync the new files, then rename the new manifest into place: the commit."""
-    made: list[Path] = []  # each is listed before it exists, so that a failure finds them all
-
-    def write(name: str, data: bytes) -> Path:
-        made.append(directory / name)
-        with open(made[-1], "xb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        return made[-1]
-
+    staging = Staging(directory)
+    staging.sweep()
+    names = {part: new_name(part, ".safetensors") for part in tensors}
+    temporary = new_name("manifest", ".tmp")
     try:
-        files: dict[str, dict[str, Any]] = {}
-        for name, group in tensors.items():
+        staging.note([temporary, *names.values(), *_present(directory)])
+        files = {}
+        for part, group in tensors.items():
             data = safetensors.torch.save({key: _plain_copy(t) for key, t in group.items()})
-            file = write(f"{name}-{secrets.token_hex(8)}.safetensors", data).name
-            files[name] = _Entry(file, len(data), hashlib.sha256(data).hexdigest())._asdict()
-        body = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "library_version": _library_version(),
-            "files": files,
-            "info": dict(info),
-        }
-        temporary = write(f"manifest-{secrets.token_hex(8)}.tmp", _render(body))
-        _sync_directory(directory)
-        os.replace(temporary, directory / _MANIFEST)
+            staging.write(names[part], data)
+            files[part] = Entry(names[part], len(data), hashlib.sha256(data).hexdigest())
+        manifest = staging.write(temporary, written(files, info))
+        sync_folder(directory)
+        os.replace(manifest, directory / MANIFEST)
     except BaseException:
-        _remove_unnamed(directory, made)
+        staging.sweep()
         raise
+
+
+def _present(directory: Path) -> list[str]:
+    """The data files of the memory that is there now, if any."""
+    try:
+        return [entry.file for entry in read_manifest(directory).files.values()]
+    except MemoryMissingError:
+        return []
 
 
 def _plain_copy(tensor: torch.Tensor) -> torch.Tensor:
     """A contiguous copy on the CPU that shares no memory, as safetensors wants it."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _library_version() -> str:
-    try:
-        return metadata.version("hiermem-torch")
-    except metadata.PackageNotFoundError:
-        return "0+unknown"
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a save gives such names to the files that it may later remove."""
-    return bool(_DATA.fullmatch(name) or _TEMPORARY.fullmatch(name))
-
-
-def _remove_unnamed(directory: Path, candidates: Iterable[Path]) -> None:
-    """Remove those candidates that the manifest on disk does not name; its word alone counts."""
-    try:
-        named = {entry.file for entry in _read_manifest(directory).files.values()}
-    except MemoryMissingError:
-        named = set()
-    except MemoryFileError:
-        return  # unreadable at this moment: the next save sweeps
-    for file in candidates:
-        if file.name not in named:
-            with suppress(OSError):
-                file.unlink()
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the names in a directory outlast a power failure, where we may open it at all."""
-    with suppress(PermissionError):
-        sync(directory)
-
-
-@contextmanager
-def _plain(what: str) -> Iterator[None]:
-    """Turn an OSError into a MemoryFileError that says what failed, why, and what to do."""
-    try:
-        yield
-    except MemoryFileError:
-        raise
-    except OSError as error:
-        raise MemoryFileError(
-            f"{what}: {error.strerror or error}; check the disk's space and the permissions, then try again."
-        ) from error

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,10 +32,13 @@ from hiermem.errors import (
     MemoryMissingError,
     MemoryTooNewError,
 )
-from hiermem.retrieval import disk, files
+from hiermem.retrieval import disk, files, plain, staging, tensors
+from hiermem.retrieval import manifest as manifests
 from hiermem.retrieval.files import load_directory, only_writer, save_directory, verify_directory
 
 NAMES = ("index", "levels", "state")
+OUR_FILES = {module.__file__ for module in (disk, files, staging)}
+"""All that writes."""
 
 
 def save_version(path: Path, version: int, numel: int = 8) -> None:
@@ -70,7 +74,7 @@ def reseal(path: Path, **changes: Any) -> None:
     """Change the manifest and give it the checksum that fits."""
     body = json.loads((path / "manifest.json").read_bytes())
     del body["checksum"]
-    (path / "manifest.json").write_bytes(files._render(body | changes))
+    (path / "manifest.json").write_bytes(manifests.render(body | changes))
 
 
 @pytest.fixture
@@ -141,12 +145,12 @@ def test_manifest_is_as_documented(memory: Path) -> None:
 
 def test_a_save_replaces_the_memory_and_leaves_nothing_behind(memory: Path) -> None:
     before = named(memory)
-    (memory / "notes.txt").write_text("mine")
-    (memory / "index-0123456789abcdef.safetensors").write_text("left by a killed save")
-    (memory / "manifest-0123456789abcdef.tmp").write_text("left by a killed save")
+    own = {"notes.txt", "index-0123456789abcdef.safetensors", "manifest-0123456789abcdef.tmp"}
+    for name in own:  # whatever they are called
+        (memory / name).write_text("mine")
     save_version(memory, 2)
     assert load_version(memory) == 2
-    assert set(listing(memory)) == named(memory) | {"notes.txt"}
+    assert set(listing(memory)) == named(memory) | own
     assert named(memory) & before == {"manifest.json", ".lock"}
 
 
@@ -194,6 +198,8 @@ def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
         ["index-0123456789abcdef.safetensors"],
         ["model.safetensors"],
         ["manifest.json"],
+        [".saving", "notes.txt"],
+        [".lock", "index-0123456789abcdef.safetensors"],
     ],
 )
 def test_a_directory_of_other_things_is_refused(tmp_path: Path, names: list[str]) -> None:
@@ -206,8 +212,10 @@ def test_a_directory_of_other_things_is_refused(tmp_path: Path, names: list[str]
 
 
 def test_what_a_killed_first_save_left_is_accepted(tmp_path: Path) -> None:
-    for name in (".lock", "index-0123456789abcdef.safetensors", "manifest-0123456789abcdef.tmp"):
+    names = ["index-0123456789abcdef.safetensors", "manifest-0123456789abcdef.tmp"]
+    for name in (".lock", *names):
         (tmp_path / name).write_text("")
+    staging.Staging(tmp_path).note(names)
     with pytest.raises(MemoryMissingError):
         load_directory(tmp_path)
     save_version(tmp_path, 1)
@@ -300,6 +308,19 @@ def test_any_other_manifest_is_corrupt_and_not_overwritten(memory: Path, raw: by
     [
         {"format": "another"},
         {"format_version": "1"},
+        {"format_version": 0},
+        {"format_version": True},
+        {"format_version": 0.5},
+        {"more": 1},
+        {"files": {"../i": {"file": "i-0123456789abcdef.safetensors", "bytes": 1, "sha256": "0" * 64}}},
+        {"files": {"i": {"file": "i-0123456789abcdef.safetensors", "bytes": -1, "sha256": "0" * 64}}},
+        {"files": {"i": {"file": "i-0123456789abcdef.safetensors", "bytes": 1, "sha256": "0"}}},
+        {
+            "files": {
+                name: {"file": "i-0123456789abcdef.safetensors", "bytes": 1, "sha256": "0" * 64}
+                for name in "ij"
+            }
+        },
         {"files": [1]},
         {"files": {"index": {"file": "x"}}},
         {"files": {"index": {"file": "../../etc/passwd", "bytes": 1, "sha256": ""}}},
@@ -315,13 +336,13 @@ def test_a_sealed_manifest_of_another_shape_is_corrupt(memory: Path, changes: An
 def test_a_sealed_file_that_is_not_safetensors_is_corrupt(memory: Path) -> None:
     junk = b"\xff" * 64
     (memory / "j-0123456789abcdef.safetensors").write_bytes(junk)
-    entry = files._Entry("j-0123456789abcdef.safetensors", 64, hashlib.sha256(junk).hexdigest())
+    entry = manifests.Entry("j-0123456789abcdef.safetensors", 64, hashlib.sha256(junk).hexdigest())
     reseal(memory, files={"j": entry._asdict()})
     assert_corrupt(memory, "j-0123456789abcdef.safetensors")
 
 
 def test_a_newer_format_says_upgrade_and_is_not_overwritten(memory: Path) -> None:
-    reseal(memory, format_version=files.FORMAT_VERSION + 1, files={"new": "shape"}, more=[])
+    reseal(memory, format_version=manifests.FORMAT_VERSION + 1, files={"new": "shape"}, more=[])
     before = listing(memory)
     for use in (load_directory, lambda path: save_version(path, 2)):
         with pytest.raises(MemoryTooNewError, match="upgrade hiermem"):
@@ -335,6 +356,122 @@ def test_nothing_there_is_missing(tmp_path: Path) -> None:
         for read in (load_directory, verify_directory):
             with pytest.raises(MemoryMissingError, match="There is no memory at"):
                 read(path)
+
+
+# --- folders that lead elsewhere ----------------------------------------------------------------
+
+
+def as_link(file: Path, outside: Path) -> None:
+    file.rename(outside)
+    file.symlink_to(outside)
+
+
+def as_folder(file: Path, _: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def as_pipe(file: Path, _: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def as_socket(file: Path, outside: Path) -> None:
+    file.unlink()
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(f"{outside.parent}/s")  # names of sockets are short
+    (outside.parent / "s").rename(file)
+
+
+def as_holes(file: Path, _: Path) -> None:
+    os.truncate(file, 1 << 40)
+
+
+OTHERS = [as_link, as_folder, as_pipe, as_socket]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("which", ["manifest", "data", ".lock", ".saving"])
+def test_only_plain_files_are_opened(memory: Path, tmp_path: Path, other: Any, which: str) -> None:
+    names = {"manifest": "manifest.json", "data": sorted(named(memory))[1]}
+    file = memory / names.get(which, which)
+    if which == ".saving":
+        file.write_text("")
+    elif which == ".lock":
+        file.write_text("kept")
+    other(file, tmp_path / "outside")
+    outside = (tmp_path / "outside").read_bytes() if other is as_link else b""
+    if which in names:
+        assert_corrupt(memory, f"{file.name} .* not a plain file")
+    else:
+        assert load_version(memory) == 1
+    if which == "data":
+        save_version(memory, 2)
+        assert load_version(memory) == 2
+    else:
+        with pytest.raises(MemoryFileError):
+            save_version(memory, 2)
+    if other is as_link:
+        assert (tmp_path / "outside").read_bytes() == outside
+
+
+def test_a_file_of_holes_is_not_read(memory: Path) -> None:
+    file = memory / min(named(memory) - {".lock", "manifest.json"})
+    body = json.loads((memory / "manifest.json").read_bytes())["files"]
+    for entry in body.values():
+        entry["bytes"] = plain.HOLES_FROM if entry["file"] == file.name else entry["bytes"]
+    os.truncate(file, plain.HOLES_FROM)
+    reseal(memory, files=body)
+    assert_corrupt(memory, f"{file.name} .* made of holes")
+    os.truncate(memory / "manifest.json", 1 << 40)
+    assert_corrupt(memory, "manifest.json")
+
+
+def test_more_than_fits_into_the_machine_is_not_read(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "physical_memory", lambda: 100)
+    with pytest.raises(MemoryFileError, match="more than this machine has"):
+        load_directory(memory)
+    monkeypatch.undo()
+    assert (plain.physical_memory() or 1 << 40) > 1 << 24
+
+
+def header(**changes: Any) -> str:
+    """The header of a file with the tensor ``a`` of two bytes, but for the changes."""
+    return json.dumps({"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]} | changes})
+
+
+HEADERS = {
+    "another dtype": header(dtype="F4", shape=[4]),
+    "no dtype": header(dtype=["U8"]),
+    "too many dimensions": header(shape=[1] * 10**5),
+    "no list": header(shape=2),
+    "no whole number": header(shape=[2.0]),
+    "no number": header(shape=[True]),
+    "too large": header(shape=[2**62, 0], data_offsets=[0, 0]),
+    "too large when multiplied": header(shape=[2**40, 2**40, 0], data_offsets=[0, 0]),
+    "fewer bytes": header(dtype="F32"),
+    "negative": header(shape=[-2], data_offsets=[0, -2]),
+    "outside": header(data_offsets=[9, 11]),
+    "twice": header()[:-1] + ", " + header()[1:],
+    "more": header(b=1),
+    "no object": "[]",
+    "deep": "[" * 10**5,
+    "long number": '{"a": ' + "9" * 5000 + "}",
+    "truth": header(dtype="BOOL"),
+}
+
+
+@pytest.mark.parametrize("text", HEADERS.values(), ids=HEADERS)
+def test_headers_that_no_save_writes_are_refused(text: str) -> None:
+    data = len(text).to_bytes(8, "little") + text.encode() + b"\1\2"
+    with pytest.raises(ValueError, match=r"^(its header|it is not|'a' )"):
+        tensors.parse(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 7, b"\xff" * 16, (2**63).to_bytes(8, "little") + b"{}"])
+def test_bytes_without_a_header_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        tensors.parse(data)
 
 
 # --- saves that fail ----------------------------------------------------------------------------
@@ -371,7 +508,7 @@ class FullDisk:
         def full() -> OSError:
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        patch.setattr(files, "open", fake_open, raising=False)
+        patch.setattr(staging, "open", fake_open, raising=False)
         patch.setattr(os, "fsync", step("fsync", os.fsync))
         patch.setattr(os, "replace", step("replace", os.replace))
 
@@ -409,9 +546,10 @@ def test_a_full_disk_at_every_step(tmp_path: Path, first: bool) -> None:
         assert set(listing(path)) == named(path)
     assert disk.failed == ""
     assert committed == 2
-    # two data files, the manifest, and the syncs of the directory and of its parent
-    writes = ["open", "write", "fsync"] * 3
-    assert failed == [*["fsync"][: int(first)], *writes, "fsync", "replace", "fsync", "fsync"]
+    # the note, two data files, the manifest, and the syncs of the directory and of its parent
+    write = ["open", "write", "fsync"]
+    before_commit = [*write, "fsync", *write * 3, "fsync"]
+    assert failed == [*["fsync"][: int(first)], *before_commit, "replace", "fsync", "fsync"]
 
 
 def raises_full_disk(save: Callable[[], None]) -> bool:
@@ -464,7 +602,7 @@ def stop_at_line(number: int, stop: Callable[[], None]) -> Callable[..., Any]:
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal seen
-        if frame.f_code.co_filename not in (files.__file__, disk.__file__):
+        if frame.f_code.co_filename not in OUR_FILES:
             return None
         if event == "line":
             seen += 1
@@ -563,20 +701,20 @@ def test_an_only_writer_keeps_other_processes_out_until_it_is_done(memory: Path)
 
 def commit_after_manifest(patch: pytest.MonkeyPatch, memory: Path, commits: int) -> None:
     """Let a writer commit right after each of the first manifests that a reader reads."""
-    real = files._read_manifest
+    real = files.read_manifest
     left = commits
 
     def read(directory: Path) -> Any:
         nonlocal left
-        manifest = real(directory)
+        found = real(directory)
         if left:
             left -= 1
             with pytest.MonkeyPatch.context() as inner:
-                inner.setattr(files, "_read_manifest", real)
-                save_version(memory, manifest.info["version"] + 1)
-        return manifest
+                inner.setattr(files, "read_manifest", real)
+                save_version(memory, found.info["version"] + 1)
+        return found
 
-    patch.setattr(files, "_read_manifest", read)
+    patch.setattr(files, "read_manifest", read)
 
 
 @pytest.mark.parametrize("commits", [1, 2, 3])
