@@ -294,7 +294,8 @@ class Backbone:
         heads, width = cache.keys.shape[1], cache.keys.shape[3]
         queries = getattr(self.config, "num_attention_heads", 0)
         repeats = queries // heads if isinstance(queries, int) else 0
-        return LayerShape(window, rotary, heads, repeats, width if width == cache.values.shape[3] else 0)
+        widths = (width, cache.values.shape[3])
+        return LayerShape(window, rotary, heads, repeats, width if width == widths[1] else 0, widths)
 
     def replace_heads(self, config: MambaConfig) -> MambaHeads:
         """Let Mamba heads take the place of some heads, wherever the model is read from here.

@@ -389,17 +389,28 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
             kwargs["past_key_values"] = BackboneCache(memory)
         return super().generate(*args, **kwargs)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the backbone knows."""
+        return int(self.backbone.get_input_embeddings().weight.shape[0])
+
     def new_working_memory(
-        self, config: WorkingMemoryConfig, batch: int = 1, *, recurrent: bool = False
+        self,
+        config: WorkingMemoryConfig,
+        batch: int = 1,
+        *,
+        recurrent: bool = False,
+        segment: int | None = None,
     ) -> WorkingMemory:
         """An empty working memory for this backbone.
 
         Args:
             recurrent: whether segments hand on their memory embeddings, where the model makes them.
+            segment: tokens of a segment; None: as configured.
         """
         recurrence = None
         if recurrent and self.summary is not None:
-            recurrence = Recurrence(self.summary, self.config.segment, batch, self.device)
+            recurrence = Recurrence(self.summary, segment or self.config.segment, batch, self.device)
         return self.adapter.new_memory(config, batch, self.namm, recurrence)
 
     def replace_heads(self, config: MambaConfig) -> None:

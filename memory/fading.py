@@ -14,6 +14,7 @@ from hiermem.memory.chunk import Chunk, real_first
 from hiermem.memory.heads import Heads
 from hiermem.memory.mamba import Columns, HeadState, MambaHeads
 from hiermem.memory.nearby import Attend, Near, View, look, view_of
+from hiermem.memory.stored import Stored
 
 
 class Fading:
@@ -166,16 +167,43 @@ class Fading:
             for name, tensor in state.tensors().items()
         }
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `tensors`, whose names come without ``fading``."""
-        found: dict[str, dict[int, dict[str, Tensor]]] = {"now": {}, "decided": {}}
-        for name, tensor in tensors.items():
-            when, layer, rest = name.split(".", 2)
-            found[when].setdefault(int(layer), {})[rest] = tensor
+    def load(self, stored: Stored, read: bool, decided: bool, prompt: int, dtype: torch.dtype) -> None:
+        """The inverse of `tensors`, of one row; names come without ``fading``.
+
+        Args:
+            read: whether anything was read.
+            decided: whether `decided` was called.
+            prompt: columns that were read before the present segment.
+            dtype: of the backbone's states.
+
+        Raises:
+            ValueError: something is missing or of another kind.
+        """
+        layers = sorted({layer for layer, _ in self.replaced})
         self.states, self._decided = (
-            {layer: HeadState.from_tensors(named) for layer, named in found[when].items()}
-            for when in ("now", "decided")
+            {layer: self._loaded(stored.within(f"{when}.{layer}"), layer, prompt, dtype) for layer in layers}
+            if there
+            else {}
+            for when, there in (("now", read), ("decided", decided))
         )
+        stored.done()
+
+    def _loaded(self, stored: Stored, layer: int, prompt: int, dtype: torch.dtype) -> HeadState:
+        config, shape = self.heads.config, self.heads.shapes[layer]
+        groups, width = len(self.heads.of_layer(layer)), shape.width
+        heads = groups * shape.repeats
+        tail = stored.take("tail", torch.float32, 1, heads, config.taps - 1, 3 * width)
+        state, near = stored.take("state", torch.float32, 1, heads, width, width), None
+        if config.window:
+            columns = {"first": config.sinks, "last": config.window - 1, "prompt": prompt}
+            near = Near(
+                **{
+                    name: stored.take(f"near.{name}", dtype, 1, groups, count, 2 * width)
+                    for name, count in columns.items()
+                }
+            )
+        stored.done()
+        return HeadState(tail, state, near)
 
 
 def columns_of(chunk: Chunk, there: Tensor | None) -> Columns:

@@ -3,11 +3,14 @@
 Dimension names: B batch, G KV heads, T cached tokens, D head width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from hiermem.memory.positions import Rotary
+from hiermem.memory.stored import Stored, in_range
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class LayerShape:
         heads: number of its KV heads; 0 where nothing depends on it.
         repeats: number of query heads of each KV head; 0 where that is not known.
         width: of a head; 0 where that of keys and values differs.
+        widths: of keys and of values; 0 where nothing depends on them.
     """
 
     window: int | None = None
@@ -27,6 +31,7 @@ class LayerShape:
     heads: int = 0
     repeats: int = 1
     width: int = 0
+    widths: tuple[int, int] = (0, 0)
 
 
 @dataclass
@@ -73,6 +78,58 @@ class LayerMemory:
         fields = {name: value for name, value in tensors.items() if not name.startswith("state.")}
         state = {name[6:]: value for name, value in tensors.items() if name.startswith("state.")}
         return cls(**fields, state=state, holes=holes)
+
+    @classmethod
+    def load(
+        cls,
+        stored: Stored,
+        heads: int,
+        widths: tuple[int, int],
+        state: Mapping[str, tuple[int, ...]],
+        dtype: torch.dtype,
+        holes: bool,
+    ) -> "LayerMemory":
+        """The inverse of `tensors`, of one row; nothing where nothing is stored.
+
+        Args:
+            heads: G.
+            widths: D of keys and of values; 0: any.
+            state: shape of a token's state of each name.
+
+        Raises:
+            ValueError: something is missing or of another kind.
+        """
+        if not stored:
+            return cls(holes=holes)
+        keys = stored.take("keys", dtype, 1, heads, None, widths[0] or None)
+        slots = (1, heads, keys.shape[2])
+        memory = cls(
+            keys,
+            stored.take("values", dtype, *slots, widths[1] or None),
+            stored.take("positions", torch.int64, *slots),
+            stored.take("frames", torch.int32, *slots),
+            {name: stored.take(f"state.{name}", torch.float32, *slots, *own) for name, own in state.items()},
+            holes,
+        )
+        stored.done()
+        return memory
+
+    def check_slots(self, seen: int, highest: int) -> None:
+        """Refuse positions that are not those of some of the first ``seen`` tokens in order, and frames above
+        ``highest``.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if self.positions is None or self.frames is None:
+            return
+        in_range(self.positions, -1, seen - 1, "a position")
+        in_range(self.frames, 0, highest, "a frame")
+        before, after = self.positions[..., :-1], self.positions[..., 1:]
+        if not bool(((after > before) | (after == -1) & (before == -1)).all()):
+            raise ValueError("positions are not in order")
+        if not self.holes and bool((self.positions < 0).any()):
+            raise ValueError("there are empty slots")
 
     def of_heads(self, heads: "slice | list[int]") -> "LayerMemory":
         """The memory of some of the KV heads alone; shares storage."""

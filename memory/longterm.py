@@ -1,16 +1,25 @@
 """Long-term memory: one record for each segment that was read, found again by its search key."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
+from hiermem.memory.stored import MOST, Stored, exactly, in_range
 from hiermem.memory.summary import SummaryMemory
 from hiermem.retrieval.lexical import LexicalKey, LexicalKeyConfig
 from hiermem.retrieval.slabs import Slabs
 from hiermem.retrieval.store import RecallStore, StoreConfig, new_store
+
+MOST_OF_A_KEY = 1e9
+"""So large can no entry of a search key be, and products of two are still finite."""
+
+WIDEST = 1 << 20
+"""Numbers of a search key."""
 
 
 @dataclass
@@ -34,6 +43,8 @@ class LongTermConfig:
             self.store = StoreConfig(**self.store)
         if isinstance(self.lexical, dict):
             self.lexical = LexicalKeyConfig(**self.lexical)
+        if self.lexical.dim > WIDEST or self.lexical.saturation > WIDEST:
+            raise InputError(f"LexicalKeyConfig.dim and .saturation must be at most {WIDEST}.")
 
 
 class Record:
@@ -204,20 +215,134 @@ class LongTermMemory:
         files: dict[str, dict[str, Tensor]],
         summary: SummaryMemory | None = None,
     ) -> "LongTermMemory":
-        """The inverse of `tensors`; the index is built anew from the keys."""
+        """The inverse of `tensors`; the index is built anew from the keys.
+
+        Raises:
+            ValueError: something is missing, left over or not as such a memory leaves it.
+        """
         memory = cls(config, summary)
-        spans = files["records"]["spans"].tolist()
-        text, ids = bytes(files["records"]["text"].numpy()), files["records"]["ids"]
-        records, at_token, at_byte = [], 0, 0
-        for first, count, start, end, size in spans:
-            piece = text[at_byte : at_byte + size].decode("utf-8", "surrogatepass")
-            records.append(Record(first, ids[at_token : at_token + count], start, end, piece))
-            at_token, at_byte = at_token + count, at_byte + size
-        keys = files["keys"]["keys"]
-        memory.store.add(keys)
-        memory.key.load_state_dict(files["keys"])
-        memory.records = records[: len(keys)]
-        for record, embedding in zip(records, files["embeddings"].get("embeddings", []), strict=False):
-            record.embedding = embedding
-        memory.open = records[len(keys)] if len(records) > len(keys) else None
+        contents = Contents.read(files)
+        memory.store.add(contents.keys)
+        memory.key.load_state_dict(contents.statistics)
+        count = len(contents.keys)
+        memory.records, memory.open = contents.records[:count], next(iter(contents.records[count:]), None)
         return memory
+
+    # ---- copies
+
+    def __copy__(self) -> "LongTermMemory":
+        """Another one of the same records, store and key."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "summary": self.summary, "files": self.tensors()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = self.from_tensors(state["config"], state["files"], state["summary"]).__dict__
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LongTermMemory":
+        """An independent memory; the parameters of the memory embeddings are shared, they are the model's."""
+        return self.from_tensors(deepcopy(self.config, memo), self.tensors(), self.summary)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What `LongTermMemory.tensors` gave, each checked and against the others.
+
+    Attributes:
+        records: the last may be open.
+        keys: of the complete records, ``[N, D]`` float32.
+        statistics: of the search key.
+    """
+
+    records: list[Record]
+    keys: Tensor
+    statistics: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, files: Mapping[str, Mapping[str, Tensor]]) -> "Contents":
+        """Take the tensors apart again.
+
+        Raises:
+            ValueError: something is missing, left over or does not fit the rest.
+        """
+        exactly(dict(files), ("records", "keys", "embeddings"), "the long-term memory")
+        records, statistics = _read_records(files["records"]), dict(files["keys"])
+        keys = Stored({"keys": statistics.pop("keys", torch.zeros(0))}, "keys.").take(
+            "keys", torch.float32, None, None
+        )
+        if len(records) - len(keys) not in (0, 1):
+            raise ValueError("there are as many keys as records, but for an open one")
+        if keys.numel() and float(keys.abs().max()) > MOST_OF_A_KEY:
+            raise ValueError("a search key leaves its range")
+        _check_statistics(statistics, len(keys))
+        embeddings = files["embeddings"].get("embeddings")
+        if embeddings is not None:
+            if len(files["embeddings"]) != 1 or not embeddings.ndim or len(embeddings) != len(keys):
+                raise ValueError("there are as many embeddings as complete records")
+            if not (embeddings.is_floating_point() and bool(embeddings.isfinite().all())):
+                raise ValueError("the embeddings are not finite numbers")
+            for record, embedding in zip(records, embeddings, strict=False):
+                record.embedding = embedding
+        elif files["embeddings"]:
+            raise ValueError("there is no place for what stands among the embeddings")
+        return cls(records, keys, statistics)
+
+    def check(
+        self, segment: int, tokens: int, characters: int, vocabulary: int | None = None, overlap: bool = False
+    ) -> None:
+        """Refuse records that are not those of a document, one after the other.
+
+        Args:
+            segment: tokens of a complete record.
+            tokens, characters: of the document.
+            vocabulary: how many tokens there are; None: any.
+            overlap: whether characters may stand in two records, as the first release left them where an open
+                segment that hands on memory embeddings was read on.
+
+        Raises:
+            ValueError: they are not.
+        """
+        at = character = 0
+        for number, record in enumerate(self.records):
+            gap, count = record.start - character, len(record.ids)
+            if record.first_token != at or gap > 0 or (gap and not overlap):
+                raise ValueError(f"record {number} does not begin where the one before ends")
+            complete = number < len(self.keys)
+            if count != segment if complete else not 0 < count < segment:
+                raise ValueError(f"record {number} has another number of tokens")
+            in_range(record.ids, 0, MOST if vocabulary is None else vocabulary - 1, "a token")
+            at, character = at + count, record.end
+        if (at, character) != (tokens, characters):
+            raise ValueError("the records are of another document")
+
+
+def _read_records(tensors: Mapping[str, Tensor]) -> list[Record]:
+    stored = Stored(tensors, "records.")
+    spans = in_range(stored.take("spans", torch.int64, None, 5), 0, MOST, "a span").tolist()
+    ids, text = stored.take("ids", torch.int32, None), bytes(stored.take("text", torch.uint8, None).numpy())
+    stored.done()
+    records, at_token, at_byte = [], 0, 0
+    for first, count, start, end, size in spans:
+        piece = text[at_byte : at_byte + size].decode("utf-8", "surrogatepass")
+        if end - start != len(piece):
+            raise ValueError("a record has another number of characters")
+        records.append(Record(first, ids[at_token : at_token + count], start, end, piece))
+        at_token, at_byte = at_token + count, at_byte + size
+    if (at_token, at_byte) != (len(ids), len(text)):
+        raise ValueError("the records are of another length")
+    return records
+
+
+def _check_statistics(tensors: Mapping[str, Tensor], segments: int) -> None:
+    """Refuse statistics of a search key that are not of so many segments."""
+    stored = Stored(tensors, "keys.")
+    units = stored.take("unit_ids", torch.int64, None)
+    stored.take("frequency", torch.int64, len(units))
+    if int(stored.take("segments", torch.int64, 1)) != segments:
+        raise ValueError("the statistics are of another number of segments")
+    stored.done()
+    if not bool((units[1:] > units[:-1]).all()):
+        raise ValueError("the units are not in order")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from hiermem.memory.stored import Stored, in_range
 from hiermem.memory.summary import Prompt, SummaryMemory
 
 Embed = Callable[[Tensor], Tensor]
@@ -152,12 +153,26 @@ class Recurrence:
         named |= {"recent": self.recent, "sensory": self.sensory} if self.recent.shape[1] else {}
         return named | ({} if self.prompt is None else {"prompt": self.prompt})
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `tensors`."""
-        self.past = [list(tensors.get(f"past.{row}", ())) for row in range(len(self.past))]
-        self.recent = tensors.get("recent", self.recent)
-        self.sensory = tensors.get("sensory", self.sensory)
-        self.prompt = tensors.get("prompt")
+    def load(self, stored: Stored, seen: int, dtype: torch.dtype, vocabulary: int) -> None:
+        """The inverse of `tensors`, of one row after ``seen`` tokens.
+
+        Args:
+            dtype: of the backbone's states.
+            vocabulary: how many tokens there are.
+
+        Raises:
+            ValueError: something is missing or of another kind.
+        """
+        m, d = self.module.summary_prompt.weight.shape
+        k, kinds = self.recent.shape[1], {dtype, torch.float32}
+        if ended := min(seen // self.segment, self.module.config.last):
+            self.past = [list(stored.take("past.0", kinds, ended, m, d))]
+        if k:
+            recent, sensory = (stored.take(name, torch.int64, 1, k) for name in ("recent", "sensory"))
+            self.recent = in_range(recent, -1, vocabulary - 1, "a sensory token")
+            self.sensory = in_range(sensory, -1, vocabulary - 1, "a sensory token")
+        self.prompt = stored.take("prompt", kinds, 1, m, d) if seen else None
+        stored.done()
 
 
 class TextSummary(Recurrence):

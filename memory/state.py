@@ -1,13 +1,18 @@
 """Everything that reading a document has left behind, in memory and on disk."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from hiermem.errors import InputError, MemoryCorruptError, MemoryIncompatibleError
-from hiermem.memory.longterm import LongTermConfig, LongTermMemory, Record
+from hiermem.errors import InputError, MemoryCorruptError, MemoryFileError, MemoryIncompatibleError
+from hiermem.memory.longterm import Contents, LongTermMemory, Record
+from hiermem.memory.saved import SavedInfo
+from hiermem.memory.stored import exactly
 from hiermem.memory.summary import SummaryMemory
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 from hiermem.retrieval.files import load_directory, read_info, save_directory, verify_directory
@@ -19,16 +24,23 @@ class Reader(Protocol):
     Attributes:
         summary: the parameters of the memory embeddings; None where they are off.
         name_or_path: what it was loaded by; empty where it has no name.
+        dtype: of its states.
+        vocabulary: how many tokens it knows.
     """
 
     name_or_path: str
     summary: SummaryMemory | None
+    dtype: torch.dtype
+    vocabulary: int
 
     def fingerprint(self, policy: str | None = None) -> dict[str, str]:
         """What must be the same for a memory with this policy to fit: name → value, in words or as a hash."""
 
-    def new_working_memory(self, config: WorkingMemoryConfig, *, recurrent: bool = False) -> WorkingMemory:
-        """An empty working memory on the model's device; if ``recurrent``, one that segments hand on."""
+    def new_working_memory(
+        self, config: WorkingMemoryConfig, *, recurrent: bool = False, segment: int | None = None
+    ) -> WorkingMemory:
+        """An empty working memory on the model's device; if ``recurrent``, one that segments hand on, of
+        ``segment`` tokens each."""
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """The tensor where the model computes."""
@@ -67,6 +79,10 @@ class MemoryState:
         self.segment = segment
         self.fingerprint = fingerprint
         self.model = model
+
+    def __repr__(self) -> str:
+        read = f"{self.tokens} tokens in {self.segments} segments, {self.characters} characters"
+        return f"MemoryState({read}, model {self.model!r})"
 
     @property
     def tokens(self) -> int:
@@ -150,37 +166,95 @@ class MemoryState:
             MemoryIncompatibleError: it belongs to another backbone, tokenizer or dtype.
         """
         files, info = load_directory(path)
-        try:
-            config = WorkingMemoryConfig(**info["working"]["config"])
-            check_fingerprint(info["fingerprint"], model.fingerprint(config.policy), f"The memory at {path}")
-            working = model.new_working_memory(config, recurrent=bool(info.get("recurrent")))
+        with _named(path):
+            saved = SavedInfo.read(info)
+            check_fingerprint(
+                saved.fingerprint, model.fingerprint(saved.working.policy), f"The memory at {path}"
+            )
+            working = model.new_working_memory(
+                saved.working, recurrent=saved.recurrent, segment=saved.segment
+            )
+        with _named(path, MemoryCorruptError):
+            cls._check_files(files, saved, model)
             tensors = {name: model.to_device(tensor) for name, tensor in files["working"].items()}
-            working.load_state(tensors, info["working"]["bookkeeping"])
-            settings = LongTermConfig(**info["longterm"]["config"])
-            longterm = LongTermMemory.from_tensors(settings, files, model.summary)
-            name = model.name_or_path or str(info.get("model", ""))  # younger than the format
-            return cls(working, longterm, int(info["segment"]), info["fingerprint"], name)
-        except InputError as error:
-            raise MemoryIncompatibleError(f"The memory at {path} cannot be used here. {error}") from error
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise MemoryCorruptError(
-                f"The memory at {path} is whole but does not make sense ({error}): build it again."
-            ) from error
+            working.load_state(tensors, saved.bookkeeping, model.dtype, model.vocabulary)
+            longterm = LongTermMemory.from_tensors(saved.longterm, _longterm(files), model.summary)
+        return cls(working, longterm, saved.segment, saved.fingerprint, model.name_or_path or saved.model)
 
     @staticmethod
     def read_with(path: str | os.PathLike[str]) -> tuple[str, str]:
         """Name of the model that a saved memory was read with, and its dtype; empty where it is not known.
 
+        Neither is to be believed: who made the memory wrote them.
+
         Raises:
             MemoryMissingError, MemoryCorruptError, MemoryTooNewError, MemoryFileError: see `hiermem.errors`.
         """
         info = read_info(path)
-        return str(info.get("model", "")), str(info.get("fingerprint", {}).get("dtype", ""))
+        with _named(path):
+            saved = SavedInfo.read(info)
+        return saved.model, saved.fingerprint.get("dtype", "")
+
+    @classmethod
+    def verify(cls, path: str | os.PathLike[str]) -> list[str]:
+        """Every problem of a saved memory in plain words; none means that it is undamaged and makes sense.
+
+        It may still be of another model, and who made it may have put anything in it that makes sense.
+        """
+        problems = verify_directory(path)
+        if problems:
+            return problems
+        try:
+            files, info = load_directory(path)
+            with _named(path):
+                saved = SavedInfo.read(info)
+            with _named(path, MemoryCorruptError):
+                cls._check_files(files, saved)
+        except MemoryFileError as error:
+            return [str(error)]
+        return []
 
     @staticmethod
-    def verify(path: str | os.PathLike[str]) -> list[str]:
-        """Every problem of a saved memory in plain words; none means that it is sound."""
-        return verify_directory(path)
+    def _check_files(
+        files: dict[str, dict[str, Tensor]], saved: SavedInfo, model: Reader | None = None
+    ) -> None:
+        """Refuse files that are not those of such a memory; without a model, as far as can be told."""
+        exactly(files, ("working", "records", "keys", "embeddings"), "the memory")
+        contents = Contents.read(_longterm(files))
+        vocabulary = None if model is None else model.vocabulary
+        contents.check(saved.segment, saved.tokens, saved.characters, vocabulary, saved.recurrent)
+        if model is None:
+            return
+        if saved.recurrent != (model.summary is not None):
+            raise ValueError("recurrent is not what it is for the model")
+        shape = None if model.summary is None else model.summary.summary_prompt.weight.shape
+        for record in contents.records[: len(contents.keys)]:
+            if (None if record.embedding is None else record.embedding.shape) != shape:
+                raise ValueError("the embeddings have another shape")
+
+
+def _longterm(files: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """The files of the long-term memory."""
+    return {name: tensors for name, tensors in files.items() if name != "working"}
+
+
+@contextmanager
+def _named(
+    path: str | os.PathLike[str], refused: type[MemoryFileError] = MemoryIncompatibleError
+) -> Iterator[None]:
+    """Say of which memory an error is.
+
+    Args:
+        refused: what becomes of an `InputError`.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise refused(f"The memory at {path} cannot be used here. {error}") from error
+    except ValueError as error:
+        raise MemoryCorruptError(
+            f"The memory at {path} is whole but does not make sense ({error}): build it again."
+        ) from error
 
 
 def check_fingerprint(saved: dict[str, str], present: dict[str, str], memory: str) -> None:

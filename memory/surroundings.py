@@ -3,6 +3,7 @@
 Dimension names: B batch, Q new tokens, P tokens of a prefix, d backbone width, D head width.
 """
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from hiermem.memory.chunk import Chunk, Prefix
 from hiermem.memory.recurrence import Embed, Recurrence
+from hiermem.memory.stored import Stored
 
 
 class Surroundings:
@@ -149,9 +151,35 @@ class Surroundings:
             named |= {f"prefix.keys.{part}": prefix.keys, f"prefix.values.{part}": prefix.values}
         return named | ({} if self.there is None else {"prefix.there": self.there})
 
-    def load(self, prefix: dict[str, Tensor], recurrence: dict[str, Tensor]) -> None:
-        """The inverse of `tensors`, whose two groups come without their names."""
-        parts = range(self._parts) if any(name.startswith("keys") for name in prefix) else ()
-        self.prefixes = [Prefix(prefix[f"keys.{part}"], prefix[f"values.{part}"]) for part in parts]
-        self.there = prefix.get("there")
-        self.recurrence.load(recurrence)
+    def load(
+        self,
+        stored: Stored,
+        seen: int,
+        dtype: torch.dtype,
+        vocabulary: int,
+        shapes: Sequence[tuple[int, tuple[int, int]]],
+    ) -> None:
+        """The inverse of `tensors`, of one row after ``seen`` tokens.
+
+        Args:
+            dtype, vocabulary: as in `Recurrence.load`.
+            shapes: of each part, its heads and the widths of their keys and values; 0: any.
+
+        Raises:
+            ValueError: something is missing or of another kind.
+        """
+        prefix, lead = stored.within("prefix"), self.recurrence.lead
+        if seen:
+            self.prefixes = [
+                Prefix(
+                    *(
+                        prefix.take(f"{name}.{part}", dtype, 1, heads, lead, width or None)
+                        for name, width in zip(("keys", "values"), widths, strict=True)
+                    )
+                )
+                for part, (heads, widths) in enumerate(shapes)
+            ]
+            sensory = self.recurrence.recent.shape[1]
+            self.there = prefix.take("there", torch.bool, 1, lead) if sensory else None
+        prefix.done()
+        self.recurrence.load(stored.within("recurrence"), seen, dtype, vocabulary)

@@ -13,7 +13,6 @@ D head width.
 """
 
 from collections.abc import Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ from hiermem.errors import InputError
 from hiermem.memory.chunk import Chunk, additive, around_tokens, seen_causally, seen_exactly
 from hiermem.memory.decisions import Decider, Progress
 from hiermem.memory.fading import Fading
-from hiermem.memory.heads import Shares, plan_parts
+from hiermem.memory.heads import Part, Shares, plan_parts
 from hiermem.memory.layer import LayerMemory, LayerShape
 from hiermem.memory.nearby import Attend
 from hiermem.memory.policies import (
@@ -38,6 +37,7 @@ from hiermem.memory.policies import (
 )
 from hiermem.memory.positions import POSITION_MODES
 from hiermem.memory.recurrence import Recurrence
+from hiermem.memory.stored import Stored, read_bookkeeping
 from hiermem.memory.surroundings import Surroundings
 
 
@@ -447,13 +447,20 @@ class WorkingMemory:
 
     def copy(self) -> "WorkingMemory":
         """An independent memory with the same content; shares tensors, which are never written in place."""
-        twin = copy(self)  # with its parts, which need not be planned again
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)  # with its parts, which need not be planned again
         twin.caches, twin.seen, twin.next_frame = list(self.caches), list(self.seen), list(self.next_frame)
         twin._pending, twin._pending_state, twin._masks = {}, {}, {}
         twin.surroundings = None if self.surroundings is None else self.surroundings.copy()
         twin.fading = None if self.fading is None else self.fading.copy()
         twin._chunk = twin._shown = twin._observer = None
         return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "WorkingMemory":
+        return self.copy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.copy().__dict__  # without what belongs to a chunk
 
     def under(self, config: WorkingMemoryConfig, policy: EvictionPolicy) -> "WorkingMemory":
         """The same content under other settings; nothing may have been evicted by head shares yet."""
@@ -526,26 +533,54 @@ class WorkingMemory:
             "holes": [memory.holes for memory in self.caches],
         }
 
-    def load_state(self, tensors: dict[str, Tensor], bookkeeping: dict[str, Any]) -> None:
-        """Take the place of a memory that was saved with `state_dict` and `bookkeeping`."""
-        groups: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            group, _, rest = name.partition(".")
-            groups.setdefault(group, {})[rest] = tensor
-        by_part = [groups.pop(str(part), {}) for part in range(len(self.parts))]
-        prefix, recurrence = groups.pop("prefix", {}), groups.pop("recurrence", {})
-        fading = groups.pop("fading", {})
-        if groups:
-            raise ValueError(f"there are caches of unknown parts: {', '.join(sorted(groups))}")
+    def load_state(
+        self, tensors: dict[str, Tensor], bookkeeping: dict[str, Any], dtype: torch.dtype, vocabulary: int
+    ) -> None:
+        """Take the place of a memory of one row that was saved with `state_dict` and `bookkeeping`.
+
+        Args:
+            dtype: of the backbone's states.
+            vocabulary: how many tokens it knows.
+
+        Raises:
+            ValueError: something is missing, left over or not as such a memory leaves it.
+        """
+        counts = read_bookkeeping(bookkeeping, len(self.parts))
+        (seen,) = counts["seen"]
+        stored, shapes = Stored(tensors), [*map(self._shape_of, self.parts)]
+        state = self.policy.state(seen)
         self.caches = [
-            LayerMemory.from_tensors(named, holes) if named else LayerMemory()
-            for named, holes in zip(by_part, bookkeeping["holes"], strict=True)
+            LayerMemory.load(stored.within(str(part)), *shape, state, dtype, holes)
+            for part, (shape, holes) in enumerate(zip(shapes, counts["holes"], strict=True))
         ]
         if self.surroundings is not None:
-            self.surroundings.load(prefix, recurrence)
+            self.surroundings.load(stored, seen, dtype, vocabulary, shapes)
+        lead = 0 if self.recurrence is None else self.recurrence.lead
         if self.fading is not None:
-            self.fading.load(fading)
-        self._take_bookkeeping(bookkeeping)
+            decided = self.policy.forgets and seen >= self.config.update_interval
+            self.fading.load(stored.within("fading"), seen > 0, decided, lead, dtype)
+        stored.done()
+        self._check_counts(counts, lead)
+        self._take_bookkeeping(counts)
+
+    def _shape_of(self, part: Part) -> tuple[int, tuple[int, int]]:
+        """Heads of a part, and the widths of their keys and values."""
+        shape = self.shapes[part.layer]
+        heads = part.heads
+        return len(range(shape.heads)[heads]) if isinstance(heads, slice) else len(heads), shape.widths
+
+    def _check_counts(self, counts: dict[str, Any], lead: int) -> None:
+        """Refuse caches and numbers that do not fit each other."""
+        (seen,), (frame,) = counts["seen"], counts["next_frame"]
+        empty = [memory.keys is None for memory in self.caches]
+        if any(empty) and not (all(empty) and (self.policy.forgets or not seen)):
+            raise ValueError("a cache is missing")
+        for memory in self.caches:
+            memory.check_slots(seen, seen + self.trained_range)
+        if not self.live_tokens <= counts["peak_tokens"]:
+            raise ValueError("more tokens are cached than ever were")
+        if frame > seen + lead:
+            raise ValueError("next_frame leaves its range")
 
     def _take_bookkeeping(self, bookkeeping: dict[str, Any]) -> None:
         self.seen = list(bookkeeping["seen"])

@@ -18,6 +18,11 @@ from hiermem.retrieval.slabs import Slabs
 
 INDEX_KINDS = ("flat", "hnsw", "ivf", "torch")
 
+MOST_LINKS = 1024
+"""Per node of a graph; each takes memory, whatever it is good for."""
+
+MOST_LISTS = 1 << 20
+
 
 @dataclass
 class StoreConfig:
@@ -40,8 +45,10 @@ class StoreConfig:
     def __post_init__(self) -> None:
         if self.kind not in INDEX_KINDS:
             raise InputError(f"Unknown index {self.kind!r}: choose one of {', '.join(INDEX_KINDS)}.")
-        if min(self.hnsw_links, self.ivf_lists, self.ivf_probes) < 1:
-            raise InputError("hnsw_links, ivf_lists and ivf_probes must be at least 1.")
+        if not 2 <= self.hnsw_links <= MOST_LINKS:
+            raise InputError(f"hnsw_links must be between 2 and {MOST_LINKS}, not {self.hnsw_links}.")
+        if min(self.ivf_lists, self.ivf_probes) < 1 or max(self.ivf_lists, self.ivf_probes) > MOST_LISTS:
+            raise InputError(f"ivf_lists and ivf_probes must be between 1 and {MOST_LISTS}.")
 
 
 class RecallStore(ABC):

@@ -49,6 +49,9 @@ class AttentionPolicy(EvictionPolicy):
     def observer(self, shown: ShownQueries) -> Observer:
         return _Observer(self, shown)
 
+    def state(self, seen: int) -> dict[str, tuple[int, ...]]:
+        return {"received": ()}
+
     def scores(self, view: CacheView) -> Tensor:
         return view.state["received"]
 

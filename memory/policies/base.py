@@ -111,6 +111,10 @@ class EvictionPolicy(ABC):
         """Whether it may evict more than the budget asks for."""
         return False
 
+    def state(self, seen: int) -> dict[str, tuple[int, ...]]:
+        """Shape of what it keeps of each token after ``seen`` tokens, by name; all float32."""
+        return {}
+
     @property
     def period(self) -> int:
         """After how many queries the pattern of those it looks at repeats; 0 if it looks at none."""

@@ -123,6 +123,10 @@ class NammPolicy(EvictionPolicy):
     def looks_at(self, positions: Tensor) -> Tensor:
         return self.network.config.spectrogram.looks_at(positions)
 
+    def state(self, seen: int) -> dict[str, tuple[int, ...]]:
+        spectrogram = self.network.config.spectrogram
+        return {"average": (spectrogram.bins,), "tail": (spectrogram.pending(seen),)}
+
     def observer(self, shown: ShownQueries) -> Observer:
         return SpectrogramObserver(self.network.config.spectrogram, shown)
 

@@ -1,0 +1,66 @@
+"""What the manifest of a saved memory says of it, checked by itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hiermem.memory.longterm import LongTermConfig
+from hiermem.memory.stored import MOST, exactly, read_bookkeeping, settings, whole, words
+from hiermem.memory.working import WorkingMemoryConfig
+
+
+@dataclass(frozen=True)
+class SavedInfo:
+    """The info of a saved memory.
+
+    Attributes:
+        fingerprint, model, segment: as `MemoryState` has them.
+        tokens, characters: how many were read.
+        recurrent: whether segments hand on memory embeddings.
+        working, longterm: settings of the two memories.
+        bookkeeping: as `WorkingMemory.bookkeeping` has it.
+    """
+
+    fingerprint: dict[str, str]
+    model: str
+    segment: int
+    tokens: int
+    characters: int
+    recurrent: bool
+    working: WorkingMemoryConfig
+    longterm: LongTermConfig
+    bookkeeping: dict[str, Any]
+
+    @classmethod
+    def read(cls, info: Any) -> "SavedInfo":
+        """What a manifest says.
+
+        Raises:
+            InputError: settings that this version does not know.
+            ValueError: anything else that a memory does not say.
+        """
+        names = ("fingerprint", "segment", "tokens", "characters", "working", "longterm")
+        exactly(info, names, "the manifest", optional=("model", "recurrent"))  # younger than the format
+        working = exactly(info["working"], ("config", "bookkeeping"), "the working memory")
+        longterm = exactly(info["longterm"], ("config",), "the long-term memory")
+        bookkeeping = read_bookkeeping(working["bookkeeping"])
+        if [whole(info["tokens"], "tokens")] != bookkeeping["seen"]:
+            raise ValueError("tokens and seen differ")
+        if type(recurrent := info.get("recurrent", False)) is not bool:
+            raise ValueError("recurrent is not a truth value")
+        fingerprint = info["fingerprint"]
+        if not isinstance(fingerprint, dict):
+            raise ValueError("the fingerprint is not one")
+        return cls(
+            {
+                words(name, "the fingerprint"): words(own, "the fingerprint")
+                for name, own in fingerprint.items()
+            },
+            words(info.get("model", ""), "the model's name"),
+            whole(info["segment"], "segment", 1, MOST),
+            info["tokens"],
+            whole(info["characters"], "characters", 0, MOST),
+            recurrent,
+            settings(WorkingMemoryConfig, working["config"]),
+            settings(LongTermConfig, longterm["config"]),
+            bookkeeping,
+        )

@@ -1,0 +1,173 @@
+"""What a memory on disk holds, taken piece by piece: whatever is not as this library leaves it is refused.
+
+A seal tells damage alone, so nothing is believed: names, types, shapes and ranges are those that the model
+and the settings at hand give, and nothing is left over. All errors are plain ValueErrors; `MemoryState` says
+of which memory.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from hiermem.errors import InputError
+
+MOST = 2**31 - 1
+"""Of a whole number in settings."""
+
+LONGEST = 1000
+"""Characters of a text in settings."""
+
+_T = TypeVar("_T")
+
+
+class Stored:
+    """Tensors by name, each to be taken once.
+
+    Args:
+        tensors: what there is.
+        of: what messages put before names.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], of: str = "") -> None:
+        self._left, self._of = dict(tensors), of
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._left
+
+    def __bool__(self) -> bool:
+        return bool(self._left)
+
+    def within(self, group: str) -> "Stored":
+        """Those called ``<group>.<name>``, by their names alone."""
+        own = {name: t for name, t in self._left.items() if name.startswith(group + ".")}
+        self._left = {name: t for name, t in self._left.items() if name not in own}
+        start = len(group) + 1
+        return Stored({name[start:]: t for name, t in own.items()}, f"{self._of}{group}.")
+
+    def take(self, name: str, dtype: torch.dtype | Collection[torch.dtype], *shape: int | None) -> Tensor:
+        """One of them, of the dtype, or of one of several, and of the shape, where None stands for any size.
+
+        Raises:
+            ValueError: there is none, it is of another kind, or not finite.
+        """
+        if name not in self._left:
+            raise ValueError(f"{self._of}{name} is missing")
+        tensor = self._left.pop(name)
+        wanted = (dtype,) if isinstance(dtype, torch.dtype) else dtype
+        if tensor.dtype not in wanted:
+            raise ValueError(f"{self._of}{name} is of another type")
+        fits = [size is None or size == own for size, own in zip(shape, tensor.shape, strict=False)]
+        if len(shape) != tensor.ndim or not all(fits):
+            raise ValueError(f"{self._of}{name} has another shape")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{self._of}{name} holds NaN or infinity")
+        return tensor
+
+    def done(self) -> None:
+        """Refuse what was not taken."""
+        if self._left:
+            raise ValueError(f"there is no place for {self._of}{shortened(min(self._left))}")
+
+
+def in_range(tensor: Tensor, least: int, most: int, name: str) -> Tensor:
+    """The whole numbers of a tensor, all within a range."""
+    if tensor.numel() and not (least <= int(tensor.min()) and int(tensor.max()) <= most):
+        raise ValueError(f"{name} leaves its range")
+    return tensor
+
+
+def whole(value: Any, name: str, least: int = 0, most: int = MOST) -> int:
+    """A whole number within a range."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} is not a whole number from {least} to {most}")
+    return value
+
+
+def wholes(values: Any, name: str, least: int = 0, most: int = MOST) -> list[int]:
+    """A list of a whole number: a memory on disk has one row."""
+    if not isinstance(values, list) or len(values) != 1:
+        raise ValueError(f"{name} is not of one row")
+    return [whole(values[0], name, least, most)]
+
+
+def exactly(value: Any, names: Collection[str], what: str, optional: Collection[str] = ()) -> dict[str, Any]:
+    """A dict with all of the names and, beside the optional ones, no other."""
+    if not isinstance(value, dict) or not set(names) <= set(value) <= {*names, *optional}:
+        raise ValueError(f"{what} has other entries")
+    return value
+
+
+def words(value: Any, name: str) -> str:
+    """A short text that can be printed."""
+    if not isinstance(value, str) or len(value) > LONGEST or not (value.isprintable() or not value):
+        raise ValueError(f"{name} is not a short text")
+    return value
+
+
+def read_bookkeeping(given: Any, parts: int | None = None) -> dict[str, Any]:
+    """`WorkingMemory.bookkeeping` of one row, checked by itself.
+
+    Args:
+        parts: how many parts there are; None: any.
+
+    Raises:
+        ValueError: it is not.
+    """
+    counts = exactly(given, ("seen", "columns", "peak_tokens", "next_frame", "holes"), "the bookkeeping")
+    seen = wholes(counts["seen"], "seen")
+    whole(counts["columns"], "columns", seen[0], seen[0])
+    whole(counts["peak_tokens"], "peak_tokens", 0, seen[0])
+    wholes(counts["next_frame"], "next_frame")
+    holes = counts["holes"]
+    if not isinstance(holes, list) or not all(type(one) is bool for one in holes):
+        raise ValueError("holes is not a list of truth values")
+    if parts is not None and len(holes) != parts:
+        raise ValueError("the caches are of another number of parts")
+    return counts
+
+
+def settings(kind: type[_T], given: Any) -> _T:
+    """A dataclass of settings from JSON; what is not given, as it is younger, has its default.
+
+    Raises:
+        InputError: a setting is unknown or of another type, or the dataclass refuses its value.
+    """
+    hints = get_type_hints(kind)
+    assert is_dataclass(kind)
+    known = {one.name for one in fields(kind) if one.init}
+    if not isinstance(given, dict) or not set(given) <= known:
+        names = [shortened(name) for name in given if name not in known] if isinstance(given, dict) else []
+        raise InputError(f"{kind.__name__} has no setting {', '.join(names) or 'of this kind'}.")
+    return kind(**{name: _setting(hints[name], value, name) for name, value in given.items()})
+
+
+def _setting(hint: Any, value: Any, name: str) -> Any:
+    if is_dataclass(hint) and isinstance(hint, type):
+        return settings(hint, value)
+    if get_origin(hint) in (Union, UnionType):
+        if value is None and NoneType in get_args(hint):
+            return None
+        (hint,) = (one for one in get_args(hint) if one is not NoneType)
+        return _setting(hint, value, name)
+    if get_origin(hint) is not None and issubclass(get_origin(hint), Sequence) and isinstance(value, list):
+        return [_setting(get_args(hint)[0], one, name) for one in value]
+    good = {
+        bool: lambda: type(value) is bool,
+        int: lambda: type(value) is int and abs(value) <= MOST,
+        float: lambda: type(value) in (int, float) and abs(value) <= MOST and math.isfinite(value),
+        str: lambda: isinstance(value, str) and len(value) <= LONGEST,
+    }
+    if hint not in good or not good[hint]():
+        raise InputError(f"The setting {name} cannot have the value {shortened(value)}.")
+    return value
+
+
+def shortened(value: Any) -> str:
+    """Something for a message, whatever it is made of."""
+    text = value if isinstance(value, str) else repr(value)
+    return ascii(text if len(text) <= 60 else text[:60] + "…")
