@@ -120,7 +120,8 @@ def read_bookkeeping(given: Any, parts: int | None = None) -> dict[str, Any]:
     """
     counts = exactly(given, ("seen", "columns", "peak_tokens", "next_frame", "holes"), "the bookkeeping")
     seen = wholes(counts["seen"], "seen")
-    whole(counts["columns"], "columns", seen[0], seen[0])
+    if [whole(counts["columns"], "columns")] != seen:
+        raise ValueError("seen and columns differ")
     whole(counts["peak_tokens"], "peak_tokens", 0, seen[0])
     wholes(counts["next_frame"], "next_frame")
     holes = counts["holes"]

@@ -127,7 +127,8 @@ def ask(
     memory_dir: MemoryDir,
     question: Annotated[str, typer.Argument(help="What you want to know.")],
     model: Annotated[
-        str | None, typer.Option(help="Model to answer with; default: the one that the memory was read with.")
+        str | None,
+        typer.Option(help="Model that read the memory; default: the one that it names, if that is bundled."),
     ] = None,
     preset: opt.Preset = None,
     policy: opt.Policy = None,
@@ -164,16 +165,9 @@ def ask(
     if not memory_dir.is_dir():  # before the model is loaded
         raise MemoryMissingError(f"There is no memory at {memory_dir}: check the path, or read a text first.")
     name, number = MemoryState.read_with(memory_dir)
-    chosen = model or name or "smollm2"
+    chosen = model or _own_model(memory_dir, name)
     config = opt.configuration(chosen, preset, policy, evictor=evictor)
-    try:
-        reader = opt.load_model(chosen, config, dtype or number or None, device)
-    except InputError as error:
-        if model or not name:
-            raise
-        raise InputError(
-            f"{error} The memory at {memory_dir} was read with that model: give --model if it has moved."
-        ) from error
+    reader = opt.load_model(chosen, config, dtype or number or None, device)
     reader.config.asking = opt.reranking(reader.config, rerank).asking
     memory = MemoryState.load(memory_dir, reader)
     start = time.perf_counter()
@@ -182,6 +176,25 @@ def ask(
     result = {"answer": answer.text, "complete": answer.complete, "sources": sources}
     result["seconds"] = time.perf_counter() - start
     opt.emit(result, json, _words(answer))
+
+
+def _own_model(memory_dir: Path, name: str) -> str:
+    """The model that a memory names, where nothing but what ships with hiermem is loaded by that name.
+
+    Raises:
+        InputError: it is another one; a stranger's memory could bring its own along.
+    """
+    from hiermem.loading import bundled_models
+
+    name, why = name or "smollm2", "which does not come with hiermem"
+    if name in bundled_models():
+        if not Path(name).exists():
+            return name
+        why = "and a folder here is called so too"
+    raise InputError(
+        f"The memory at {memory_dir} says that it was read with the model {name!r}, {why}: "
+        f"give the model by --model if you trust it."
+    )
 
 
 def verify(memory_dir: MemoryDir, json: opt.Json = False) -> None:

@@ -1,0 +1,229 @@
+"""Memories that somebody else made, or an older release; copies of memories."""
+
+import copy
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fuzz_memories import MORE, QUESTION, tried
+from readers import assert_same_memory, assert_same_working, ids_of, reader, settings, text_of
+from tiers import MEMORIES, TEXT, TIERS, model_of
+
+from hiermem.backbone import BackboneCache
+from hiermem.errors import InputError, MemoryFileError
+from hiermem.memory.longterm import LongTermConfig
+from hiermem.memory.state import MemoryState
+from hiermem.model import HierMemModel
+from hiermem.retrieval.files import load_directory, save_directory
+from hiermem.retrieval.lexical import LexicalKeyConfig
+from hiermem.retrieval.store import StoreConfig
+
+FUZZ = int(os.environ.get("HIERMEM_FUZZ", "60"))
+"""Changed memories that are tried."""
+
+
+# ---- of an older release
+
+
+@pytest.fixture(params=TIERS)
+def tier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[HierMemModel, Path]:
+    """The model of a tier and a memory that it left in the first release."""
+    model, folder = model_of(request.param), MEMORIES / "format1" / request.param
+    known = load_directory(folder)[1]["fingerprint"]
+    assert known.keys() == model.fingerprint().keys()
+    # Its values are of the release of torch, transformers and tokenizers that wrote it.
+    monkeypatch.setattr(model, "fingerprint", lambda policy=None: known)
+    return model, folder
+
+
+def test_memories_of_the_first_release_load_answer_and_go_on(tier: tuple[HierMemModel, Path]) -> None:
+    model, folder = tier
+    assert MemoryState.verify(folder) == []
+    memory, fresh = MemoryState.load(folder, model), model.read(TEXT)
+    assert memory.text == fresh.text == TEXT
+    assert_same_memory(memory, fresh, atol=1e-4)
+    assert model.ask(memory, QUESTION, max_new_tokens=4).sources
+    assert_same_memory(model.read(MORE, memory), model.read(MORE, fresh), atol=1e-3)
+
+
+# ---- of a stranger
+
+
+def test_changed_memories_are_refused_or_make_sense() -> None:
+    ends, faults = tried(FUZZ, seed=int(os.environ.get("HIERMEM_FUZZ_SEED", "1")))
+    assert faults == [] and ends.total() == FUZZ
+
+
+def changed(folder: Path, change: Any) -> Path:
+    """The memory with other content, sealed anew."""
+    files, info = load_directory(folder)
+    change(files, info)
+    save_directory(folder, files, info)
+    return folder
+
+
+def nan(name: str) -> Any:
+    def change(files: Any, _: Any) -> None:
+        files["working"][name].view(-1)[3] = float("nan")
+
+    return change
+
+
+def config_of(part: str, **changes: Any) -> Any:
+    return lambda _, info: info[part]["config"].update(changes)
+
+
+def store_of(**changes: Any) -> Any:
+    return lambda _, info: info["longterm"]["config"]["store"].update(changes)
+
+
+NONSENSE = {
+    "NaN in a cache": (nan("2.values"), "2.values holds NaN or infinity"),
+    "NaN in a state": (nan("1.state.received"), "1.state.received holds NaN"),
+    "another dtype": (
+        lambda files, _: files["working"].update({"0.keys": files["working"]["0.keys"].half()}),
+        "0.keys is of another type",
+    ),
+    "another rank": (
+        lambda files, _: files["working"].update({"0.keys": files["working"]["0.keys"][0]}),
+        "0.keys has another shape",
+    ),
+    "a cache less": (
+        lambda files, _: [files["working"].pop(name) for name in [*files["working"]] if name[0] == "1"],
+        "a cache is missing",
+    ),
+    "a stranger": (lambda files, _: files["working"].update(x=torch.zeros(1)), "no place for 'x'"),
+    "positions": (
+        lambda files, _: files["working"]["0.positions"].copy_(files["working"]["0.positions"].flip(-1)),
+        "positions are not in order",
+    ),
+    "later positions": (lambda files, _: files["working"]["0.positions"].add_(99), "a position leaves"),
+    "an id": (lambda files, _: files["records"]["ids"][5:6].fill_(320), "a token leaves its range"),
+    "a record less": (
+        lambda files, _: files["keys"].update(keys=files["keys"]["keys"][:1]),
+        "as many keys as records",
+    ),
+    "spans": (lambda files, _: files["records"]["spans"][1:2, 2:4].add_(1), "does not begin where"),
+    "half a character": (
+        lambda files, _: files["records"]["text"][-1:].fill_(0xC3),
+        "can't decode byte",
+    ),
+    "a key": (lambda files, _: files["keys"]["keys"][0, 0].fill_(1e30), "a search key leaves its range"),
+    "more files": (lambda files, _: files.update(more={}), "the memory has other entries"),
+    "a file less": (lambda files, _: files.pop("embeddings"), "the memory has other entries"),
+    "no fingerprint": (lambda _, info: info.update(fingerprint=["x"]), "the fingerprint is not one"),
+    "more info": (lambda _, info: info.update(more=1), "the manifest has other entries"),
+    "seen": (lambda _, info: info["working"]["bookkeeping"].update(seen=[96]), "seen and columns differ"),
+    "tokens": (lambda _, info: info.update(tokens=96), "tokens and seen differ"),
+    "rows": (lambda _, info: info["working"]["bookkeeping"].update(next_frame=[1, 2]), "not of one row"),
+    "holes": (lambda _, info: info["working"]["bookkeeping"].update(holes=[0, 0, 0]), "truth values"),
+    "segment": (lambda _, info: info.update(segment=47), "another number of tokens"),
+    "characters": (lambda _, info: info.update(characters=7), "of another document"),
+    "recurrent": (lambda _, info: info.update(recurrent=True), "recurrent is not"),
+    "links": (store_of(hnsw_links=10**9, kind="hnsw"), "hnsw_links must be between"),
+    "lists": (store_of(ivf_lists=2**30, kind="ivf"), "ivf_lists and ivf_probes must be"),
+    "a setting": (config_of("working", budget=24.0), "budget cannot have the value"),
+    "a range": (config_of("working", trained_range=-1), "trained"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_with_a_seal_that_fits_is_named(tmp_path: Path, change: Any, said: str) -> None:
+    model, folder = model_of("plain"), tmp_path / "memory"
+    shutil.copytree(MEMORIES / "format1" / "plain", folder)
+    info = load_directory(folder)[1]
+    changed(folder, lambda _, own: own.update(fingerprint=model.fingerprint()))
+    assert MemoryState.load(folder, model).tokens == info["tokens"]
+    changed(folder, change)
+    with pytest.raises(MemoryFileError, match=said) as caught:
+        MemoryState.load(folder, model)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_verify_finds_a_torn_memory(tmp_path: Path) -> None:
+    """Working memory of one moment, records of another."""
+    shutil.copytree(MEMORIES / "format1" / "plain", tmp_path / "memory")
+    model = model_of("plain")
+    memory = model.read(TEXT)
+    model.read(MORE, memory)
+    memory.save(tmp_path / "later")
+    records = {name: own for name, own in load_directory(tmp_path / "later")[0].items() if name != "working"}
+    changed(tmp_path / "memory", lambda files, _: files.update(records))
+    (problem,) = MemoryState.verify(tmp_path / "memory")
+    assert "whole but does not make sense" in problem
+
+
+# ---- copies
+
+
+@pytest.mark.parametrize("name", TIERS)
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda memory: pickle.loads(pickle.dumps(memory))])
+def test_copies_of_memories_go_on_by_themselves(name: str, how: Any) -> None:
+    model = model_of(name)
+    memory, twin, untouched = model.read(TEXT), model.read(TEXT), model.read(TEXT)
+    other = how(memory)
+    assert_same_memory(other, memory, atol=0.0)
+    assert model.ask(other, QUESTION, max_new_tokens=4) == model.ask(memory, QUESTION, max_new_tokens=4)
+    assert_same_memory(model.read(MORE, other), model.read(MORE, twin), atol=0.0)
+    assert_same_memory(memory, untouched, atol=0.0)
+
+
+def test_a_copy_has_the_parameters_of_the_model() -> None:
+    model = model_of("isolated")
+    twin = copy.deepcopy(model.read(TEXT))
+    assert twin.working.fading is not None and twin.working.fading.heads is model.mamba
+    assert twin.working.recurrence is not None and twin.working.recurrence.module is model.summary
+
+
+def test_a_pickle_is_not_larger_than_what_it_holds() -> None:
+    memory = reader().read(text_of(400))
+    assert len(pickle.dumps(memory)) < 3 * (memory.nbytes + len(memory.text) * 10)
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf", "torch"])
+def test_copies_search_alike(kind: str) -> None:
+    config = settings()
+    config.longterm = LongTermConfig(store=StoreConfig(kind=kind), lexical=LexicalKeyConfig(dim=64))
+    memory = reader(config=config).read(text_of(100)).longterm
+    found = memory.search("captain Orion", 2)
+    for other in (copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))):
+        assert [(hit.segment, hit.score) for hit in other.search("captain Orion", 2)] == [
+            (hit.segment, hit.score) for hit in found
+        ]
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+def test_copies_of_caches_go_on_by_themselves(how: Any) -> None:
+    model, ids = reader(), ids_of(60, rows=2)
+    with torch.no_grad():
+        cache = model(ids).past_key_values
+        other = how(cache)
+        assert isinstance(other, BackboneCache) and other.memory is not cache.memory
+        assert_same_working(other.memory, cache.memory, atol=0.0)
+        after = model(ids[:, :9], past_key_values=other).logits
+        assert_same_working(cache.memory, model(ids).past_key_values.memory, atol=0.0)
+        torch.testing.assert_close(model(ids[:, :9], past_key_values=cache).logits, after, atol=0.0, rtol=0.0)
+
+
+def test_a_memory_says_what_it_is() -> None:
+    memory = model_of("plain").read(TEXT)
+    assert repr(memory) == f"MemoryState(101 tokens in 3 segments, {len(TEXT)} characters, model 'tiny')"
+
+
+# ---- settings that nothing could be built of
+
+
+@pytest.mark.parametrize("wrong", [{"dim": 2**21}, {"saturation": 1e9}])
+def test_search_keys_are_bounded(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="must be at most"):
+        LongTermConfig(lexical=LexicalKeyConfig(**wrong))
+
+
+@pytest.mark.parametrize("wrong", [{"hnsw_links": 1}, {"hnsw_links": 1025}, {"ivf_lists": 2**21}])
+def test_indices_are_bounded(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="between"):
+        StoreConfig(**wrong)
