@@ -24,7 +24,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
 from transformers.masking_utils import AttentionMaskInterface
 
-from hiermem.errors import BackboneUnsupportedError
+from hiermem.errors import BackboneUnsupportedError, InputError
 from hiermem.memory.fading import Fading
 from hiermem.memory.heads import Heads
 from hiermem.memory.layer import LayerMemory, LayerShape
@@ -328,7 +328,15 @@ class Backbone:
         Args:
             network: what the policy `namm` scores with.
             recurrence: what is read around segments.
+
+        Raises:
+            InputError: the settings do not fit it.
         """
+        if (config.trained_range or 0) > self.trained_range and not any(s.rotary for s in self.shapes):
+            raise InputError(
+                f"This backbone has {self.trained_range} learned positions, not {config.trained_range}: "
+                f"leave trained_range out."
+            )
         trained_range, policy = config.trained_range or self.trained_range, config.new_policy(network)
         return WorkingMemory(
             config, self.shapes, trained_range, batch, policy, recurrence, self._new_fading()

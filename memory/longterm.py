@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiermem.errors import InputError
+from hiermem.errors import InputError, NonFiniteError
 from hiermem.memory.stored import MOST, Stored, exactly, in_range
 from hiermem.memory.summary import SummaryMemory
 from hiermem.retrieval.lexical import LexicalKey, LexicalKeyConfig
@@ -169,8 +169,13 @@ class LongTermMemory:
 
         Args:
             summary: of the question, ``[m, d]``, where keys have a trained part.
+
+        Raises:
+            NonFiniteError: the question's key holds NaN or infinity.
         """
         query = self._query(question, summary)
+        if not query.isfinite().all():
+            raise NonFiniteError("The search key of the question is not finite: load the model in float32.")
         hits: list[Hit] = []
         if self.open is not None and wanted(self.open):
             score = float(query @ self._keys([self.open]).T)

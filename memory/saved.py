@@ -7,6 +7,9 @@ from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.stored import MOST, exactly, read_bookkeeping, settings, whole, words
 from hiermem.memory.working import WorkingMemoryConfig
 
+YOUNGER: dict[type, dict[str, Any]] = {WorkingMemoryConfig: {"head_shares": None}}
+"""Settings that came after the first release of the format, and what memories from before were read with."""
+
 
 @dataclass(frozen=True)
 class SavedInfo:
@@ -60,7 +63,7 @@ class SavedInfo:
             info["tokens"],
             whole(info["characters"], "characters", 0, MOST),
             recurrent,
-            settings(WorkingMemoryConfig, working["config"]),
-            settings(LongTermConfig, longterm["config"]),
+            settings(WorkingMemoryConfig, working["config"], YOUNGER),
+            settings(LongTermConfig, longterm["config"], YOUNGER),
             bookkeeping,
         )

@@ -168,9 +168,8 @@ class MemoryState:
         files, info = load_directory(path)
         with _named(path):
             saved = SavedInfo.read(info)
-            check_fingerprint(
-                saved.fingerprint, model.fingerprint(saved.working.policy), f"The memory at {path}"
-            )
+        check_fingerprint(saved.fingerprint, model.fingerprint(saved.working.policy), f"The memory at {path}")
+        with _named(path):
             working = model.new_working_memory(
                 saved.working, recurrent=saved.recurrent, segment=saved.segment
             )
@@ -251,7 +250,7 @@ def _named(
         yield
     except InputError as error:
         raise refused(f"The memory at {path} cannot be used here. {error}") from error
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise MemoryCorruptError(
             f"The memory at {path} is whole but does not make sense ({error}): build it again."
         ) from error

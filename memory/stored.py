@@ -132,35 +132,40 @@ def read_bookkeeping(given: Any, parts: int | None = None) -> dict[str, Any]:
     return counts
 
 
-def settings(kind: type[_T], given: Any) -> _T:
-    """A dataclass of settings from JSON; what is not given, as it is younger, has its default.
+def settings(kind: type[_T], given: Any, younger: Mapping[type, Mapping[str, Any]]) -> _T:
+    """A dataclass of settings from JSON.
+
+    Args:
+        younger: of a dataclass, the settings that may be missing as they are younger than the format, and
+            what was done before there were any.
 
     Raises:
-        InputError: a setting is unknown or of another type, or the dataclass refuses its value.
+        InputError: a setting is missing, unknown or of another type, or the dataclass refuses its value.
     """
     hints = get_type_hints(kind)
     assert is_dataclass(kind)
-    known = {one.name for one in fields(kind) if one.init}
-    if not isinstance(given, dict) or not set(given) <= known:
-        names = [shortened(name) for name in given if name not in known] if isinstance(given, dict) else []
-        raise InputError(f"{kind.__name__} has no setting {', '.join(names) or 'of this kind'}.")
-    return kind(**{name: _setting(hints[name], value, name) for name, value in given.items()})
+    if not isinstance(given, dict):
+        raise InputError(f"{kind.__name__} has no settings of this kind.")
+    given = {**younger.get(kind, {}), **given}
+    if wrong := {one.name for one in fields(kind)} ^ set(given):
+        raise InputError(f"{kind.__name__} has no setting {shortened(min(wrong))}, or lacks it.")
+    return kind(**{name: _setting(hints[name], value, name, younger) for name, value in given.items()})
 
 
-def _setting(hint: Any, value: Any, name: str) -> Any:
+def _setting(hint: Any, value: Any, name: str, younger: Mapping[type, Mapping[str, Any]]) -> Any:
     if is_dataclass(hint) and isinstance(hint, type):
-        return settings(hint, value)
+        return settings(hint, value, younger)
     if get_origin(hint) in (Union, UnionType):
         if value is None and NoneType in get_args(hint):
             return None
         (hint,) = (one for one in get_args(hint) if one is not NoneType)
-        return _setting(hint, value, name)
+        return _setting(hint, value, name, younger)
     if get_origin(hint) is not None and issubclass(get_origin(hint), Sequence) and isinstance(value, list):
-        return [_setting(get_args(hint)[0], one, name) for one in value]
+        return [_setting(get_args(hint)[0], one, name, younger) for one in value]
     good = {
         bool: lambda: type(value) is bool,
         int: lambda: type(value) is int and abs(value) <= MOST,
-        float: lambda: type(value) in (int, float) and abs(value) <= MOST and math.isfinite(value),
+        float: lambda: type(value) in (int, float) and math.isfinite(value),
         str: lambda: isinstance(value, str) and len(value) <= LONGEST,
     }
     if hint not in good or not good[hint]():

@@ -83,6 +83,8 @@ class WorkingMemoryConfig:
             )
         if self.budget < 1:
             raise InputError(f"The budget must be at least 1 token per KV head, not {self.budget}.")
+        if self.trained_range is not None and self.trained_range < 1:
+            raise InputError(f"The trained range must be at least 1 position, not {self.trained_range}.")
         if self.update_interval < 1:
             raise InputError(f"Decisions must be at least 1 token apart, not {self.update_interval}.")
         if self.sinks < 0 or not 0.0 <= self.recent_share <= 1.0:

@@ -1,15 +1,19 @@
 """Memories that somebody else made, or an older release; copies of memories."""
 
 import copy
+import json
 import os
 import pickle
+import random
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fuzz_memories import MORE, QUESTION, tried
+from commands import assert_refused, run
+from fuzz_memories import MORE, QUESTION, Case, tried
 from readers import assert_same_memory, assert_same_working, ids_of, reader, settings, text_of
 from tiers import MEMORIES, TEXT, TIERS, model_of
 
@@ -18,8 +22,10 @@ from hiermem.errors import InputError, MemoryFileError
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
+from hiermem.retrieval import manifest as manifests
 from hiermem.retrieval.files import load_directory, save_directory
 from hiermem.retrieval.lexical import LexicalKeyConfig
+from hiermem.retrieval.staging import Staging
 from hiermem.retrieval.store import StoreConfig
 
 FUZZ = int(os.environ.get("HIERMEM_FUZZ", "60"))
@@ -127,6 +133,8 @@ NONSENSE = {
     "links": (store_of(hnsw_links=10**9, kind="hnsw"), "hnsw_links must be between"),
     "lists": (store_of(ivf_lists=2**30, kind="ivf"), "ivf_lists and ivf_probes must be"),
     "a setting": (config_of("working", budget=24.0), "budget cannot have the value"),
+    "a setting less": (lambda _, info: info["working"]["config"].pop("sinks"), "no setting 'sinks'"),
+    "a setting more": (config_of("longterm", more=1), "no setting 'more'"),
     "a range": (config_of("working", trained_range=-1), "trained"),
 }
 
@@ -155,6 +163,142 @@ def test_verify_finds_a_torn_memory(tmp_path: Path) -> None:
     changed(tmp_path / "memory", lambda files, _: files.update(records))
     (problem,) = MemoryState.verify(tmp_path / "memory")
     assert "whole but does not make sense" in problem
+
+
+# ---- that leads elsewhere
+
+opened: list[str] | None = None
+"""What is opened while a test looks; None: none does."""
+
+
+def look(event: str, arguments: tuple[Any, ...]) -> None:
+    if opened is not None and event == "open" and isinstance(arguments[0], str | bytes):
+        opened.append(os.path.abspath(os.fsdecode(arguments[0])))
+
+
+sys.addaudithook(look)  # for ever: hooks cannot be taken off
+
+
+def data_of(memory: Path) -> Path:
+    return next(memory.glob("working-*"))
+
+
+def entry(**changes: Any) -> Any:
+    def change(memory: Path, outside: Path) -> None:
+        body = Case(memory, [], random.Random()).manifest
+        given = {name: str(value).replace("OUTSIDE", str(outside)) for name, value in changes.items()}
+        body["files"]["working"] |= given
+        (memory / "manifest.json").write_bytes(manifests.render(body))
+
+    return change
+
+
+def link(name: str | None) -> Any:
+    def change(memory: Path, outside: Path) -> None:
+        file = memory / name if name else data_of(memory)
+        if file.exists():
+            shutil.copy(file, outside)
+            file.unlink()
+        file.symlink_to(outside)
+
+    return change
+
+
+def names_model(name: str) -> Any:
+    def change(memory: Path, outside: Path) -> None:
+        model = outside.parent / "model"
+        shutil.copytree(model, memory / "model")
+        changed(memory, lambda _, info: info.update(model=name.replace("OUTSIDE", str(model))))
+
+    return change
+
+
+def pipe(memory: Path, _: Path) -> None:
+    file = data_of(memory)
+    file.unlink()
+    os.mkfifo(file)
+
+
+def noted_elsewhere(memory: Path, outside: Path) -> None:
+    """The note of a save that sweeps what is not its own."""
+    Staging(memory).note(["../outside", str(outside), "notes.txt", "manifest.json", ".lock"])
+
+
+NOT_PLAIN, DAMAGED, NOT_OURS = "not a plain file", "was changed or cut short", "does not come with hiermem"
+
+# What is changed, and what asking and reading on say to it; nothing where they go on.
+WAYS: dict[str, tuple[Any, str, str]] = {
+    "the manifest is a link": (link("manifest.json"), NOT_PLAIN, NOT_PLAIN),
+    "a data file is a link": (link(None), NOT_PLAIN, NOT_PLAIN),
+    "a data file is a link to a device": (
+        lambda memory, _: link(None)(memory, Path("/dev/zero")),
+        NOT_PLAIN,
+        NOT_PLAIN,
+    ),
+    "a data file is a pipe": (pipe, NOT_PLAIN, NOT_PLAIN),
+    "a data file lies above": (entry(file="../outside"), DAMAGED, DAMAGED),
+    "a data file has a path": (entry(file="OUTSIDE"), DAMAGED, DAMAGED),
+    "the lock is a link": (link(".lock"), "", "The file .lock in book.hmem is a link"),
+    "the note is a link": (link(".saving"), "", "move it away"),
+    "the note names others": (noted_elsewhere, "", ""),
+    "the model lies in the folder": (names_model("book.hmem/model"), NOT_OURS, ""),
+    "the model lies beside it": (names_model("model"), NOT_OURS, ""),
+    "the model has a path": (names_model("OUTSIDE"), NOT_OURS, ""),
+    "the model has an address": (names_model("https://example.org/model"), NOT_OURS, ""),
+}
+
+
+@pytest.fixture(scope="module")
+def trusted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that the user trusts, and a memory that it read."""
+    place, model = tmp_path_factory.mktemp("trusted"), model_of("plain")
+    model.backbone.save_pretrained(place / "model")
+    model.tokenizer.save_pretrained(place / "model")
+    (place / "text.txt").write_text(TEXT, "utf-8")
+    read = run("read", place / "text.txt", "--out", place / "book.hmem", "--model", place / "model", *SMALL)
+    assert read.returncode == 0, read.stderr
+    return place
+
+
+SMALL = ["--budget", "24", "--segment", "48", "--chunk", "16"]
+
+
+@pytest.mark.parametrize(("way", "asking", "reading"), WAYS.values(), ids=WAYS)
+def test_a_memory_leads_nowhere(
+    trusted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Any, asking: str, reading: str
+) -> None:
+    global opened
+    memory, outside, model = tmp_path / "book.hmem", tmp_path / "outside", tmp_path / "model"
+    shutil.copytree(trusted / "book.hmem", memory)
+    shutil.copytree(trusted / "model", model)
+    settings = json.loads((model / "config.json").read_text("utf-8")) | {
+        "auto_map": {"AutoConfig": "own.Own"}
+    }
+    (model / "config.json").write_text(json.dumps(settings), "utf-8")
+    (model / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", "utf-8")
+    (memory / "notes.txt").write_text("mine")
+    outside.write_bytes(b"theirs")
+    (tmp_path / "more.txt").write_text(MORE, "utf-8")
+    way(memory, outside)
+    kept = outside.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    given = ["--model", trusted / "model"]
+    try:
+        opened = []
+        asked = run("ask", "book.hmem", QUESTION, "--max-new-tokens", 2, *(given * (asking != NOT_OURS)))
+        read = run("read", "more.txt", "--out", "book.hmem", "--append", *SMALL, *given)
+        seen = opened
+    finally:
+        opened = None
+    for done, expected in ((asked, asking), (read, reading)):
+        if expected:
+            assert_refused(done, expected)
+        else:
+            assert done.returncode == 0, done.stderr
+    assert not [path for path in seen if path in (str(outside), "/dev/zero") or path.startswith(f"{model}/")]
+    assert str(memory / "manifest.json") in seen or asking == reading == NOT_PLAIN
+    assert outside.read_bytes() == kept and (memory / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "ran").exists()
 
 
 # ---- copies

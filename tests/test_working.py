@@ -315,6 +315,13 @@ def test_an_interval_must_fit_the_range() -> None:
     WorkingMemory(WorkingMemoryConfig(update_interval=65, positions="absolute"), [LayerShape()], 64)
 
 
+def test_learned_positions_end_where_they_end() -> None:
+    model, longer = over(backbone("gpt2")), WorkingMemoryConfig(trained_range=65, update_interval=8)
+    with pytest.raises(ValueError, match="64 learned positions, not 65"):
+        model.new_working_memory(longer)
+    over(backbone("llama")).new_working_memory(longer)
+
+
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [
@@ -322,6 +329,7 @@ def test_an_interval_must_fit_the_range() -> None:
         ({"positions": "no such"}, "choose one of distance, absolute, compact"),
         ({"budget": 0}, "at least 1 token"),
         ({"update_interval": 0}, "at least 1 token"),
+        ({"trained_range": 0}, "at least 1 position"),
         ({"sinks": -1}, "must not be negative"),
         ({"recent_share": 1.5}, "must lie in 0..1"),
         ({"budget": 8, "sinks": 5}, "raise the budget"),
