@@ -56,6 +56,16 @@ def test_memories_of_the_first_release_load_answer_and_go_on(tier: tuple[HierMem
     assert_same_memory(model.read(MORE, memory), model.read(MORE, fresh), atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["plain", "embeddings", "isolated"])
+def test_a_memory_goes_on_in_its_own_segments(name: str, tmp_path: Path) -> None:
+    model, other = model_of(name), model_of(name)
+    memory = model.read(TEXT)
+    memory.save(tmp_path / "memory")
+    other.config.segment = 2 * model.config.segment
+    again = MemoryState.load(tmp_path / "memory", other)
+    assert_same_memory(other.read(MORE, again), model.read(MORE, memory), atol=0.0)
+
+
 # ---- of a stranger
 
 
