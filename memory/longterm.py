@@ -225,8 +225,18 @@ class LongTermMemory:
         Raises:
             ValueError: something is missing, left over or not as such a memory leaves it.
         """
+        return cls.from_contents(config, Contents.read(files), summary)
+
+    @classmethod
+    def from_contents(
+        cls, config: LongTermConfig, contents: "Contents", summary: SummaryMemory | None = None
+    ) -> "LongTermMemory":
+        """The same from what `tensors` gave, checked.
+
+        Raises:
+            ValueError: it does not fit the settings.
+        """
         memory = cls(config, summary)
-        contents = Contents.read(files)
         memory.store.add(contents.keys)
         memory.key.load_state_dict(contents.statistics)
         count = len(contents.keys)
@@ -258,11 +268,13 @@ class Contents:
 
     Attributes:
         records: the last may be open.
+        ids: all their tokens, ``[T]`` int32.
         keys: of the complete records, ``[N, D]`` float32.
         statistics: of the search key.
     """
 
     records: list[Record]
+    ids: Tensor
     keys: Tensor
     statistics: dict[str, Tensor]
 
@@ -293,7 +305,7 @@ class Contents:
                 record.embedding = embedding
         elif files["embeddings"]:
             raise ValueError("there is no place for what stands among the embeddings")
-        return cls(records, keys, statistics)
+        return cls(records, files["records"]["ids"], keys, statistics)
 
     def check(
         self, segment: int, tokens: int, characters: int, vocabulary: int | None = None, overlap: bool = False
@@ -310,6 +322,7 @@ class Contents:
         Raises:
             ValueError: they are not.
         """
+        in_range(self.ids, 0, MOST if vocabulary is None else vocabulary - 1, "a token")
         at = character = 0
         for number, record in enumerate(self.records):
             gap, count = record.start - character, len(record.ids)
@@ -318,7 +331,6 @@ class Contents:
             complete = number < len(self.keys)
             if count != segment if complete else not 0 < count < segment:
                 raise ValueError(f"record {number} has another number of tokens")
-            in_range(record.ids, 0, MOST if vocabulary is None else vocabulary - 1, "a token")
             at, character = at + count, record.end
         if (at, character) != (tokens, characters):
             raise ValueError("the records are of another document")

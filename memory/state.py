@@ -174,10 +174,10 @@ class MemoryState:
                 saved.working, recurrent=saved.recurrent, segment=saved.segment
             )
         with _named(path, MemoryCorruptError):
-            cls._check_files(files, saved, model)
+            contents = cls._contents(files, saved, model)
             tensors = {name: model.to_device(tensor) for name, tensor in files["working"].items()}
             working.load_state(tensors, saved.bookkeeping, model.dtype, model.vocabulary)
-            longterm = LongTermMemory.from_tensors(saved.longterm, _longterm(files), model.summary)
+            longterm = LongTermMemory.from_contents(saved.longterm, contents, model.summary)
         return cls(working, longterm, saved.segment, saved.fingerprint, model.name_or_path or saved.model)
 
     @staticmethod
@@ -208,33 +208,30 @@ class MemoryState:
             with _named(path):
                 saved = SavedInfo.read(info)
             with _named(path, MemoryCorruptError):
-                cls._check_files(files, saved)
+                cls._contents(files, saved)
         except MemoryFileError as error:
             return [str(error)]
         return []
 
     @staticmethod
-    def _check_files(
+    def _contents(
         files: dict[str, dict[str, Tensor]], saved: SavedInfo, model: Reader | None = None
-    ) -> None:
-        """Refuse files that are not those of such a memory; without a model, as far as can be told."""
+    ) -> Contents:
+        """What the long-term memory holds, refused where it is not of such a memory; without a model, as far
+        as can be told."""
         exactly(files, ("working", "records", "keys", "embeddings"), "the memory")
-        contents = Contents.read(_longterm(files))
+        contents = Contents.read({name: own for name, own in files.items() if name != "working"})
         vocabulary = None if model is None else model.vocabulary
         contents.check(saved.segment, saved.tokens, saved.characters, vocabulary, saved.recurrent)
         if model is None:
-            return
+            return contents
         if saved.recurrent != (model.summary is not None):
             raise ValueError("recurrent is not what it is for the model")
         shape = None if model.summary is None else model.summary.summary_prompt.weight.shape
         for record in contents.records[: len(contents.keys)]:
             if (None if record.embedding is None else record.embedding.shape) != shape:
                 raise ValueError("the embeddings have another shape")
-
-
-def _longterm(files: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """The files of the long-term memory."""
-    return {name: tensors for name, tensors in files.items() if name != "working"}
+        return contents
 
 
 @contextmanager
