@@ -8,6 +8,7 @@ import torch
 from torch import distributed
 from trainings import COMBINATIONS, combination, deepspeed_settings, steps
 
+from hiermem.ending import end
 from hiermem.training.engine import new_engine
 from hiermem.training.launch import one_of_many
 
@@ -43,3 +44,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[-1]))
+    end(0)

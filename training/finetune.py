@@ -14,13 +14,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hiermem.config import HierMemConfig
+from hiermem.ending import end
 from hiermem.errors import HierMemError, InputError
 from hiermem.loading import saved_model
 from hiermem.lora import add_lora, has_lora
@@ -302,7 +303,7 @@ def _words(entry: dict[str, Any]) -> str:
 # ---- under a launcher
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The entry for the deepspeed launcher; `hiermem train` is the same for one process."""
     parser = argparse.ArgumentParser(
         prog="hiermem.training.finetune", description="Train what hiermem learns."
@@ -331,11 +332,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = train(config.with_share(given.share), run)
     except HierMemError as error:
         sys.stderr.write(f"hiermem: {error}\n")
-        sys.stderr.flush()
-        os._exit(2)  # at once, so that the launcher ends the processes that wait for this one
+        end(2)
     if int(os.environ.get("RANK", "0")) == 0:  # the processes have parted
         result.pop("history")
         sys.stdout.write(json.dumps(result) + "\n")
+    end(0)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from hiermem.ending import end_at_once
+
 
 @contextmanager
 def one_of_many(always: bool = False) -> Iterator[bool]:
     """Join the processes that a launcher (torchrun, deepspeed) has started; whether this is the first.
+
+    A program of your own that does so ends best by `hiermem.ending.end`, as hiermem's commands do.
 
     Args:
         always: also where it was started as the only one.
@@ -22,6 +26,7 @@ def one_of_many(always: bool = False) -> Iterator[bool]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    end_at_once()
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield rank() == 0

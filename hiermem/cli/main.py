@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hiermem.cli import bench, documents, evaluate, learn, look
+from hiermem.ending import end
 from hiermem.errors import HierMemError
 
 app = typer.Typer(
@@ -73,12 +74,12 @@ def main() -> None:
         status = 2
     if status == 130:  # Ctrl-C, which the command line parser turns into a status
         _fail("stopped.", 130)
-    sys.exit(status)
+    end(status)
 
 
 def _fail(message: str, status: int) -> None:
     sys.stderr.write(f"hiermem: {message}\n")
-    sys.exit(status)
+    end(status)
 
 
 if __name__ == "__main__":
