@@ -2,17 +2,22 @@
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from commands import assert_refused, result, run
+from hypothesis import given
+from hypothesis import strategies as st
 from readers import lively, reader, settings, text_of
 
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack
 from hiermem.eval.journal import Journal
+from hiermem.eval.sampling import stratified
 from hiermem.eval.tasks import interleaved, passkey, pg19, pubmedqa, retrieval
 from hiermem.memory.summary import SummaryConfig
 
@@ -152,6 +157,37 @@ def test_retrieval_on_the_official_layout(tmp_path: Path) -> None:
         pubmedqa.load(tmp_path, "validation")
 
 
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=60), st.integers(1, 70), st.integers(0, 3))
+def test_a_part_stands_for_the_whole(kinds: list[str], limit: int, seed: int) -> None:
+    items = list(enumerate(kinds))
+    part = stratified(items, lambda item: item[1], limit, seed)
+    assert part == sorted(set(part)) and len(part) == min(limit, len(items))
+    assert part == stratified(items, lambda item: item[1], limit, seed)
+    for kind in "abc":
+        exact = kinds.count(kind) * len(part) / len(items)
+        assert abs(sum(item[1] == kind for item in part) - exact) < 1
+
+
+def test_a_limit_leaves_every_decision_its_share() -> None:
+    """PubMedQA's test questions are ordered by their answers: 276 yes, 169 no, 55 maybe."""
+    decisions = ["yes"] * 276 + ["no"] * 169 + ["maybe"] * 55
+    items = [pubmedqa.Item(str(i), "?", "", "", decision) for i, decision in enumerate(decisions)]
+    part = pubmedqa.drawn(items, 100)
+    assert Counter(item.decision for item in part) == {"yes": 55, "no": 34, "maybe": 11}
+    assert part != pubmedqa.drawn(items, 100, seed=1)
+    assert pubmedqa.drawn(items, None) == pubmedqa.drawn(items, 500) == items
+
+
+def test_results_of_a_part_name_their_seed(tmp_path: Path) -> None:
+    write_pubmedqa(tmp_path)
+    command = ["eval", "retrieval", "--data", tmp_path, "--out", tmp_path / "out" / "retrieval.json"]
+    part = result(*command, "--limit", 2)
+    assert part["n"] == 2 and (part["config"]["limit"], part["config"]["seed"]) == (2, 0)
+    assert_refused(run(*command, "--limit", 2, "--seed", 1), "other settings")
+    assert_refused(run(*command[:-2], "--seed", 1), "give --limit")
+    assert "seed" not in result(*command[:-2])["config"]  # results of all questions can be gone on with
+
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -193,7 +229,10 @@ def test_more_than_are_counted_may_be_reranked(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 def test_retrieval_on_pubmedqa() -> None:
     result = retrieval.evaluate(
-        pubmedqa.load(SHARED / "pubmedqa", "test")[:300], HierMemConfig(), None, Journal(None, {})
+        pubmedqa.drawn(pubmedqa.load(SHARED / "pubmedqa", "test"), 300),
+        HierMemConfig(),
+        None,
+        Journal(None, {}),
     )
     assert result["n"] == 300
     assert result["metrics"]["recall_at_1"] >= 0.90

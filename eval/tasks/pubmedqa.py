@@ -16,6 +16,7 @@ from hiermem.errors import InputError
 from hiermem.eval import hub
 from hiermem.eval.journal import Journal
 from hiermem.eval.metrics import accuracy, bootstrap, macro_f1, perplexity
+from hiermem.eval.sampling import stratified
 from hiermem.eval.scoring import opened, score_answer, score_options
 from hiermem.eval.systems import System, new_system
 
@@ -100,6 +101,11 @@ def _hub_item(row: dict) -> Item:
         long_answer=row["long_answer"],
         decision=row["final_decision"],
     )
+
+
+def drawn(items: Sequence[Item], limit: int | None, seed: int = 0) -> list[Item]:
+    """At most ``limit`` questions, drawn with ``seed``, each decision as often as among all of them."""
+    return stratified(items, lambda item: item.decision, limit, seed)
 
 
 @dataclass(frozen=True)

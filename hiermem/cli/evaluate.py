@@ -1,9 +1,7 @@
 """`hiermem eval TASK`: quality of any configuration on public tasks."""
 
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +13,6 @@ from hiermem.errors import InputError, first_line
 from hiermem.eval.journal import Journal, data_hash
 
 if TYPE_CHECKING:
-    from hiermem.config import HierMemConfig
     from hiermem.model import HierMemModel
 
 LEAST_KEPT = 16
@@ -32,6 +29,12 @@ System = Annotated[
     str,
     typer.Option(help="hiermem, or a peer: full, truncated, streaming, bm25, closed, pruned, compressed."),
 ]
+Books = Annotated[int | None, typer.Option(min=1, help="Use only so many books, the first by name.")]
+Questions = Annotated[
+    int | None,
+    typer.Option(min=1, help="Use only so many questions, drawn at random, each decision in proportion."),
+]
+Draw = Annotated[int | None, typer.Option("--seed", help="Seed of what --limit draws; default: 0.")]
 
 
 @app.command()
@@ -57,7 +60,7 @@ def pg19(
     evictor: opt.EvictorName = "auto",
     dtype: opt.Dtype = None,
     device: opt.Device = None,
-    limit: opt.Limit = None,
+    limit: Books = None,
     out: opt.Out = None,
     json: opt.Json = False,
 ) -> None:
@@ -89,7 +92,7 @@ def pg19(
     def run(journal: Journal) -> dict[str, Any]:
         return task.evaluate(opt.load_model(model, config, dtype, device), texts, part, journal)
 
-    known = _settings(model, config, dtype, device, texts.values())
+    known = results.settings(model, config, dtype, device, texts.values())
     results.run("pg19", run, {**known, **settings}, out, json)
 
 
@@ -101,7 +104,7 @@ def interleaved(
     segments: Annotated[int, typer.Option(min=2, help="Segments read of each book.")] = 32,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
-    limit: opt.Limit = None,
+    limit: Books = None,
     out: opt.Out = None,
     json: opt.Json = False,
 ) -> None:
@@ -122,7 +125,7 @@ def interleaved(
     def run(journal: Journal) -> dict[str, Any]:
         return task.evaluate(opt.load_model(model, config, dtype, device), texts, segments, journal)
 
-    known = _settings(model, config, dtype, device, texts.values())
+    known = results.settings(model, config, dtype, device, texts.values())
     results.run("interleaved", run, {**known, **settings}, out, json)
 
 
@@ -165,14 +168,14 @@ def passkey(
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k, evictor=evictor)
     check_system(system, tuple(SYSTEMS))
     settings = {"haystack": haystack.name, "lengths": wanted, "limit": limit, "seed": seed}
-    settings |= _kept(keep, system, config)
+    settings |= results.kept(keep, system, config)
     settings |= {} if system == HierMem.name else {"system": system}  # as before there were others
 
     def run(journal: Journal) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device)
         return task.evaluate(reader, system, text, wanted, limit, seed, journal, keep)
 
-    known = _settings(model, config, dtype, device, [text])
+    known = results.settings(model, config, dtype, device, [text])
     results.run("passkey", run, {**known, **settings}, out, json)
 
 
@@ -246,7 +249,7 @@ def needles(
         reader, made = prepared()
         return task.evaluate(reader, system, keep, made, journal)
 
-    known = _settings(model, config, dtype, device, texts.values())
+    known = results.settings(model, config, dtype, device, texts.values())
     results.run("needles", run, {**known, **settings}, out, json)
 
 
@@ -272,7 +275,8 @@ def pubmedqa(
     evictor: opt.EvictorName = "auto",
     dtype: opt.Dtype = None,
     device: opt.Device = None,
-    limit: opt.Limit = None,
+    limit: Questions = None,
+    seed: Draw = None,
     out: opt.Out = None,
     json: opt.Json = False,
 ) -> None:
@@ -290,15 +294,16 @@ def pubmedqa(
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k, evictor=evictor)
     config = config.with_asking(**task.ASKING)
     check_system(system, (*SYSTEMS, task.RIGHT))
-    items = task.load(data, split)[:limit]
-    kept = _kept(keep, system, config)
-    settings = {"split": split, "limit": limit, "together": together, "system": system, **kept}
+    drawn = results.drawn(limit, seed)
+    items = task.drawn(task.load(data, split), **drawn)
+    settings = {"split": split, **drawn, "together": together, "system": system}
+    settings |= results.kept(keep, system, config)
 
     def run(journal: Journal) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device)
         return task.evaluate(reader, system, items, together, journal, keep)
 
-    known = _settings(model, config, dtype, device, map(str, items))
+    known = results.settings(model, config, dtype, device, map(str, items))
     results.run("pubmedqa", run, {**known, **settings}, out, json)
 
 
@@ -341,14 +346,14 @@ def babi_long(
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k, evictor=evictor)
     check_system(system, tuple(SYSTEMS))
     size = task.Size(lengths=wanted, texts=limit, rounds=stories, seed=seed)
-    kept = _kept(keep, system, config)
+    kept = results.kept(keep, system, config)
     settings = {"haystack": haystack.name, **asdict(size), "system": system, **kept}
 
     def run(journal: Journal) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device)
         return task.evaluate(reader, system, Haystack(reader.tokenizer, text), size, journal, keep)
 
-    known = _settings(model, config, dtype, device, [text])
+    known = results.settings(model, config, dtype, device, [text])
     results.run("babi-long", run, {**known, **settings}, out, json)
 
 
@@ -361,7 +366,8 @@ def retrieval(
     rerank: opt.Rerank = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
-    limit: opt.Limit = None,
+    limit: Questions = None,
+    seed: Draw = None,
     out: opt.Out = None,
     json: opt.Json = False,
 ) -> None:
@@ -378,12 +384,13 @@ def retrieval(
     from hiermem.eval.tasks import pubmedqa
     from hiermem.eval.tasks import retrieval as task
 
-    items = pubmedqa.load(data, split)[:limit]
+    drawn = results.drawn(limit, seed)
+    items = pubmedqa.drawn(pubmedqa.load(data, split), **drawn)
     config = opt.reranking(opt.configuration(model, preset), rerank)
     reads = bool(config.summary.search or config.asking.rerank)
-    settings: dict[str, Any] = {"split": split, "limit": limit}
+    settings: dict[str, Any] = {"split": split, **drawn}
     if reads:
-        settings |= _settings(model, config, dtype, device, map(str, items))
+        settings |= results.settings(model, config, dtype, device, map(str, items))
     else:
         settings |= {"longterm": asdict(config.longterm), "data": data_hash(*map(str, items))}
 
@@ -435,56 +442,3 @@ def lm_eval(context: typer.Context) -> None:
         if isinstance(error, InputError):
             raise
         raise InputError(f"lm-eval stopped: {first_line(error)}.") from error
-
-
-def _kept(keep: float | None, system: str, config: "HierMemConfig") -> dict[str, float]:
-    """The share that is kept, among the settings of a run, where one was given."""
-    from hiermem.eval.systems import check_compressed
-
-    check_compressed(system, config.working, keep)
-    if keep is not None and system not in ("pruned", "compressed"):
-        raise InputError("Only --system pruned and compressed keep a share of a text: leave --keep out.")
-    if keep == 0:
-        raise InputError("A share of 0 keeps nothing: raise --keep.")
-    return {} if keep is None else {"keep": keep}
-
-
-def _settings(
-    model: str, config: Any, dtype: str | None, device: str | None, data: Iterable[str]
-) -> dict[str, Any]:
-    """What results depend on: figures of a processor with and of one without bf16 do not mix.
-
-    Args:
-        data: the texts that are read.
-    """
-    import torch
-
-    from hiermem.config import HierMemConfig
-    from hiermem.evictor import find_evictor
-    from hiermem.loading import native_dtype, saved_model
-    from hiermem.lora import ADAPTER
-
-    where = opt.usable_device(device)
-    numbers = dtype or f"{native_dtype(torch.bfloat16, where)}".removeprefix("torch.")
-    known = config.to_dict()
-    parts = ["segment", "chunk", "working", "longterm", "asking"]
-    parts += ["namm"] if config.working.policy == "namm" else []
-    parts += ["summary"] if config.summary.tokens else []
-    parts += ["mamba"] if config.mamba.groups else []
-    settings = {"model": model, "dtype": numbers, "device": where.type, "data": data_hash(*data)}
-    if known["working"]["head_shares"] is None:
-        del known["working"]["head_shares"]
-    if not known["asking"]["rerank"]:  # as in results from before there was reranking
-        del known["asking"]["rerank"], known["asking"]["margin"]
-    folder = saved_model(model)
-    backbone = model if folder is None else HierMemConfig.from_saved(folder).backbone
-    evictor = find_evictor(config.evictor, backbone, config.working.policy)
-    if evictor is not None:  # its head shares are in its digest
-        settings["evictor"] = evictor.digest
-        known["namm"] = config.with_evictor(evictor).to_dict()["namm"]
-    if folder is not None:
-        weights = {"parameters": folder / "model.safetensors", "adapter": folder / ADAPTER}
-        for part, file in weights.items():
-            if file.exists():
-                settings[part] = sha256(file.read_bytes()).hexdigest()[:16]
-    return settings | {name: known[name] for name in parts}
