@@ -5,6 +5,7 @@
 #
 #     benchmarks/suite.sh DATA OUT        DATA holds pg19/ and pubmedqa/; OUT takes the JSON files
 set -euo pipefail
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # as hiermem itself sets it: also for the scripts
 data=$1 out=$2
 pg19=$data/pg19 pubmedqa=$data/pubmedqa book=$data/pg19/test/9931.txt
 mkdir -p "$out"

@@ -2,7 +2,7 @@
 
 An evictor is a folder with one file, `evictor.safetensors`. Those of bundled backbones ship in
 `hiermem/weights`, each with a card. Head shares belong to one backbone; the network sees attention and age
-alone, so a backbone without an evictor of its own gets the network of a bundled one.
+alone, so a backbone or an evictor without one gets the network of a bundled evictor.
 """
 
 import json
@@ -38,12 +38,14 @@ class Evictor:
         network: parameters and buffers of `Namm` by name; None: the backbone has no network of its own.
         namm: settings of that network.
         origin: how it was made, plain JSON.
+        lender: bundled backbone whose network it has borrowed; None: the network is its own, or it has none.
     """
 
     shares: Shares | None = None
     network: dict[str, Tensor] | None = None
     namm: NammConfig = field(default_factory=NammConfig)
     origin: dict[str, object] = field(default_factory=dict)
+    lender: str | None = None
 
     @property
     def digest(self) -> str:
@@ -102,6 +104,9 @@ def bundled() -> list[str]:
 def find_evictor(name: str, backbone: str, policy: str) -> Evictor | None:
     """The evictor that a configuration asks for.
 
+    Where ``policy`` is `namm`, an evictor without a network (`hiermem calibrate` writes such) borrows that
+    which ships for ``backbone``, or else for `smollm2`.
+
     Args:
         name: `auto`, where ``policy`` is `namm` the bundled evictor of ``backbone``, or a bundled network
             if it has none; `none`; the name of a bundled evictor; or a folder.
@@ -109,9 +114,15 @@ def find_evictor(name: str, backbone: str, policy: str) -> Evictor | None:
     Raises:
         InputError: there is no such evictor.
     """
-    if name == NONE or (name == AUTO and policy != NammPolicy.name):
+    scores = policy == NammPolicy.name
+    if name == NONE or (name == AUTO and not scores):
         return None
-    if name == AUTO and backbone not in bundled():
-        return replace(Evictor.load(_WEIGHTS / _LENDS), shares=None)
-    name = backbone if name == AUTO else name
-    return Evictor.load(_WEIGHTS / name if name in bundled() else name)
+    lender = backbone if backbone in bundled() else _LENDS
+    if name == AUTO:
+        found = Evictor.load(_WEIGHTS / lender)
+        return found if lender == backbone else replace(found, shares=None, lender=lender)
+    found = Evictor.load(_WEIGHTS / name if name in bundled() else name)
+    if found.network is not None or not scores:
+        return found
+    lent = Evictor.load(_WEIGHTS / lender)
+    return replace(found, network=lent.network, namm=lent.namm, lender=lender)

@@ -1,5 +1,6 @@
 """`HierMemModel`: a causal language model with a hierarchy of memories around any backbone."""
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,8 @@ from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
 
 IGNORED_LABEL = -100
 
+_logger = logging.getLogger(__name__)
+
 # What transformers' Auto classes pass along.
 _AUTO_OPTIONS = {"trust_remote_code", "adapter_kwargs", "code_revision"}
 
@@ -76,11 +79,17 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
 
     def __init__(self, config: HierMemConfig, backbone: PreTrainedModel, tokenizer: Any = None) -> None:
-        super().__init__(config)
+        evictor = find_evictor(config.evictor, config.backbone, config.working.policy)
+        super().__init__(config if evictor is None else config.with_evictor(evictor))
+        config = self.config
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.adapter = Backbone(backbone)
         self.namm = Namm(config.namm)
+        if evictor is not None and evictor.network is not None:
+            self.namm.load_state_dict(evictor.network)
+            if evictor.lender is not None:
+                _logger.warning("NAMM scores with the network that ships for %s.", evictor.lender)
         self.mamba = self.adapter.replace_heads(config.mamba)
         self.summary = self._new_summary(config, backbone, tokenizer)
         self.generation_config = backbone.generation_config
@@ -136,15 +145,12 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         if os.path.isfile(folder / "config.json"):
             name_or_path = folder.resolve()  # a saved model must find its backbone from anywhere
         config = config or HierMemConfig.preset("full")
-        evictor = find_evictor(config.evictor, str(name_or_path), config.working.policy)
-        config = config if evictor is None else config.with_evictor(evictor)
+        find_evictor(config.evictor, str(name_or_path), config.working.policy)  # refused before all loading
         settings = {**config.settings(), "backbone": str(name_or_path), "backbone_revision": revision}
         config = HierMemConfig(**settings)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         backbone, tokenizer = load_backbone(str(name_or_path), revision, dtype, device)
         model = cls(config, backbone, tokenizer)
-        if evictor is not None and evictor.network is not None:
-            model.namm.load_state_dict(evictor.network)
         model.name_or_path = origin
         return model.to(device).eval()
 

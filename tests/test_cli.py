@@ -343,6 +343,16 @@ def test_the_command_by_itself(tiny_model: Path, tmp_path: Path) -> None:
     assert shown.stdout.split() == [b"hiermem", version("hiermem-torch").encode()]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="of the OpenMP that torch ships for Linux")
+def test_waiting_threads_leave_their_cores_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "true")
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        if given is not None:
+            monkeypatch.setenv("OMP_WAIT_POLICY", given)
+        done = run_alone("eval", "pg19", "--data", tmp_path / "nothing.txt")
+        assert f"OMP_WAIT_POLICY = '{expected}'" in done.stderr.decode()
+
+
 def commands(group: Any, *names: str) -> Iterator[tuple[str, ...]]:
     """The words of every command that is shown in a help."""
     for name, command in group.commands.items():

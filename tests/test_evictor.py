@@ -102,6 +102,41 @@ def test_the_bundled_backbone_has_an_evictor_of_its_own_and_lends_its_network() 
     assert by_name is not None and by_name.digest == own.digest
 
 
+def test_shares_alone_score_with_the_network_that_ships(
+    plain_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What `hiermem calibrate` writes: an untrained network would keep the newest tokens alone."""
+    calibrated, ships = Evictor(uneven(reader())), find_evictor("smollm2", "smollm2", "namm")
+    assert ships is not None and ships.network is not None and ships.lender is None
+    calibrated.save(tmp_path)
+    for backbone_name in ("smollm2", "some/backbone"):
+        found = find_evictor(str(tmp_path), backbone_name, "namm")
+        assert found is not None and found.network is not None
+        assert (found.lender, found.namm) == ("smollm2", ships.namm)
+        assert found.digest not in (calibrated.digest, ships.digest)
+    window = find_evictor(str(tmp_path), "smollm2", "window")  # which needs no network
+    assert window is not None and window.network is None and window.digest == calibrated.digest
+    config = HierMemConfig(**{**settings(policy="namm").settings(), "evictor": str(tmp_path)})
+    model = HierMemModel.from_pretrained(plain_folder, config)
+    assert model.config.working.head_shares == [list(row) for row in calibrated.shares or ()]
+    assert all(torch.equal(model.namm.state_dict()[n].cpu(), t) for n, t in ships.network.items())
+    assert "the network that ships for smollm2" in caplog.text
+
+
+def test_a_backbone_at_hand_takes_an_evictor_over_as_well(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert reader(config=settings(policy="namm"))._evolved and "ships for smollm2" in caplog.text
+    for evictor, policy in (("auto", "window"), ("none", "namm")):
+        config = HierMemConfig(**{**settings(policy=policy).settings(), "evictor": evictor})
+        assert not reader(config=config)._evolved
+    made().save(tmp_path)
+    model = reader(config=HierMemConfig(**{**settings(policy="namm").settings(), "evictor": str(tmp_path)}))
+    assert model.config.evictor == "none" and model.config.namm == made().namm
+    with pytest.raises(ValueError, match="no evictor at"):
+        reader(config=HierMemConfig(**{**settings().settings(), "evictor": str(tmp_path / "nowhere")}))
+
+
 def test_a_missing_evictor_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no evictor at .*nowhere"):
         find_evictor(str(tmp_path / "nowhere"), "smollm2", "namm")

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from commands import run_alone
-from readers import backbone, text_of
+from readers import backbone, lively_namm, reader, text_of, uneven
 
 pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
 from hiermem.cli.harness import HarnessModel
 from hiermem.errors import InputError
+from hiermem.evictor import Evictor
 
 TASK = """
 task: tiny_{output_type}
@@ -81,6 +82,19 @@ def test_text_stops_before_the_stop_string(tiny_model: Path) -> None:
         requests("generate_until", (context, {"max_gen_toks": 12, "until": [stop]}))
     )
     assert cut == whole[: whole.index(stop)]
+
+
+def test_an_evolved_network_scores(tiny_model: Path, tmp_path: Path) -> None:
+    network = lively_namm()
+    Evictor(uneven(reader()), network.state_dict(), network.config).save(tmp_path)
+    small = {"policy": "namm", "budget": 24, "chunk": 16, "segment": 48}
+    model = HarnessModel(str(tiny_model), evictor=str(tmp_path), **small).model
+    assert model.config.working.head_shares == [list(row) for row in uneven(reader())]
+    assert torch.equal(model.namm.score.weight.cpu(), network.score.weight)
+    assert HarnessModel(str(tiny_model), **small).model._evolved  # as elsewhere: what ships
+    assert not HarnessModel(str(tiny_model), evictor="none", **small).model._evolved
+    with pytest.raises(InputError, match="no evictor at"):
+        HarnessModel(str(tiny_model), evictor=str(tmp_path / "nowhere"), **small)
 
 
 def test_texts_far_beyond_the_trained_range_are_read(tiny_model: Path) -> None:

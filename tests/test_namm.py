@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from readers import backbone, ids_of, lively_namm, over
+from readers import backbone, ids_of, lively_namm, over, settings
 from test_policies import eager_attention
 from torch import Tensor
 
+from hiermem.config import HierMemConfig
 from hiermem.memory.policies import CacheView, Namm, NammConfig, NammPolicy
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
 from hiermem.memory.working import WorkingMemory
@@ -196,8 +197,9 @@ def test_every_head_keeps_what_the_slow_network_wants(hop: int, budget: int) -> 
 
 
 def test_an_untrained_network_keeps_the_window() -> None:
-    ids, models = ids_of(150), [over(backbone(), policy=policy, budget=24) for policy in ("namm", "window")]
-    ours, window = (memory_after(model, ids, [16] * 9 + [6]) for model in models)
+    configs = [settings(policy=policy, budget=24).settings() for policy in ("namm", "window")]
+    models = [HierMemModel(HierMemConfig(**{**own, "evictor": "none"}), backbone()) for own in configs]
+    ours, window = (memory_after(model.eval(), ids_of(150), [16] * 9 + [6]) for model in models)
     for layer, other in zip(ours.caches, window.caches, strict=True):
         assert torch.equal(layer.positions, other.positions)
 

@@ -28,7 +28,7 @@ class HarnessModel(TemplateLM):
 
     Args:
         pretrained: hub id or folder of a model, or smollm2.
-        preset, policy, budget, segment, chunk, positions, dtype: as on hiermem's own command line.
+        preset, policy, budget, segment, chunk, positions, evictor, dtype: as on hiermem's own command line.
         device, batch_size, max_batch_size: given by the harness; contexts are read one by one.
         max_gen_toks: tokens that are generated where a task sets no limit.
 
@@ -45,6 +45,7 @@ class HarnessModel(TemplateLM):
         segment: int | None = None,
         chunk: int | None = None,
         positions: str | None = None,
+        evictor: str = "auto",
         dtype: str | None = None,
         device: str | None = None,
         batch_size: int | str = 1,
@@ -56,13 +57,15 @@ class HarnessModel(TemplateLM):
         if unknown:
             raise InputError(
                 f"hiermem has no setting {', '.join(unknown)}: --model_args takes pretrained, preset, "
-                f"policy, budget, segment, chunk, positions, dtype and max_gen_toks."
+                f"policy, budget, segment, chunk, positions, evictor, dtype and max_gen_toks."
             )
         numbers = {"budget": budget, "segment": segment, "chunk": chunk, "max_gen_toks": max_gen_toks}
         for name, number in numbers.items():
             if number is not None and (not isinstance(number, int) or number < 1):
                 raise InputError(f"{name} in --model_args must be a whole number above 0, not {number!r}.")
-        config = opt.configuration(pretrained, preset, policy, budget, segment, chunk, positions)
+        config = opt.configuration(
+            pretrained, preset, policy, budget, segment, chunk, positions, evictor=str(evictor)
+        )
         usable = torch.cuda.is_available() or not str(device).startswith("cuda")  # its default is cuda:0
         self.model = opt.load_model(pretrained, config, dtype, device if usable else None)
         self.tokenizer = self.model.tokenizer

@@ -52,6 +52,7 @@ def options(
 def main() -> None:
     """Run the command line; errors are one plain sentence on standard error and exit status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait take the cores of others
     # DeepSpeed, which transformers imports where it is installed, writes its warnings to standard output.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
