@@ -11,15 +11,16 @@ from hiermem.evictor import Evictor
 from hiermem.training.calibration import CalibrationConfig, _received_again, _shares, calibrate
 
 
+@pytest.mark.parametrize("first", [[], [1]])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-neox"])
-def test_a_second_reading_is_seen_as_full_attention_shows_it(family: str) -> None:
-    piece, between = ids_of(25)[0].tolist(), [5, 6, 7]
+def test_a_second_reading_is_seen_as_full_attention_shows_it(family: str, first: list[int]) -> None:
+    piece, between, n = ids_of(25)[0].tolist(), [5, 6, 7], len(first)
     model = reader(family, settings(chunk=8))
-    received = _received_again(model, piece, between)
-    whole = torch.tensor([[*piece, *between, *piece]])
+    received = _received_again(model, piece, between, first)
+    whole = torch.tensor([[*first, *piece, *between, *piece]])
     for ours, matrix in zip(received, eager_attention(family, whole), strict=True):
         heads = ours.shape[0]
-        again = matrix.unflatten(0, (heads, -1))[:, :, 28:, :25].amax((1, 2))
+        again = matrix.unflatten(0, (heads, -1))[:, :, n + 28 :, n : n + 25].amax((1, 2))
         there = ours > 0  # layers with a window have lost what left it
         torch.testing.assert_close(ours[there], again[there], atol=1e-5, rtol=1e-4)
         assert there[:, -3:].all()

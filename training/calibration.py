@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hiermem.errors import InputError
 from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, Received, ShownQueries, grown
+from hiermem.text import beginning
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -67,7 +68,8 @@ def calibrate(model: "HierMemModel", ids: Sequence[int], config: CalibrationConf
             f"longer text, or lower --tokens."
         )
     between = model.tokenizer(AGAIN, add_special_tokens=False).input_ids
-    if 2 * config.tokens + len(between) > model.adapter.trained_range:
+    first = beginning(model.tokenizer)
+    if len(first) + 2 * config.tokens + len(between) > model.adapter.trained_range:
         raise InputError(
             f"Two readings of {config.tokens} tokens exceed the backbone's trained range of "
             f"{model.adapter.trained_range} positions: lower --tokens."
@@ -75,7 +77,7 @@ def calibrate(model: "HierMemModel", ids: Sequence[int], config: CalibrationConf
     starts = [len(ids) // config.texts * text for text in range(config.texts)]
     pieces = [list(ids[start : start + config.tokens]) for start in starts]
     bar = tqdm(pieces, desc="calibrating", unit="text", disable=None)
-    shares = [_shares(_received_again(model, piece, between), config.kept) for piece in bar]
+    shares = [_shares(_received_again(model, piece, between, first), config.kept) for piece in bar]
     evened = torch.stack(shares).mean(0) ** config.power
     return (evened / evened.mean()).tolist()
 
@@ -87,17 +89,23 @@ def _shares(received: Tensor, kept: float) -> Tensor:
 
 
 @torch.inference_mode()
-def _received_again(model: "HierMemModel", piece: list[int], between: list[int]) -> Tensor:
-    """Most attention that each token of ``piece`` receives when it is read again, ``[L, G, T]`` float32."""
+def _received_again(model: "HierMemModel", piece: list[int], between: list[int], first: list[int]) -> Tensor:
+    """Most attention that each token of ``piece`` receives when it is read again, ``[L, G, T]`` float32.
+
+    Args:
+        between: what is read between the two readings.
+        first: what texts begin with.
+    """
     adapter, device = model.adapter, model.device
-    policy = SecondReading(first=len(piece) + len(between))
+    policy = SecondReading(first=len(first) + len(piece) + len(between))
     memory = adapter.whole_memory(policy=policy)
-    ids = torch.tensor([[*piece, *between, *piece]], device=device)
+    ids = torch.tensor([[*first, *piece, *between, *piece]], device=device)
     model.read_ids(memory, ids)
     received = []
     for cache in memory.caches:  # layers with a sliding window have lost what left it
         assert cache.positions is not None
-        place = cache.positions[0].masked_fill(cache.positions[0] < 0, len(piece)).clamp(max=len(piece))
+        place = cache.positions[0] - len(first)
+        place = place.masked_fill(place < 0, len(piece)).clamp(max=len(piece))
         found = torch.zeros(place.shape[0], len(piece) + 1, device=device)
         received.append(found.scatter_(1, place, cache.state["received"][0])[:, :-1])
     return torch.stack(received).cpu()

@@ -19,6 +19,7 @@ from torch import Tensor
 from hiermem.errors import InputError
 from hiermem.eval.report import new_figure
 from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, Received, ShownQueries, grown
+from hiermem.text import from_beginning
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -71,14 +72,14 @@ def recency_ratios(model: "HierMemModel", ids: Sequence[int], config: RecencyCon
     """Ratios from the first tokens of a text; no attention matrix outlives its chunk.
 
     Args:
-        ids: token ids of a text.
+        ids: token ids of a text, which is begun as every text is.
 
     Raises:
         InputError: the text is shorter than `RecencyConfig.tokens`, or that exceeds the trained range.
     """
     from tqdm.auto import tqdm
 
-    adapter = model.adapter
+    adapter, ids = model.adapter, from_beginning(model.tokenizer, list(ids))
     if len(ids) < config.tokens:
         raise InputError(
             f"The text has {len(ids)} tokens, {config.tokens} are read: give a longer text, or lower "
@@ -91,7 +92,7 @@ def recency_ratios(model: "HierMemModel", ids: Sequence[int], config: RecencyCon
         )
     policy = Nearness(window=config.window, sinks=config.sinks)
     memory = adapter.whole_memory(policy=policy)
-    read = torch.tensor([list(ids[: config.tokens])], device=model.device)
+    read = torch.tensor([ids[: config.tokens]], device=model.device)
     with tqdm(total=config.tokens, desc="measuring heads", unit="tok", disable=None) as bar:
         for some in read.split(model.config.chunk, dim=1):
             model.read_ids(memory, some)

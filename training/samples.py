@@ -25,7 +25,7 @@ from hiermem.errors import InputError
 from hiermem.eval import hub
 from hiermem.eval.haystack import SHORTEST
 from hiermem.eval.tasks import needles, pg19, pubmedqa
-from hiermem.text import from_beginning
+from hiermem.text import beginning, from_beginning
 
 KINDS = ("books", "questions", "facts")
 IGNORED = -100
@@ -181,10 +181,11 @@ class Samples:
         return start, ids[start : start + length].tolist()
 
     def _piece(self, draw: random.Random) -> Sample:
-        """Consecutive tokens of a book from anywhere in it."""
-        name = draw.choice(sorted(self._books))
-        start, piece = self._cut(name, self.config.tokens, draw)
-        return Sample(f"book {name} from token {start}", piece, [True] * len(piece))
+        """Consecutive tokens of a book from anywhere in it, begun as every text is."""
+        name, first = draw.choice(sorted(self._books)), beginning(self.tokenizer)
+        start, piece = self._cut(name, self.config.tokens - len(first), draw)
+        scored = [False] * len(first) + [True] * len(piece)
+        return Sample(f"book {name} from token {start}", first + piece, scored)
 
     def _questions(self, draw: random.Random) -> Sample:
         """Questions, each with its own abstract before it and its answer after it, one after the other."""

@@ -18,6 +18,7 @@ from hiermem.errors import InputError
 from hiermem.eval.journal import Journal
 from hiermem.eval.scoring import stream_nll
 from hiermem.memory.policies import ForgetPolicy
+from hiermem.text import from_beginning
 
 if TYPE_CHECKING:
     from hiermem.memory.summary import SummaryMemory
@@ -67,9 +68,10 @@ def evaluate(model: "HierMemModel", texts: dict[str, str], segments: int, journa
 
 
 def _segments(model: "HierMemModel", name: str, text: str, count: int) -> Tensor:
-    """The first segments of a book, ``[count, L]`` int64."""
+    """The first segments of a book, which begins as every text does, ``[count, L]`` int64."""
     L = model.config.segment
-    ids = model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    encoded = model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    ids = from_beginning(model.tokenizer, encoded)
     if len(ids) < count * L:
         raise InputError(
             f"Book {name} has {len(ids)} tokens, {count} segments take {count * L}: lower --segments."

@@ -156,11 +156,11 @@ def _windows(
     model: "HierMemModel", ids: torch.Tensor, part: Slice
 ) -> Iterator[tuple[WorkingMemory, torch.Tensor]]:
     """Negative log-likelihood of every token after the first, once, and the memory it was read with."""
-    step = part.window or len(ids)
+    step, first = part.window or len(ids), torch.tensor(beginning(model.tokenizer), dtype=ids.dtype)
     for start in range(0, len(ids), step):
-        known = min(part.overlap, start)
+        known, before = min(part.overlap, start), first if start else first[:0]  # the text has its own
         memory = model.new_recurrent_memory()
-        unscored = max(known - 1, 0)
-        for block in stream_nll(model, memory, ids[start - known : start + step]):
+        unscored = max(len(before) + known - 1, 0)
+        for block in stream_nll(model, memory, torch.cat((before, ids[start - known : start + step]))):
             yield memory, block[unscored:]
             unscored = max(unscored - len(block), 0)

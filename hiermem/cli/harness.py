@@ -19,6 +19,7 @@ from hiermem.asking import Prompt
 from hiermem.cli import options as opt
 from hiermem.errors import InputError
 from hiermem.eval.scoring import opened, score_tokens, stream_nll
+from hiermem.evictor import AUTO, NONE
 from hiermem.text import from_beginning
 
 
@@ -28,7 +29,8 @@ class HarnessModel(TemplateLM):
 
     Args:
         pretrained: hub id or folder of a model, or smollm2.
-        preset, policy, budget, segment, chunk, positions, evictor, dtype: as on hiermem's own command line.
+        preset, policy, budget, segment, chunk, positions, dtype: as on hiermem's own command line.
+        evictor: as there; none comes as None from the harness.
         device, batch_size, max_batch_size: given by the harness; contexts are read one by one.
         max_gen_toks: tokens that are generated where a task sets no limit.
 
@@ -45,7 +47,7 @@ class HarnessModel(TemplateLM):
         segment: int | None = None,
         chunk: int | None = None,
         positions: str | None = None,
-        evictor: str = "auto",
+        evictor: str | None = AUTO,
         dtype: str | None = None,
         device: str | None = None,
         batch_size: int | str = 1,
@@ -64,7 +66,7 @@ class HarnessModel(TemplateLM):
             if number is not None and (not isinstance(number, int) or number < 1):
                 raise InputError(f"{name} in --model_args must be a whole number above 0, not {number!r}.")
         config = opt.configuration(
-            pretrained, preset, policy, budget, segment, chunk, positions, evictor=str(evictor)
+            pretrained, preset, policy, budget, segment, chunk, positions, evictor=evictor or NONE
         )
         usable = torch.cuda.is_available() or not str(device).startswith("cuda")  # its default is cuda:0
         self.model = opt.load_model(pretrained, config, dtype, device if usable else None)
