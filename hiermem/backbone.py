@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
 from transformers.masking_utils import AttentionMaskInterface
@@ -372,12 +373,17 @@ class Backbone:
     ) -> Tensor:
         """Read one chunk ``input_ids [B, Q] int64`` of which each row's first ``valid`` tokens are real.
 
+        A segment that recalls by its first half, and was begun with less than that, is read again with what
+        comes: so the pieces of a text are read as the whole of it up to there.
+
         Args:
             logits: of how many last positions the logits are wanted.
 
         Returns:
             the final hidden states ``[B, Q, width]``, or logits ``[B, logits, vocabulary]``.
         """
+        if memory.recurrence is not None and memory.recurrence.falls_short(valid):
+            return self._read_again(memory, input_ids, valid, logits)
         with self.attached(memory) as cache:
             chunk = memory.begin(valid, input_ids.shape[1], input_ids.device)
             arguments: dict[str, Any] = {
@@ -404,6 +410,26 @@ class Backbone:
                 memory.surroundings.hand_on(chunk, input_ids, ends)
             memory.commit()
         return output
+
+    def _read_again(self, memory: WorkingMemory, input_ids: Tensor, valid: list[int], logits: int) -> Tensor:
+        """The same for a chunk that goes on with segments which are read again from where they began."""
+        before, Q = memory.copy(), input_ids.shape[1]
+        try:
+            begun = memory.rewind()
+            rows = [torch.cat((own, new[:n])) for own, new, n in zip(begun, input_ids, valid, strict=True)]
+            ids, shift = pad_sequence(rows, batch_first=True), torch.tensor([len(own) for own in begun])
+            # Where each row's wanted columns are now; those of padding do not matter.
+            columns = shift.unsqueeze(1) + torch.arange(Q - (logits or Q), Q)
+            columns = columns.clamp(max=ids.shape[1] - 1)
+            first = int(columns.min())
+            wanted = ids.shape[1] - first if logits else 0
+            output = self.read_chunk(memory, ids, [len(own) for own in rows], wanted)
+        except BaseException:
+            memory.restore(before)
+            raise
+        memory.columns = before.columns + Q
+        index = (columns - first if logits else columns).to(output.device).unsqueeze(-1)
+        return output.gather(1, index.expand(-1, -1, output.shape[-1]))
 
     def _inputs(self, memory: WorkingMemory, input_ids: Tensor, valid: list[int]) -> dict[str, Tensor]:
         """What the model is given of a chunk: its tokens, or embeddings where more is read around them."""

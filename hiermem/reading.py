@@ -47,8 +47,7 @@ def read(model: "HierMemModel", source: Source, memory: MemoryState, progress: b
     moment = memory.snapshot()
     try:
         blocks = _blocks(model.tokenizer, source, memory)
-        position, begun = memory.tokens, _begin_again(memory)
-        for piece in _pieces(blocks, model.config.chunk, memory.segment, position, begun):
+        for piece in _pieces(blocks, model.config.chunk, memory.segment, memory.tokens):
             _read_piece(model, memory, piece)
             if piece.whole:
                 moment = memory.snapshot()
@@ -96,25 +95,10 @@ def _token_ids(source: Source) -> list[int] | None:
     return None
 
 
-def _begin_again(memory: MemoryState) -> Piece | None:
-    """The open segment, to be read anew with what comes, where the half of it is to be summarised first."""
-    record, recurrence = memory.longterm.open, memory.working.recurrence
-    if record is None or recurrence is None or not recurrence.looks_ahead:
-        return None
-    memory.working.rewind(len(record.ids))
-    memory.longterm.open = None
-    return Piece(record.ids.tolist(), record.start, record.text, whole=True)
-
-
-def _pieces(
-    blocks: Iterable[TokenBlock], chunk: int, segment: int, position: int, begun: Piece | None = None
-) -> Iterator[Piece]:
-    """Regroup a stream so that pieces end at multiples of ``chunk`` and of ``segment`` in the document.
-
-    Args:
-        begun: what stands before the stream in its first piece.
-    """
-    ids, text, start = ([*begun.ids], begun.text, begun.start) if begun else ([], "", 0)
+def _pieces(blocks: Iterable[TokenBlock], chunk: int, segment: int, position: int) -> Iterator[Piece]:
+    """Regroup a stream so that pieces end at multiples of ``chunk`` and of ``segment`` in the document."""
+    ids: list[int] = []
+    text, start = "", 0
     for block in blocks:
         if not block.ids:
             continue

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from hiermem.errors import InputError
 from hiermem.memory.stored import Stored, in_range
 from hiermem.memory.summary import Prompt, SummaryMemory
 
@@ -34,6 +35,7 @@ class Recurrence:
         tail: embeddings that are read after a segment.
         looks_ahead: how many of a segment's own tokens are summarised to recall for it; 0: none.
         past: memory embeddings ``[m, d]`` of each row's segments, the newest `SummaryConfig.last`.
+        begun: token ids of each row's present segment, kept where `looks_ahead`.
         recent: each row's last k token ids ``[B, k]`` int64, -1 where there are none yet.
         sensory: what they were where the present segment began.
         prompt: P_n of each row's present segment, ``[B, m, d]``; None before the first.
@@ -45,6 +47,7 @@ class Recurrence:
         self.lead, self.tail = config.tokens + config.sensory, config.tokens
         self.looks_ahead = segment // 2 if config.query == "half" else 0
         self.past: list[list[Tensor]] = [[] for _ in range(batch)]
+        self.begun = [torch.empty(0, dtype=torch.int64, device=device)] * batch
         self.recent = self.sensory = torch.full((batch, config.sensory), -1, device=device)
         self.prompt: Tensor | None = None
 
@@ -59,6 +62,34 @@ class Recurrence:
     def room(self, seen: int) -> int:
         """How many tokens are left until a segment ends."""
         return self.segment - seen % self.segment
+
+    def falls_short(self, valid: Sequence[int]) -> bool:
+        """Whether a segment that goes on was begun with fewer tokens than it recalls by.
+
+        Args:
+            valid: how many tokens are to come in each row.
+        """
+        rows = zip(self.begun, self.past, valid, strict=True)
+        return any(past and new and 0 < len(begun) < self.looks_ahead for begun, past, new in rows)
+
+    def check_begins(self, left: Sequence[int], take: int) -> None:
+        """Refuse to begin a segment with fewer tokens than are summarised for it where more are at hand, as
+        happens between rows that are at different places of their segments.
+
+        Args:
+            left: tokens that each row has left to read.
+            take: how many of them are read at once.
+
+        Raises:
+            InputError: so it would be.
+        """
+        for past, begun, tokens in zip(self.past, self.begun, left, strict=True):
+            wanted = min(self.looks_ahead, len(begun) + tokens)
+            if past and len(begun) + min(take, tokens) < wanted:
+                raise InputError(
+                    "With the query half, rows that are read on by many tokens must be at the same place of "
+                    "their segments: read them one by one."
+                )
 
     def offsets(self, seen: int) -> list[int]:
         """How far before the first token of a segment that begins after ``seen`` tokens its lead stands."""
@@ -110,6 +141,10 @@ class Recurrence:
         if k:
             columns = torch.tensor(valid, device=ids.device).unsqueeze(1) + torch.arange(k, device=ids.device)
             self.recent = torch.cat((self.recent, ids), dim=1).gather(1, columns)
+        if self.looks_ahead:
+            rows = zip(self.begun, ids, valid, strict=True)
+            grown = [torch.cat((own, new[:count])) for own, new, count in rows]
+            self.begun = [own if len(own) < self.segment else own[:0] for own in grown]
 
     def keep(self, states: Tensor, ending: Sequence[bool]) -> None:
         """Take the final states ``[B, tail, d]`` at the end of the segments of the ``ending`` rows."""
@@ -124,7 +159,7 @@ class Recurrence:
     def copy(self) -> "Recurrence":
         """An independent one with the same content."""
         twin = copy(self)
-        twin.past = list(self.past)
+        twin.past, twin.begun = list(self.past), list(self.begun)
         return twin
 
     def detach(self) -> None:
@@ -132,18 +167,25 @@ class Recurrence:
         self.past = [[embedding.detach() for embedding in embeddings] for embeddings in self.past]
         self.prompt = None if self.prompt is None else self.prompt.detach()
 
+    def go_on(self, begun: Sequence[Tensor]) -> None:
+        """Go on with segments of which these token ids were read, ``[n]`` int64 a row; they are in no saved
+        tensors."""
+        self.begun = list(begun) if self.looks_ahead else self.begun
+
     def rewind(self) -> None:
         """Go back to where the present segments began."""
-        self.recent = self.sensory
+        began = torch.tensor([len(own) > 0 for own in self.begun], device=self.recent.device)
+        self.recent = torch.where(began.unsqueeze(1), self.sensory, self.recent)
+        self.begun = [own[:0] for own in self.begun]
 
     def take_rows(self, batch: int) -> None:
         """Set the number of rows, of which nothing was read yet."""
-        self.past = [[] for _ in range(batch)]
+        self.past, self.begun = [[] for _ in range(batch)], self.begun[:1] * batch
         self.recent = self.sensory = self.recent[:1].repeat(batch, 1)
 
     def select_rows(self, index: Tensor) -> None:
         """Row i becomes old row ``index[i]`` (int64)."""
-        self.past = [self.past[row] for row in index.tolist()]
+        self.past, self.begun = ([own[row] for row in index.tolist()] for own in (self.past, self.begun))
         self.recent, self.sensory = (own[index.to(own.device)] for own in (self.recent, self.sensory))
         self.prompt = None if self.prompt is None else self.prompt[index.to(self.prompt.device)]
 

@@ -178,6 +178,8 @@ class MemoryState:
             tensors = {name: model.to_device(tensor) for name, tensor in files["working"].items()}
             working.load_state(tensors, saved.bookkeeping, model.dtype, model.vocabulary)
             longterm = LongTermMemory.from_contents(saved.longterm, contents, model.summary)
+            if working.recurrence is not None and longterm.open is not None:
+                working.recurrence.go_on([model.to_device(longterm.open.ids.long())])
         return cls(working, longterm, saved.segment, saved.fingerprint, model.name_or_path or saved.model)
 
     @staticmethod

@@ -37,7 +37,9 @@ class SummaryConfig:
         sensory: k, tokens of the previous segment that are read again before a segment (published: 32).
         width: h, of the recall attention.
         last: N, how many segments the recall attends to, the newest ones (published: 300).
-        query: what recalls: `half`, the summary of the segment's first half, read beforehand (as published);
+        query: what recalls: `half`, the summary of the segment's first half, read beforehand (as published):
+            a segment that begins with less is read again with what comes, until it has its half, so that
+            pieces and decoding are exact, and likelihoods in that half are of tokens it has recalled by;
             `previous`, the memory embeddings of the segment before, which costs no second reading; where the
             memory is neutral, as keys among keys.
         neutral: whether the prompt is the learned first one plus a learned projection of what is recalled,

@@ -472,15 +472,32 @@ class WorkingMemory:
         twin._take_bookkeeping(self.bookkeeping())
         return twin
 
-    def rewind(self, tokens: int) -> None:
-        """Go back by ``tokens``, to where the present segment began; nothing may be carried into it."""
-        assert self.policy.forgets
+    def rewind(self) -> list[Tensor]:
+        """Go back to where the present segments began, of which nothing may be carried into them.
+
+        Returns:
+            token ids of each row since then, ``[n]`` int64.
+
+        Raises:
+            InputError: rows with Mamba heads are at different places of their segments.
+        """
+        assert self.policy.forgets and self.recurrence is not None
+        begun = self.recurrence.begun
+        if self.fading is not None and len({len(own) for own in begun}) > 1:
+            raise InputError(
+                "Rows at different places of their segments cannot be read on with Mamba heads and the query "
+                "half: read them one by one."
+            )
         self.caches = [LayerMemory() for _ in self.parts]
-        self.seen = [seen - tokens for seen in self.seen]
-        self.columns -= tokens
+        self.seen = [seen - len(own) for seen, own in zip(self.seen, begun, strict=True)]
         self.next_frame = [self._first_frame(seen) for seen in self.seen]
         for beside in self._beside:
             beside.rewind()
+        return begun
+
+    def restore(self, moment: "WorkingMemory") -> None:
+        """Be again what `copy` gave at an earlier moment."""
+        vars(self).update(vars(moment.copy()))
 
     def detach(self) -> None:
         """Cut the gradients: what was read so far is a constant from here."""
@@ -601,10 +618,15 @@ def chunks(
         width: columns of the rows, padding included; None if the longest has none.
 
     Yields first column and width of each piece; each must be read before the next is asked for.
+
+    Raises:
+        InputError: see `Recurrence.check_begins`.
     """
     at, end = 0, max(lengths) if width is None else width
     while at < end:
         active = [length > at for length in lengths]
         take = min(size, end - at, memory.room(active) if any(active) else end)
+        if memory.recurrence is not None:
+            memory.recurrence.check_begins([max(length - at, 0) for length in lengths], take)
         yield at, take
         at += take
