@@ -41,7 +41,7 @@ class Inspection:
         name: of the text.
         backbone: name of the model that read it.
         policy: what decided which tokens are kept.
-        budget: tokens that a KV head keeps after a decision, in the mean.
+        budget: tokens that a KV head keeps after a decision, in the mean; None: the policy has no use for it.
         tokens: the characters of each token; together they are the text as far as it was read. A token that
             ends inside a character is empty, and so is one that stands for no character.
         counts: KV heads that hold each token at the end, layers x tokens.
@@ -52,7 +52,7 @@ class Inspection:
     name: str
     backbone: str
     policy: str
-    budget: int
+    budget: int | None
     tokens: list[str]
     counts: list[list[int]]
     heads: list[int]
@@ -93,7 +93,8 @@ def inspect(
     sizes.append(_size(memory))
     counts, heads = _held(memory)
     backbone = model.config.backbone or model.backbone.config.model_type
-    return Inspection(name, backbone, config.policy, config.budget, tokens, counts, heads, sizes)
+    budget = config.budget if memory.policy.evicts and not memory.policy.forgets else None
+    return Inspection(name, backbone, config.policy, budget, tokens, counts, heads, sizes)
 
 
 def _first_tokens(tokenizer: Any, text: str, limit: int) -> tuple[Tensor, list[str]]:
@@ -129,10 +130,11 @@ def _held(memory: WorkingMemory) -> tuple[list[list[int]], list[int]]:
 def page(inspection: Inspection) -> str:
     """One HTML page that needs nothing else; the text can be read without its script."""
     last = inspection.sizes[-1]
+    budget = "" if inspection.budget is None else f" and a budget of {inspection.budget:,}"
     summary = (
-        f"{last.read:,} tokens, read by {inspection.backbone} with the policy {inspection.policy} and a "
-        f"budget of {inspection.budget:,}. In the end a KV head holds {last.tokens:,.1f} of them in the "
-        f"mean, {last.bytes / 2**20:,.1f} MiB in all."
+        f"{last.read:,} tokens, read by {inspection.backbone} with the policy {inspection.policy}{budget}. "
+        f"In the end a KV head holds {last.tokens:,.1f} of them in the mean, {last.bytes / 2**20:,.1f} MiB "
+        f"in all."
     )
     data = {
         "lengths": [len(token) for token in inspection.tokens],

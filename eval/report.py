@@ -1,8 +1,10 @@
 """One Markdown page with tables and plots from the JSON results of a folder."""
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,54 +14,97 @@ from hiermem.errors import InputError
 from hiermem.eval.journal import replaced, writable
 
 Report = dict[str, Any]
+_ODD = (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What comes of results that are none."""
+
+_WITHOUT_BUDGET = ("full", "none", "forget")
 
 
 def build(folder: Path, page: Path) -> list[Path]:
     """Write ``page`` and, beside it, its plots; returns all files written.
 
     Raises:
-        InputError: the folder holds no results.
+        InputError: the folder holds no results, or a file that is none.
     """
     by_task: dict[str, list[Report]] = defaultdict(list)
     for file in sorted(folder.glob("*.json")):
-        try:
-            report = json.loads(file.read_text("utf-8"))
-            missing = {"task", "metrics", "config", "n"} - set(report)
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(
-                f"{file} is no result of hiermem ({type(error).__name__}): move it elsewhere."
-            ) from error
-        if not isinstance(report, dict) or missing or (report["task"] in _BY_ROW and "rows" not in report):
-            raise InputError(f"{file} is no result of hiermem: move it elsewhere.")
+        report = _read(file)
         by_task[report["task"]].append(report)
     if not by_task:
         raise InputError(f"There are no results in {folder}: make some with `hiermem eval … --out`.")
     writable(page)
     lines, plots = ["# Results", ""], []
     for task in [*(name for name in _SECTIONS if name in by_task), *sorted(set(by_task) - set(_SECTIONS))]:
-        title, section = _SECTIONS.get(task, (task, _plain))
-        lines += [f"## {title}", "", *section(by_task[task])]
-        plot = _PLOTS.get(task)
-        if plot is not None:
-            plots.append(page.parent / f"{task}.png")
-            plot(by_task[task], plots[-1])
-            lines += ["", f"![{title}]({plots[-1].name})"]
-        lines += ["", *_commands(by_task[task]), ""]
+        try:
+            made, drawn = _part(task, by_task[task], page.parent)
+        except InputError:
+            raise
+        except _ODD as error:
+            raise InputError(
+                f"The results of {task!r} in {folder} do not go together ({type(error).__name__}): move some "
+                f"elsewhere."
+            ) from error
+        lines += made
+        plots += drawn
     replaced(page, "\n".join(lines).rstrip() + "\n")
     return [page, *plots]
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+def _part(task: str, reports: Sequence[Report], folder: Path) -> tuple[list[str], list[Path]]:
+    """The lines of a task's part of the page, and the plots that it shows, written into ``folder``."""
+    title, section = _section(task)
+    lines, plots, plot = [f"## {title}", "", *section(reports)], [], _PLOTS.get(task)
+    if plot is not None:
+        plots.append(folder / f"{task}.png")
+        plot(reports, plots[0])
+        lines += ["", f"![{title}]({plots[0].name})"]
+    return [*lines, "", *_commands(reports), ""], plots
+
+
+def _read(file: Path) -> Report:
+    """One result, of which a section of the page can be made.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        if not file.is_file():
+            raise TypeError("no file")
+        report = json.loads(file.read_text("utf-8"))
+        if not isinstance(report["metrics"], dict) or not isinstance(report["config"], dict):
+            raise TypeError("no metrics")
+        _section(report["task"])[1]([report])
+        _commands([report])
+    except (OSError, *_ODD) as error:
+        raise InputError(
+            f"{file} is no result of hiermem ({type(error).__name__}): move it elsewhere."
+        ) from error
+    return report
+
+
+def _section(task: str) -> tuple[str, Callable[[Sequence[Report]], list[str]]]:
+    """Title and maker of a task's part of the page."""
+    return _SECTIONS.get(task, (as_text(task), _plain))
+
+
+def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:
     """A Markdown table; numbers are given three to four significant digits, None is left empty."""
-    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
+    lines = [list(map(_cell, line)) for line in (header, *rows)]
+    lines.insert(1, ["---"] * len(header))
     return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def as_text(words: str) -> str:
+    """What Markdown shows as these very words, on one line; results may hold anything."""
+    line = "".join(letter if letter.isprintable() else " " for letter in words)
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", escape(line, quote=False))
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
+        return as_text(str(value))
     if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000):
         return f"{int(value):,}"
     return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
@@ -67,7 +112,8 @@ def _cell(value: Any) -> str:
 
 def _commands(reports: Sequence[Report]) -> list[str]:
     known = [report["command"] for report in reports if "command" in report]
-    return ["Made by:", "", "```sh", *known, "```"] if known else []
+    fence = "`" * (max((len(run) for run in re.findall("`+", "".join(known))), default=0) + 1)
+    return ["Made by:", "", f"{fence:`<3}sh", *known, f"{fence:`<3}"] if known else []
 
 
 def _plain(reports: Sequence[Report]) -> list[str]:
@@ -140,8 +186,9 @@ def _pivot(reports: Sequence[Report], across: str, metric: str, label: str) -> l
         if metric in report["metrics"]:
             interval = report.get("intervals", {}).get(metric)
             cells[name][report["config"][across]] = _cell(report["metrics"][metric]) + _between(interval)
-    header = [label, *(_cell(value) for value in columns)]
-    return table(header, [[system, *(row.get(c) for c in columns)] for system, row in cells.items()])
+    return table(
+        [label, *columns], [[system, *(row.get(c) for c in columns)] for system, row in cells.items()]
+    )
 
 
 def _between(interval: Sequence[float] | None) -> str:
@@ -181,7 +228,7 @@ def _pg19(reports: Sequence[Report]) -> list[str]:
     rows = []
     for report in sorted(reports, key=_pg19_order):
         config, mean = report["config"], report["metrics"]["perplexity"]
-        budget = config["working"]["budget"] if config["policy"] != "full" else None
+        budget = config["working"]["budget"] if config["policy"] not in _WITHOUT_BUDGET else None
         beside = [r for r in reports if _pg19_text(r) == _pg19_text(report)]
         one = {row["book"]: row["perplexity"] for row in report["rows"]}
         share = _pg19_share(mean, budget, beside)
@@ -299,6 +346,11 @@ def new_figure() -> Any:
     return Figure(figsize=(9, 3.6), layout="constrained")
 
 
+def _label(name: str) -> str:
+    """A name as matplotlib shows it, which takes dollars for formulas and hides what an underscore begins."""
+    return name.replace("$", r"\$").removeprefix("_")
+
+
 def _plot_length(reports: Sequence[Report], path: Path) -> None:
     figure = new_figure()
     speed, memory = figure.subplots(1, 2)
@@ -309,8 +361,9 @@ def _plot_length(reports: Sequence[Report], path: Path) -> None:
     for name, rows in by_system.items():
         rows.sort(key=lambda row: row["length"])
         lengths = [row["length"] for row in rows]
-        speed.plot(lengths, [row["tokens_per_second"] for row in rows], marker="o", label=name)
-        memory.plot(lengths, [row["peak_rss_bytes"] / 2**20 for row in rows], marker="o", label=name)
+        label = _label(name)
+        speed.plot(lengths, [row["tokens_per_second"] for row in rows], marker="o", label=label)
+        memory.plot(lengths, [row["peak_rss_bytes"] / 2**20 for row in rows], marker="o", label=label)
     for axes, title in ((speed, "reading, tokens per second"), (memory, "peak resident memory, MiB")):
         axes.set(xscale="log", xlabel="tokens read", title=title, ylim=(0, None))
         axes.legend()
@@ -332,7 +385,7 @@ def _plot_pg19(reports: Sequence[Report], path: Path) -> None:
         axes.plot(
             place,
             np.cumsum(np.mean(curves, 0)) / np.arange(1, len(place) + 1),
-            label=_pg19_name(config) + budget,
+            label=_label(_pg19_name(config) + budget),
         )
     axes.set(xlabel="share of the text read", ylabel="mean log-perplexity so far, nats", title="PG-19")
     axes.legend(fontsize="small", ncols=2)
@@ -349,5 +402,4 @@ _SECTIONS: dict[str, tuple[str, Callable[[Sequence[Report]], list[str]]]] = {
     "babi-long": ("babi-long", _by_length("exact")),
     "interleaved": ("Interleaved books", _interleaved),
 }
-_BY_ROW = ("length", "pg19", "passkey", "babi-long", "retrieval")
 _PLOTS: dict[str, Callable[[Sequence[Report], Path], None]] = {"length": _plot_length, "pg19": _plot_pg19}

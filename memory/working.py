@@ -48,7 +48,7 @@ class WorkingMemoryConfig:
     Attributes:
         policy: name of the eviction policy, one of `hiermem.memory.policies.POLICIES`.
         budget: tokens that each KV head keeps after a decision, in the mean. Between decisions the cache
-            grows by up to `update_interval` tokens more.
+            grows by up to `update_interval` tokens more. The policies `none` and `forget` make no use of it.
         sinks: first tokens of a document, never evicted.
         recent_share: share of a head's budget that always goes to the newest tokens.
         head_shares: what each KV head keeps in proportion to the others, layers x KV heads; None: all keep
@@ -145,16 +145,12 @@ class WorkingMemory:
             )
         replaced = () if fading is None else fading.replaced
         self.parts = plan_parts(shapes, config.budget, config.head_shares, config.sinks, replaced)
-        room, most = trained_range - config.update_interval, max(part.budget for part in self.parts)
-        if config.positions == "compact" and config.policy != "none" and most > room:
-            raise InputError(
-                f"A budget of {most} and {config.update_interval} tokens between evictions exceed "
-                f"the backbone's trained range of {trained_range} positions: lower one of them."
-            )
         self.config = config
         self.shapes = tuple(shapes)
         self.trained_range = trained_range
         self.policy = policy or config.new_policy()
+        if config.positions == "compact" and config.policy != "none":
+            self._check_range(0 if recurrence is None else recurrence.lead + recurrence.tail)
         self._decider = Decider(
             self.shapes,
             self.parts,
@@ -180,6 +176,28 @@ class WorkingMemory:
         self._pending: dict[int, tuple[Tensor, Tensor]] = {}
         self._pending_state: dict[int, dict[str, Tensor]] = {}
         self._masks: dict[tuple[int, int, bool], Tensor] = {}
+
+    def _check_range(self, around: int) -> None:
+        """Refuse what does not fit the trained range without gaps.
+
+        Args:
+            around: embeddings that are read before and after a segment.
+
+        Raises:
+            InputError: it does not.
+        """
+        interval, most = self.config.update_interval, max(part.budget for part in self.parts)
+        if self.policy.forgets:  # the budget, of which it makes no use, needs no room
+            if interval + around > self.trained_range:
+                raise InputError(
+                    f"Segments of {interval} tokens, with {around} around them, exceed the backbone's "
+                    f"trained range of {self.trained_range} positions: lower the segment and update_interval."
+                )
+        elif interval + most > self.trained_range:
+            raise InputError(
+                f"A budget of {most} and {interval} tokens between evictions exceed the backbone's trained "
+                f"range of {self.trained_range} positions: lower one of them."
+            )
 
     @property
     def recurrence(self) -> Recurrence | None:

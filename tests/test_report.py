@@ -1,6 +1,8 @@
 """The page of results: every number in it is one of a result file."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,77 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
 def test_half_a_result_is_refused_in_a_sentence(tmp_path: Path, content: str) -> None:
     (tmp_path / "half.json").write_text(content)
     with pytest.raises(InputError, match=r"half\.json is no result of hiermem"):
+        build(tmp_path, tmp_path / "page.md")
+
+
+ODD = "<script>alert(1)</script> | **bold** `code` [a](b)\n\n# Title \\ $\\frac{ &amp;"
+
+
+def test_whatever_results_hold_is_shown_as_it_is(tmp_path: Path) -> None:
+    """Read back by a parser of Markdown: tables of as many cells, no HTML, no links, no other headings."""
+    pytest.importorskip("matplotlib")
+    results = tmp_path / "results"
+    results.mkdir()
+    config = {"system": ODD, "together": 10, "working": {"policy": ODD, "budget": 5}}
+    write(
+        results, "qa", "pubmedqa", {"accuracy": 0.5, "macro_f1": 0.4}, config, command=f"hiermem ```\n{ODD}"
+    )
+    write(results, "other", ODD, {ODD: 0.5}, {})
+    rows = [{"system": f"_{ODD}", "length": 9, "tokens_per_second": 2.0, "peak_rss_bytes": 1}]
+    rows.append({"system": ODD, "length": 9, "failed": ODD})
+    write(results, "speed", "length", {}, {}, rows=rows)
+    row = {"book": ODD, "perplexity": 9.0, "curve": [3.0], "n": 5}
+    read = {"policy": ODD, "window": None, "working": {"policy": ODD, "budget": 512}}
+    write(results, "books", "pg19", {"perplexity": 9.0}, read, rows=[row])
+    page = build(results, tmp_path / "page.md")[0].read_text("utf-8")
+    outside = re.sub(r"(?ms)^(`{3,})sh$.*?^\1$", "", page)
+    assert "```" not in outside and "hiermem ```" in page
+    for wrong in ("<script", "**bold**", "`code`", "[a](b)", "\n# Title", "\n\n#  Title"):
+        assert wrong not in outside, wrong
+    assert r"&lt;script&gt;alert(1)&lt;/script&gt; \| \*\*bold\*\* \`code\` \[a\](b)" in outside
+    assert [line for line in outside.splitlines() if line.startswith("# ")] == ["# Results"]
+    for block in outside.split("\n\n"):
+        cells = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines() if line.startswith("|")}
+        assert len(cells) <= 1, block
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": ["length"]},
+        {"task": None},
+        {"config": []},
+        {"metrics": "many"},
+        {"task": "pg19", "rows": [{"book": "7"}]},
+        {"task": "needles", "n": "seven"},
+        {"task": "passkey", "rows": "none"},
+        {"task": "passkey", "rows": [{"length": 9, "accuracy": "high", "n": 1}]},
+        {"command": ["rm", "-rf"]},
+    ],
+)
+def test_odd_results_are_refused_in_a_sentence(tmp_path: Path, change: dict[str, Any]) -> None:
+    config = {"keep": 0.5, "working": WORKING}
+    write(tmp_path, "odd", "needles", {"nll": 1.0, "exact": 1.0}, config)
+    known = json.loads((tmp_path / "odd.json").read_text())
+    build(tmp_path, tmp_path / "page.md")
+    (tmp_path / "odd.json").write_text(json.dumps({**known, "examples": [{"nll": 1.0}], **change}))
+    with pytest.raises(InputError, match=r"odd\.json is no result of hiermem"):
+        build(tmp_path, tmp_path / "page.md")
+
+
+def test_what_is_no_file_and_what_does_not_go_together(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(InputError, match=r"pipe\.json is no result"):
+        build(tmp_path, tmp_path / "page.md")
+    (tmp_path / "pipe.json").unlink()
+    for name, together in (("one", 10), ("other", "ten")):
+        config = {"together": together, "working": WORKING}
+        write(tmp_path, name, "pubmedqa", {"accuracy": 0.5}, config)
+    with pytest.raises(InputError, match="do not go together"):
+        build(tmp_path, tmp_path / "page.md")
+    deep = "[" * 100_000
+    (tmp_path / "other.json").write_text(deep)
+    with pytest.raises(InputError, match=r"other\.json is no result"):
         build(tmp_path, tmp_path / "page.md")
 
 

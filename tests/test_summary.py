@@ -367,6 +367,23 @@ def test_settings_that_cannot_work_are_refused() -> None:
         carried(summary=PUBLISHED)
 
 
+@torch.no_grad()
+def test_segments_over_no_cache_need_room_for_themselves_alone() -> None:
+    """16 tokens, a prompt before and after, 5 sensory tokens; the budget of 24 is of no use."""
+    model, ids = handing_on(published()), ids_of(75)
+    expected = model(ids).logits
+    model.adapter.trained_range = 23
+    torch.testing.assert_close(model(ids).logits, expected)
+    model.adapter.trained_range = 22
+    with pytest.raises(InputError, match="16 tokens, with 7 around them"):
+        model(ids)
+    forgetting = reader(config=settings(policy="forget", positions="compact"))
+    forgetting.adapter.trained_range = 16
+    forgetting(ids)
+    with pytest.raises(InputError, match="budget of 24 and 16 tokens"):
+        reader(config=settings(policy="window", positions="compact", trained_range=39))(ids)
+
+
 def test_the_published_size_on_the_default_backbone() -> None:
     preset = HierMemConfig.preset("hmt").summary
     module = SummaryMemory(preset, 576)
