@@ -12,7 +12,7 @@ from hiermem.errors import InputError
 from hiermem.evictor import AUTO, NONE, Evictor
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.mamba import MambaConfig
-from hiermem.memory.policies import ForgetPolicy, NammConfig
+from hiermem.memory.policies import ForgetPolicy, NammConfig, NammPolicy
 from hiermem.memory.summary import SummaryConfig
 from hiermem.memory.working import WorkingMemoryConfig
 
@@ -159,6 +159,14 @@ class HierMemConfig(PreTrainedConfig):
         if wanted.groups is not None:
             return self
         return type(self)(**{**self.settings(), "mamba": saved.mamba})
+
+    def with_network_of(self, saved: "HierMemConfig") -> "HierMemConfig":
+        """The same configuration with the settings of a saved model's own network, and its head shares where
+        there are none, for the policy `namm`."""
+        if self.working.policy != NammPolicy.name:
+            return self
+        own = Evictor(saved.working.head_shares, None, saved.namm)
+        return type(self)(**{**self.with_evictor(own).settings(), "namm": saved.namm})
 
     def with_asking(self, **changes: Any) -> "HierMemConfig":
         """The same configuration with other settings of an answer."""

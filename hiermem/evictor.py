@@ -101,6 +101,12 @@ def bundled() -> list[str]:
     return sorted(folder.parent.name for folder in _WEIGHTS.glob(f"*/{FILE}"))
 
 
+def is_evolved(parameters: dict[str, Tensor]) -> bool:
+    """Whether a model's memory parameters hold a network of NAMM's that is another than a new one."""
+    fixed = ("namm.mean", "namm.deviation")  # its normalisation
+    return any(n.startswith("namm.") and n not in fixed and bool(t.any()) for n, t in parameters.items())
+
+
 def find_evictor(name: str, backbone: str, policy: str) -> Evictor | None:
     """The evictor that a configuration asks for.
 

@@ -28,7 +28,7 @@ from hiermem.backbone import Backbone, BackboneCache
 from hiermem.columns import left_aligned, take_columns, wanted_columns
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, NonFiniteError
-from hiermem.evictor import Evictor, find_evictor
+from hiermem.evictor import AUTO, NONE, Evictor, find_evictor, is_evolved
 from hiermem.loading import backbone_hash, load_backbone, model_type, saved_model, tokenizer_hash
 from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.mamba import MambaConfig
@@ -159,10 +159,15 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         saved = HierMemConfig.from_saved(folder)
         if saved_model(saved.backbone) is not None:
             raise InputError(f"The model at {folder} has no backbone but {saved.backbone}: save it again.")
-        config = saved if config is None else config.with_heads_of(saved)
-        model = cls.from_pretrained(saved.backbone, config, revision=saved.backbone_revision, **kwargs)
         try:
-            model.load_memory_parameters(load_file(folder / "model.safetensors"))
+            parameters = load_file(folder / "model.safetensors")
+            config = saved if config is None else config.with_heads_of(saved)
+            if config.evictor == AUTO and is_evolved(parameters):
+                config = config.with_network_of(saved)
+            elif config.evictor != NONE:  # the network that is saved gives way to the one that is asked for
+                parameters = {n: t for n, t in parameters.items() if not n.startswith("namm.")}
+            model = cls.from_pretrained(saved.backbone, config, revision=saved.backbone_revision, **kwargs)
+            model.load_memory_parameters(parameters)
             lora.load_lora(model.backbone, folder)
             if (folder / "tokenizer_config.json").exists():
                 model.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -211,7 +216,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
     @property
     def _evolved(self) -> bool:
         """Whether NAMM's network is another than a new one."""
-        return any(bool(weight.any()) for weight in self.namm.parameters())
+        return is_evolved({f"namm.{name}": weight for name, weight in self.namm.named_parameters()})
 
     @property
     def _switched_off(self) -> tuple[str, ...]:

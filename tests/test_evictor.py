@@ -63,6 +63,30 @@ def test_a_model_takes_an_evictor_over_and_saves_it(plain_folder: Path, tmp_path
             assert torch.equal(taken.namm.state_dict()[name].cpu(), tensor)
 
 
+@pytest.mark.parametrize("evolved", [True, False])
+def test_auto_is_what_a_saved_model_has_evolved(plain_folder: Path, tmp_path: Path, evolved: bool) -> None:
+    """Settings of its network with it; a network that was never evolved gives way to the one that ships."""
+    made().save(tmp_path / "evictor")
+    name = str(tmp_path / "evictor") if evolved else "none"
+    config = HierMemConfig(**{**settings(policy="namm").settings(), "evictor": name})
+    HierMemModel.from_pretrained(plain_folder, config).save_pretrained(tmp_path / "saved")
+    asked = HierMemConfig(**{**settings(policy="namm").settings(), "evictor": "auto"})
+    model = HierMemModel.from_pretrained(tmp_path / "saved", asked)
+    expected = made() if evolved else find_evictor("auto", "some/backbone", "namm")
+    assert expected is not None and model.config.namm == expected.namm
+    shares = None if expected.shares is None else [list(row) for row in expected.shares]
+    assert model.config.working.head_shares == shares
+    for name, tensor in (expected.network or {}).items():
+        assert torch.equal(model.namm.state_dict()[name].cpu(), tensor)
+    other = Evictor(None, lively_namm(8).state_dict(), lively_namm(8).config)
+    other.save(tmp_path / "other")  # what is asked for by name goes before what was saved
+    named = HierMemConfig(**{**asked.settings(), "evictor": str(tmp_path / "other")})
+    assert HierMemModel.from_pretrained(tmp_path / "saved", named).config.namm == other.namm
+    model.save_pretrained(tmp_path / "again")
+    again = HierMemModel.from_pretrained(tmp_path / "again")
+    assert again.fingerprint() == model.fingerprint()
+
+
 def test_shares_that_were_given_stay(plain_folder: Path, tmp_path: Path) -> None:
     made().save(tmp_path)
     own = [[1.0, 2.0]] * 3
