@@ -49,11 +49,10 @@ EvictorName = Annotated[
     typer.Option(
         "--evictor",
         help="Head shares and NAMM's network: auto (those of the model, for the policy namm), none, smollm2, "
-        "or a folder from calibrate or evolve.",
+        "or a folder from calibrate (shares; namm then scores with the network that ships) or evolve.",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many examples.")]
 Data = Annotated[Path, typer.Option(help="Folder or file with the data, or its name on the hub.")]
 Trainable = Annotated[
     Path,
