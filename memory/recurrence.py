@@ -185,7 +185,8 @@ class Recurrence:
 
     def select_rows(self, index: Tensor) -> None:
         """Row i becomes old row ``index[i]`` (int64)."""
-        self.past, self.begun = ([own[row] for row in index.tolist()] for own in (self.past, self.begun))
+        rows = index.tolist()
+        self.past, self.begun = [self.past[row] for row in rows], [self.begun[row] for row in rows]
         self.recent, self.sensory = (own[index.to(own.device)] for own in (self.recent, self.sensory))
         self.prompt = None if self.prompt is None else self.prompt[index.to(self.prompt.device)]
 
