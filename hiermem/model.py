@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -277,17 +277,23 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
     # ---- the two things a reader wants
 
     def read(
-        self, source: reading.Source, memory: MemoryState | None = None, progress: bool = True
+        self,
+        source: reading.Source,
+        memory: MemoryState | None = None,
+        progress: bool = True,
+        checkpoint: Callable[[], None] | None = None,
     ) -> MemoryState:
         """Read a document of any length in constant memory.
 
         Args:
-            source: a text, an iterable of pieces of one text, or token ids.
-            memory: where to go on; None begins a new document. It is changed in place and returned.
+            source: a text, the path of a UTF-8 text file, an iterable of pieces of one text, or token ids.
+            memory: where to go on; None begins a new document. It is changed in place and returned. Whatever
+                stops reading, Ctrl-C at any moment included, leaves it where reading can go on.
             progress: show a progress bar on long work, where the error stream is a terminal.
+            checkpoint: called after every chunk, when ``memory`` holds all that was read; to save it, say.
 
         Raises:
-            InputError: the document is empty, or the model has no tokenizer.
+            InputError: the document is empty, or no text, or the model has no tokenizer.
             NonFiniteError: the backbone produced NaN or infinity; the segment is named.
             MemoryIncompatibleError: ``memory`` belongs to another model.
         """
@@ -295,7 +301,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
             raise InputError("This model has no tokenizer: pass one to HierMemModel, or use forward().")
         memory = self._own(memory) if memory is not None else self.new_memory()
         with self._inference():
-            reading.read(self, source, memory, progress)
+            reading.read(self, source, memory, progress, checkpoint)
         return memory
 
     def ask(

@@ -1,6 +1,7 @@
 """The segment loop: a document goes through the backbone chunk by chunk and leaves a memory behind."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -8,15 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hiermem.documents import file_text, warn_of_name
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.memory.longterm import Record
-from hiermem.memory.state import MemoryState
+from hiermem.memory.state import MemoryState, Moment
+from hiermem.progress import progress_bar
 from hiermem.text import MARGIN, TokenBlock, beginning, decoded, stream_tokens
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
 
-Source = str | Tensor | np.ndarray | Sequence[int] | Iterable[str]
+Source = str | os.PathLike[str] | Tensor | np.ndarray | Sequence[int] | Iterable[str]
 
 
 @dataclass(frozen=True)
@@ -36,28 +39,33 @@ class Piece:
     whole: bool
 
 
-def read(model: "HierMemModel", source: Source, memory: MemoryState, progress: bool) -> None:
-    """Read ``source`` into ``memory``; on any exception the memory stands where reading can go on."""
-    from tqdm.auto import tqdm
+def read(
+    model: "HierMemModel",
+    source: Source,
+    memory: MemoryState,
+    progress: bool,
+    checkpoint: Callable[[], None] | None = None,
+) -> None:
+    """Read ``source`` into ``memory``; whatever stops it, the memory stands where reading can go on.
 
+    Args:
+        checkpoint: called after every chunk, when the memory holds all that was read.
+    """
+    if isinstance(source, os.PathLike):
+        source = file_text(source)
+    elif isinstance(source, str):
+        warn_of_name(source)
     before, total = memory.tokens, len(source) if isinstance(source, str) else None
-    bar = tqdm(
-        total=total, unit="char", unit_scale=True, desc="reading", disable=None if progress else True, delay=2
-    )
-    moment = memory.snapshot()
-    try:
-        blocks = _blocks(model.tokenizer, source, memory)
-        for piece in _pieces(blocks, model.config.chunk, memory.segment, memory.tokens):
-            _read_piece(model, memory, piece)
-            if piece.whole:
-                moment = memory.snapshot()
+    blocks, moment = _blocks(model.tokenizer, source, memory), memory.moment
+    with progress_bar("reading", total, "char", progress) as bar:
+        for piece in _pieces(blocks, model.config.chunk, memory.segment, before):
+            moment = _after(model, moment, piece, memory.segment)
             bar.update(len(piece.text) if total is not None else 0)
-            bar.set_postfix(tokens=memory.tokens, segments=memory.segments, refresh=False)
-    except BaseException:
-        memory.restore(moment)
-        raise
-    finally:
-        bar.close()
+            bar.set_postfix(tokens=moment.tokens, segments=len(moment.longterm), refresh=False)
+            if piece.whole:
+                memory.moment = moment
+                if checkpoint is not None:
+                    checkpoint()
     if memory.tokens == before:
         raise InputError("The document is empty: give a text with at least one character.")
 
@@ -118,18 +126,21 @@ def _pieces(blocks: Iterable[TokenBlock], chunk: int, segment: int, position: in
         yield Piece(ids, start, text, whole=True)
 
 
-def _read_piece(model: "HierMemModel", memory: MemoryState, piece: Piece) -> None:
-    first = memory.tokens
+def _after(model: "HierMemModel", moment: Moment, piece: Piece, segment: int) -> Moment:
+    """What the memories hold after one more piece; ``moment`` stays as it is."""
+    first, moment = moment.tokens, moment.copy()
+    working, longterm = moment.working, moment.longterm
     try:
-        model.read_ids(memory.working, torch.tensor([piece.ids], device=model.device))
+        model.read_ids(working, torch.tensor([piece.ids], device=model.device))
     except NonFiniteError as error:
-        raise NonFiniteError(f"Segment {first // memory.segment} cannot be read. {error}") from error
-    record = _extended(memory.longterm.open, piece, first)
-    if memory.tokens % memory.segment == 0:
-        record.embedding = _embedding(memory)
-        memory.longterm.write([record])
+        raise NonFiniteError(f"Segment {first // segment} cannot be read. {error}") from error
+    record = _extended(longterm.open, piece, first)
+    if moment.tokens % segment == 0:
+        record.embedding = _embedding(moment)
+        longterm.write([record])
     else:
-        memory.longterm.open = record
+        longterm.open = record
+    return moment
 
 
 def _extended(record: Record | None, piece: Piece, first: int) -> Record:
@@ -141,14 +152,14 @@ def _extended(record: Record | None, piece: Piece, first: int) -> Record:
     )
 
 
-def _embedding(memory: MemoryState) -> Tensor | None:
+def _embedding(moment: Moment) -> Tensor | None:
     """What the segment that has just ended left behind, on the CPU."""
-    recurrence = memory.working.recurrence
+    recurrence = moment.working.recurrence
     if recurrence is None:
         return None
     embedding = recurrence.past[0][-1].cpu()
     if not embedding.isfinite().all():
         raise NonFiniteError(
-            f"The memory embedding of segment {memory.segments} is not finite: read with dtype float32."
+            f"The memory embedding of segment {len(moment.longterm)} is not finite: read with dtype float32."
         )
     return embedding

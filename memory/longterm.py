@@ -1,7 +1,7 @@
 """Long-term memory: one record for each segment that was read, found again by its search key."""
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,8 +121,15 @@ class LongTermMemory:
             for record in records:
                 self.key.observe(record.text)
                 record.ids, record.utf8 = self._ids.keep(record.ids), self._utf8.keep(record.utf8)
-            self.records.extend(records)
+            self.records = [*self.records, *records]
             self.open = None
+
+    def copy(self) -> "LongTermMemory":
+        """An independent memory with the same content; costs nothing, since what it holds is replaced, never
+        changed in place."""
+        twin = copy(self)
+        twin.key, twin.store = self.key.copy(), self.store.copy()
+        return twin
 
     @torch.no_grad()
     def _keys(self, records: Sequence[Record]) -> Tensor:
@@ -147,16 +154,6 @@ class LongTermMemory:
         if summary is not None:
             found = self.summary.search_queries(summary.unsqueeze(0)).cpu()
         return torch.cat((lexical, found), dim=1)
-
-    def forget_after(self, count: int) -> None:
-        """Go back to the first ``count`` complete records, whatever an interrupted `write` left."""
-        if len(self.store) == len(self.records) == count:
-            return
-        self.records, keys = self.records[:count], self.store.keys[:count]
-        self.key, self.store = LexicalKey(self.config.lexical), self._new_store()
-        self.store.add(keys)
-        for record in self.records:
-            self.key.observe(record.text)
 
     def search(
         self,

@@ -47,20 +47,33 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """A point to return to; see `MemoryState.restore`."""
+class Moment:
+    """What both memories held at one moment of the document.
+
+    Attributes:
+        working: the KV cache.
+        longterm: one record per segment.
+    """
 
     working: WorkingMemory
-    records: int
-    open: Record | None
+    longterm: LongTermMemory
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read so far."""
+        return self.working.seen[0]
+
+    def copy(self) -> "Moment":
+        """An independent one, to read on in; costs nothing."""
+        return Moment(self.working.copy(), self.longterm.copy())
 
 
 class MemoryState:
     """The memory of one document.
 
     Attributes:
-        working: the KV cache.
-        longterm: one record per segment.
+        moment: its content. Reading builds the next one aside and puts it here by one assignment, so that
+            whatever stops it leaves the content of one moment.
         segment: tokens in a segment.
         fingerprint: the model that it belongs to.
         model: how that model was called, for those who look for it; empty where it had no name.
@@ -74,8 +87,7 @@ class MemoryState:
         fingerprint: dict[str, str],
         model: str = "",
     ) -> None:
-        self.working = working
-        self.longterm = longterm
+        self.moment = Moment(working, longterm)
         self.segment = segment
         self.fingerprint = fingerprint
         self.model = model
@@ -85,9 +97,19 @@ class MemoryState:
         return f"MemoryState({read}, model {self.model!r})"
 
     @property
+    def working(self) -> WorkingMemory:
+        """The KV cache."""
+        return self.moment.working
+
+    @property
+    def longterm(self) -> LongTermMemory:
+        """One record per segment."""
+        return self.moment.longterm
+
+    @property
     def tokens(self) -> int:
         """Tokens read so far."""
-        return self.working.seen[0]
+        return self.moment.tokens
 
     @property
     def segments(self) -> int:
@@ -123,18 +145,6 @@ class MemoryState:
     def records(self) -> list[Record]:
         """All records, an incomplete last one included."""
         return [*self.longterm.records, *([self.longterm.open] if self.longterm.open else [])]
-
-    # ---- going back
-
-    def snapshot(self) -> Snapshot:
-        """The present moment; costs nothing, since tensors are never written in place."""
-        return Snapshot(self.working.copy(), len(self.longterm.records), self.longterm.open)
-
-    def restore(self, moment: Snapshot) -> None:
-        """Go back to a moment at most one segment ago, as if nothing had been read since."""
-        self.working = moment.working
-        self.longterm.forget_after(moment.records)
-        self.longterm.open = moment.open
 
     # ---- disk
 

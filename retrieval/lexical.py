@@ -18,6 +18,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -100,9 +101,13 @@ class LexicalKey:
 
     def observe(self, text: str) -> None:
         """Count a finished segment; later query keys change by it, document keys never do."""
-        self._segments += 1
-        self._frequency.update(self.units(text)[0].tolist())
-        self._common = None
+        frequency = Counter(self._frequency)  # a copy of this key goes on with the old one
+        frequency.update(self.units(text)[0].tolist())
+        self._segments, self._frequency, self._common = self._segments + 1, frequency, None
+
+    def copy(self) -> "LexicalKey":
+        """An independent one with the same statistics; costs nothing."""
+        return copy(self)
 
     def document_keys(self, texts: Sequence[str]) -> torch.Tensor:
         """Keys of segments, each of its own text alone: float32 [N, D]; an empty text gives 0."""

@@ -5,8 +5,10 @@ Dimension names: N stored keys, B queries, K recalled, D key width.
 
 import threading
 from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -89,7 +91,11 @@ class RecallStore(ABC):
             if bad.any():
                 segment = len(self) + int(bad.nonzero()[0])
                 raise NonFiniteError(f"the search key of segment {segment} is not finite: it was not stored")
-            self._blocks.append(self._slabs.keep(keys.detach()))
+            self._blocks = [*self._blocks, self._slabs.keep(keys.detach())]
+
+    def copy(self) -> "RecallStore":
+        """An independent store of the same keys; costs nothing."""
+        return copy(self)
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The ``min(k, N)`` best keys for each of ``queries [B, D]``.
@@ -133,12 +139,22 @@ class FaissStore(RecallStore):
             ) from error
 
         self.config = config
-        self._untrained = config.kind == "ivf"
-        self._faiss: Any
         if config.kind == "hnsw":
-            self._faiss = faiss.IndexHNSWFlat(dim, config.hnsw_links, faiss.METRIC_INNER_PRODUCT)
+            self._new_index = partial(faiss.IndexHNSWFlat, dim, config.hnsw_links, faiss.METRIC_INNER_PRODUCT)
         else:
-            self._faiss = faiss.IndexFlatIP(dim)
+            self._new_index = partial(faiss.IndexFlatIP, dim)
+        self._start_index()
+
+    def _start_index(self) -> None:
+        self._faiss: Any = self._new_index()
+        self._untrained = self.config.kind == "ivf"
+
+    def copy(self) -> "FaissStore":
+        """An independent store of the same keys; the index goes along, and is built anew here."""
+        with self._lock:
+            twin = cast(FaissStore, super().copy())
+            self._start_index()
+        return twin
 
     def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         self._catch_up()

@@ -25,6 +25,7 @@ from transformers import (
 
 from hiermem.backbone import Backbone
 from hiermem.errors import BackboneUnsupportedError
+from hiermem.memory.longterm import LongTermMemory
 
 FAMILIES = list(CONFIGS)
 ROOMY = {"policy": "none", "budget": 64, "update_interval": 16}
@@ -299,15 +300,15 @@ def test_interrupted_writing_goes_on_as_if_nothing_had_happened(
     """The chunk is in the working memory already when its segment's record is written."""
     model, text = reader(), text_of(120)
     whole, memory = model.read(text), model.new_memory()
-    write = memory.longterm.write
+    write = LongTermMemory.write
 
-    def interrupted(records: Any) -> None:
+    def interrupted(longterm: LongTermMemory, records: Any) -> None:
         if later:
-            write(records)
+            write(longterm, records)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(memory.longterm, "write", interrupted)
+        patch.setattr(LongTermMemory, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             model.read(text, memory)
     assert memory.tokens == 32 and not memory.longterm.records

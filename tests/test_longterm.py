@@ -66,49 +66,24 @@ def test_only_what_is_wanted_is_found_and_as_much_as_there_is() -> None:
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, 4])
-def test_forgetting_leaves_what_reading_less_leaves(count: int) -> None:
-    memory, less = memory_of(TEXTS), memory_of(TEXTS[:count])
-    memory.forget_after(count)
-    assert torch.equal(memory.store.keys, less.store.keys)
-    assert [r.text for r in memory.records] == TEXTS[:count]
-    ours, theirs = memory.key.state_dict(), less.key.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    found, expected = (one.search("Ahab and the salt", 4) for one in (memory, less))
-    assert [(h.segment, h.score) for h in found] == [(h.segment, h.score) for h in expected]
-
-
-@pytest.mark.parametrize("step", ["store", "key", "records"])
-def test_an_interrupted_write_is_forgotten(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory, less = memory_of(TEXTS[:2]), memory_of(TEXTS[:2])
-
-    class Interrupted(list[Record]):
-        def extend(self, _: object) -> None:
-            raise KeyboardInterrupt
-
-    def after(work: object) -> object:
-        def interrupted(*arguments: object) -> None:
-            work(*arguments)  # type: ignore[operator]
-            raise KeyboardInterrupt
-
-        return interrupted
-
-    with monkeypatch.context() as patch:
-        if step == "records":
-            memory.records = Interrupted(memory.records)
-        elif step == "store":
-            patch.setattr(memory.store, "add", after(memory.store.add))
-        else:
-            patch.setattr(memory.key, "observe", after(memory.key.observe))
-        with pytest.raises(KeyboardInterrupt):
-            memory.write([record(TEXTS[2])])
-    memory.forget_after(2)
-    for one in (memory, less):
-        one.write([record(TEXTS[3])])
-    assert torch.equal(memory.store.keys, less.store.keys)
-    assert memory.search("compass", 1)[0].record.text == TEXTS[3]
-    ours, theirs = memory.key.state_dict(), less.key.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+@pytest.mark.parametrize("kind", INDEX_KINDS)
+def test_a_copy_and_its_original_go_ways_of_their_own(kind: str) -> None:
+    """Whichever is searched or written first."""
+    for searched in (False, True):
+        memory = memory_of(TEXTS[:2], kind=kind)
+        if searched:
+            memory.search("Ahab", 2)
+        twin = memory.copy()
+        twin.write([record(TEXTS[2])])
+        memory.write([record(TEXTS[3])])
+        for one, texts in ((memory, [*TEXTS[:2], TEXTS[3]]), (twin, TEXTS[:3])):
+            fresh = memory_of(texts, kind=kind)
+            assert [r.text for r in one.records] == texts
+            assert torch.equal(one.store.keys, fresh.store.keys)
+            ours, theirs = one.key.state_dict(), fresh.key.state_dict()
+            assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+            found, expected = (longterm.search("compass Ahab", 3) for longterm in (one, fresh))
+            assert [(h.segment, h.score) for h in found] == [(h.segment, h.score) for h in expected]
 
 
 @pytest.mark.parametrize("texts", [[], TEXTS, ["", "東京 🚢", "lone \ud800 half", "\x00 zero", "é" * 500]])

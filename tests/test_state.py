@@ -179,14 +179,14 @@ def test_the_manifest_says_what_is_inside(tmp_path: Path) -> None:
 # ---- going back
 
 
-def test_a_snapshot_is_returned_to() -> None:
+def test_an_earlier_moment_is_returned_to() -> None:
     model, text = reader(), text_of(200)
     ids = model.tokenizer(text).input_ids
     for cut, later in ((40, 41), (48, 60), (50, 96), (95, 97), (96, 144)):
         memory, twin = model.read(ids[:cut]), model.read(ids[:cut])
-        moment = memory.snapshot()
+        moment = memory.moment
         model.read(ids[cut:later], memory)
-        memory.restore(moment)
+        memory.moment = moment
         assert_same_memory(memory, twin, atol=0.0)
         rest = ids[cut:300]
         assert_same_memory(model.read(rest, memory), model.read(rest, twin), atol=0.0)

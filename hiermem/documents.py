@@ -1,0 +1,59 @@
+"""A document as text: what a file holds, checked before anything reads it. Imports nothing heavy."""
+
+import os
+import warnings
+from pathlib import Path
+
+from hiermem.errors import InputError
+
+_LONGEST_NAME = 260
+"""Characters of a text that may be a file's name by mistake."""
+
+
+def file_text(path: str | os.PathLike[str], instead: str = "a text file") -> str:
+    """The text of a UTF-8 file.
+
+    Args:
+        instead: what may be given in its place, for the error.
+
+    Raises:
+        InputError: it is missing, empty or not a UTF-8 text.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"The document {os.fspath(path)!r} cannot be read ({why}): give {instead}."
+        ) from error
+    return decoded_text(data, os.fspath(path))
+
+
+def decoded_text(data: bytes, name: str) -> str:
+    """The text that ``data`` holds in UTF-8; ``name`` is for the error.
+
+    Raises:
+        InputError: it is empty or not a UTF-8 text.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"The document {name!r} is not UTF-8 text: convert it to plain text first."
+        ) from error
+    if "\0" in text:
+        raise InputError(f"The document {name!r} holds binary data: convert it to plain text first.")
+    if not text.strip():
+        raise InputError(f"The document {name!r} is empty: give a text with at least one character.")
+    return text
+
+
+def warn_of_name(text: str) -> None:
+    """Warn where a text is the name of a file that exists: maybe its content was meant."""
+    if len(text) > _LONGEST_NAME or "\n" in text or not os.path.isfile(text):
+        return
+    warnings.warn(
+        f"The text {text!r} is read as it stands, but there is a file of that name: give "
+        f"pathlib.Path({text!r}) to read the file.",
+        stacklevel=4,  # whoever called `HierMemModel.read`
+    )

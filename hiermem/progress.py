@@ -1,0 +1,63 @@
+"""Progress bars that leave other processes alone.
+
+tqdm's own lock is shared by a process and all its forks: one that is killed while it draws stops the others
+for ever. Here a bar has a lock of its process, no thread beside it, and without a terminal there is no bar.
+"""
+
+import os
+import sys
+import threading
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any, ClassVar, Protocol
+from weakref import WeakSet
+
+
+class Bar(Protocol):
+    """What reading tells of its progress."""
+
+    def update(self, n: float = 1) -> Any:
+        """Go on by ``n`` units."""
+
+    def set_postfix(self, *, refresh: bool = True, **values: Any) -> None:
+        """Show values behind the bar."""
+
+
+class _NoBar(AbstractContextManager["_NoBar"]):
+    """Shows nothing."""
+
+    def update(self, n: float = 1) -> None:
+        """See `Bar`."""
+
+    def set_postfix(self, *, refresh: bool = True, **values: Any) -> None:
+        """See `Bar`."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was held."""
+
+
+def progress_bar(name: str, total: int | None, unit: str, wanted: bool) -> AbstractContextManager[Bar]:
+    """A bar on the error stream for work of more than two seconds, where that is a terminal and it is wanted.
+
+    Args:
+        total: units in all, if known.
+    """
+    if not wanted or sys.stderr is None or not sys.stderr.isatty():
+        return _NoBar()
+    return _bar_class()(total=total, unit=unit, unit_scale=True, desc=name, delay=2)  # type: ignore[no-any-return]
+
+
+@cache
+def _bar_class() -> Any:
+    from tqdm import tqdm
+
+    class OwnBar(tqdm):
+        monitor_interval = 0
+        _instances: ClassVar[WeakSet[Any]] = WeakSet()
+
+    def renew() -> None:
+        OwnBar.set_lock(threading.RLock())
+
+    renew()
+    os.register_at_fork(after_in_child=renew)
+    return OwnBar
