@@ -7,7 +7,7 @@ for ever. Here a bar has a lock of its process, no thread beside it, and without
 import os
 import sys
 import threading
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from typing import Any, ClassVar, Protocol
 from weakref import WeakSet
@@ -45,6 +45,18 @@ def progress_bar(name: str, total: int | None, unit: str, wanted: bool) -> Abstr
     if not wanted or sys.stderr is None or not sys.stderr.isatty():
         return _NoBar()
     return _bar_class()(total=total, unit=unit, unit_scale=True, desc=name, delay=2)  # type: ignore[no-any-return]
+
+
+def say(text: str) -> None:
+    """Write a line to the error stream, above a bar that may stand there; where nobody listens, go on."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is None:
+            return
+        if sys.stderr.isatty():
+            _bar_class().write(text, file=sys.stderr)
+        else:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
 
 
 @cache

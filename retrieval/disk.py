@@ -1,6 +1,9 @@
 """What is written outlasts a power cut; imports nothing heavy."""
 
+import errno
 import os
+import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,3 +24,17 @@ def sync_folder(path: Path) -> None:
     """Make the names in a folder outlast a power cut, where we may open it at all."""
     with suppress(PermissionError):
         sync(path)
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Find out now whether ``size`` bytes more can be written into a folder; nothing is left there.
+
+    Raises:
+        OSError: they cannot.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"\0" * min(size, 1 << 16))
+        file.flush()
+        os.fsync(file.fileno())
+        if shutil.disk_usage(folder).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,4 +1,4 @@
-"""`hiermem read`, `ask`, `verify` and `demo`: a document becomes a memory, and the memory answers."""
+"""`hiermem ask`, `verify` and `demo`: a memory answers."""
 
 import sys
 import time
@@ -13,114 +13,8 @@ from hiermem.machine import peak_rss_bytes
 
 if TYPE_CHECKING:
     from hiermem.asking import Answer
-    from hiermem.memory.state import MemoryState
-    from hiermem.model import HierMemModel
 
-Document = Annotated[
-    str, typer.Argument(help="A UTF-8 text file, - for standard input, or python-reference.")
-]
 MemoryDir = Annotated[Path, typer.Argument(help="Folder of a saved memory.")]
-
-
-def read(
-    doc: Document,
-    out: Annotated[Path, typer.Option(help="Folder to keep the memory in.")],
-    append: Annotated[bool, typer.Option(help="Read DOC after what the memory at --out holds.")] = False,
-    model: opt.Model = "smollm2",
-    preset: opt.Preset = None,
-    policy: opt.Policy = None,
-    budget: opt.Budget = None,
-    segment: opt.Segment = None,
-    chunk: opt.Chunk = None,
-    positions: opt.Positions = None,
-    evictor: opt.EvictorName = "auto",
-    dtype: opt.Dtype = None,
-    device: opt.Device = None,
-    json: opt.Json = False,
-) -> None:
-    """Read a document into a memory on disk.
-
-    Stopped by Ctrl-C, it saves what it has read; the same command goes on from there. With --append,
-    the memory stays as it was until the whole addition has been read.
-
-    Examples:
-
-        hiermem read book.txt --out book.hmem
-
-        cat notes.txt | hiermem read - --out book.hmem --append
-
-        hiermem read python-reference --out ref.hmem --policy window --budget 1024
-    """
-    from hiermem.retrieval.files import check_target, only_writer
-
-    config = opt.configuration(model, preset, policy, budget, segment, chunk, positions, evictor=evictor)
-    check_target(out)
-    text = opt.read_document(doc)
-    reader = opt.load_model(model, config, dtype, device)
-    with only_writer(out):
-        memory, rest = _place(reader, out, text, append)
-        before, start = memory.tokens, time.perf_counter()
-        if rest:
-            _read_or_keep(reader, rest, memory, out, append)
-        seconds = time.perf_counter() - start
-        memory.save(out)
-    tokens = memory.tokens - before
-    result = {
-        "tokens": memory.tokens,
-        "segments": memory.segments,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds if tokens else 0.0,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "live_tokens_max": memory.working.peak_tokens,
-        "memory_bytes": memory.nbytes,
-        "new_tokens": tokens,
-        "out": str(out),
-    }
-    words = (
-        f"Read {tokens} tokens in {seconds:.1f} s ({result['tokens_per_second']:.0f} a second); "
-        f"the memory at {out} holds {memory.tokens} tokens in {memory.segments} segments, at most "
-        f"{memory.working.peak_tokens} of them live per KV head. Peak memory {_mib(peak_rss_bytes())}."
-    )
-    opt.emit(result, json, words)
-
-
-def _read_or_keep(reader: "HierMemModel", text: str, memory: "MemoryState", out: Path, append: bool) -> None:
-    """Read; on Ctrl-C keep what can be gone on with."""
-    try:
-        reader.read(text, memory)
-    except KeyboardInterrupt:
-        if append:  # half of an addition could not be told from a whole one
-            sys.stderr.write(f"hiermem: stopped; the memory at {out} is as it was before.\n")
-        elif memory.tokens:
-            memory.save(out)
-            sys.stderr.write(f"hiermem: stopped after {memory.tokens} tokens; the same command goes on.\n")
-        raise
-
-
-def _place(reader: "HierMemModel", out: Path, text: str, append: bool) -> tuple["MemoryState", str]:
-    """The memory to read into, and what of the text is still to be read."""
-    from hiermem.memory.state import MemoryState
-
-    try:
-        memory = MemoryState.load(out, reader)
-    except MemoryMissingError:
-        if append:
-            raise
-        return reader.new_memory(), text
-    wanted = reader.config
-    if (memory.working.config, memory.segment) != (wanted.working, wanted.segment):
-        raise InputError(
-            f"The memory at {out} was read with other settings: leave --policy, --budget, --segment, "
-            f"--chunk, --positions, --evictor and --preset as they were, or give a new folder to --out."
-        )
-    if append:
-        return memory, text
-    known = memory.text
-    if text.startswith(known):
-        return memory, text[len(known) :]
-    raise InputError(
-        f"The memory at {out} is of another text: give a new folder to --out, or --append to read on in it."
-    )
 
 
 def ask(
@@ -164,6 +58,7 @@ def ask(
         raise InputError("--max-new-tokens must be at least 1 and --top-k not negative.")
     if not memory_dir.is_dir():  # before the model is loaded
         raise MemoryMissingError(f"There is no memory at {memory_dir}: check the path, or read a text first.")
+    opt.check_numbers(dtype, device)
     name, number = MemoryState.read_with(memory_dir)
     chosen = model or _own_model(memory_dir, name)
     config = opt.configuration(chosen, preset, policy, evictor=evictor)
@@ -238,7 +133,7 @@ def demo(model: opt.Model = "smollm2", json: opt.Json = False) -> None:
     intro = (
         f"Read {memory.tokens} tokens in {seconds:.0f} s ({memory.tokens / seconds:.0f} a second) "
         f"with at most {memory.working.peak_tokens} live per KV head; the backbone was trained on "
-        f"{reader.adapter.trained_range}. Peak memory {_mib(peak_rss_bytes())}."
+        f"{reader.adapter.trained_range}. Peak memory {opt.mib(peak_rss_bytes())}."
     )
     answers = [(question, reader.ask(memory, question)) for question in DEMO_QUESTIONS]
     rows = [
@@ -261,7 +156,3 @@ def _words(answer: "Answer") -> str:
             f"score {source.score:.2f}] {excerpt}"
         )
     return "\n".join(lines)
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:.0f} MiB"

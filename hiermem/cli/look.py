@@ -6,11 +6,10 @@ from typing import Annotated
 import typer
 
 from hiermem.cli import options as opt
-from hiermem.cli.documents import Document
 
 
 def inspect(
-    doc: Document,
+    doc: opt.Document,
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("inspect.html"),
     model: opt.Model = "smollm2",
     preset: opt.Preset = None,

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from hiermem.cli import bench, documents, evaluate, learn, look
+from hiermem.cli import bench, documents, evaluate, learn, look, reading, terminal
+from hiermem.cli.signals import Stopped, stopping
 from hiermem.ending import end
 from hiermem.errors import HierMemError
 
@@ -16,19 +17,18 @@ app = typer.Typer(
     name="hiermem",
     invoke_without_command=True,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-app.command("read")(documents.read)
+app.command("read")(reading.read)
 app.command("ask")(documents.ask)
 app.command("verify")(documents.verify)
 app.command("demo")(documents.demo)
-app.command("calibrate")(learn.calibrate)
-app.command("heads")(learn.heads)
+app.command("calibrate")(stopping(learn.calibrate))
+app.command("heads")(stopping(learn.heads))
 app.command("inspect")(look.inspect)
-app.command("evolve")(learn.evolve)
-app.command("train")(learn.train)
+app.command("evolve")(stopping(learn.evolve))
+app.command("train")(stopping(learn.train))
 app.command("report")(evaluate.report)
 app.command(
     "lm-eval",
@@ -55,32 +55,40 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait take the cores of others
     # DeepSpeed, which transformers imports where it is installed, writes its warnings to standard output.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+    terminal.prepare()
+    end(_status())
+
+
+def _status() -> int:
+    """Run the command; its exit status."""
     try:
-        status = app(standalone_mode=False) or 0
+        status = int(app(standalone_mode=False) or 0)
+        terminal.write("")
     except HierMemError as error:
-        _fail(str(error), 2)
+        return _failed(str(error), 2)
+    except Stopped as stopped:
+        return _failed("stopped.", stopped.status)
+    except terminal.ReaderGone:
+        return terminal.CLOSED_PIPE
     except KeyboardInterrupt:
         status = 130
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        _fail(f"The system refused{where}: {error.strerror or error}.", 2)
+        return _failed(f"The system refused{where}: {error.strerror or error}.", 2)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         # A usage error of the command line parser; without a message it has just printed the help.
         message, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
         command = context.command_path if context is not None else "hiermem"
-        if message:
-            _fail(f"{message}. See `{command} --help`.", 2)
-        status = 2
-    if status == 130:  # Ctrl-C, which the command line parser turns into a status
-        _fail("stopped.", 130)
-    end(status)
+        return _failed(f"{message}. See `{command} --help`.", 2) if message else 2
+    # Ctrl-C is a status already where the command line parser saw it.
+    return _failed("stopped.", 130) if status == 130 else status
 
 
-def _fail(message: str, status: int) -> None:
-    sys.stderr.write(f"hiermem: {message}\n")
-    end(status)
+def _failed(message: str, status: int) -> int:
+    terminal.complain(message)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Options that several commands share, and the model they describe."""
 
-import json
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hiermem.cli.terminal import emit as emit
 from hiermem.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,6 +16,9 @@ if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
     from hiermem.model import HierMemModel
 
+Document = Annotated[
+    str, typer.Argument(help="A UTF-8 text file, - for standard input, or python-reference.")
+]
 Model = Annotated[str, typer.Option(help="Hub id or folder of a model, or smollm2 (bundled).")]
 Preset = Annotated[
     str | None,
@@ -99,13 +101,29 @@ def configuration(
     }
     working = replace(config.working, **{name: v for name, v in changes.items() if v is not None})
     if chunk is None:
-        chunk = config.chunk if segment is None else math.gcd(config.chunk, segment)
+        chunk = config.chunk if segment is None else _chunk_of(segment, config.chunk)
     if segment is None:
         segment = -(-config.segment // chunk) * chunk
     longterm = config.longterm if top_k is None else replace(config.longterm, top_k=top_k)
     settings = {"working": working, "longterm": longterm, "chunk": chunk, "segment": segment}
     settings |= {} if evictor is None else {"evictor": evictor}
     return HierMemConfig(**{**config.settings(), **settings})
+
+
+def _chunk_of(segment: int, usual: int) -> int:
+    """The largest chunk up to the usual one that divides a segment.
+
+    Raises:
+        InputError: it would be less than a quarter of that.
+    """
+    most = min(segment, usual)
+    chunk = next(size for size in range(most, 0, -1) if segment % size == 0)
+    if 4 * chunk < most:
+        raise InputError(
+            f"A segment of {segment} tokens would be read in chunks of {chunk}, which is slow: give "
+            f"--segment {-(-segment // usual) * usual}, or a --chunk that divides it."
+        )
+    return chunk
 
 
 def reranking(config: "HierMemConfig", rerank: int | None) -> "HierMemConfig":
@@ -152,7 +170,8 @@ def usable_device(name: str | None) -> "torch.device":
     import torch
 
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise InputError(
@@ -173,11 +192,6 @@ def quiet_transformers() -> None:
         standard.getLogger(name).setLevel(standard.ERROR)
 
 
-def emit(result: dict[str, Any], as_json: bool, text: str) -> None:
-    """Print a command's result: one JSON object, or words."""
-    sys.stdout.write((json.dumps(result, ensure_ascii=False) if as_json else text) + "\n")
-
-
 def read_document(doc: str) -> str:
     """A document by name: `-`, a bundled document, or a UTF-8 text file.
 
@@ -185,28 +199,20 @@ def read_document(doc: str) -> str:
         InputError: it is missing, empty or not a UTF-8 text.
     """
     from hiermem.bundled import BUNDLED_DOCUMENTS
+    from hiermem.documents import decoded_text, file_text
 
     if doc in BUNDLED_DOCUMENTS:
         return BUNDLED_DOCUMENTS[doc]()
-    try:
-        data = sys.stdin.buffer.read() if doc == "-" else Path(doc).read_bytes()
-    except OSError as error:
-        names = ", ".join(BUNDLED_DOCUMENTS)
-        raise InputError(
-            f"The document {doc!r} cannot be read ({error.strerror or error}): "
-            f"give a text file, - for standard input, or {names}."
-        ) from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"The document {doc!r} is not UTF-8 text: convert it to plain text first."
-        ) from error
-    if "\0" in text:
-        raise InputError(f"The document {doc!r} holds binary data: convert it to plain text first.")
-    if not text.strip():
-        raise InputError(f"The document {doc!r} is empty: give a text with at least one character.")
-    return text
+    if doc != "-":
+        return file_text(doc, f"a text file, - for standard input, or {', '.join(BUNDLED_DOCUMENTS)}")
+    if sys.stdin is None:
+        raise InputError("Standard input is closed: give a text file, or send one there.")
+    return decoded_text(sys.stdin.buffer.read(), doc)
+
+
+def mib(count: int) -> str:
+    """A number of bytes for a person to read."""
+    return f"{count / 2**20:.0f} MiB"
 
 
 def whole_numbers(given: str, option: str) -> list[int]:

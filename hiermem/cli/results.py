@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiermem.cli import options as opt
+from hiermem.cli.signals import stoppable
 from hiermem.errors import InputError
 from hiermem.eval.journal import Journal, data_hash
 
@@ -31,7 +32,8 @@ def run(
         words: makes the text that is printed; by default metrics and rows, a line each.
     """
     command = f"hiermem {shlex.join(sys.argv[1:])}"
-    report = Journal(out, {"task": task, **settings}).report(measure, command)
+    with stoppable():
+        report = Journal(out, {"task": task, **settings}).report(measure, command)
     opt.emit(report, as_json, (words or _words)(report))
 
 

@@ -1,0 +1,101 @@
+"""A command that keeps what it has done ends in order: Ctrl-C, SIGTERM and SIGHUP ask it to stop, once.
+
+Only the main thread gets signals, and only within `stoppable` are they handled so. Signals that were ignored
+before, as `nohup` and background jobs want it, stay ignored.
+"""
+
+import functools
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+
+_P, _T = ParamSpec("_P"), TypeVar("_T")
+
+
+class Stopped(BaseException):
+    """A signal asked this process to stop.
+
+    Attributes:
+        status: the exit status that says so.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.status = 128 + number
+
+
+class Stop:
+    """Whether a stop was asked for. The first signal raises `Stopped`, further ones wait for the end."""
+
+    def __init__(self) -> None:
+        self._number: int | None = None
+        self._held = self._done = False
+
+    def ask(self, number: int, _frame: object) -> None:
+        """The handler of a signal."""
+        if self._number is None:
+            self._number = number
+            if not self._held:
+                raise Stopped(number)
+
+    def check(self) -> None:
+        """Stop here if a stop was asked for: the first signal may have come while things were held, or where
+        Python drops exceptions.
+
+        Raises:
+            Stopped: it was.
+        """
+        if self._number is not None and not self._done:
+            raise Stopped(self._number)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let signals wait until this is done.
+
+        Raises:
+            Stopped: one came meanwhile.
+        """
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = self._done
+        self.check()
+
+    def done(self) -> None:
+        """What was to be stopped is done: nothing is raised any more."""
+        self._held = self._done = True
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Handle signals so while this lasts."""
+    stop, before = Stop(), {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+        before = {number: signal.getsignal(number) for number in numbers}
+    ours = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    try:
+        for number in ours:
+            signal.signal(number, stop.ask)
+        yield stop
+    finally:
+        stop._held = True  # nothing is raised while the handlers go back
+        for number in ours:
+            signal.signal(number, before[number])
+    stop.check()
+
+
+def stopping(command: Callable[_P, _T]) -> Callable[_P, _T]:
+    """A command whose checkpoints are whole at any moment: signals end it as Ctrl-C does."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> Any:
+        with stoppable():
+            return command(*arguments, **options)
+
+    return run
