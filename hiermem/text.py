@@ -22,7 +22,8 @@ class TokenBlock:
 
     Attributes:
         ids: token ids.
-        starts: character offset of each token in the whole text; a token reaches to the next one's start.
+        starts: character offset of each token in the whole text; a token reaches to the next one's start. One
+            that begins within a character starts where the one before it does.
         text: the characters that the tokens cover.
     """
 
@@ -113,10 +114,18 @@ def _tokenise(tokenizer: Any, context: str, text: str, final: bool) -> tuple[lis
         return _tokenise(tokenizer, "", text, final)  # a token would reach back into what has been read
     last = len(spans) if final else _last_boundary(context + text, spans, len(context) + len(text) - MARGIN)
     cut = len(text) if last == len(spans) else spans[last][0] - len(context)
-    starts = [max(start - len(context), 0) for start, _ in spans[first:last]]
+    starts = [max(start - len(context), 0) for start in _starts(spans[first:last])]
     if starts:
         starts[0] = 0  # characters that the tokenizer dropped belong to the token after them
     return list(encoded["input_ids"][first:last]), starts, cut
+
+
+def _starts(spans: list[tuple[int, int]]) -> list[int]:
+    """Where each token starts; one that begins within a character, where the token before it does."""
+    starts: list[int] = []
+    for index, (start, _) in enumerate(spans):
+        starts.append(starts[-1] if index and start < spans[index - 1][1] else start)
+    return starts
 
 
 def _token_at(spans: list[tuple[int, int]], position: int) -> int:

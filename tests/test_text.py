@@ -42,7 +42,23 @@ def test_windows_give_the_tokens_of_the_whole_text() -> None:
     ids, starts, covered = joined(stream_tokens(tokenizer(), [text], 0))
     assert covered == text and len(text) > 10 * text_module.WINDOW
     assert ids == encoded.input_ids
-    assert starts == [start for start, _ in encoded.offset_mapping]
+    ends = [0, *(end for _, end in encoded.offset_mapping)]
+    within = [start < end for (start, _), end in zip(encoded.offset_mapping, ends, strict=False)]
+    assert any(within)
+    for index, (start, _) in enumerate(encoded.offset_mapping):
+        assert starts[index] == (starts[index - 1] if within[index] else start)
+
+
+def test_reading_on_between_two_characters_gives_the_tokens_of_the_whole_text() -> None:
+    """Tokens may hold the last byte of one character and the first of the next."""
+    text = text_of(120)
+    ids, starts, _ = joined(stream_tokens(tokenizer(), [text], 0))
+    assert "aÃ" in tokenizer().convert_ids_to_tokens(ids)
+    for index in range(1, len(ids)):
+        if starts[index] > starts[index - 1]:
+            read, rest = text[: starts[index]], text[starts[index] :]
+            more = stream_tokens(tokenizer(), [rest], len(read), read[-text_module.MARGIN :])
+            assert joined(more)[0] == ids[index:]
 
 
 @settings(deadline=None, max_examples=60)
