@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from hiermem.asking import Answer, AskConfig
     from hiermem.config import HierMemConfig
     from hiermem.errors import HierMemError
@@ -49,6 +50,10 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     # Loaded on first use: `hiermem --help` and the inner packages do not wait for transformers.
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("hiermem-torch")
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'hiermem' has no attribute {name!r}")

@@ -1,6 +1,7 @@
 """Asking a memory: recall segments, put their best passages before the question, name the sources."""
 
 from dataclasses import dataclass, replace
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,7 +53,7 @@ class AskConfig:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer:
     """An answer and the passages that were put before the question, best first.
 
@@ -63,6 +64,11 @@ class Answer:
     text: str
     sources: list[Source]
     complete: bool = True
+
+    def __repr__(self) -> str:
+        text = shorten(self.text, 80, placeholder=" …")
+        end = "" if self.complete else ", cut short"
+        return f"Answer({text!r}, sources: {len(self.sources)}{end})"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The configuration of a whole model, and its presets: named functions that return a full one."""
 
 import os
-from collections.abc import Callable
-from dataclasses import asdict, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, field, fields, replace
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -27,6 +27,20 @@ _PARTS: dict[str, type] = {
     "summary": SummaryConfig,
     "mamba": MambaConfig,
 }
+
+
+_OF_TRANSFORMERS = {
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "quantization_config",
+    "torch_dtype",
+}
+"""What a configuration of transformers takes beside its own fields."""
 
 
 class HierMemConfig(PreTrainedConfig):
@@ -65,6 +79,8 @@ class HierMemConfig(PreTrainedConfig):
     evictor: str = AUTO
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if "model_type" not in kwargs:  # a file may hold what others noted there
+            _check_names(kwargs)
         if self.format_version < 2 and isinstance(self.mamba, dict):
             self.mamba = MambaConfig(**{"window": 0, **self.mamba})
         self.format_version = FORMAT_VERSION
@@ -171,6 +187,37 @@ class HierMemConfig(PreTrainedConfig):
     def with_asking(self, **changes: Any) -> "HierMemConfig":
         """The same configuration with other settings of an answer."""
         return type(self)(**{**self.settings(), "asking": replace(self.asking, **changes)})
+
+
+def _check_names(unknown: Iterable[str]) -> None:
+    """Refuse settings that nothing would look at.
+
+    Raises:
+        InputError: there is no such setting, or it belongs to a part.
+    """
+    for name in unknown:
+        if name in _OF_TRANSFORMERS or name.startswith("_"):
+            continue
+        for part, kind in _PARTS.items():
+            if name in {own.name for own in fields(kind)}:
+                raise InputError(
+                    f"{name!r} is a setting of the part {part}: give {part}={kind.__name__}({name}=…)."
+                )
+        own = HierMemConfig().settings()
+        raise InputError(f"There is no setting {name!r}: choose one of {', '.join(own)}.")
+
+
+def check_config(config: Any) -> None:
+    """Refuse what is no configuration.
+
+    Raises:
+        InputError: so it is.
+    """
+    if isinstance(config, str) and config in PRESETS:
+        raise InputError(f"config={config!r} names a preset: give HierMemConfig.preset({config!r}).")
+    if not isinstance(config, HierMemConfig):
+        given = repr(config) if isinstance(config, str) else type(config).__name__
+        raise InputError(f"A configuration is a HierMemConfig, such as a preset, not {given}.")
 
 
 def full() -> HierMemConfig:

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from hiermem import asking, lora, reading
 from hiermem.backbone import Backbone, BackboneCache
 from hiermem.columns import left_aligned, take_columns, wanted_columns
-from hiermem.config import HierMemConfig
+from hiermem.config import HierMemConfig, check_config
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.evictor import AUTO, NONE, Evictor, find_evictor, is_evolved
 from hiermem.loading import backbone_hash, load_backbone, model_type, saved_model, tokenizer_hash
@@ -79,6 +79,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
 
     def __init__(self, config: HierMemConfig, backbone: PreTrainedModel, tokenizer: Any = None) -> None:
+        check_config(config)
         evictor = find_evictor(config.evictor, config.backbone, config.working.policy)
         super().__init__(config if evictor is None else config.with_evictor(evictor))
         config = self.config
@@ -136,6 +137,8 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         unknown = [name for name in others if name not in _AUTO_OPTIONS and not name.startswith("_")]
         if unknown:
             raise InputError(f"There is no option {unknown[0]!r}: memory settings go into config.")
+        if config is not None:
+            check_config(config)
         folder = Path(name_or_path)
         origin = str(folder.resolve() if (folder / "config.json").is_file() else name_or_path)
         if (saved := saved_model(str(folder))) is not None:
@@ -344,6 +347,14 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
     def _own(self, memory: MemoryState) -> MemoryState:
         check_fingerprint(memory.fingerprint, self.fingerprint(memory.working.config.policy), "This memory")
         return memory
+
+    def __repr__(self) -> str:
+        working, count = self.config.working, sum(weight.numel() for weight in self.backbone.parameters())
+        dtype, name = str(self.dtype).removeprefix("torch."), type(self.backbone).__name__
+        return (
+            f"HierMemModel({self.name_or_path!r}, {name} of {count / 1e6:.1f} million parameters, {dtype} on "
+            f"{self.device}, policy {working.policy}, budget {working.budget}; see backbone for its modules)"
+        )
 
     # ---- the language model interface
 

@@ -73,7 +73,9 @@ def load(data: Path, split: str) -> list[Item]:
         test = json.loads((data / "test_ground_truth.json").read_text(encoding="utf-8"))
         ids = list(test) if split == "test" else [key for key in everything if key not in test]
         items = [_item(key, everything[key]) for key in ids]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{data} does not hold PubMedQA in its official layout ({error}): "
             f"give the folder of ori_pqal.json and test_ground_truth.json."
@@ -84,23 +86,37 @@ def load(data: Path, split: str) -> list[Item]:
 
 
 def _item(key: str, raw: dict) -> Item:
-    return Item(
-        id=key,
-        question=raw["QUESTION"],
-        abstract="\n".join(raw["CONTEXTS"]),
-        long_answer=raw["LONG_ANSWER"],
-        decision=raw["final_decision"],
+    return _checked(
+        Item(key, raw["QUESTION"], _abstract(raw["CONTEXTS"]), raw["LONG_ANSWER"], raw["final_decision"])
     )
 
 
 def _hub_item(row: dict) -> Item:
-    return Item(
-        id=str(row["pubid"]),
-        question=row["question"],
-        abstract="\n".join(row["context"]["contexts"]),
-        long_answer=row["long_answer"],
-        decision=row["final_decision"],
+    context = _abstract(row["context"]["contexts"])
+    return _checked(
+        Item(str(row["pubid"]), row["question"], context, row["long_answer"], row["final_decision"])
     )
+
+
+def _abstract(paragraphs: Any) -> str:
+    if not isinstance(paragraphs, list):
+        raise TypeError("the contexts of a question are no list")
+    return "\n".join(paragraphs)
+
+
+def _checked(item: Item) -> Item:
+    """The question, if it can be asked and judged.
+
+    Raises:
+        InputError: it cannot.
+    """
+    texts = (item.question, item.abstract, item.long_answer)
+    if not all(isinstance(text, str) and text.strip() for text in texts) or item.decision not in LABELS:
+        raise InputError(
+            f"The PubMedQA question {item.id} lacks a question, contexts, a long answer, or a decision among "
+            f"{', '.join(LABELS)}: take it out, or give the official files."
+        )
+    return item
 
 
 def drawn(items: Sequence[Item], limit: int | None, seed: int = 0) -> list[Item]:

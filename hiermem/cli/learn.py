@@ -88,6 +88,7 @@ def heads(
         hiermem heads --text book.txt --text other.txt --threshold 0.9 --json
     """
     from hiermem.eval.journal import writable
+    from hiermem.eval.report import new_figure
     from hiermem.training.recency import RecencyConfig, choose, heat_map, mean, overlap, recency_ratios
 
     config = RecencyConfig(tokens=tokens, window=window)
@@ -97,6 +98,7 @@ def heads(
     documents = [opt.read_document(name) for name in text]
     if plot is not None:
         writable(plot)
+        new_figure()  # before anything is measured
     reader = opt.load_model(model, None, dtype, device)
     encoded = [reader.tokenizer(d, add_special_tokens=False, verbose=False).input_ids for d in documents]
     measured = [recency_ratios(reader, ids, config) for ids in encoded]

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from importlib import metadata
 from typing import Annotated
 
