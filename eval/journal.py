@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hiermem.errors import InputError, first_line
+from hiermem.retrieval.disk import check_room
 
 
 class Journal:
@@ -132,12 +133,15 @@ def writable(path: Path) -> Path:
     """
     if not path.name or path.is_dir():
         raise InputError(f"{path} is a folder: give a file to --out.")
+    if path.exists() and not path.is_file():  # a device, say, which a file would take the place of
+        raise InputError(f"{path} is no plain file: give another to --out.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        check_room(path.parent, 1)
     except OSError as error:
-        raise InputError(f"{path.parent} cannot be made ({error.strerror}): check --out.") from error
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"Nothing can be written into {path.parent}: check --out.")
+        raise InputError(
+            f"Nothing can be written into {path.parent} ({error.strerror or error}): check --out."
+        ) from error
     return path
 
 

@@ -87,6 +87,8 @@ class HierMemConfig(PreTrainedConfig):
         for name, kind in _PARTS.items():
             if isinstance(getattr(self, name), dict):
                 setattr(self, name, kind(**getattr(self, name)))
+        if not isinstance(self.backbone, str):
+            raise InputError(f"The backbone is named by its hub id or folder, not by {self.backbone!r}.")
         if self.chunk < 1 or self.segment < 1 or self.segment % self.chunk:
             raise InputError(
                 f"The segment must be a multiple of the chunk, not a segment of {self.segment} "

@@ -153,14 +153,18 @@ class Stops:
     def fork(self, doc: str, save_every: float, out: Path) -> int:
         """The command in a fork of this process; its id."""
         self.clock.reset()
+        numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # until the child is ready for them
         child = os.fork()
         if child:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
             return child
         status = 70
         try:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in numbers:
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
             log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(log, 1), os.dup2(log, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)

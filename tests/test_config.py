@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from readers import backbone
 from transformers import AutoConfig
 
 from hiermem.config import PRESETS, HierMemConfig
 from hiermem.errors import InputError
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.working import WorkingMemoryConfig
+from hiermem.model import HierMemModel
 from hiermem.retrieval.lexical import LexicalKeyConfig
 from hiermem.retrieval.store import StoreConfig
 
@@ -61,6 +63,24 @@ def test_files_hold_every_setting(config: HierMemConfig, tmp_path: Path) -> None
     assert HierMemConfig.from_dict(json.loads(config.to_json_string())).settings() == config.settings()
 
 
+def test_what_others_note_in_a_file_does_not_keep_it_from_loading(tmp_path: Path) -> None:
+    config = HierMemConfig(attn_implementation="sdpa")
+    config.noted = 7  # type: ignore[attr-defined]
+    config.save_pretrained(tmp_path)
+    for again in (HierMemConfig.from_pretrained(tmp_path), HierMemConfig.from_dict(config.to_dict())):
+        assert again.settings() == config.settings() and again.noted == 7
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"), [("full", r"preset\('full'\)"), ("fool", "not 'fool'"), ({}, "not dict")]
+)
+def test_what_is_no_configuration_is_refused(given: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        HierMemModel.from_pretrained("smollm2", given)
+    with pytest.raises(InputError, match=sentence):
+        HierMemModel(given, backbone())
+
+
 def test_settings_of_one_configuration_do_not_leak_into_another() -> None:
     one, other = HierMemConfig(), HierMemConfig()
     one.working.budget = 9
@@ -83,6 +103,10 @@ def test_with_working_changes_that_alone() -> None:
         ({"segment": 100, "chunk": 64}, "segment must be a multiple of the chunk, not a segment of 100"),
         ({"segment": 0}, "multiple of the chunk"),
         ({"chunk": 0}, "multiple of the chunk"),
+        ({"budget": 256}, r"part working: give working=WorkingMemoryConfig\(budget=…\)"),
+        ({"top_k": 3}, "part longterm"),
+        ({"chunks": 3}, "no setting 'chunks': choose one of backbone"),
+        ({"backbone": 3}, "hub id or folder"),
         ({"working": {"policy": "no such"}}, "choose one of"),
         ({"working": {"budget": -3}}, "at least 1 token per KV head, not -3"),
         ({"longterm": {"top_k": -1}}, "must not be negative, not -1"),

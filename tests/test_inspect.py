@@ -185,7 +185,7 @@ def test_command_writes_the_page(tiny_model: Path, tmp_path: Path) -> None:
         (["missing.txt", "--out", "OUT"], "cannot be read"),
         (["EMPTY", "--out", "OUT"], "is empty"),
         (["BOOK", "--out", "FOLDER"], "is a folder: give a file to --out"),
-        (["BOOK", "--out", "BOOK/page.html"], "cannot be made"),
+        (["BOOK", "--out", "BOOK/page.html"], "Nothing can be written into"),
         (["BOOK", "--out", "FOLDER/" + "x" * 255, "--chunk", "16"], "cannot be written"),
         (["BOOK", "--out", "OUT", "--limit", "0"], "'--limit'"),
         (["BOOK", "--out", "OUT", "--policy", "random"], "Unknown policy 'random'"),

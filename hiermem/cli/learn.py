@@ -97,6 +97,8 @@ def heads(
     share = 1 / 3 if share is None and threshold is None else share
     documents = [opt.read_document(name) for name in text]
     if plot is not None:
+        if plot.suffix.lower() != ".png":
+            raise InputError(f"--plot draws a PNG: give a name that ends in .png, not {str(plot)!r}.")
         writable(plot)
         new_figure()  # before anything is measured
     reader = opt.load_model(model, None, dtype, device)
