@@ -44,7 +44,7 @@ def progress_bar(name: str, total: int | None, unit: str, wanted: bool) -> Abstr
     """
     if not wanted or sys.stderr is None or not sys.stderr.isatty():
         return _NoBar()
-    return _bar_class()(total=total, unit=unit, unit_scale=True, desc=name, delay=2)  # type: ignore[no-any-return]
+    return _bar_class()(total=total, unit=unit, unit_scale=True, desc=name, delay=2)
 
 
 def say(text: str) -> None:

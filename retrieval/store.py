@@ -5,6 +5,7 @@ Dimension names: N stored keys, B queries, K recalled, D key width.
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -139,6 +140,7 @@ class FaissStore(RecallStore):
             ) from error
 
         self.config = config
+        self._new_index: Callable[[], Any]
         if config.kind == "hnsw":
             self._new_index = partial(faiss.IndexHNSWFlat, dim, config.hnsw_links, faiss.METRIC_INNER_PRODUCT)
         else:

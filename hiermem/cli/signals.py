@@ -9,11 +9,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
-_P, _T = ParamSpec("_P"), TypeVar("_T")
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class Stopped(BaseException):
@@ -90,7 +90,7 @@ def stoppable() -> Iterator[Stop]:
     stop.check()
 
 
-def stopping(command: Callable[_P, _T]) -> Callable[_P, _T]:
+def stopping(command: _Command) -> _Command:
     """A command whose checkpoints are whole at any moment: signals end it as Ctrl-C does."""
 
     @functools.wraps(command)
@@ -98,4 +98,4 @@ def stopping(command: Callable[_P, _T]) -> Callable[_P, _T]:
         with stoppable():
             return command(*arguments, **options)
 
-    return run
+    return cast(_Command, run)

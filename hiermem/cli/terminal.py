@@ -49,7 +49,7 @@ def write(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError as error:
         if sys.stdout is sys.__stdout__:  # Python writes once more what is left when it ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise ReaderGone from error
 
 
