@@ -4,7 +4,7 @@ import pytest
 import torch
 from readers import reader, settings, text_of
 
-from hiermem.asking import AskConfig, prepare, prompt_text
+from hiermem.asking import Answer, AskConfig, prepare, prompt_text
 from hiermem.errors import InputError
 
 
@@ -71,3 +71,10 @@ def test_an_empty_question_is_refused() -> None:
         AskConfig(passage_characters=-1)
     with pytest.raises(ValueError, match="least_score must be between 0 and 1"):
         AskConfig(least_score=1.5)
+
+
+def test_answers_and_models_are_shown_in_one_line() -> None:
+    assert repr(Answer("Ahab.\nHe is the captain.", [])) == "Answer('Ahab. He is the captain.', sources: 0)"
+    assert repr(Answer("word " * 99, [], complete=False)).endswith("…', sources: 0, cut short)")
+    shown = repr(reader())
+    assert "LlamaForCausalLM" in shown and "policy keen" in shown and len(shown.splitlines()) == 1

@@ -1,6 +1,7 @@
 """Recency ratios against full attention matrices, and the groups that are chosen by them."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,12 @@ def test_the_command(tiny_model: Path, tmp_path: Path) -> None:
     assert_refused(run("heads", *texts, *sizes, "--share", "0.5", "--threshold", "0.5"), "give one of them")
     assert_refused(run("heads", *texts, "--model", str(tiny_model), "--tokens", "50"), "longer text")
     assert_refused(run("heads", *texts, "--model", str(tiny_model), "--tokens", "4000"), "lower --tokens")
+
+
+def test_a_picture_without_matplotlib_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "book.txt").write_text("Some text.", "utf-8")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    done = run("heads", "--text", tmp_path / "book.txt", "--plot", tmp_path / "map.png")
+    assert_refused(done, "Plots need matplotlib")

@@ -286,3 +286,36 @@ def test_reading_goes_on_where_saving_meanwhile_fails(
     assert done.returncode == 0 and "The disk is full. Reading goes on." in message
     assert f"saved after {saved[1]} tokens" in message and len(saved) > 3
     assert result("verify", out)["ok"]
+
+
+# ---- other commands
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one process", "one of many"])
+def test_commands_with_checkpoints_end_on_a_signal_as_on_ctrl_c(
+    many: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hiermem.eval.tasks import passkey
+    from hiermem.training import calibration
+
+    seen: list[Any] = []
+
+    def stopped(*_: object, **__: object) -> None:
+        seen.append(signal.getsignal(signal.SIGTERM))
+        os.kill(os.getpid(), signal.SIGTERM if seen[-1] != signal.SIG_DFL else signal.SIGINT)
+        time.sleep(1)
+
+    monkeypatch.setattr(passkey, "evaluate", stopped)
+    monkeypatch.setattr(calibration, "calibrate", stopped)
+    if many:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    (tmp_path / "book.txt").write_text(text_of(40), "utf-8")
+    common = ["--model", tiny_model]
+    for words in (
+        ["calibrate", tmp_path / "book.txt", "--out", tmp_path / "evictor"],
+        ["eval", "passkey", "--haystack", tmp_path / "book.txt", *SMALL],
+    ):
+        done = run(*words, *common)
+        ours = seen[-1] != signal.SIG_DFL
+        assert (done.returncode, done.stderr) == (143 if ours else 130, b"hiermem: stopped.\n")
+    assert [handler == signal.SIG_DFL for handler in seen] == [many, False]

@@ -383,3 +383,33 @@ def test_a_text_is_read_once_for_all_its_questions(monkeypatch: pytest.MonkeyPat
     with torch.inference_mode():
         pubmedqa.evaluate(model, "hiermem", items(), 3, Journal(None, {}))
     assert len(reads) == 2
+
+
+ROW = {
+    "QUESTION": "Does it help?",
+    "CONTEXTS": ["It helped."],
+    "LONG_ANSWER": "It helps.",
+    "final_decision": "yes",
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"QUESTION": 3},
+        {"QUESTION": " "},
+        {"CONTEXTS": "It helped."},
+        {"CONTEXTS": [3]},
+        {"CONTEXTS": []},
+        {"LONG_ANSWER": None},
+        {"final_decision": "oui"},
+        {"final_decision": ["yes"]},
+    ],
+)
+def test_odd_questions_are_refused_by_name(change: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "test_ground_truth.json").write_text('{"7": "yes"}', "utf-8")
+    (tmp_path / "ori_pqal.json").write_text(json.dumps({"7": ROW}), "utf-8")
+    assert len(pubmedqa.load(tmp_path, "test")) == 1
+    (tmp_path / "ori_pqal.json").write_text(json.dumps({"7": ROW | change}), "utf-8")
+    with pytest.raises(InputError, match="PubMedQA question 7 lacks"):
+        pubmedqa.load(tmp_path, "test")

@@ -86,21 +86,21 @@ def load(data: Path, split: str) -> list[Item]:
 
 
 def _item(key: str, raw: dict) -> Item:
-    return _checked(
-        Item(key, raw["QUESTION"], _abstract(raw["CONTEXTS"]), raw["LONG_ANSWER"], raw["final_decision"])
-    )
+    abstract = _abstract(raw["CONTEXTS"])
+    return _checked(Item(key, raw["QUESTION"], abstract, raw["LONG_ANSWER"], raw["final_decision"]))
 
 
 def _hub_item(row: dict) -> Item:
-    context = _abstract(row["context"]["contexts"])
+    abstract = _abstract(row["context"]["contexts"])
     return _checked(
-        Item(str(row["pubid"]), row["question"], context, row["long_answer"], row["final_decision"])
+        Item(str(row["pubid"]), row["question"], abstract, row["long_answer"], row["final_decision"])
     )
 
 
 def _abstract(paragraphs: Any) -> str:
-    if not isinstance(paragraphs, list):
-        raise TypeError("the contexts of a question are no list")
+    """One text of them; nothing where they are no paragraphs."""
+    if not isinstance(paragraphs, list) or not all(isinstance(one, str) for one in paragraphs):
+        return ""
     return "\n".join(paragraphs)
 
 

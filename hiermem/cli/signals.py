@@ -5,6 +5,7 @@ before, as `nohup` and background jobs want it, stay ignored.
 """
 
 import functools
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -91,10 +92,15 @@ def stoppable() -> Iterator[Stop]:
 
 
 def stopping(command: _Command) -> _Command:
-    """A command whose checkpoints are whole at any moment: signals end it as Ctrl-C does."""
+    """A command whose checkpoints are whole at any moment: signals end it as Ctrl-C does.
+
+    As one process of many, which would hear nothing while it waits for the others, it ends at once.
+    """
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> Any:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            return command(*arguments, **options)
         with stoppable():
             return command(*arguments, **options)
 
