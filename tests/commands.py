@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -18,11 +19,15 @@ def run(*arguments: object, stdin: bytes = b"") -> Done:
     """The command in this process: seconds of imports are paid once."""
     command = ["hiermem", *map(str, arguments)]
     out, err, given = (io.TextIOWrapper(io.BytesIO(data), "utf-8") for data in (b"", b"", stdin))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     with redirect_stdout(out), redirect_stderr(err), patch("sys.stdin", given), patch("sys.argv", command):
         try:
             main()
         except SystemExit as end:
             status = int(end.code or 0)
+        finally:  # a command that was stopped ignores what comes before its process ends
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     out.flush(), err.flush()
     return subprocess.CompletedProcess(command, status, out.buffer.getvalue(), err.buffer.getvalue())  # type: ignore[attr-defined]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hiermem.cli import bench, documents, evaluate, learn, look, reading, terminal
+from hiermem.cli import bench, documents, evaluate, learn, look, reading, signals, terminal
 from hiermem.cli.signals import Stopped, stopping
 from hiermem.ending import end
 from hiermem.errors import HierMemError
@@ -55,7 +55,11 @@ def main() -> None:
     # DeepSpeed, which transformers imports where it is installed, writes its warnings to standard output.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     terminal.prepare()
-    end(_status())
+    try:
+        status = _status()
+    except KeyboardInterrupt:  # once more, while it was ending
+        status = 130
+    end(status)
 
 
 def _status() -> int:
@@ -66,7 +70,7 @@ def _status() -> int:
     except HierMemError as error:
         return _failed(str(error), 2)
     except Stopped as stopped:
-        return _failed("stopped.", stopped.status)
+        return _stopped(stopped.status)
     except terminal.ReaderGone:
         return terminal.CLOSED_PIPE
     except KeyboardInterrupt:
@@ -82,7 +86,12 @@ def _status() -> int:
         command = context.command_path if context is not None else "hiermem"
         return _failed(f"{message}. See `{command} --help`.", 2) if message else 2
     # Ctrl-C is a status already where the command line parser saw it.
-    return _failed("stopped.", 130) if status == 130 else status
+    return _stopped(130) if status == 130 else status
+
+
+def _stopped(status: int) -> int:
+    signals.ignore()
+    return _failed("stopped.", status)
 
 
 def _failed(message: str, status: int) -> int:

@@ -75,10 +75,7 @@ class Stop:
 @contextmanager
 def stoppable() -> Iterator[Stop]:
     """Handle signals so while this lasts."""
-    stop, before = Stop(), {}
-    if threading.current_thread() is threading.main_thread():
-        numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-        before = {number: signal.getsignal(number) for number in numbers}
+    stop, before = Stop(), {number: signal.getsignal(number) for number in _numbers()}
     ours = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
     try:
         for number in ours:
@@ -89,6 +86,19 @@ def stoppable() -> Iterator[Stop]:
         for number in ours:
             signal.signal(number, before[number])
     stop.check()
+
+
+def _numbers() -> list[int]:
+    """The signals that this thread can handle."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    return [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+
+
+def ignore() -> None:
+    """Ignore further signals: this process has been stopped and ends now."""
+    for number in _numbers():
+        signal.signal(number, signal.SIG_IGN)
 
 
 def stopping(command: _Command) -> _Command:
