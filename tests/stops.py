@@ -220,7 +220,9 @@ class Stops:
         """
         self._prepare(doc)
         child = start(doc, SAVE_EVERY, self.out)
+        ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
         while begun and b"saved" not in (self.folder / "log").read_bytes():
+            assert os.waitid(os.P_PID, child, ended) is None, "it ended before it had saved anything"
             time.sleep(0.02)
         time.sleep(self.random.uniform(0, 0.9 * self.took[doc]))
         now = time.monotonic()
