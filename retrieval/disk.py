@@ -35,6 +35,5 @@ def check_room(folder: Path, size: int) -> None:
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"\0" * min(size, 1 << 16))
         file.flush()
-        os.fsync(file.fileno())
         if shutil.disk_usage(folder).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
