@@ -25,7 +25,7 @@ def run(*arguments: object, stdin: bytes = b"") -> Done:
             main()
         except SystemExit as end:
             status = int(end.code or 0)
-        finally:  # a command that was stopped ignores what comes before its process ends
+        finally:  # after a command, signals end its process
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     out.flush(), err.flush()

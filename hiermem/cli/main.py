@@ -59,6 +59,7 @@ def main() -> None:
         status = _status()
     except KeyboardInterrupt:  # once more, while it was ending
         status = 130
+    signals.end_by_signals()
     end(status)
 
 
@@ -70,7 +71,7 @@ def _status() -> int:
     except HierMemError as error:
         return _failed(str(error), 2)
     except Stopped as stopped:
-        return _stopped(stopped.status)
+        return _failed("stopped.", stopped.status)
     except terminal.ReaderGone:
         return terminal.CLOSED_PIPE
     except KeyboardInterrupt:
@@ -86,12 +87,7 @@ def _status() -> int:
         command = context.command_path if context is not None else "hiermem"
         return _failed(f"{message}. See `{command} --help`.", 2) if message else 2
     # Ctrl-C is a status already where the command line parser saw it.
-    return _stopped(130) if status == 130 else status
-
-
-def _stopped(status: int) -> int:
-    signals.ignore()
-    return _failed("stopped.", status)
+    return _failed("stopped.", 130) if status == 130 else status
 
 
 def _failed(message: str, status: int) -> int:

@@ -95,10 +95,11 @@ def _numbers() -> list[int]:
     return [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
-def ignore() -> None:
-    """Ignore further signals: this process has been stopped and ends now."""
+def end_by_signals() -> None:
+    """Let signals end this process silently and at once: all is done, or kept."""
     for number in _numbers():
-        signal.signal(number, signal.SIG_IGN)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def stopping(command: _Command) -> _Command:
