@@ -163,7 +163,7 @@ def test_keys_of_another_shape_are_refused(keys: Tensor) -> None:
 def test_bad_settings_are_explained() -> None:
     with pytest.raises(ValueError, match="choose one of flat, hnsw, ivf, torch"):
         StoreConfig(kind="no such")
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="between 2 and 1024"):
         StoreConfig(hnsw_links=0)
 
 
