@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hiermem.registering import register_with_transformers
+
 if TYPE_CHECKING:
     __version__: str
     from hiermem.asking import Answer, AskConfig
@@ -57,3 +59,6 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'hiermem' has no attribute {name!r}")
+
+
+register_with_transformers()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, field, fields, replace
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from hiermem.asking import AskConfig
 from hiermem.errors import InputError
@@ -16,8 +16,8 @@ from hiermem.memory.policies import ForgetPolicy, NammConfig, NammPolicy
 from hiermem.memory.summary import SummaryConfig
 from hiermem.memory.working import WorkingMemoryConfig
 
-FORMAT_VERSION = 2
-"""1: Mamba heads looked at nothing."""
+FORMAT_VERSION = 3
+"""1: Mamba heads looked at nothing. 2: the backbone by name alone, no seal."""
 
 _PARTS: dict[str, type] = {
     "working": WorkingMemoryConfig,
@@ -264,3 +264,5 @@ PRESETS: dict[str, Callable[[], HierMemConfig]] = {
     "hmt": hmt,
     "bare": bare,
 }
+
+AutoConfig.register(HierMemConfig.model_type, HierMemConfig)

@@ -44,6 +44,6 @@ class MemoryLockedError(MemoryFileError):
     """Another process is writing this memory."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What another library's error says first, without its full stop; its type where it says nothing."""
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

@@ -1,21 +1,97 @@
 """Finding a backbone: by hub id, folder or bundled name, in the dtype that the device is fast in."""
 
-import hashlib
-import json
 import os
 import platform
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from hiermem.backbone import Backbone
 from hiermem.bundled import BUNDLED_MODELS
 from hiermem.config import HierMemConfig
-from hiermem.errors import InputError, first_line
+from hiermem.errors import BackboneUnsupportedError, HierMemError, InputError, first_line
+from hiermem.model_files import check_files, read_json
 
 _WEIGHTS = Path(__file__).parent / "weights"
+
+_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies", "subfolder")
+_BACKBONE = (
+    "attn_implementation",
+    "device_map",
+    "low_cpu_mem_usage",
+    "max_memory",
+    "offload_folder",
+    "quantization_config",
+    "use_safetensors",
+    "variant",
+)
+# What transformers' Auto classes and pipelines hand on of their own.
+_FROM_AUTO = ("_from_auto", "_from_pipeline", "_commit_hash")
+_SAVED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded, as transformers' `from_pretrained` calls it.
+
+    Attributes:
+        dtype: of the backbone; None: its own where the device has it.
+        device: where to compute; None: a GPU if there is one, or what `device_map` says.
+        hub: where files come from.
+        backbone: what the backbone is loaded with.
+        trust_remote_code: whether code that a model brings along may run.
+    """
+
+    dtype: torch.dtype | str | None = None
+    device: torch.device | str | None = None
+    hub: Mapping[str, Any] = field(default_factory=dict)
+    backbone: Mapping[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False
+
+    @classmethod
+    def of(cls, dtype: Any, device: Any, given: Mapping[str, Any]) -> "LoadOptions":
+        """The options of a call, by their names.
+
+        Raises:
+            InputError: one is unknown, or two contradict each other.
+        """
+        given = {name: value for name, value in given.items() if name not in _FROM_AUTO}
+        if (same := given.pop("torch_dtype", None)) is not None:
+            if dtype is not None and dtype != same:
+                raise InputError("dtype and torch_dtype are one option: give one of them.")
+            dtype = same
+        trust = bool(given.pop("trust_remote_code", None))
+        adapter = given.pop("adapter_kwargs", None) or {}  # which the Auto classes fill in themselves
+        for unknown in [n for n in given if n not in (*_HUB, *_BACKBONE, "code_revision")]:
+            raise InputError(f"There is no option {unknown!r}: memory settings go into config.")
+        for unknown in adapter.keys() - {"revision", "token"}:
+            raise InputError(f"There is no option {unknown!r} in adapter_kwargs: leave it out.")
+        if device is not None and given.get("device_map") is not None:
+            raise InputError("device and device_map contradict each other: give one of them.")
+        if given.pop("code_revision", None) is not None and not trust:
+            raise InputError("code_revision is of code that only trust_remote_code=True runs: leave it out.")
+        hub = {name: given[name] for name in _HUB if given.get(name) is not None}
+        backbone = {name: given[name] for name in _BACKBONE if given.get(name) is not None}
+        return cls(dtype, device, hub, backbone, trust)
+
+    @property
+    def place(self) -> torch.device:
+        """Where to compute, unless `device_map` says."""
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def without(self, *names: str) -> "LoadOptions":
+        """The same without what says which files of a repository are meant."""
+        hub = {name: value for name, value in self.hub.items() if name not in names}
+        return LoadOptions(self.dtype, self.device, hub, self.backbone, self.trust_remote_code)
+
+
+# ---- models that hiermem saved
 
 
 def saved_model(name: str) -> Path | None:
@@ -23,7 +99,28 @@ def saved_model(name: str) -> Path | None:
     for folder in (_WEIGHTS / name, Path(name)):
         if os.path.isfile(folder / "config.json") and model_type(folder) == HierMemConfig.model_type:
             return folder
+        if (folder / ".saved" / "config.json").is_file():  # a save that was killed between its moves
+            return folder
     return None
+
+
+def saved_on_hub(name: str, options: LoadOptions) -> Path | None:
+    """The local copy of a model on the hub that `HierMemModel.save_pretrained` wrote; None: it is another."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    if not _HUB_ID.fullmatch(name) or Path(name).exists() or name in BUNDLED_MODELS:
+        return None
+    hub = {key: value for key, value in options.hub.items() if key not in ("subfolder", "proxies")}
+    if "subfolder" in options.hub:
+        return None
+    try:
+        config = Path(hf_hub_download(name, "config.json", **hub))
+    except Exception:  # whoever loads the backbone says what is wrong
+        return None
+    if model_type(config.parent) != HierMemConfig.model_type:
+        return None
+    with plainly(f"The model {name!r} could not be loaded", "try again when you are online"):
+        return Path(snapshot_download(name, allow_patterns=_SAVED_FILES, **hub))
 
 
 def bundled_models() -> list[str]:
@@ -37,32 +134,110 @@ def model_type(folder: Path) -> str | None:
     Raises:
         InputError: it cannot be read.
     """
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{folder / 'config.json'} is not a model's configuration ({error}).") from error
+    path = folder / "config.json"
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a model's configuration.")
+    kind = values.get("model_type")
+    return kind if isinstance(kind, str) else None
+
+
+# ---- backbones
+
+
+def check_reference(name: str, folder: Path) -> None:
+    """Refuse a saved model's word for its backbone where it leads to no plain backbone.
+
+    Raises:
+        InputError: it is empty, a relative path, or another saved model.
+    """
+    if name in BUNDLED_MODELS:
+        return
+    if not name:
+        raise InputError(f"The model at {folder} names no backbone: save it again.")
+    if not os.path.isabs(name) and (not _HUB_ID.fullmatch(name) or os.path.exists(name)):
+        raise InputError(
+            f"The model at {folder} names its backbone by the relative path {name!r}, which leads elsewhere "
+            f"from every folder: write the full path of the backbone there."
+        )
+    if saved_model(name) is not None:
+        raise InputError(f"The model at {folder} has no backbone but {name}: save it again.")
 
 
 def load_backbone(
-    name: str, revision: str | None, dtype: torch.dtype | str | None, device: torch.device
+    name: str, options: LoadOptions, own: PreTrainedConfig | None = None
 ) -> tuple[PreTrainedModel, Any]:
-    """A backbone and its tokenizer; ``dtype`` None is the checkpoint's own where the device has it.
+    """A backbone and its tokenizer.
+
+    Args:
+        name: hub id, folder or bundled name.
+        own: configuration of the backbone whose weights the saved model in the folder ``name`` holds.
 
     Raises:
-        InputError: there is no such model.
+        InputError: there is no such model, or it brings code along that is not trusted.
+        BackboneUnsupportedError: it was spread over several devices.
     """
     path = str(BUNDLED_MODELS[name]()) if name in BUNDLED_MODELS else name
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
-        chosen = dtype or native_dtype(getattr(config, "dtype", None), device)
-        backbone = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=chosen)
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except Exception as error:  # whatever transformers makes of a folder that is not a model
-        raise InputError(
-            f"The model {name!r} could not be loaded ({first_line(error)}): give a folder with a model, "
-            f"the id of one on the hub if you are online, or one of {', '.join(bundled_models())}."
-        ) from error
+    if os.path.isdir(path):
+        check_files(Path(path, options.hub.get("subfolder", "")), inside=False)
+    common = {**options.hub, "trust_remote_code": options.trust_remote_code}
+    mapping = {} if own is None else {"key_mapping": {r"^backbone\.": ""}}
+    remedy = (
+        f"give a folder with a model, the id of one on the hub if you are online, or one of "
+        f"{', '.join(bundled_models())}"
+    )
+    with plainly(f"The model {name!r} could not be loaded", remedy):
+        config = AutoConfig.from_pretrained(path, **common) if own is None else own
+        dtype = options.dtype or native_dtype(getattr(config, "dtype", None), options.place)
+        weights = {"use_safetensors": True, **options.backbone}
+        with _quiet_about_memories(own is not None):
+            backbone = AutoModelForCausalLM.from_pretrained(
+                path, config=config, dtype=dtype, **weights, **mapping, **common
+            )
+        tokenizer = load_tokenizer(path, options)
+    devices = set(map(str, getattr(backbone, "hf_device_map", {}).values()))
+    if len(devices) > 1:
+        raise BackboneUnsupportedError(
+            f"the model {name!r} was spread over {', '.join(sorted(devices))}, and hiermem computes on one "
+            f"device: give device in place of device_map, or a smaller dtype"
+        )
     return backbone, tokenizer
+
+
+def load_tokenizer(path: str | os.PathLike[str], options: LoadOptions) -> Any:
+    """The tokenizer of a folder or of a model on the hub."""
+    return AutoTokenizer.from_pretrained(path, **options.hub, trust_remote_code=options.trust_remote_code)
+
+
+@contextmanager
+def _quiet_about_memories(wanted: bool) -> Iterator[None]:
+    """Keep transformers from reporting the memory's parameters beside a backbone's as unexpected."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    if wanted:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
+def plainly(what: str, remedy: str) -> Iterator[None]:
+    """Turn whatever a library makes of damaged or foreign files into one sentence.
+
+    Raises:
+        InputError: in place of any other error.
+    """
+    try:
+        yield
+    except HierMemError:
+        raise
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # tokenizers end in panics, which are no Exception
+        raise InputError(f"{what} ({first_line(error)}): {remedy}.") from error
 
 
 def native_dtype(own: torch.dtype | None, device: torch.device) -> torch.dtype:
@@ -79,29 +254,3 @@ def _has_bf16_units() -> bool:
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def backbone_hash(model: PreTrainedModel, adapter: Backbone, samples: int = 64) -> str:
-    """SHA-256 over geometry, names, shapes and some evenly spaced values of every parameter."""
-    digest = hashlib.sha256(f"{type(model).__name__} {adapter.trained_range}".encode())
-    for shape in adapter.shapes:
-        digest.update(f"{shape.window}".encode())
-        if shape.rotary is not None:
-            digest.update(f"{shape.rotary.interleaved}{shape.rotary.frequencies.tolist()}".encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        some = flat[:: max(flat.numel() // samples, 1)].float().cpu()
-        digest.update(f"{name}{list(tensor.shape)}".encode() + some.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 over what a tokenizer does with a text."""
-    if tokenizer is None:
-        return "none"
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return type(tokenizer).__name__
-    content = json.loads(backend.to_str())
-    content["padding"] = content["truncation"] = None  # which calls leave behind
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

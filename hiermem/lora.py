@@ -1,9 +1,14 @@
-"""LoRA adapters inside the backbone (PEFT): added for training, saved and loaded beside the memory."""
+"""Adapters inside the backbone (PEFT): added for training, saved and loaded beside the memory."""
 
+import copy
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hiermem.errors import InputError
@@ -11,6 +16,11 @@ from hiermem.errors import InputError
 FOLDER = "adapter"
 ADAPTER = f"{FOLDER}/adapter_model.safetensors"
 """The weights in a saved model's folder, as PEFT calls them."""
+
+ACTIVE = "active.json"
+"""Names of the adapters that are switched on, in the adapters' folder; younger than the layout."""
+
+_CONFIG, _WEIGHTS, _DEFAULT = "adapter_config.json", "adapter_model.safetensors", "default"
 
 
 @dataclass(frozen=True)
@@ -46,16 +56,92 @@ def has_lora(backbone: PreTrainedModel) -> bool:
     return bool(getattr(backbone, "_hf_peft_config_loaded", False))
 
 
-def save_lora(backbone: PreTrainedModel, folder: Path) -> None:
-    """Write the adapters alone, in PEFT's layout."""
-    backbone.save_pretrained(folder / FOLDER)
+def active_adapters(backbone: PreTrainedModel) -> list[str]:
+    """Names of the adapters that take part in what ``backbone`` computes."""
+    layers = _adapted(backbone).values()
+    return sorted({name for layer in layers if not layer.disable_adapters for name in layer.active_adapters})
 
 
-def load_lora(backbone: PreTrainedModel, folder: Path) -> None:
-    """Take adapters over from a folder that `save_lora` wrote, if it holds any."""
-    if (folder / FOLDER / "adapter_config.json").exists():
-        _peft()
-        backbone.load_adapter(str(folder / FOLDER))
+def unusual_state(backbone: PreTrainedModel) -> str | None:
+    """Which adapters are active, in words; None where there are none, or all are."""
+    if not has_lora(backbone) or (active := active_adapters(backbone)) == sorted(backbone.peft_config):
+        return None
+    return ", ".join(active) or "all off"
+
+
+def split(
+    backbone: PreTrainedModel, state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of ``state`` that are the backbone's own, by the names they have without adapters, and the
+    adapters'."""
+    wrapped = tuple(f"{name}." for name in _adapted(backbone))
+    own: dict[str, Tensor] = {}
+    adapters: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        if name.startswith(wrapped) and plain == name:
+            adapters[name] = tensor
+        else:
+            own[plain] = tensor
+    return own, adapters
+
+
+def save_adapters(
+    backbone: PreTrainedModel, folder: Path, state: Mapping[str, Tensor], base_model: str | None
+) -> None:
+    """Write every adapter in PEFT's layout, and which are active.
+
+    Args:
+        state: the backbone's state dict.
+        base_model: what the adapters' configurations call the backbone.
+    """
+    peft = _peft()
+    for name, config in backbone.peft_config.items():
+        own = folder / FOLDER if name == _DEFAULT else folder / FOLDER / name
+        own.mkdir(parents=True, exist_ok=True)
+        written = copy.copy(config)
+        written.base_model_name_or_path, written.inference_mode = base_model, True
+        written.save_pretrained(str(own))
+        tensors = peft.get_peft_model_state_dict(
+            backbone, state_dict=dict(state), adapter_name=name, save_embedding_layers=False
+        )
+        save_file(
+            {f"base_model.model.{key}": t.detach().cpu().contiguous() for key, t in tensors.items()},
+            own / _WEIGHTS,
+            metadata={"format": "pt"},
+        )
+    (folder / FOLDER / ACTIVE).write_text(json.dumps(active_adapters(backbone)) + "\n", "utf-8")
+
+
+def load_adapters(backbone: PreTrainedModel, folder: Path) -> None:
+    """Take adapters over from a folder that `save_adapters` wrote, if it holds any."""
+    found = {file.parent for file in (folder / FOLDER).glob(f"**/{_CONFIG}")}
+    if not found:
+        return
+    _peft()
+    for own in sorted(found):
+        if not (own / _WEIGHTS).is_file():
+            raise InputError(f"The adapter at {own} lacks {_WEIGHTS}: save it again.")
+        name = _DEFAULT if own == folder / FOLDER else own.name
+        backbone.load_adapter(str(own), adapter_name=name)
+    if (folder / FOLDER / ACTIVE).is_file():
+        active = json.loads((folder / FOLDER / ACTIVE).read_text("utf-8"))
+        if active:
+            backbone.set_adapter(active)
+        else:
+            backbone.disable_adapters()
+
+
+def _adapted(backbone: PreTrainedModel) -> dict[str, Any]:
+    """The layers that adapters wrap, by name."""
+    if not has_lora(backbone):
+        return {}
+    _peft()
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return {name: module for name, module in backbone.named_modules() if isinstance(module, kinds)}
 
 
 def _peft() -> Any:

@@ -2,37 +2,31 @@
 
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationMixin,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from hiermem import asking, lora, reading
+from hiermem import asking, reading, saving
 from hiermem.backbone import Backbone, BackboneCache
 from hiermem.columns import left_aligned, take_columns, wanted_columns
 from hiermem.config import HierMemConfig, check_config
 from hiermem.errors import InputError, NonFiniteError
-from hiermem.evictor import AUTO, NONE, Evictor, find_evictor, is_evolved
-from hiermem.loading import backbone_hash, load_backbone, model_type, saved_model, tokenizer_hash
+from hiermem.evictor import find_evictor
+from hiermem.fingerprint import WeightsDigest, fingerprint
+from hiermem.loading import LoadOptions
 from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.mamba import MambaConfig
-from hiermem.memory.policies import Namm, NammPolicy
+from hiermem.memory.policies import Namm
 from hiermem.memory.recurrence import Recurrence
 from hiermem.memory.state import MemoryState, check_fingerprint
 from hiermem.memory.summary import Prompt, SummaryMemory
@@ -41,20 +35,6 @@ from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
 IGNORED_LABEL = -100
 
 _logger = logging.getLogger(__name__)
-
-# What transformers' Auto classes pass along.
-_AUTO_OPTIONS = {"trust_remote_code", "adapter_kwargs", "code_revision"}
-
-_CARD = """---
-library_name: hiermem
-base_model: {backbone}
----
-
-Memory parameters of hiermem for {backbone}, which is not included.
-
-    from hiermem import HierMemModel
-    model = HierMemModel.from_pretrained("this folder")
-"""
 
 
 class HierMemModel(PreTrainedModel, GenerationMixin):
@@ -72,6 +52,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         summary: the parameters of the memory embeddings, float32; None where they are off.
         mamba: the Mamba heads, float32; empty where no head is replaced.
         name_or_path: what it was loaded by, a folder as an absolute path; memories name it.
+        loaded_weights: tells whether the backbone is still what its name stands for; None: it has no name.
     """
 
     config_class = HierMemConfig
@@ -94,7 +75,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         self.mamba = self.adapter.replace_heads(config.mamba)
         self.summary = self._new_summary(config, backbone, tokenizer)
         self.generation_config = backbone.generation_config
-        self._hashed: tuple[int, dict[str, str]] | None = None
+        self.loaded_weights: WeightsDigest | None = None
 
     @staticmethod
     def _new_summary(
@@ -118,8 +99,7 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         *,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
-        revision: str | None = None,
-        **others: Any,
+        **options: Any,
     ) -> "HierMemModel":
         """Load a plain backbone, a folder that `save_pretrained` wrote, or a bundled model.
 
@@ -128,108 +108,65 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
             config: settings of the memories; the default is the preset `full`, or what the folder holds.
             dtype: of the backbone; the default is its own, or float32 on a processor without bf16.
             device: where to compute; the default is a GPU if there is one.
-            revision: commit or tag on the hub.
+            options: as transformers has them: `revision`, `token`, `cache_dir`, `force_download`,
+                `local_files_only`, `proxies` and `subfolder` say where files come from;
+                `attn_implementation`, `device_map`, `low_cpu_mem_usage`, `max_memory`, `offload_folder`,
+                `quantization_config`, `use_safetensors` and `variant` go to the backbone. Weights come from
+                safetensors unless `use_safetensors=False`. Code that a model brings along runs only with
+                `trust_remote_code=True`.
 
         Raises:
-            InputError: there is no such model, it was saved in a newer format, or an option is unknown.
-            BackboneUnsupportedError: its attention cannot run over a working memory.
+            InputError: there is no such model, it is damaged or of a newer format, it brings code along, or
+                an option is unknown.
+            BackboneUnsupportedError: its attention cannot run over a working memory, or it was spread over
+                several devices.
         """
-        unknown = [name for name in others if name not in _AUTO_OPTIONS and not name.startswith("_")]
-        if unknown:
-            raise InputError(f"There is no option {unknown[0]!r}: memory settings go into config.")
-        if config is not None:
-            check_config(config)
-        folder = Path(name_or_path)
-        origin = str(folder.resolve() if (folder / "config.json").is_file() else name_or_path)
-        if (saved := saved_model(str(folder))) is not None:
-            model = cls._from_saved(saved, config, dtype=dtype, device=device)
-            model.name_or_path = origin
-            return model
-        if os.path.isfile(folder / "config.json"):
-            name_or_path = folder.resolve()  # a saved model must find its backbone from anywhere
-        config = config or HierMemConfig.preset("full")
-        find_evictor(config.evictor, str(name_or_path), config.working.policy)  # refused before all loading
-        settings = {**config.settings(), "backbone": str(name_or_path), "backbone_revision": revision}
-        config = HierMemConfig(**settings)
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        backbone, tokenizer = load_backbone(str(name_or_path), revision, dtype, device)
-        model = cls(config, backbone, tokenizer)
-        model.name_or_path = origin
-        return model.to(device).eval()
+        return saving.load(cls, name_or_path, config, LoadOptions.of(dtype, device, options))
 
-    @classmethod
-    def _from_saved(cls, folder: Path, config: HierMemConfig | None, **kwargs: Any) -> "HierMemModel":
-        saved = HierMemConfig.from_saved(folder)
-        if saved_model(saved.backbone) is not None:
-            raise InputError(f"The model at {folder} has no backbone but {saved.backbone}: save it again.")
-        try:
-            parameters = load_file(folder / "model.safetensors")
-            config = saved if config is None else config.with_heads_of(saved)
-            if config.evictor == AUTO and is_evolved(parameters):
-                config = config.with_network_of(saved)
-            elif config.evictor != NONE:  # the network that is saved gives way to the one that is asked for
-                parameters = {n: t for n, t in parameters.items() if not n.startswith("namm.")}
-            model = cls.from_pretrained(saved.backbone, config, revision=saved.backbone_revision, **kwargs)
-            model.load_memory_parameters(parameters)
-            lora.load_lora(model.backbone, folder)
-            if (folder / "tokenizer_config.json").exists():
-                model.tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"The model at {folder} is not complete ({error}): save it again.") from error
-        return model
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "50GB",
+        safe_serialization: bool = True,
+        **hub: Any,
+    ) -> None:
+        """Write configuration, memory parameters, adapters, tokenizer and card; the backbone by name, or its
+        weights where they are no longer those of that name.
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **_: Any) -> None:
-        """Write configuration, memory parameters, adapters, tokenizer and card, the backbone by reference.
+        The folder holds the old model or the new one, whenever this ends. Other files in it stay.
 
-        Every file is replaced whole, `config.json` last.
+        Args:
+            is_main_process: False writes nothing.
+            state_dict: what is saved in place of the model's own state.
+            push_to_hub: upload it then; ``hub`` says where to: `repo_id`, `token`, `private`, `revision`,
+                `commit_message`, `commit_description`, `create_pr`.
+            max_shard_size: of a file with weights.
 
         Raises:
-            InputError: the folder holds another model, which this would overwrite.
+            InputError: the folder holds another model, which this would overwrite; something of the backbone
+                could not be loaded again; an option is unknown; the disk refused.
         """
-        folder = Path(save_directory)
-        if (folder / "config.json").exists() and model_type(folder) != HierMemConfig.model_type:
-            raise InputError(f"{folder} holds another model, maybe the backbone: give a folder of its own.")
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".saving-") as name:
-            staging = Path(name)
-            self.config.save_pretrained(staging)
-            save_file(self.memory_parameters(), staging / "model.safetensors", metadata={"format": "pt"})
-            (staging / "README.md").write_text(_CARD.format(backbone=self.config.backbone), "utf-8")
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(staging)
-            if lora.has_lora(self.backbone):
-                lora.save_lora(self.backbone, staging)
-            else:
-                shutil.rmtree(folder / lora.FOLDER, ignore_errors=True)
-            files = [file.relative_to(staging) for file in staging.rglob("*") if file.is_file()]
-            for file in sorted(files, key=lambda file: file.name == "config.json"):
-                (folder / file).parent.mkdir(exist_ok=True)
-                (staging / file).replace(folder / file)
-        self.name_or_path = str(folder.resolve())
+        if not safe_serialization:
+            raise InputError("hiermem saves safetensors alone: leave safe_serialization out.")
+        options = saving.PushOptions.of(hub)
+        if hub and not push_to_hub:
+            raise InputError(f"{sorted(hub)[0]} is for uploading: set push_to_hub, or leave it out.")
+        if is_main_process:
+            saving.save(self, save_directory, state_dict, max_shard_size)
+            if push_to_hub:
+                saving.push(save_directory, options)
+
+    def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "50GB", **hub: Any) -> str:
+        """Save and upload; where it is then. Options as in `save_pretrained`."""
+        return saving.save_and_push(self, repo_id, max_shard_size, hub)
 
     def memory_parameters(self) -> dict[str, Tensor]:
         """The parameters that are hiermem's own and in use, by name, contiguous and on the CPU."""
-        others = ("backbone.", *self._switched_off)
-        return {
-            name: tensor.detach().cpu().contiguous()
-            for name, tensor in self.state_dict().items()
-            if not name.startswith(others)
-        }
-
-    @property
-    def _evolved(self) -> bool:
-        """Whether NAMM's network is another than a new one."""
-        return is_evolved({f"namm.{name}": weight for name, weight in self.namm.named_parameters()})
-
-    @property
-    def _switched_off(self) -> tuple[str, ...]:
-        """Beginnings of the names of parameters that this configuration does not use."""
-        used = {
-            "summary.": self.summary is not None,
-            "mamba.": bool(self.mamba.groups),
-            "namm.": self.config.working.policy == NammPolicy.name or self._evolved,
-        }
-        return tuple(name for name, wanted in used.items() if not wanted)
+        return saving.memory_parameters(self, self.state_dict())
 
     def load_memory_parameters(self, parameters: dict[str, Tensor]) -> None:
         """Take over parameters from `memory_parameters`.
@@ -238,44 +175,18 @@ class HierMemModel(PreTrainedModel, GenerationMixin):
         and NAMM's network to be added.
 
         Raises:
-            InputError: names are missing or unknown, or shapes differ.
+            InputError: names are missing or unknown, shapes differ, or values are not finite.
         """
-        off = self._switched_off
-        parameters = {name: t for name, t in parameters.items() if not name.startswith(off)}
-        own = self.memory_parameters()
-        wrong = set(own) ^ set(parameters)
-        wrong |= {
-            name for name in own.keys() & parameters.keys() if own[name].shape != parameters[name].shape
-        }
-        later = ("summary.search_", "namm.")
-        wrong -= {name for name in wrong if name.startswith(later) and name not in parameters}
-        if wrong:
-            raise InputError(
-                f"The saved memory parameters do not fit this configuration ({', '.join(sorted(wrong))} "
-                f"differ): leave the configuration out, or take the one that was saved."
-            )
-        self.load_state_dict(parameters, strict=False)
+        saving.load_memory_parameters(self, parameters)
 
     def fingerprint(self, policy: str | None = None) -> dict[str, str]:
-        """What a memory must match: backbone with its geometry, tokenizer, dtype, summaries, Mamba heads,
-        NAMM's network.
+        """What a memory must match: backbone with its geometry and active adapters, tokenizer, dtype,
+        summaries, Mamba heads, NAMM's network.
 
         Args:
             policy: of the memory's working memory; the network counts where it is `namm`. None: the model's.
         """
-        hashed = [*self.backbone.parameters(), *(self.summary.parameters() if self.summary else ())]
-        hashed += self.mamba.parameters()
-        weights = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in hashed]
-        version = hash((*weights, id(self.tokenizer), len(self.tokenizer or ())))
-        if self._hashed is None or self._hashed[0] != version:
-            backbone = backbone_hash(self.backbone, self.adapter)
-            own = {} if self.summary is None else {"summaries": self.summary.digest}
-            own |= {"Mamba heads": self.mamba.digest} if self.mamba.groups else {}
-            self._hashed = version, {"backbone": backbone, "tokenizer": tokenizer_hash(self.tokenizer), **own}
-        known = {**self._hashed[1], "dtype": str(self.dtype).removeprefix("torch.")}
-        if (policy or self.config.working.policy) == NammPolicy.name:
-            known["network"] = Evictor(None, self.namm.state_dict(), self.config.namm).digest
-        return known
+        return fingerprint(self, policy or self.config.working.policy)
 
     # ---- the two things a reader wants
 
@@ -546,5 +457,4 @@ def _loss(logits: Tensor, labels: Tensor, items: Tensor | int | None, block: int
     return loss
 
 
-AutoConfig.register(HierMemConfig.model_type, HierMemConfig)
 AutoModelForCausalLM.register(HierMemConfig, HierMemModel)

@@ -1,0 +1,136 @@
+"""Files that nobody vouches for, looked at before a library opens them as parts of a model.
+
+Libraries read pipes and devices without end, go where a setting leads them, and stumble over tensors that no
+model has.
+"""
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from hiermem.errors import InputError, first_line
+
+SMALL = 1 << 26
+"""Bytes that a file of settings may have; vocabularies and weights may be larger."""
+
+_LARGE_JSON = ("tokenizer.json", "vocab.json")
+_READ = (".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt")
+_OBJECTS = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json")
+_HEADER = 1 << 27
+_MOST_DIMENSIONS = 8
+_DTYPES = "F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split()
+
+
+def check_files(folder: Path, *, inside: bool) -> None:
+    """Refuse files that no model has, before a library opens them: pipes, devices, nonsense without bound.
+
+    Args:
+        inside: links must not lead out of the folder.
+
+    Raises:
+        InputError: a file is no plain one, too large, leads elsewhere, or its header makes no sense.
+    """
+    for path in _files(folder):
+        where = f"{path.relative_to(folder)} of the model at {folder}"
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise InputError(f"The file {where} cannot be read ({error.strerror}).") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{where} is no plain file: leave it out, or load another model.")
+        if inside and not _stays(path, folder):
+            raise InputError(f"{where} is a link that leads out of the folder: put the file itself there.")
+        if path.suffix == ".safetensors":
+            _check_header(path, where)
+        elif path.name not in _LARGE_JSON and path.suffix in (".json", ".jinja"):
+            if status.st_size > SMALL:
+                raise InputError(f"{where} has {status.st_size} bytes, too many for settings.")
+            if path.suffix == ".json":
+                _check_settings(read_json(path), path.name, where, inside)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of bounded size holds.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > SMALL:
+            raise InputError(f"{path} is no plain file with settings.")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read ({first_line(error)}).") from error
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files in the places that models are read from."""
+    places = [folder, folder / "backbone", folder / "additional_chat_templates", folder / "adapter"]
+    places += [path for path in folder.glob("adapter/*") if path.is_dir()]
+    return sorted(
+        path
+        for place in places
+        if place.is_dir()
+        for path in place.iterdir()
+        if path.suffix in _READ and not path.is_dir()
+    )
+
+
+def _check_settings(values: Any, name: str, where: str, inside: bool) -> None:
+    """Refuse settings by which a library would go elsewhere."""
+    if not isinstance(values, dict):
+        if name in _OBJECTS:
+            raise InputError(f"{where} holds no settings.")
+        return
+    led = [key for key, value in values.items() if _leads_elsewhere(key, value, inside)]
+    if name.endswith(".index.json"):
+        shards = values.get("weight_map")
+        if not isinstance(shards, dict) or not all(
+            isinstance(s, str) and _is_plain(s) for s in shards.values()
+        ):
+            led.append("weight_map")
+    if led:
+        raise InputError(f"{where} leads elsewhere by {led[0]!r}: take that out if you trust it.")
+
+
+def _leads_elsewhere(key: str, value: Any, inside: bool) -> bool:
+    """Whether a setting names code on the hub, a module to import, or, if ``inside``, a file outside."""
+    if key == "megatron_config":
+        return value is not None
+    if not isinstance(value, str):
+        return False
+    named = key == "transformers_weights" or (inside and key.endswith("_file") and "_map_" not in key)
+    return (key.endswith("_implementation") and "/" in value) or (named and not _is_plain(value))
+
+
+def _check_header(path: Path, where: str) -> None:
+    """Refuse tensors of types without a counterpart in torch, or of too many dimensions."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= _HEADER else b""
+    try:
+        entries = json.loads(header)
+        for name, entry in entries.items():
+            if name != "__metadata__" and (
+                entry["dtype"] not in _DTYPES or len(entry["shape"]) > _MOST_DIMENSIONS
+            ):
+                raise InputError(f"{where} holds a tensor {name[:60]!r} that no model has.")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where} is damaged: restore it from a copy.") from error
+
+
+def _stays(path: Path, folder: Path) -> bool:
+    """Whether a path ends in the folder, or in the files of the hub's cache that the folder is a view of."""
+    home, real = folder.resolve(), path.resolve()
+    blobs = home.parent.parent / "blobs"
+    return real.is_relative_to(home) or (home.parent.name == "snapshots" and real.is_relative_to(blobs))
+
+
+def _is_plain(name: str) -> bool:
+    return bool(name) and name == Path(name).name

@@ -1,0 +1,245 @@
+"""A saved model's folder: committed whole by one rename, sealed by hashes of its files, checked when read.
+
+A save writes everything into a folder of its own inside and renames that to `.saved`: the commit. Its files
+then move to their places, the seal last; whoever opens the folder next finishes what a killed save left half
+moved. So the folder holds the old model or the new one, whenever the save ends. The seal tells damage, not
+tampering: who changes a file can write a new seal.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from hiermem.errors import InputError
+from hiermem.model_files import SMALL, check_files
+from hiermem.retrieval.disk import sync
+
+SEAL = "hiermem.seal.json"
+CARD = "README.md"
+_STAGING, _COMMITTED = ".saving-", ".saved"
+_ATTEMPTS = 5
+_AGAIN = "save the model again, or restore it from a copy"
+# What transformers' tokenizers and calls of them leave behind without meaning anything else.
+_VOLATILE = ("padding", "truncation", "name_or_path", "is_local", "local_files_only", "tokenizers_version")
+_TOKENIZER = re.compile(r"(tokenizer|special_tokens|added_tokens|vocab).*\.json")
+
+
+class NotSealedError(InputError):
+    """A file of a saved model is missing, cut short or changed."""
+
+
+# ---- writing
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder whose files replace the saved model's in ``folder`` when the block ends well.
+
+    A user's own files stay, and so does a card that was edited.
+
+    Raises:
+        InputError: the disk refused; what was there before is as it was.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        finish(folder)
+        for left in folder.glob(f"{_STAGING}*"):  # of saves that were killed
+            shutil.rmtree(left, ignore_errors=True)
+        staging = Path(mkdtemp(dir=folder, prefix=_STAGING))
+        try:
+            yield staging
+            _seal(folder, staging)
+            sync(*[path for path in staging.rglob("*") if path.is_file()], staging)
+            _commit(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        finish(folder)
+    except OSError as error:
+        raise InputError(
+            f"The model was not saved to {folder} ({error.strerror or error}): check the disk's space and "
+            f"the permissions."
+        ) from error
+
+
+def _seal(folder: Path, staging: Path) -> None:
+    files = {}
+    for path in sorted(path for path in staging.rglob("*") if path.is_file()):
+        path.chmod(0o666 & ~_umask())  # safetensors lets only the owner read
+        files[path.relative_to(staging).as_posix()] = _entry(path)
+    sealed = _read_seal(folder) if (folder / SEAL).is_file() else None
+    card = folder / CARD
+    if card.is_file() and (sealed is None or sealed.get(CARD, {}).get("sha256") != _sha256(card)):
+        (staging / CARD).unlink(missing_ok=True)
+        files.pop(CARD, None)
+    (staging / SEAL).write_bytes(_render(files))
+
+
+def _commit(staging: Path, folder: Path) -> None:
+    try:
+        staging.rename(folder / _COMMITTED)
+    except OSError:
+        if not (folder / _COMMITTED).exists():
+            raise
+        finish(folder)  # another save was faster
+        staging.rename(folder / _COMMITTED)
+    sync(folder)
+
+
+def finish(folder: Path) -> None:
+    """Move what a save committed to its place, the seal last; does nothing where nothing is left to move.
+
+    Raises:
+        InputError: something is left, and the folder cannot be written.
+    """
+    committed = folder / _COMMITTED
+    if not os.path.isdir(committed) or committed.is_symlink():
+        return
+    try:
+        new = [path.relative_to(committed) for path in committed.rglob("*") if path.is_file()]
+        for name in _outdated(folder, committed):
+            (folder / name).unlink(missing_ok=True)
+        for name in sorted(new, key=lambda name: (name.name == SEAL, name)):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # another process finishes it too
+                os.replace(committed / name, folder / name)
+        shutil.rmtree(committed, ignore_errors=True)
+        sync(folder)
+    except OSError as error:
+        raise InputError(
+            f"A save to {folder} was interrupted and cannot be finished ({error.strerror or error}): load it "
+            f"once where the folder can be written."
+        ) from error
+
+
+def _outdated(folder: Path, committed: Path) -> list[str]:
+    """Files that the save before wrote and this one did not."""
+    if not (committed / SEAL).is_file():
+        return []
+    new = set(_read_seal(committed))
+    if (folder / SEAL).is_file():
+        old = set(_read_seal(folder))
+    else:  # saved before there were seals
+        old = {f"adapter/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")}
+    return sorted(name for name in old - new if name != CARD and _is_inside(name))
+
+
+# ---- reading
+
+
+def check(folder: Path, sealed: bool | None = None) -> None:
+    """Refuse a saved model of which a file was changed, cut short or lost, leads out or cannot be a model's.
+
+    Args:
+        sealed: whether there must be a seal; None where that is not known.
+
+    Raises:
+        NotSealedError: it is not as it was saved.
+        InputError: a file is none that a model is made of.
+    """
+    finish(folder)
+    check_files(folder, inside=True)
+    if not (folder / SEAL).is_file():
+        if sealed:
+            raise NotSealedError(f"The file {SEAL} of the model at {folder} is missing: {_AGAIN}.")
+        return
+    for attempt in range(_ATTEMPTS):
+        raw = (folder / SEAL).read_bytes()
+        problem = _first_problem(folder, _read_seal(folder))
+        if problem is None:
+            return
+        if (
+            (folder / SEAL).read_bytes() == raw and not (folder / _COMMITTED).exists()
+        ) or attempt == _ATTEMPTS - 1:
+            raise NotSealedError(f"{problem}: {_AGAIN}.")
+        finish(folder)  # it was saved anew meanwhile
+
+
+def _first_problem(folder: Path, files: dict[str, dict[str, Any]]) -> str | None:
+    for name, entry in files.items():
+        if name == CARD:  # prose, which anybody may edit
+            continue
+        path, where = folder / name, f"The file {name} of the model at {folder}"
+        if not path.is_file():
+            return f"{where} is missing"
+        size = path.stat().st_size
+        if size == entry["bytes"] and _sha256(path) == entry["sha256"]:
+            continue
+        if entry.get("content") is not None and _content(path) == entry["content"]:
+            continue
+        return f"{where} was {'cut short' if size < entry['bytes'] else 'changed'} after it was saved"
+    return None
+
+
+# ---- the seal
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    entry: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    if _TOKENIZER.fullmatch(path.name):  # which others write again, as transformers' Trainer does
+        entry["content"] = _content(path)
+    return entry
+
+
+def _content(path: Path) -> str | None:
+    """A hash of what a tokenizer's file says, however it is written down; None where it cannot be read."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if isinstance(values, dict):
+        values = {key: value for key, value in values.items() if key not in _VOLATILE}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _read_seal(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the seal says of each file.
+
+    Raises:
+        NotSealedError: it was changed or cut short.
+    """
+    path = folder / SEAL
+    damaged = NotSealedError(f"The file {SEAL} of the model at {folder} was changed: {_AGAIN}.")
+    try:
+        status = path.lstat()
+        raw = path.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size <= SMALL else b""
+        files = json.loads(raw)["files"]
+        if _render(files) != raw or not all(
+            _is_inside(name) and type(entry["bytes"]) is int and isinstance(entry["sha256"], str)
+            for name, entry in files.items()
+        ):
+            raise damaged
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged from error
+    return files
+
+
+def _render(files: dict[str, dict[str, Any]]) -> bytes:
+    """The only bytes that a seal of these files may have, its checksum included."""
+    checksum = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    sealed = {"checksum": checksum, "files": files, "format": "hiermem-model"}
+    return (json.dumps(sealed, sort_keys=True, indent=1) + "\n").encode()
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name from a seal is one in the folder."""
+    path = Path(name)
+    return not path.is_absolute() and ".." not in path.parts and bool(path.parts)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0o22)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,62 @@
+"""Telling transformers' Auto classes of hiermem, without importing transformers before the user does.
+
+`import hiermem` must stay light, and transformers has no way to announce a model without being imported. So
+the Auto classes learn of hiermem at once where they are there already, else right after their import.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+_HOME = "transformers.models.auto"
+_REGISTERING = {f"{_HOME}.configuration_auto": "hiermem.config", f"{_HOME}.modeling_auto": "hiermem.model"}
+"""Modules of Auto classes, and of hiermem what registers with them when it is imported."""
+
+
+def register_with_transformers() -> None:
+    """Let `AutoConfig` and `AutoModelForCausalLM` know hiermem's models from now on."""
+    for auto, own in _REGISTERING.items():
+        if auto in sys.modules:
+            import_module(own)
+        else:
+            sys.meta_path.insert(0, _After(auto, own))
+
+
+class _After(MetaPathFinder):
+    """Watches for one module, finds it as it would have been found, and is gone."""
+
+    def __init__(self, watched: str, then: str) -> None:
+        self._watched, self._then = watched, then
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != self._watched:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loading(spec.loader, self._then)
+        return spec
+
+
+class _Loading(Loader):
+    """A module's own loader, after which another module is imported."""
+
+    def __init__(self, loader: Any, then: str) -> None:
+        self._loader, self._then = loader, then
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        import_module(self._then)
