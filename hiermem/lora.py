@@ -42,6 +42,44 @@ class LoraConfig:
             raise InputError("The rank of an adapter must not be negative and its alpha at least 1.")
 
 
+class BackboneAdapters:
+    """transformers' methods for adapters on a model around a backbone: they are the backbone's."""
+
+    backbone: PreTrainedModel
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Put a fresh adapter into the backbone."""
+        self.backbone.add_adapter(*args, **kwargs)
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
+        """Load an adapter into the backbone."""
+        return self.backbone.load_adapter(*args, **kwargs)
+
+    def delete_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Take an adapter out of the backbone."""
+        self.backbone.delete_adapter(*args, **kwargs)
+
+    def set_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Switch on these adapters and no others."""
+        self.backbone.set_adapter(*args, **kwargs)
+
+    def enable_adapters(self) -> None:
+        """Switch the adapters on that `set_adapter` chose."""
+        self.backbone.enable_adapters()
+
+    def disable_adapters(self) -> None:
+        """Switch all adapters off."""
+        self.backbone.disable_adapters()
+
+    def active_adapters(self) -> list[str]:
+        """Names of the adapters that `set_adapter` chose."""
+        return list(self.backbone.active_adapters())
+
+    def get_adapter_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The tensors of an adapter by PEFT's names."""
+        return dict(self.backbone.get_adapter_state_dict(*args, **kwargs))
+
+
 def add_lora(backbone: PreTrainedModel, config: LoraConfig) -> None:
     """Put fresh adapters into ``backbone``, which then computes what it did before."""
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)

@@ -24,6 +24,7 @@ from hiermem.errors import InputError, NonFiniteError
 from hiermem.evictor import find_evictor
 from hiermem.fingerprint import WeightsDigest, fingerprint
 from hiermem.loading import LoadOptions
+from hiermem.lora import BackboneAdapters
 from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.mamba import MambaConfig
 from hiermem.memory.policies import Namm
@@ -37,7 +38,7 @@ IGNORED_LABEL = -100
 _logger = logging.getLogger(__name__)
 
 
-class HierMemModel(PreTrainedModel, GenerationMixin):
+class HierMemModel(BackboneAdapters, PreTrainedModel, GenerationMixin):
     """A pretrained backbone that reads documents of any length and answers from what it read.
 
     Example:

@@ -208,7 +208,7 @@ def _read_seal(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / SEAL
     damaged = NotSealedError(f"The file {SEAL} of the model at {folder} was changed: {_AGAIN}.")
     try:
-        status = path.lstat()
+        status = path.stat()
         raw = path.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size <= SMALL else b""
         files = json.loads(raw)["files"]
         if _render(files) != raw or not all(

@@ -5,6 +5,7 @@ the memory's parameters, adapters, and a backbone that was trained, resized, mer
 transformers' Trainer finds in a checkpoint all that it trained. Adapters stand in PEFT's layout, too.
 """
 
+import copy
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -351,11 +353,6 @@ def _parts(model: "HierMemModel", state: Mapping[str, Tensor]) -> _Parts:
     backbone = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
     own, adapters = lora.split(model.backbone, backbone)
     loaded = model.loaded_weights
-    if loaded is not None and (added := sorted(own.keys() - loaded.tensors.keys())):
-        raise InputError(
-            f"The backbone has parameters that its class does not have ({', '.join(added[:3])}), and would "
-            f"lose them: add them as PEFT adapters, or take them out."
-        )
     whole = loaded is None or loaded.changed(own)
     tensors = memory_parameters(model, state)
     tensors |= {prefix + name: tensor.detach() for name, tensor in adapters.items()}
@@ -375,6 +372,15 @@ def _check_whole(backbone: PreTrainedModel, own: Mapping[str, Tensor]) -> None:
         raise InputError(
             "The backbone is quantised and is not what its name stands for: add adapters to it, or load it "
             "without quantization_config before it is changed."
+        )
+    with torch.device("meta"):
+        made = type(backbone)(copy.deepcopy(backbone.config)).state_dict()
+    wrong = sorted(own.keys() ^ made.keys())
+    wrong += sorted(name for name in own.keys() & made.keys() if own[name].shape != made[name].shape)
+    if wrong:
+        raise InputError(
+            f"The backbone is not what its configuration makes ({', '.join(wrong[:3])} differ), and could not "
+            f"be loaded again: merge what a PeftModel added, or add it as an adapter of the model."
         )
 
 
