@@ -169,12 +169,11 @@ def _first_problem(folder: Path, files: dict[str, dict[str, Any]]) -> str | None
         path, where = folder / name, f"The file {name} of the model at {folder}"
         if not path.is_file():
             return f"{where} is missing"
-        size = path.stat().st_size
-        if size == entry["bytes"] and _sha256(path) == entry["sha256"]:
+        if path.stat().st_size == entry["bytes"] and _sha256(path) == entry["sha256"]:
             continue
         if entry.get("content") is not None and _content(path) == entry["content"]:
             continue
-        return f"{where} was {'cut short' if size < entry['bytes'] else 'changed'} after it was saved"
+        return f"{where} was changed or cut short after it was saved"
     return None
 
 
@@ -191,12 +190,13 @@ def _entry(path: Path) -> dict[str, Any]:
 def _content(path: Path) -> str | None:
     """A hash of what a tokenizer's file says, however it is written down; None where it cannot be read."""
     try:
-        values = json.loads(path.read_bytes())
+        raw = path.read_bytes()
+        values = json.loads(raw)
     except (OSError, ValueError, RecursionError):
         return None
     if isinstance(values, dict):
         values = {key: value for key, value in values.items() if key not in _VOLATILE}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode() + raw[-1:]).hexdigest()
 
 
 def _read_seal(folder: Path) -> dict[str, dict[str, Any]]:

@@ -379,8 +379,8 @@ def _check_whole(backbone: PreTrainedModel, own: Mapping[str, Tensor]) -> None:
     wrong += sorted(name for name in own.keys() & made.keys() if own[name].shape != made[name].shape)
     if wrong:
         raise InputError(
-            f"The backbone is not what its configuration makes ({', '.join(wrong[:3])} differ), and could not "
-            f"be loaded again: merge what a PeftModel added, or add it as an adapter of the model."
+            f"The backbone is not what its configuration makes ({', '.join(wrong[:3])} differ), and could "
+            f"not be loaded again: merge what a PeftModel added, or add it as an adapter of the model."
         )
 
 

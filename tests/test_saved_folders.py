@@ -1,0 +1,391 @@
+"""A saved model's folder under damage, kills and strangers: refused in one sentence, or whole."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from damage import damage, every_part, files_of, killed, outcome, reseal, value_of, whole
+from readers import backbone, ids_of, settings, tokenizer
+from safetensors.torch import save_file
+
+from hiermem.errors import InputError
+from hiermem.model import HierMemModel
+from hiermem.model_folder import SEAL
+
+pytest.importorskip("peft")
+
+_watched: list[Path] = []
+_opened: list[str] = []
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if _watched and event == "open" and str(arguments[0]).startswith(str(_watched[0])):
+        _opened.append(str(arguments[0]))
+
+
+sys.addaudithook(_watch)
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `named` and `whole`, each with an `-other`."""
+    folder = tmp_path_factory.mktemp("saved")
+    every_part(tiny_model, 0.5).save_pretrained(folder / "named")
+    every_part(tiny_model, 0.25, 32).save_pretrained(folder / "named-other")
+    whole(0.5).save_pretrained(folder / "whole")
+    whole(0.25, 32).save_pretrained(folder / "whole-other")
+    return folder
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[Path]:
+    """A folder of which nothing may be read; code in it leaves a mark."""
+    folder = tmp_path / "outside"
+    backbone().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    write_code(folder)
+    _watched.append(folder)
+    yield folder
+    _watched.clear()
+    _opened.clear()
+
+
+def write_code(folder: Path) -> None:
+    """A module that leaves a mark when it runs."""
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w').close()\nclass Evil: pass\n")
+
+
+# ---- damage
+
+
+@pytest.mark.parametrize("kind", ["named", "whole"])
+def test_no_damage_loads_or_ends_in_a_traceback(saved: Path, tmp_path: Path, kind: str) -> None:
+    for seed in range(25):
+        shutil.copytree(saved / kind, tmp_path / "one")
+        done = damage(tmp_path / "one", saved / f"{kind}-other", random.Random(seed))
+        assert outcome(tmp_path / "one") == "refused", done
+        shutil.rmtree(tmp_path / "one")
+    assert outcome(saved / kind) == "loaded"
+
+
+@pytest.mark.parametrize("kind", ["named", "whole"])
+def test_no_file_may_be_missing_or_another(saved: Path, tmp_path: Path, kind: str) -> None:
+    for file in files_of(saved / kind):
+        name = file.relative_to(saved / kind)
+        for replacement in (None, saved / f"{kind}-other" / name):
+            if replacement is not None and replacement.read_bytes() == file.read_bytes():
+                continue
+            shutil.copytree(saved / kind, tmp_path / "one")
+            (tmp_path / "one" / name).unlink()
+            if replacement is not None:
+                shutil.copy(replacement, tmp_path / "one" / name)
+            assert outcome(tmp_path / "one") == "refused", (name, replacement)
+            shutil.rmtree(tmp_path / "one")
+
+
+def test_damage_behind_a_seal_that_fits_is_one_sentence(saved: Path, tmp_path: Path) -> None:
+    for seed in range(30):
+        shutil.copytree(saved / "named", tmp_path / "one")
+        damage(tmp_path / "one", saved / "named-other", random.Random(100 + seed))
+        if (tmp_path / "one" / SEAL).is_file():
+            reseal(tmp_path / "one")
+        assert outcome(tmp_path / "one") in ("refused", "loaded"), seed
+        shutil.rmtree(tmp_path / "one")
+
+
+def test_a_tokenizer_that_is_saved_again_is_the_same(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved / "named", tmp_path / "one")
+    again = tokenizer()
+    again.save_pretrained(tmp_path / "one")
+    assert outcome(tmp_path / "one") == "loaded"
+    path = tmp_path / "one" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "</s>"}))
+    with pytest.raises(InputError, match=r"tokenizer_config\.json .* changed"):
+        HierMemModel.from_pretrained(tmp_path / "one")
+
+
+def test_numbers_that_are_not_finite_are_refused(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved / "named", tmp_path / "one")
+    model = HierMemModel.from_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "one")
+    parameters = model.state_dict()
+    bad = {n: t * torch.nan if n.startswith("summary.") else t for n, t in parameters.items()}
+    model.save_pretrained(tmp_path / "bad", state_dict=bad)
+    with pytest.raises(InputError, match="finite"):
+        HierMemModel.from_pretrained(tmp_path / "bad")
+
+
+# ---- kills
+
+
+@pytest.mark.parametrize("kind", ["named", "whole"])
+def test_a_save_that_ends_before_any_of_its_operations_leaves_the_old_or_the_new(
+    tiny_model: Path, tmp_path: Path, kind: str
+) -> None:
+    made = partial(every_part, tiny_model) if kind == "named" else whole
+    models = [made(0.5, 16), made(0.25, 32)]
+    models[0].save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "notes.txt").write_text("mine")
+    values, now, seen = [(16, {0.5}), (32, {0.25})], 0, set()
+    for before in range(0, 400, 2):
+        cut = killed(models[1 - now].save_pretrained, tmp_path / "saved", before=before)
+        at = values.index(value_of(HierMemModel.from_pretrained(tmp_path / "saved", device="cpu")))
+        seen.add((cut, at == now))
+        now = at
+        if not cut:
+            break
+    assert seen == {(True, True), (True, False), (False, False)}
+    assert (tmp_path / "saved" / "notes.txt").read_text() == "mine"
+    assert not [path for path in (tmp_path / "saved").iterdir() if path.name.startswith(".sav")]
+
+
+def test_a_save_that_cannot_be_finished_says_so(saved: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    shutil.copytree(saved / "named", tmp_path / "one")
+    (tmp_path / "one" / ".saved").mkdir()
+    (tmp_path / "one" / ".saved" / "config.json").write_text("{}")
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(InputError, match="interrupted"):
+        HierMemModel.from_pretrained(tmp_path / "one")
+
+
+def test_a_disk_that_refuses_leaves_the_old_model(saved: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    shutil.copytree(saved / "named", tmp_path / "one")
+    model = HierMemModel.from_pretrained(saved / "named-other")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hiermem.saving._write_tensors", full)
+    with pytest.raises(InputError, match="No space left"):
+        model.save_pretrained(tmp_path / "one")
+    assert outcome(tmp_path / "one") == "loaded" and not list((tmp_path / "one").glob(".sav*"))
+
+
+def test_a_folder_with_another_model_is_refused(saved: Path, outside: Path, tmp_path: Path) -> None:
+    model = HierMemModel.from_pretrained(saved / "named")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "model.safetensors").write_bytes(b"mine")
+    (tmp_path / "file").write_text("")
+    for place in (outside, tmp_path / "weights"):
+        with pytest.raises(InputError, match="another model"):
+            model.save_pretrained(place)
+    with pytest.raises(InputError, match="is a file"):
+        model.save_pretrained(tmp_path / "file")
+
+
+# ---- strangers
+
+
+def edited(folder: Path, name: str, **values: Any) -> None:
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def pipe(folder: Path, outside: Path) -> None:
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+
+
+def pipe_of_weights(folder: Path, outside: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+
+
+def device(folder: Path, outside: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to("/dev/zero")
+
+
+def holes(folder: Path, outside: Path) -> None:
+    os.truncate(folder / "generation_config.json", 1 << 40)
+
+
+def deep(folder: Path, outside: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "hiermem", "a": ' + "[" * 10**6)
+
+
+def link_out(folder: Path, outside: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to(outside / "tokenizer.json")
+
+
+def folder_out(folder: Path, outside: Path) -> None:
+    shutil.move(folder / "adapter", outside / "adapter")
+    (folder / "adapter").symlink_to(outside / "adapter")
+
+
+def relative(folder: Path, outside: Path) -> None:
+    edited(folder, "config.json", backbone="../outside")
+
+
+def relative_here(folder: Path, outside: Path) -> None:
+    os.chdir(outside.parent)
+    edited(folder, "config.json", backbone="outside")
+
+
+def itself(folder: Path, outside: Path) -> None:
+    edited(folder, "config.json", backbone=str(folder))
+
+
+def code_of_backbone(folder: Path, outside: Path) -> None:
+    edited(outside, "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Evil"})
+    edited(folder, "config.json", backbone=str(outside))
+    _watched.clear()  # its configuration is read, nothing is run
+
+
+def code_beside_the_memory(folder: Path, outside: Path) -> None:
+    (folder / "backbone").mkdir()
+    known = {
+        "model_type": "evil",
+        "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"},
+    }
+    (folder / "backbone" / "config.json").write_text(json.dumps(known))
+    shutil.copy(outside / "evil.py", folder / "backbone" / "evil.py")
+    shutil.copy(outside / "evil.py", folder / "evil.py")
+
+
+def code_of_tokenizer(folder: Path, outside: Path) -> None:
+    shutil.copy(outside / "evil.py", folder / "evil.py")
+    known = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(known))
+
+
+def tokenizer_elsewhere(folder: Path, outside: Path) -> None:
+    edited(folder, "tokenizer_config.json", tokenizer_file=str(outside / "tokenizer.json"))
+
+
+def shards_elsewhere(folder: Path, outside: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"namm.score.bias": "../outside/model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def evictor_elsewhere(folder: Path, outside: Path) -> None:
+    edited(folder, "config.json", evictor=str(outside))
+
+
+def module_of_adapter(folder: Path, outside: Path) -> None:
+    edited(folder, "adapter/adapter_config.json", megatron_core="evil", megatron_config={"a": 1})
+
+
+def pickled_adapter(folder: Path, outside: Path) -> None:
+    (folder / "adapter" / "adapter_model.safetensors").unlink()
+    (folder / "adapter" / "adapter_model.bin").write_bytes(b"\x80\x04.")
+
+
+def kernel_on_the_hub(folder: Path, outside: Path) -> None:
+    edited(folder, "config.json", attn_implementation="evil/kernel")
+
+
+def rank(folder: Path, outside: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1] * 100_000, "data_offsets": [0, 4]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+
+
+def strange_type(folder: Path, outside: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+
+
+def other_tensors(folder: Path, outside: Path) -> None:
+    save_file({"summary.stranger": torch.zeros(3)}, folder / "model.safetensors")
+
+
+WAYS = [
+    pipe, pipe_of_weights, device, holes, deep, link_out, folder_out, relative, relative_here, itself,
+    code_of_backbone, code_beside_the_memory, code_of_tokenizer, tokenizer_elsewhere, shards_elsewhere,
+    evictor_elsewhere, module_of_adapter, pickled_adapter, kernel_on_the_hub, rank, strange_type,
+    other_tensors,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_strangers_model_leads_nowhere(
+    saved: Path,
+    outside: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    way: Callable[[Path, Path], None],
+    sealed: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "one"
+    shutil.copytree(saved / "named", folder)
+    _watched.clear()
+    way(folder, outside)
+    if way is not code_of_backbone:
+        _watched.append(outside)
+    if not sealed:  # as saved before there were seals
+        (folder / SEAL).unlink()
+        if (folder / "config.json").is_file() and way is not deep:
+            edited(folder, "config.json", format_version=2)
+    elif way not in (pipe, pipe_of_weights, device, holes):
+        reseal(folder)
+    with pytest.raises(InputError) as found:
+        HierMemModel.from_pretrained(folder, device="cpu")
+    assert "\n" not in str(found.value) and len(str(found.value)) < 1000
+    assert not list(tmp_path.rglob("ran")) and not _opened
+
+
+def test_a_plain_backbone_runs_no_code_and_no_pickle(outside: Path, tmp_path: Path) -> None:
+    _watched.clear()
+    shutil.copytree(outside, tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    torch.save(backbone().state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    edited(outside, "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Evil"})
+    for place in (outside, tmp_path / "pickled"):
+        with pytest.raises(InputError, match="could not be loaded"):
+            HierMemModel.from_pretrained(place, settings())
+    assert not list(tmp_path.rglob("ran"))
+    HierMemModel.from_pretrained(tmp_path / "pickled", settings(), use_safetensors=False)
+
+
+def test_code_runs_where_it_is_trusted(outside: Path) -> None:
+    edited(outside, "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Evil"})
+    with pytest.raises(InputError):  # for what it holds is no configuration
+        HierMemModel.from_pretrained(outside, settings(), trust_remote_code=True)
+    assert (outside / "ran").exists()
+
+
+# ---- transformers' Auto classes in processes of their own
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import hiermem; from transformers import AutoConfig, pipeline; AutoConfig.from_pretrained({0!r}); "
+        "pipeline('text-generation', model={0!r})('the', max_new_tokens=1)",
+        "from transformers import AutoModelForCausalLM as Auto; "
+        "Auto.from_pretrained({0!r}, trust_remote_code=True)",
+    ],
+)
+def test_auto_classes_know_saved_models(saved: Path, tmp_path: Path, code: str) -> None:
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code.format(str(saved / "whole"))],
+        cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_auto_classes_hand_on_their_options(saved: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(saved / "whole", device_map="cpu", dtype=torch.float32)
+    assert isinstance(model, HierMemModel)
+    with torch.no_grad():
+        assert model(ids_of(20)).logits.isfinite().all()
