@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from hiermem.bundled import BUNDLED_MODELS
 from hiermem.config import HierMemConfig
@@ -177,6 +177,8 @@ def load_backbone(
         InputError: there is no such model, or it brings code along that is not trusted.
         BackboneUnsupportedError: it was spread over several devices.
     """
+    from transformers import AutoModelForCausalLM  # whose import imports hiermem.model, which imports this
+
     path = str(BUNDLED_MODELS[name]()) if name in BUNDLED_MODELS else name
     if os.path.isdir(path):
         check_files(Path(path, options.hub.get("subfolder", "")), inside=False)

@@ -32,6 +32,7 @@ from hiermem.memory.state import MemoryState
 from hiermem.memory.summary import SummaryConfig
 from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
+from hiermem.model_folder import SEAL
 from hiermem.training.distillation import HeadLearner
 from hiermem.training.engine import declare, declared
 from hiermem.training.samples import Sample, collated
@@ -346,8 +347,9 @@ def test_a_saved_model_comes_back_with_its_heads(tmp_path: Path) -> None:
     older = json.loads(file.read_text())
     del older["mamba"]["window"], older["mamba"]["sinks"]
     file.write_text(json.dumps(older | {"format_version": 1}))
+    (tmp_path / "saved" / SEAL).unlink()  # which came later
     assert HierMemModel.from_pretrained(tmp_path / "saved").config.mamba.window == 0
-    file.write_text(json.dumps(again.config.to_dict()))
+    again.save_pretrained(tmp_path / "saved")
     kept = HierMemModel.from_pretrained(tmp_path / "saved", config=settings(policy="window"))
     assert kept.mamba.digest == model.mamba.digest
     without = HierMemModel.from_pretrained(tmp_path / "saved", config=with_mamba([]))

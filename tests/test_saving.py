@@ -411,7 +411,7 @@ def test_a_backbone_over_several_devices_is_refused(
         made.hf_device_map = {"model": 0, "lm_head": "cpu"}
         return made
 
-    monkeypatch.setattr("hiermem.loading.AutoModelForCausalLM.from_pretrained", spread)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", spread)
     with pytest.raises(BackboneUnsupportedError, match="one device"):
         HierMemModel.from_pretrained(tiny_model, device_map="auto")
 
