@@ -6,6 +6,7 @@ alone, so a backbone or an evictor without one gets the network of a bundled evi
 """
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hiermem.errors import InputError
+from hiermem.errors import InputError, first_line
 from hiermem.memory.digest import digest
 from hiermem.memory.heads import Shares
-from hiermem.memory.policies import NammConfig, NammPolicy
+from hiermem.memory.policies import Namm, NammConfig, NammPolicy
+from hiermem.model_files import check_tensor_file
 
 FILE = "evictor.safetensors"
 FORMAT_VERSION = 1
@@ -73,6 +75,7 @@ class Evictor:
         """
         path = Path(folder) / FILE
         try:
+            check_tensor_file(path)
             with safe_open(path, framework="pt") as file:
                 known = json.loads((file.metadata() or {})["hiermem"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -84,16 +87,36 @@ class Evictor:
                 )
             shares = tensors.pop("shares").tolist() if "shares" in tensors else None
             network = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
-            return cls(shares, network or None, NammConfig(**known["namm"]), dict(known["origin"]))
+            namm = NammConfig(**known["namm"])
+            _check(shares, network, namm)
+            return cls(shares, network or None, namm, dict(known["origin"]))
         except FileNotFoundError as error:
             raise InputError(
                 f"There is no evictor at {folder}: give a folder that `hiermem calibrate` wrote, "
                 f"{', '.join([AUTO, NONE, *bundled()])}."
             ) from error
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"The evictor at {folder} is damaged ({error}): make it again.") from error
+            said = first_line(error)
+            raise InputError(f"The evictor at {folder} is damaged ({said}): make it again.") from error
+
+
+def _check(shares: object, network: dict[str, Tensor], namm: NammConfig) -> None:
+    """Refuse what no calibration and no evolution makes.
+
+    Raises:
+        ValueError, RuntimeError: shares are no table of positive numbers, or the network is another.
+    """
+    if shares is not None and not (
+        isinstance(shares, list)
+        and all(isinstance(row, list) and all(0 < s < math.inf for s in row) for row in shares)
+    ):
+        raise ValueError("its shares are no table of positive numbers")
+    if network:
+        Namm(namm).load_state_dict(network)
+        if not all(tensor.isfinite().all() for tensor in network.values()):
+            raise ValueError("its network holds no finite numbers")
 
 
 def bundled() -> list[str]:

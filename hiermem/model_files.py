@@ -67,6 +67,18 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} cannot be read ({first_line(error)}).") from error
 
 
+def check_tensor_file(path: Path) -> None:
+    """The same for a file of safetensors alone.
+
+    Raises:
+        InputError: it is no plain file, or its header makes no sense.
+        FileNotFoundError: there is none.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise InputError(f"{path} is no plain file.")
+    _check_header(path, str(path))
+
+
 def _files(folder: Path) -> list[Path]:
     """The files in the places that models are read from."""
     places = [folder, folder / "backbone", folder / "additional_chat_templates", folder / "adapter"]

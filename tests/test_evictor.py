@@ -1,6 +1,9 @@
 """Evictors on disk, and the models that take them over."""
 
 import copy
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -181,6 +184,39 @@ def test_a_damaged_evictor_is_refused(tmp_path: Path, damage: bytes | None) -> N
     (tmp_path / FILE).write_bytes(data[: len(data) // 2] if damage is None else damage)
     with pytest.raises(ValueError, match="damaged"):
         Evictor.load(tmp_path)
+
+
+def endless(folder: Path) -> None:
+    (folder / FILE).unlink()
+    os.mkfifo(folder / FILE)
+
+
+def other_network(folder: Path) -> None:
+    network = made().network or {}
+    Evictor(None, {name: tensor[..., None] for name, tensor in network.items()}, made().namm).save(folder)
+
+
+def not_finite(folder: Path) -> None:
+    network = made().network or {}
+    Evictor(None, {name: tensor * torch.nan for name, tensor in network.items()}, made().namm).save(folder)
+
+
+def wrong_shares(folder: Path) -> None:
+    Evictor([[1.0, -2.0]]).save(folder)
+
+
+def many_dimensions(folder: Path) -> None:
+    header = json.dumps({"shares": {"dtype": "F32", "shape": [1] * 100_000, "data_offsets": [0, 4]}}).encode()
+    (folder / FILE).write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+
+
+@pytest.mark.parametrize("change", [endless, other_network, not_finite, wrong_shares, many_dimensions])
+def test_an_evictor_that_makes_no_sense_is_refused(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    made().save(tmp_path)
+    change(tmp_path)
+    with pytest.raises(ValueError, match="evictor") as found:
+        Evictor.load(tmp_path)
+    assert "\n" not in str(found.value)
 
 
 @pytest.mark.real

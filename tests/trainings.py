@@ -8,6 +8,7 @@ import torch
 from readers import ids_of, lively, reader, settings
 
 from hiermem.config import HierMemConfig
+from hiermem.fingerprint import WeightsDigest
 from hiermem.lora import LoraConfig, add_lora
 from hiermem.memory.mamba import MambaConfig
 from hiermem.memory.summary import SummaryConfig
@@ -25,7 +26,9 @@ def model_with_memory(summary: SummaryConfig | None = None, **working: Any) -> H
     """A reader with random memory parameters."""
     config = settings(16, 16, **working).settings()
     config["summary"] = summary or SummaryConfig(tokens=2, width=8)
-    return lively(reader(config=HierMemConfig(**config)), 0.3)
+    model = lively(reader(config=HierMemConfig(**config)), 0.3)
+    model.loaded_weights = WeightsDigest.of(model.backbone.state_dict())  # as if its backbone had a name
+    return model
 
 
 def isolated() -> HierMemModel:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hiermem.cli import bench, documents, evaluate, learn, look, reading, signals, terminal
+from hiermem.cli.options import TRUST_REMOTE_CODE
 from hiermem.cli.signals import Stopped, stopping
 from hiermem.ending import end
 from hiermem.errors import HierMemError
@@ -41,8 +42,15 @@ app.add_typer(bench.app, name="bench")
 @app.callback()
 def options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Run code that a model brings along: for models that you trust."
+        ),
+    ] = False,
 ) -> None:
     """Read documents of any length in constant memory, and ask them."""
+    TRUST_REMOTE_CODE.set(trust_remote_code)
     if version:
         typer.echo(f"hiermem {metadata.version('hiermem-torch')}")
         raise typer.Exit

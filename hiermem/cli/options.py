@@ -1,6 +1,7 @@
 """Options that several commands share, and the model they describe."""
 
 import sys
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,6 +71,9 @@ Out = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 DTYPES = ("float32", "bfloat16", "float16")
+
+TRUST_REMOTE_CODE: ContextVar[bool] = ContextVar("trust_remote_code", default=False)
+"""Whether `hiermem --trust-remote-code COMMAND` was called."""
 
 
 def configuration(
@@ -145,7 +149,11 @@ def load_model(
 
     where = check_numbers(dtype, device)
     return HierMemModel.from_pretrained(
-        name, config, dtype=getattr(torch, dtype) if dtype else None, device=where
+        name,
+        config,
+        dtype=getattr(torch, dtype) if dtype else None,
+        device=where,
+        trust_remote_code=TRUST_REMOTE_CODE.get(),
     )
 
 
