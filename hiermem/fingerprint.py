@@ -92,14 +92,17 @@ class WeightsDigest:
 
     Attributes:
         tensors: of each tensor by name its shape, dtype, some values and the sum of its bits.
+        sample: a hash of some values, the same in every dtype and under all names.
     """
 
     tensors: Mapping[str, tuple[Any, ...]]
+    sample: str
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "WeightsDigest":
         """The digest of named tensors; reads each value once."""
         samples = _sampled(tensors.values())
+        rounded = {s.bfloat16().float().numpy().tobytes() for s in samples}
         return cls(
             {
                 name: (
@@ -109,7 +112,8 @@ class WeightsDigest:
                     _bit_sum(t),
                 )
                 for (name, t), s in zip(tensors.items(), samples, strict=True)
-            }
+            },
+            hashlib.sha256(b"".join(sorted(rounded))).hexdigest()[:16],
         )
 
     def changed(self, tensors: Mapping[str, Tensor]) -> bool:

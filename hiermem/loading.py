@@ -16,6 +16,7 @@ from hiermem.bundled import BUNDLED_MODELS
 from hiermem.config import HierMemConfig
 from hiermem.errors import BackboneUnsupportedError, HierMemError, InputError, first_line
 from hiermem.model_files import check_files, read_json
+from hiermem.model_folder import finish
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
@@ -97,9 +98,8 @@ class LoadOptions:
 def saved_model(name: str) -> Path | None:
     """The folder that `HierMemModel.save_pretrained` wrote: ``name``, or what ships under that name."""
     for folder in (_WEIGHTS / name, Path(name)):
+        finish(folder)
         if os.path.isfile(folder / "config.json") and model_type(folder) == HierMemConfig.model_type:
-            return folder
-        if (folder / ".saved" / "config.json").is_file():  # a save that was killed between its moves
             return folder
     return None
 

@@ -1,7 +1,7 @@
 """A saved model's folder: committed whole by one rename, sealed by hashes of its files, checked when read.
 
-A save writes everything into a folder of its own inside and renames that to `.saved`: the commit. Its files
-then move to their places, the seal last; whoever opens the folder next finishes what a killed save left half
+A save writes everything into a folder of its own inside and renames that: the commit. Its files then
+move to their places, the seal last; whoever opens the folder next finishes what a killed save left half
 moved. So the folder holds the old model or the new one, whenever the save ends. The seal tells damage, not
 tampering: who changes a file can write a new seal.
 """
@@ -24,7 +24,7 @@ from hiermem.retrieval.disk import sync
 
 SEAL = "hiermem.seal.json"
 CARD = "README.md"
-_STAGING, _COMMITTED = ".saving-", ".saved"
+_STAGING, _COMMITTED = ".hiermem-saving-", ".hiermem-saved"
 _ATTEMPTS = 5
 _AGAIN = "save the model again, or restore it from a copy"
 # What transformers' tokenizers and calls of them leave behind without meaning anything else.
@@ -104,8 +104,10 @@ def finish(folder: Path) -> None:
         return
     try:
         new = [path.relative_to(committed) for path in committed.rglob("*") if path.is_file()]
-        for name in _outdated(folder, committed):
-            (folder / name).unlink(missing_ok=True)
+        if new and not (committed / SEAL).is_file():
+            raise InputError(f"{committed} is no save of hiermem: take it away.")
+        for old in _outdated(folder, committed):
+            (folder / old).unlink(missing_ok=True)
         for name in sorted(new, key=lambda name: (name.name == SEAL, name)):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # another process finishes it too

@@ -7,6 +7,7 @@ transformers' Trainer finds in a checkpoint all that it trained. Adapters stand 
 
 import copy
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -38,16 +39,20 @@ from hiermem.loading import (
 )
 from hiermem.memory.policies import NammPolicy
 from hiermem.model_files import read_json
-from hiermem.model_folder import CARD, SEAL, check, replacing
+from hiermem.model_folder import CARD, SEAL, check, finish, replacing
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
 
+_log = logging.getLogger(__name__)
 _Model = TypeVar("_Model", bound="HierMemModel")
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _BACKBONE = "backbone"
 """The folder with the configuration of a backbone that was saved whole, and the prefix of its weights."""
+
+_SAMPLE = "backbone_sample"
+"""In `config.json`: values by which a backbone that was saved by its name is known again."""
 
 _SEALED_FROM = 3
 """The first format with a seal."""
@@ -135,10 +140,10 @@ def _around(
 def _from_saved(
     kind: type[_Model], folder: Path, config: HierMemConfig | None, options: LoadOptions
 ) -> _Model:
-    check(folder)
-    saved = _saved_config(folder)
-    config = saved if config is None else config.with_heads_of(saved)
     with plainly(f"The model at {folder} is not complete", _REMEDY):
+        check(folder)
+        saved = _saved_config(folder)
+        config = saved if config is None else config.with_heads_of(saved)
         if (folder / _BACKBONE / "config.json").is_file():
             own = AutoConfig.from_pretrained(
                 folder / _BACKBONE, trust_remote_code=options.trust_remote_code, local_files_only=True
@@ -157,6 +162,7 @@ def _from_saved(
                 options.trust_remote_code,
             )
             model = _from_backbone(kind, saved.backbone, config, named)
+            _say_where_from(model, folder)
         model.load_memory_parameters(dict(_memory_tensors(folder)))
         lora.load_adapters(model.backbone, folder)
         if (folder / "tokenizer_config.json").is_file():
@@ -164,6 +170,17 @@ def _from_saved(
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
+
+
+def _say_where_from(model: "HierMemModel", folder: Path) -> None:
+    """Warn where a folder's word leads to a backbone elsewhere that is not known to be the one it means."""
+    name, digest = model.config.backbone, model.loaded_weights
+    known = read_json(folder / "config.json").get(_SAMPLE)
+    if os.path.isabs(name) and (digest is None or known != digest.sample):
+        _log.warning(
+            f"The model at {folder} takes its backbone from {name}, which is not known to be the one that it "
+            f"was saved with; if it is, save the model again."
+        )
 
 
 def _saved_config(folder: Path) -> HierMemConfig:
@@ -314,7 +331,7 @@ def push(folder: str | os.PathLike[str], options: PushOptions) -> str:
     files = [SEAL, *json.loads((Path(folder) / SEAL).read_text("utf-8"))["files"]]
     done = api.upload_folder(
         repo_id=repo,
-        folder_path=folder,
+        folder_path=Path(folder),
         allow_patterns=files,
         revision=options.revision,
         commit_message=options.commit_message or "Upload model",
@@ -338,7 +355,8 @@ def _check_target(folder: Path) -> None:
     """Refuse a folder with another model, which would be overwritten."""
     if folder.is_file():
         raise InputError(f"{folder} is a file: give a folder.")
-    if (folder / ".saved").is_dir() or (folder / SEAL).is_file():
+    finish(folder)
+    if (folder / SEAL).is_file():
         return
     foreign = InputError(f"{folder} holds another model, maybe the backbone: give a folder of its own.")
     if (folder / "config.json").exists():
@@ -402,6 +420,8 @@ def _write_config(model: "HierMemModel", staging: Path) -> None:
         "auto_map": _AUTO_MAP,
         "format_version": max(FORMAT_VERSION, model.config.format_version),
     }
+    if model.loaded_weights is not None:
+        values[_SAMPLE] = model.loaded_weights.sample
     text = json.dumps(values, indent=2, sort_keys=True) + "\n"
     (staging / "config.json").write_text(text, "utf-8")
     for reference, module in zip(_AUTO_MAP.values(), ("hiermem.config", "hiermem.model"), strict=True):
@@ -416,11 +436,16 @@ def _write_tensors(tensors: dict[str, Tensor], staging: Path, max_shard_size: in
         save_file({}, staging / _WEIGHTS, metadata={"format": "pt"})
         return
     save_torch_state_dict(
-        {name: tensor.cpu() for name, tensor in tensors.items()},
+        {name: _own_storage(tensor.cpu()) for name, tensor in tensors.items()},
         staging,
         max_shard_size=max_shard_size,
         metadata={"format": "pt"},
     )
+
+
+def _own_storage(tensor: Tensor) -> Tensor:
+    """The tensor in memory of its own: DeepSpeed keeps many in one, which safetensors takes for ties."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _write_generation_config(config: GenerationConfig, staging: Path) -> None:

@@ -145,13 +145,14 @@ def test_a_save_that_ends_before_any_of_its_operations_leaves_the_old_or_the_new
             break
     assert seen == {(True, True), (True, False), (False, False)}
     assert (tmp_path / "saved" / "notes.txt").read_text() == "mine"
-    assert not [path for path in (tmp_path / "saved").iterdir() if path.name.startswith(".sav")]
+    assert not [path for path in (tmp_path / "saved").iterdir() if path.name.startswith(".")]
 
 
 def test_a_save_that_cannot_be_finished_says_so(saved: Path, tmp_path: Path, monkeypatch: Any) -> None:
     shutil.copytree(saved / "named", tmp_path / "one")
-    (tmp_path / "one" / ".saved").mkdir()
-    (tmp_path / "one" / ".saved" / "config.json").write_text("{}")
+    left = tmp_path / "one" / ".hiermem-saved"
+    left.mkdir()
+    shutil.copy(tmp_path / "one" / SEAL, left)
 
     def refuse(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")
@@ -171,7 +172,7 @@ def test_a_disk_that_refuses_leaves_the_old_model(saved: Path, tmp_path: Path, m
     monkeypatch.setattr("hiermem.saving._write_tensors", full)
     with pytest.raises(InputError, match="No space left"):
         model.save_pretrained(tmp_path / "one")
-    assert outcome(tmp_path / "one") == "loaded" and not list((tmp_path / "one").glob(".sav*"))
+    assert outcome(tmp_path / "one") == "loaded" and not list((tmp_path / "one").glob(".*"))
 
 
 def test_a_folder_with_another_model_is_refused(saved: Path, outside: Path, tmp_path: Path) -> None:
