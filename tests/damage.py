@@ -55,10 +55,10 @@ def every_part(folder: Path, value: float, segment: int = 16) -> HierMemModel:
 
 
 def whole(value: float, segment: int = 16) -> HierMemModel:
-    """A model whose backbone has no name, its output layer of one value."""
+    """A model whose backbone has no name, the first row of its output layer of one value."""
     model = reader(config=settings(chunk=16, segment=segment, policy="attention"))
     with torch.no_grad():
-        model.backbone.lm_head.weight.fill_(value)
+        model.backbone.lm_head.weight[0].fill_(value)
     return model
 
 
