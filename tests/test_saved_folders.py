@@ -390,3 +390,21 @@ def test_auto_classes_hand_on_their_options(saved: Path) -> None:
     assert isinstance(model, HierMemModel)
     with torch.no_grad():
         assert model(ids_of(20)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("trusts", [True, False])
+def test_the_command_line_trusts_only_where_it_is_told_to(
+    monkeypatch: pytest.MonkeyPatch, trusts: bool
+) -> None:
+    from hiermem.cli import main
+    from hiermem.cli.options import TRUST_REMOTE_CODE, load_model
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(HierMemModel, "from_pretrained", lambda *_, **options: given.update(options))
+    before = TRUST_REMOTE_CODE.set(False)
+    try:
+        main.options(trust_remote_code=trusts)
+        load_model("some/model", None, None, "cpu")
+    finally:
+        TRUST_REMOTE_CODE.reset(before)
+    assert given["trust_remote_code"] is trusts
