@@ -21,7 +21,7 @@ from hiermem.backbone import Backbone, BackboneCache
 from hiermem.columns import left_aligned, take_columns, wanted_columns
 from hiermem.config import HierMemConfig, check_config
 from hiermem.errors import InputError, NonFiniteError
-from hiermem.evictor import find_evictor
+from hiermem.evictor import find_evictor, is_evolved
 from hiermem.fingerprint import WeightsDigest, fingerprint
 from hiermem.loading import LoadOptions
 from hiermem.lora import BackboneAdapters
@@ -168,6 +168,11 @@ class HierMemModel(BackboneAdapters, PreTrainedModel, GenerationMixin):
     def memory_parameters(self) -> dict[str, Tensor]:
         """The parameters that are hiermem's own and in use, by name, contiguous and on the CPU."""
         return saving.memory_parameters(self, self.state_dict())
+
+    @property
+    def _evolved(self) -> bool:
+        """Whether NAMM's network is another than a new one."""
+        return is_evolved({f"namm.{name}": weight for name, weight in self.namm.named_parameters()})
 
     def load_memory_parameters(self, parameters: dict[str, Tensor]) -> None:
         """Take over parameters from `memory_parameters`.

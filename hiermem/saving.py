@@ -25,7 +25,7 @@ from hiermem import lora
 from hiermem.card import base_model, card
 from hiermem.config import FORMAT_VERSION, HierMemConfig
 from hiermem.errors import InputError, first_line
-from hiermem.evictor import AUTO, NONE, bundled, find_evictor
+from hiermem.evictor import AUTO, NONE, bundled, find_evictor, is_evolved
 from hiermem.fingerprint import WeightsDigest, is_elsewhere
 from hiermem.loading import (
     LoadOptions,
@@ -109,6 +109,7 @@ def _from_backbone(
     kind: type[_Model], name: str, config: HierMemConfig | None, options: LoadOptions
 ) -> _Model:
     config = config or HierMemConfig.preset("full")
+    find_evictor(config.evictor, name, config.working.policy)  # refused before all loading
     backbone, tokenizer = load_backbone(name, options)
     return _around(kind, backbone, tokenizer, config, name, options)
 
@@ -121,15 +122,11 @@ def _around(
     name: str,
     options: LoadOptions,
 ) -> _Model:
-    """The model around a backbone of that name, with the evictor that its configuration asks for."""
-    evictor = find_evictor(config.evictor, name, config.working.policy)
-    config = config if evictor is None else config.with_evictor(evictor)
+    """The model around a backbone of that name."""
     named = {"backbone": name, "backbone_revision": options.hub.get("revision")}
     digest = WeightsDigest.of(backbone.state_dict())
     model = kind(HierMemConfig(**{**config.settings(), **named}), backbone, tokenizer)
     model.loaded_weights = digest
-    if evictor is not None and evictor.network is not None:
-        model.namm.load_state_dict(evictor.network)
     if "device_map" not in options.backbone and "quantization_config" not in options.backbone:
         return model.to(options.place)
     for part in (model.namm, model.mamba, *([model.summary] if model.summary is not None else [])):
@@ -143,7 +140,12 @@ def _from_saved(
     with plainly(f"The model at {folder} is not complete", _REMEDY):
         check(folder)
         saved = _saved_config(folder)
+        parameters = dict(_memory_tensors(folder))
         config = saved if config is None else config.with_heads_of(saved)
+        if config.evictor == AUTO and is_evolved(parameters):
+            config = config.with_network_of(saved)
+        elif config.evictor != NONE:  # the network that is saved gives way to the one that is asked for
+            parameters = {n: t for n, t in parameters.items() if not n.startswith("namm.")}
         if (folder / _BACKBONE / "config.json").is_file():
             own = AutoConfig.from_pretrained(
                 folder / _BACKBONE, trust_remote_code=options.trust_remote_code, local_files_only=True
@@ -163,7 +165,7 @@ def _from_saved(
             )
             model = _from_backbone(kind, saved.backbone, config, named)
             _say_where_from(model, folder)
-        model.load_memory_parameters(dict(_memory_tensors(folder)))
+        model.load_memory_parameters(parameters)
         lora.load_adapters(model.backbone, folder)
         if (folder / "tokenizer_config.json").is_file():
             model.tokenizer = load_tokenizer(folder, LoadOptions(trust_remote_code=options.trust_remote_code))
@@ -244,11 +246,10 @@ def load_memory_parameters(model: "HierMemModel", parameters: Mapping[str, Tenso
 
 def _switched_off(model: "HierMemModel") -> tuple[str, ...]:
     """Beginnings of the names of parameters that the model's configuration does not use."""
-    evolved = any(bool(weight.any()) for weight in model.namm.parameters())
     used = {
         "summary.": model.summary is not None,
         "mamba.": bool(model.mamba.groups),
-        "namm.": model.config.working.policy == NammPolicy.name or evolved,
+        "namm.": model.config.working.policy == NammPolicy.name or model._evolved,
     }
     return tuple(name for name, wanted in used.items() if not wanted)
 
