@@ -23,7 +23,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from hiermem import lora
 from hiermem.card import base_model, card
-from hiermem.config import FORMAT_VERSION, HierMemConfig
+from hiermem.config import FORMAT_VERSION, HierMemConfig, check_config
 from hiermem.errors import InputError, first_line
 from hiermem.evictor import AUTO, NONE, bundled, find_evictor, is_evolved
 from hiermem.fingerprint import WeightsDigest, is_elsewhere
@@ -80,11 +80,8 @@ def load(
     options: LoadOptions,
 ) -> _Model:
     """Load a plain backbone or a saved model; see `HierMemModel.from_pretrained`."""
-    if config is not None and not isinstance(config, HierMemConfig):
-        raise InputError(
-            f"config must be a HierMemConfig, not {type(config).__name__}: HierMemConfig.preset() makes one "
-            f"by its name."
-        )
+    if config is not None:
+        check_config(config)
     name = os.fspath(name_or_path)
     folder = Path(name)
     local = os.path.isdir(folder)
