@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from hiermem.cache import cache_argument
 from hiermem.machine import now
 
 if TYPE_CHECKING:
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 def bare_reader(model: "HierMemModel", ids: Tensor, budget: int, chunk: int) -> Callable[[int], object]:
     cache = DynamicCache(config=model.backbone.config)
     body = model.backbone.base_model
-    body(input_ids=ids[:, :budget], past_key_values=cache, use_cache=True)
+    over = {cache_argument(body): cache, "use_cache": True}
+    body(input_ids=ids[:, :budget], **over)
 
     def read(at: int) -> None:
-        body(input_ids=ids[:, at : at + chunk], past_key_values=cache, use_cache=True)
+        body(input_ids=ids[:, at : at + chunk], **over)
         cache.crop(-chunk)
 
     return read

@@ -164,11 +164,14 @@ def _decode(model: "HierMemModel", working: Any) -> None:
 def _full(model: "HierMemModel", ids: "Tensor", clock: _Clock) -> dict[str, Any]:
     from transformers import DynamicCache
 
+    from hiermem.cache import cache_argument
+
     backbone, chunk = model.backbone, model.config.chunk
+    name = cache_argument(backbone)
     question = model.tokenizer(QUESTION, return_tensors="pt").input_ids.to(model.device)
 
     def body(cache: Any, part: "Tensor") -> None:
-        backbone.base_model(input_ids=part[None], past_key_values=cache, use_cache=True)
+        backbone.base_model(input_ids=part[None], **{name: cache}, use_cache=True)
 
     warm = DynamicCache(config=backbone.config)
     for at in range(0, min(WARM_UP * chunk, len(ids)), chunk):
@@ -178,7 +181,7 @@ def _full(model: "HierMemModel", ids: "Tensor", clock: _Clock) -> dict[str, Any]
         read += clock.seconds(body, cache, ids[at : at + chunk])
 
     def step(tokens: "Tensor") -> "Tensor":
-        output = backbone(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        output = backbone(input_ids=tokens, **{name: cache}, use_cache=True, logits_to_keep=1)
         return output.logits[:, -1:].argmax(-1)
 
     def decode() -> None:

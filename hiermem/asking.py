@@ -58,7 +58,7 @@ class Answer:
     """An answer and the passages that were put before the question, best first.
 
     Attributes:
-        complete: whether the answer ended by itself, not at the length limit.
+        complete: whether the answer ended by itself, not at the length limit or in a loop.
     """
 
     text: str

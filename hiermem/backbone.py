@@ -1,33 +1,30 @@
-"""The only file that knows the insides of transformers: any decoder-only model over a `WorkingMemory`.
+"""Any decoder-only model of transformers over a `WorkingMemory`.
 
-While a `Backbone` is attached, the model's attention runs through `_attend`: keys and values go to the
-working memory, which answers with everything that may be seen and the mask for it, so layers may hold
-different tokens, heads may be ragged and rows may be padded. The model itself is not changed: its attention
-implementation is set for the length of a `with` block and set back on any exit.
+This file, `attention` and `cache` alone know the insides of transformers. While a `Backbone` is attached,
+keys and values go to the working memory, which answers with everything that may be seen and the mask for it,
+so layers may hold different tokens, heads may be ragged and rows may be padded. The model itself is not
+changed: its attention implementation is set for the length of a `with` block and set back on any exit.
 
-Dimension names: B batch, Q new queries, H query heads, G KV heads, R = H / G, S visible tokens, D head width.
+Dimension names: B batch, Q new queries.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import partial
 from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
-from transformers.masking_utils import AttentionMaskInterface
+from transformers import PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
 
+from hiermem.attention import attention_over, is_reading, reading
+from hiermem.cache import BackboneCache, cache_argument
 from hiermem.errors import BackboneUnsupportedError, InputError
 from hiermem.memory.fading import Fading
-from hiermem.memory.heads import Heads
 from hiermem.memory.layer import LayerMemory, LayerShape
 from hiermem.memory.mamba import MambaConfig, MambaHeads
 from hiermem.memory.policies import EvictionPolicy, Namm
@@ -36,225 +33,45 @@ from hiermem.memory.recurrence import Recurrence, TextSummary
 from hiermem.memory.summary import Prompt, SummaryMemory
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 
-ATTENTION_NAME = "hiermem"
-
-_reading: ContextVar[WorkingMemory] = ContextVar("hiermem_working_memory")
 _locks: WeakKeyDictionary[PreTrainedModel, threading.RLock] = WeakKeyDictionary()
 
 
-# ---- attention
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    **extra: Any,
-) -> tuple[Tensor, None]:
-    """Attention over the working memory; the signature is that of transformers' AttentionInterface.
-
-    Args:
-        query: ``[B, H, Q, D]``; key, value: ``[B, G, Q, D]``, of the new tokens alone.
-        attention_mask: ignored, the working memory knows better.
-    """
-    for unsupported in ("s_aux", "position_bias"):
-        if extra.get(unsupported) is not None:
-            raise BackboneUnsupportedError(
-                f"{type(module).__name__} uses {unsupported} in its attention, which hiermem does not support"
-            )
-    memory, layer = _reading.get(), int(module.layer_idx)  # type: ignore[arg-type]
-    B, H, Q, D = query.shape
-    G = key.shape[1]
-    scaling = D**-0.5 if scaling is None else scaling
-    # Query heads of one KV group become rows of one matrix, so keys and values are never repeated.
-    grouped = query.reshape(B, G, (H // G) * Q, D)
-    attend = partial(_over_cache, scaling=scaling, softcap=softcap, dropout=dropout)
-    outputs: list[tuple[Heads, Tensor]] = []
-    visible = []
-    for part in memory.parts_of(layer):
-        heads = memory.parts[part].heads
-        keys, values = memory.append(part, key[:, heads], value[:, heads])
-        mask = memory.mask(part, H // G, query.dtype)
-        outputs.append((heads, attend(grouped[:, heads], keys, values, mask)))
-        visible.append(keys)
-    if memory.policy.period and visible:
-        _show_attention(memory, layer, grouped.unflatten(2, (H // G, Q)), visible, scaling, softcap)
-    fading = memory.fading
-    if fading is not None and (groups := fading.heads.of_layer(layer)):
-        own = memory.fade(layer, query, key, value, attend)
-        outputs = fading.placed(outputs, groups, own.reshape(B, len(groups), (H // G) * Q, -1), layer)
-    output = _in_place(outputs, G)
-    # Whatever layout the kernel left, one copy gives the one that the model expects.
-    return output.unflatten(2, (H // G, Q)).permute(0, 3, 1, 2, 4).reshape(B, Q, H, -1), None
-
-
-def _in_place(outputs: list[tuple[Heads, Tensor]], groups: int) -> Tensor:
-    """Outputs of all KV groups, ``[B, G, R * Q, D]``, from those of some at a time, ``[B, g, R * Q, D]``."""
-    if len(outputs) == 1:
-        return outputs[0][1]
-    order = [group for heads, _ in outputs for group in _numbers(heads, groups)]
-    together = torch.cat([output for _, output in outputs], dim=1)
-    if order == sorted(order):
-        return together
-    return together[:, [order.index(group) for group in range(groups)]]
-
-
-def _numbers(heads: Heads, groups: int) -> Sequence[int]:
-    return range(groups)[heads] if isinstance(heads, slice) else heads
-
-
-def _over_cache(
-    grouped: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    mask: Tensor | None,
-    scaling: float,
-    softcap: float | None,
-    dropout: float,
-) -> Tensor:
-    """Attention of ``grouped [B, G, R * Q, D]`` over ``keys`` and ``values [B, G, S, D]``."""
-    if softcap is None:
-        return F.scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=mask, dropout_p=dropout, scale=scaling
-        )
-    weights = _weights(grouped, keys, mask, scaling, softcap)
-    return F.dropout(weights, dropout, bool(dropout)) @ values
-
-
-def _weights(
-    grouped: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
-) -> Tensor:
-    """Post-softmax attention ``[B, G, R * Q, S]`` in the dtype of the query.
-
-    Args:
-        mask: of the last keys; all see what stands before.
-    """
-    logits = (grouped * scaling) @ key.transpose(-1, -2)
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
-    if mask is not None:
-        logits[..., logits.shape[-1] - mask.shape[-1] :] += mask
-    return logits.softmax(dim=-1)
-
-
-@torch.no_grad()
-def _show_attention(
-    memory: WorkingMemory,
-    layer: int,
-    query: Tensor,
-    visible: list[Tensor],
-    scaling: float,
-    softcap: float | None,
-) -> None:
-    """Show the policy the attention of the queries, of ``query [B, G, R, Q, D]``, that it wants to see.
-
-    Args:
-        visible: the keys that each part of the layer sees, ``[B, G, S, D]``.
-    """
-    R, columns = query.shape[2], memory.shown.columns
-    some = query[:, :, :, memory.chunk.tokens].index_select(3, columns).flatten(2, 3)
-    attentions = []
-    for part, keys in zip(memory.parts_of(layer), visible, strict=True):
-        mask = memory.mask(part, R, query.dtype, shown=True)
-        weights = _weights(some[:, memory.parts[part].heads], keys, mask, scaling, softcap)
-        attentions.append(weights.unflatten(2, (R, len(columns))))
-    memory.observe(layer, attentions)
-
-
-def _no_mask(*_: Any, **__: Any) -> None:
-    """Masks are made by the working memory, layer by layer."""
-
-
-AttentionInterface.register(ATTENTION_NAME, _attend)
-AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
-
-
-# ---- cache
-
-
-class _CacheLayer(CacheLayerMixin):
-    """One layer of the working memory in the shape that transformers' models expect.
-
-    It knows the memory and not the cache that it is part of: in a cycle of references what was read, with its
-    gradients, would stay until Python looks for such cycles.
-    """
-
-    def __init__(self, memory: WorkingMemory) -> None:
-        super().__init__()
-        self._memory, self.updates = memory, 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        pass
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        self.updates += 1
-        return key_states, value_states  # `_attend` takes them into the memory
-
-    def get_seq_length(self) -> int:
-        return self._memory.columns
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._memory.columns + query_length, 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-class BackboneCache(Cache):
-    """A `WorkingMemory` as a transformers cache, for `generate`, beam search and the models themselves.
-
-    Attributes:
-        memory: the working memory behind it.
-    """
-
-    def __init__(self, memory: WorkingMemory) -> None:
-        self.memory = memory
-        super().__init__(layers=[_CacheLayer(memory) for _ in memory.shapes])
-
-    @property
-    def updates(self) -> int:
-        """How often layers have asked it for what they may see."""
-        return sum(layer.updates for layer in self.layers if isinstance(layer, _CacheLayer))
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.memory.select_rows(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        rows = torch.arange(len(self.memory.seen))
-        self.memory.select_rows(rows.repeat_interleave(repeats))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self.memory.select_rows(indices)
-
-    def crop(self, tokens_to_remove: int) -> None:
-        raise BackboneUnsupportedError(
-            "a working memory cannot take tokens back once they may have been evicted: "
-            "use a generation mode without roll-back (greedy, sampling or beam search)"
-        )
-
-
-# ---- the adapter
-
-
 @contextmanager
-def _head_inputs(model: PreTrainedModel, wanted: bool) -> Iterator[list[Tensor]]:
-    """Collects, if ``wanted``, the final hidden states ``[B, n, width]`` that the model's head is given."""
+def _head_inputs(model: PreTrainedModel, memory: WorkingMemory, wanted: bool) -> Iterator[list[Tensor]]:
+    """Collects, if ``wanted``, the final hidden states ``[B, n, width]`` that the model's head is given while
+    ``memory`` is read."""
     states: list[Tensor] = []
     if not wanted:
         yield states
         return
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: states.append(given[0]))
+
+    def collect(_: Any, given: tuple[Tensor, ...]) -> None:
+        if is_reading(memory):  # another thread may use the model meanwhile
+            states.append(given[0])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(collect)
     try:
         yield states
     finally:
         hook.remove()
+
+
+def without_wrapper(model: Any) -> PreTrainedModel:
+    """The transformers model itself, with its adapters in it, where PEFT has wrapped it.
+
+    Raises:
+        BackboneUnsupportedError: the adapter is no part of the model's layers.
+    """
+    if not hasattr(model, "get_base_model"):
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        raise BackboneUnsupportedError(
+            f"{type(model.active_peft_config).__name__} puts embeddings before the text, which hiermem does "
+            f"not support: use adapters inside the layers, such as LoRA."
+        )
+    own = model.get_base_model()
+    own._hf_peft_config_loaded = True  # transformers' own sign of adapters
+    return own
 
 
 class Backbone:
@@ -282,6 +99,7 @@ class Backbone:
                 f"the attention of {type(model).__name__} cannot be exchanged: "
                 f"choose a model that goes through transformers' AttentionInterface"
             )
+        self._cache_argument = cache_argument(model.base_model)
         self._keeps_logits = "logits_to_keep" in signature(model.forward).parameters
         self.trained_range = _trained_range(self.config)
         windows = _windows(model, self.config)
@@ -357,19 +175,22 @@ class Backbone:
 
     @contextmanager
     def attached(self, memory: WorkingMemory) -> Iterator[BackboneCache]:
-        """Route the model's attention through ``memory``; everything is set back on any exit."""
-        with _locks.setdefault(self.model, threading.RLock()):
+        """Route this thread's attention in the model through ``memory``; all is set back on any exit."""
+        with _locks.setdefault(self.model, threading.RLock()), reading(memory):
             before = self.model.config._attn_implementation
-            token = _reading.set(memory)
-            self.model.config._attn_implementation = ATTENTION_NAME
+            self.model.config._attn_implementation = attention_over(before)
             try:
                 yield BackboneCache(memory)
             finally:
                 self.model.config._attn_implementation = before
-                _reading.reset(token)
 
     def read_chunk(
-        self, memory: WorkingMemory, input_ids: Tensor, valid: list[int], logits: int = 0
+        self,
+        memory: WorkingMemory,
+        input_ids: Tensor,
+        valid: list[int],
+        logits: int = 0,
+        layers: list[tuple[Tensor, ...]] | None = None,
     ) -> Tensor:
         """Read one chunk ``input_ids [B, Q] int64`` of which each row's first ``valid`` tokens are real.
 
@@ -378,28 +199,37 @@ class Backbone:
 
         Args:
             logits: of how many last positions the logits are wanted.
+            layers: where to add, if wanted, what goes into and comes out of every layer, ``[B, Q, width]``.
 
         Returns:
             the final hidden states ``[B, Q, width]``, or logits ``[B, logits, vocabulary]``.
         """
         if memory.recurrence is not None and memory.recurrence.falls_short(valid):
-            return self._read_again(memory, input_ids, valid, logits)
+            return self._read_again(memory, input_ids, valid, logits, layers)
         with self.attached(memory) as cache:
             chunk = memory.begin(valid, input_ids.shape[1], input_ids.device)
             arguments: dict[str, Any] = {
                 **self._inputs(memory, input_ids, valid),
                 "position_ids": chunk.frames,
-                "past_key_values": cache,
+                self._cache_argument: cache,
                 "use_cache": True,
             }
+            if layers is not None:
+                arguments["output_hidden_states"] = True
             if logits:
                 if self._keeps_logits:
                     arguments["logits_to_keep"] = logits + chunk.tail
-                with _head_inputs(self.model, wanted=chunk.tail > 0) as states:
-                    output = self.model(**arguments).logits[:, -(logits + chunk.tail) :][:, :logits]
+                with _head_inputs(self.model, memory, wanted=chunk.tail > 0) as states:
+                    given = self.model(**arguments)
+                output = given.logits[:, -(logits + chunk.tail) :][:, :logits]
             else:
-                states = [self.model.base_model(**arguments).last_hidden_state]
+                given = self.model.base_model(**arguments)
+                states = [given.last_hidden_state]
                 output = states[0][:, chunk.tokens]
+            if layers is not None:
+                around = chunk.lead or chunk.tail
+                own = (state[:, chunk.tokens] if around else state for state in given.hidden_states)
+                layers.append(tuple(own))
             if not memory.complete or cache.updates != len(memory.shapes):
                 raise BackboneUnsupportedError(
                     f"{type(self.model).__name__} did not send all its layers through the working memory: "
@@ -411,25 +241,34 @@ class Backbone:
             memory.commit()
         return output
 
-    def _read_again(self, memory: WorkingMemory, input_ids: Tensor, valid: list[int], logits: int) -> Tensor:
+    def _read_again(
+        self,
+        memory: WorkingMemory,
+        input_ids: Tensor,
+        valid: list[int],
+        logits: int,
+        layers: list[tuple[Tensor, ...]] | None,
+    ) -> Tensor:
         """The same for a chunk that goes on with segments which are read again from where they began."""
         before, Q = memory.copy(), input_ids.shape[1]
+        states: list[tuple[Tensor, ...]] | None = None if layers is None else []
         try:
             begun = memory.rewind()
             rows = [torch.cat((own, new[:n])) for own, new, n in zip(begun, input_ids, valid, strict=True)]
             ids, shift = pad_sequence(rows, batch_first=True), torch.tensor([len(own) for own in begun])
-            # Where each row's wanted columns are now; those of padding do not matter.
-            columns = shift.unsqueeze(1) + torch.arange(Q - (logits or Q), Q)
-            columns = columns.clamp(max=ids.shape[1] - 1)
-            first = int(columns.min())
+            # Where each row's columns are now; those of padding do not matter.
+            columns = (shift.unsqueeze(1) + torch.arange(Q)).clamp(max=ids.shape[1] - 1)
+            asked = columns[:, Q - (logits or Q) :]
+            first = int(asked.min()) if logits else 0
             wanted = ids.shape[1] - first if logits else 0
-            output = self.read_chunk(memory, ids, [len(own) for own in rows], wanted)
+            output = self.read_chunk(memory, ids, [len(own) for own in rows], wanted, states)
         except BaseException:
             memory.restore(before)
             raise
         memory.columns = before.columns + Q
-        index = (columns - first if logits else columns).to(output.device).unsqueeze(-1)
-        return output.gather(1, index.expand(-1, -1, output.shape[-1]))
+        if layers is not None:
+            layers += [tuple(_at(state, columns) for state in own) for own in states or ()]
+        return _at(output, asked - first)
 
     def _inputs(self, memory: WorkingMemory, input_ids: Tensor, valid: list[int]) -> dict[str, Tensor]:
         """What the model is given of a chunk: its tokens, or embeddings where more is read around them."""
@@ -514,6 +353,12 @@ class Backbone:
         return candidates[best]
 
 
+def _at(values: Tensor, columns: Tensor) -> Tensor:
+    """Of ``values [B, n, width]`` those at ``columns [B, q]``."""
+    index = columns.to(values.device).unsqueeze(-1)
+    return values.gather(1, index.expand(-1, -1, values.shape[-1]))
+
+
 def _trained_range(config: Any) -> int:
     """Positions the model was trained on; long-rope models are kept where their frequencies do not switch."""
     rope = getattr(config, "rope_parameters", None) or {}
@@ -543,7 +388,11 @@ def _windows(model: PreTrainedModel, config: Any) -> list[int | None]:
             f"{type(model).__name__} has layers of type {', '.join(sorted(unknown))}: "
             f"hiermem supports full and sliding-window attention"
         )
-    return [kwargs.get("sliding_window") for kwargs in arguments]
+    per_layer = [arguments] * len(types) if isinstance(arguments, dict) else arguments  # a dict up to 5.18
+    return [
+        own.get("sliding_window") if kind == "sliding_attention" else None
+        for kind, own in zip(types, per_layer, strict=True)
+    ]
 
 
 def _frequency_tables(model: PreTrainedModel) -> list[Tensor]:

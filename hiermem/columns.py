@@ -1,31 +1,105 @@
-"""Padded batches: which column of each row is which token."""
+"""Where the tokens of texts lie in a batch: padding on any side, and several texts packed into a row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hiermem.errors import InputError
 
-def left_aligned(mask: Tensor | None, B: int, N: int) -> tuple[Tensor | None, list[int]]:
-    """Where each row's real tokens are ``[B, N]``, real ones first, and how many; None if none is padding."""
-    if mask is None:
-        return None, [N] * B
-    real = mask[:, -N:].bool()
+Blocks = list[tuple[int, Tensor]]
+"""What was computed of left-aligned texts ``[T, n, width]``, block by block, each with its first column."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How T texts of up to L tokens lie in an input ``[B, N]``.
+
+    Attributes:
+        shape: B and N.
+        lengths: tokens of each text.
+        source: place in the flattened input of each text's tokens, ``[T, L]`` int64, in order; what follows a
+            text's tokens is padding. None: each row is a text without padding.
+        row, column: of the text and the token in it that each place of the input holds, ``[B, N]`` int64.
+        packed: whether rows hold several texts.
+    """
+
+    shape: tuple[int, int]
+    lengths: list[int]
+    source: Tensor | None = None
+    row: Tensor | None = None
+    column: Tensor | None = None
+    packed: bool = False
+
+    def aligned(self, input_ids: Tensor) -> Tensor:
+        """The texts ``[T, L]``, each from column 0 on."""
+        return input_ids if self.source is None else input_ids.flatten()[self.source.to(input_ids.device)]
+
+    def wanted(self, keep: int) -> tuple[Tensor, Tensor]:
+        """Text and token of the last ``keep`` columns of the input, or of all, ``[B, keep or N]`` each."""
+        B, N = self.shape
+        if self.row is None or self.column is None:
+            return torch.arange(B).view(-1, 1).expand(B, N)[:, -keep:], torch.arange(N).expand(B, N)[
+                :, -keep:
+            ]
+        return self.row[:, -keep:], self.column[:, -keep:]
+
+    def take(self, blocks: Blocks, wanted: tuple[Tensor, Tensor]) -> Tensor:
+        """What was computed at the wanted places, ``[B, keep or N, width]``."""
+        first = blocks[0][0]
+        found = blocks[0][1] if len(blocks) == 1 else torch.cat([block for _, block in blocks], dim=1)
+        if self.source is None:
+            return found
+        row, column = (index.to(found.device) for index in wanted)
+        return found[row, column - first]
+
+
+def layout_of(
+    input_ids: Tensor, mask: Tensor | None, positions: Tensor | None, seen: Sequence[int] | None
+) -> Layout:
+    """How the texts lie in ``input_ids [B, N]``.
+
+    Args:
+        mask: ``[B, N]`` or longer, of which the last N columns count; 0 marks padding.
+        positions: of each token in its text, ``[N]`` or ``[B, N]``; None: each row is one text.
+        seen: tokens of each row that were read before; None: none.
+
+    Raises:
+        InputError: positions neither count on from what was read nor, in several texts in a row, from 0.
+    """
+    B, N = input_ids.shape
+    real = torch.ones(B, N, dtype=torch.bool) if mask is None else mask[:, -N:].bool().cpu()
+    if positions is not None:
+        if positions.shape[-1] != N or positions.ndim > 2 or positions.shape[0] not in (1, B, N):
+            raise InputError(f"position_ids must be of shape [{B}, {N}], not {list(positions.shape)}.")
+        positions = positions.cpu().expand(B, N)
+        before = torch.tensor(seen or [0] * B).view(-1, 1)
+        if not torch.equal(positions[real], (before + real.cumsum(1) - 1)[real]):
+            return _packed(real, positions, fresh=not any(seen or []))
     lengths = real.sum(1).tolist()
     if all(length == N for length in lengths):
-        return None, lengths
-    return (~real).to(torch.uint8).argsort(dim=1, stable=True), lengths
+        return Layout((B, N), lengths)
+    order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
+    rows = torch.arange(B).view(-1, 1).expand(B, N)
+    return Layout((B, N), lengths, order + rows * N, rows, order.argsort(dim=1))
 
 
-def wanted_columns(order: Tensor | None, B: int, N: int, keep: int) -> Tensor:
-    """Aligned column of each position whose logits are wanted, ``[B, keep or N]`` int64."""
-    columns = torch.arange(N).expand(B, N) if order is None else order.argsort(dim=1)
-    return columns[:, -keep:]
-
-
-def take_columns(blocks: list[tuple[int, Tensor]], wanted: Tensor) -> Tensor:
-    """Logits at the wanted columns, ``[B, keep or N, vocabulary]``."""
-    first = blocks[0][0]
-    logits = blocks[0][1] if len(blocks) == 1 else torch.cat([block for _, block in blocks], dim=1)
-    index = (wanted - first).to(logits.device)
-    if torch.equal(index, torch.arange(logits.shape[1], device=index.device).expand(len(index), -1)):
-        return logits
-    return logits.gather(1, index.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+def _packed(real: Tensor, positions: Tensor, fresh: bool) -> Layout:
+    """The layout of several texts in a row, each beginning at position 0."""
+    (B, N), places = real.shape, real.flatten().nonzero().squeeze(1)
+    starts = (positions == 0) | (real.cumsum(1) == 1)
+    starts = starts.flatten()[places]
+    text, count = starts.cumsum(0) - 1, torch.arange(len(places))
+    token = count - count[starts][text]
+    if not fresh or not torch.equal(positions.flatten()[places], token):
+        raise InputError(
+            "position_ids must count on from what was read, or from 0 in each of several texts in a row: "
+            "leave them out, or number the tokens so."
+        )
+    lengths = text.bincount().tolist()
+    source = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
+    source[text, token] = places
+    row, column = torch.zeros(2, B * N, dtype=torch.int64)
+    row[places], column[places] = text, token
+    return Layout((B, N), lengths, source, row.view(B, N), column.view(B, N), packed=True)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -18,6 +18,24 @@ from hiermem.memory.working import WorkingMemoryConfig
 
 FORMAT_VERSION = 3
 """1: Mamba heads looked at nothing. 2: the backbone by name alone, no seal."""
+
+OF_BACKBONE = frozenset(
+    {
+        "bos_token_id",
+        "eos_token_id",
+        "head_dim",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "pad_token_id",
+        "tie_word_embeddings",
+        "use_cache",
+        "vocab_size",
+    }
+)
+"""What a model's configuration answers for its backbone; not the longest input, as there is none."""
 
 _PARTS: dict[str, type] = {
     "working": WorkingMemoryConfig,
@@ -78,6 +96,31 @@ class HierMemConfig(PreTrainedConfig):
     mamba: MambaConfig = field(default_factory=MambaConfig)
     evictor: str = AUTO
 
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache", "past_key_values"]
+
+    def show(self, backbone: PreTrainedConfig) -> None:
+        """Let what transformers asks of a model's configuration be the backbone's, also once that changes."""
+        for name in OF_BACKBONE:
+            self.__dict__.pop(name, None)
+        self.__dict__["_backbone"] = backbone
+
+    def __getattr__(self, name: str) -> Any:
+        backbone = self.__dict__.get("_backbone")
+        if backbone is None or name not in OF_BACKBONE:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(backbone, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        backbone = self.__dict__.get("_backbone")
+        if backbone is None or name not in OF_BACKBONE:
+            super().__setattr__(name, value)
+        else:
+            setattr(backbone, name, value)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The backbone's, where there is one."""
+        return self.__dict__.get("_backbone") or super().get_text_config(decoder, encoder)
+
     def __post_init__(self, **kwargs: Any) -> None:
         if "model_type" not in kwargs:  # a file may hold what others noted there
             _check_names(kwargs)
@@ -105,7 +148,8 @@ class HierMemConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain JSON types."""
-        return {**super().to_dict(), **{name: asdict(getattr(self, name)) for name in _PARTS}}
+        settings = {**super().to_dict(), **{name: asdict(getattr(self, name)) for name in _PARTS}}
+        return {name: value for name, value in settings.items() if name != "_backbone"}
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "HierMemConfig":

@@ -2,27 +2,26 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
-    GenerationMixin,
+    GenerationConfig,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from hiermem import asking, reading, saving
-from hiermem.backbone import Backbone, BackboneCache
-from hiermem.columns import left_aligned, take_columns, wanted_columns
+from hiermem import asking, decoding, reading, saving
+from hiermem.backbone import Backbone, without_wrapper
 from hiermem.config import HierMemConfig, check_config
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.evictor import find_evictor, is_evolved
 from hiermem.fingerprint import WeightsDigest, fingerprint
+from hiermem.interface import LanguageModel
 from hiermem.loading import LoadOptions
 from hiermem.lora import BackboneAdapters
 from hiermem.memory.longterm import LongTermMemory
@@ -32,13 +31,12 @@ from hiermem.memory.recurrence import Recurrence
 from hiermem.memory.state import MemoryState, check_fingerprint
 from hiermem.memory.summary import Prompt, SummaryMemory
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
-
-IGNORED_LABEL = -100
+from hiermem.selfcheck import check_decoding
 
 _logger = logging.getLogger(__name__)
 
 
-class HierMemModel(BackboneAdapters, PreTrainedModel, GenerationMixin):
+class HierMemModel(BackboneAdapters, LanguageModel):
     """A pretrained backbone that reads documents of any length and answers from what it read.
 
     Example:
@@ -56,16 +54,13 @@ class HierMemModel(BackboneAdapters, PreTrainedModel, GenerationMixin):
         loaded_weights: tells whether the backbone is still what its name stands for; None: it has no name.
     """
 
-    config_class = HierMemConfig
-    base_model_prefix = "backbone"
-    main_input_name = "input_ids"
-
     def __init__(self, config: HierMemConfig, backbone: PreTrainedModel, tokenizer: Any = None) -> None:
         check_config(config)
         evictor = find_evictor(config.evictor, config.backbone, config.working.policy)
-        super().__init__(config if evictor is None else config.with_evictor(evictor))
+        super().__init__(copy(config) if evictor is None else config.with_evictor(evictor))  # its own
         config = self.config
-        self.backbone = backbone
+        self.backbone = backbone = without_wrapper(backbone)
+        config.show(backbone.config.get_text_config(decoder=True))
         self.tokenizer = tokenizer
         self.adapter = Backbone(backbone)
         self.namm = Namm(config.namm)
@@ -75,8 +70,12 @@ class HierMemModel(BackboneAdapters, PreTrainedModel, GenerationMixin):
                 _logger.warning("NAMM scores with the network that ships for %s.", evictor.lender)
         self.mamba = self.adapter.replace_heads(config.mamba)
         self.summary = self._new_summary(config, backbone, tokenizer)
-        self.generation_config = backbone.generation_config
         self.loaded_weights: WeightsDigest | None = None
+        self.post_init()
+        self.generation_config = GenerationConfig()
+        check_decoding(self)
+        self.generation_config = deepcopy(backbone.generation_config)
+        self.generation_config.cache_implementation = None  # the memory takes its place
 
     @staticmethod
     def _new_summary(
@@ -273,66 +272,7 @@ class HierMemModel(BackboneAdapters, PreTrainedModel, GenerationMixin):
             f"{self.device}, policy {working.policy}, budget {working.budget}; see backbone for its modules)"
         )
 
-    # ---- the language model interface
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        past_key_values: BackboneCache | None = None,
-        labels: Tensor | None = None,
-        logits_to_keep: int = 0,
-        num_items_in_batch: Tensor | int | None = None,
-        return_dict: bool | None = None,
-        **others: Any,
-    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Logits and loss over an input of any length, read through the working memory.
-
-        Args:
-            input_ids: ``[B, N]`` int64.
-            attention_mask: ``[B, N]`` or, with a past, ``[B, past + N]``; 0 marks padding on either side.
-            past_key_values: from an earlier output; reading goes on after it.
-            labels: ``[B, N]`` int64; the token that position i should predict stands at i + 1, -100 is
-                ignored. The loss is the mean over all positions of the whole input.
-            logits_to_keep: how many last positions get logits; 0 means all.
-            num_items_in_batch: what the summed loss is divided by in place of the number of labels, as
-                transformers' Trainer wants it where gradients accumulate.
-
-        Raises:
-            InputError: the input is empty, the mask is shorter than the input, no label counts, or an
-                output is asked for that there is not (attentions, hidden states).
-            NonFiniteError: the loss is NaN or infinite.
-        """
-        B, N = input_ids.shape
-        if N == 0 or (attention_mask is not None and attention_mask.shape[1] < N):
-            raise InputError("The input must have at least one token, and the mask as many as the input.")
-        for name in ("inputs_embeds", "output_attentions", "output_hidden_states"):
-            if others.get(name) is not None and others[name] is not False:
-                raise InputError(f"HierMemModel.forward() does not know {name}: leave it out.")
-        memory = past_key_values.memory if past_key_values is not None else None
-        if memory is None:
-            memory = self.new_recurrent_memory(B)
-        memory.take_rows(B)
-        order, lengths = left_aligned(attention_mask, B, N)
-        aligned = input_ids if order is None else input_ids.gather(1, order)
-        wanted = wanted_columns(order, B, N, logits_to_keep)
-        logits = take_columns(self._read_columns(memory, aligned, lengths, wanted), wanted)
-        loss = None if labels is None else _loss(logits, labels, num_items_in_batch)
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=BackboneCache(memory))
-        return output if return_dict is None or return_dict else output.to_tuple()
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' `generate` for prompts of any length; arguments and results are its own.
-
-        Raises:
-            InputError: assisted decoding was asked for, which takes tokens back.
-        """
-        if any(kwargs.get(name) is not None for name in ("assistant_model", "prompt_lookup_num_tokens")):
-            raise InputError("Assisted decoding takes tokens back, which a memory cannot: leave it out.")
-        if kwargs.get("past_key_values") is None:
-            memory = self.new_recurrent_memory()
-            kwargs["past_key_values"] = BackboneCache(memory)
-        return super().generate(*args, **kwargs)
+    # ---- what reading and asking are made of
 
     @property
     def vocabulary(self) -> int:
@@ -405,62 +345,18 @@ class HierMemModel(BackboneAdapters, PreTrainedModel, GenerationMixin):
     def continue_from(self, memory: WorkingMemory, ids: Tensor, max_new_tokens: int) -> tuple[str, bool]:
         """Greedy continuation of ``ids [1, n]`` after what ``memory`` holds; ``memory`` moves on.
 
+        What the checkpoint sets for `generate` plays no part but for its end tokens. A phrase that comes
+        again and again is kept once (`hiermem.decoding`).
+
         Returns the text, and whether it ended by itself.
         """
-        memory.columns = 0  # for generate, the prompt begins here
-        output = self.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            past_key_values=BackboneCache(memory),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-        )
-        new = output[0, ids.shape[1] :]
-        text = str(self.tokenizer.decode(new, skip_special_tokens=True))
-        return text, len(new) < max_new_tokens or int(new[-1]) in self.tokenizer.all_special_ids
+        ends = decoding.end_tokens(self.generation_config, self.config, self.tokenizer)
+        new, ended = decoding.greedy(self.adapter, memory, ids, ends, max_new_tokens, self.config.chunk)
+        return str(self.tokenizer.decode(new, skip_special_tokens=True)), ended
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """The tensor where the model computes."""
         return tensor.to(self.device)
-
-    def _read_columns(
-        self, memory: WorkingMemory, ids: Tensor, lengths: Sequence[int], wanted: Tensor
-    ) -> list[tuple[int, Tensor]]:
-        """Read left-aligned rows chunk by chunk; blocks of logits, each with its first column."""
-        blocks = []
-        first, last = int(wanted.min()), int(wanted.max())
-        for at, take in chunks(memory, lengths, self.config.chunk, ids.shape[1]):
-            valid = [min(max(length - at, 0), take) for length in lengths]
-            begin = max(first, at)
-            needed = at + take - begin if last >= at else 0
-            output = self.adapter.read_chunk(memory, ids[:, at : at + take], valid, max(needed, 0))
-            if needed > 0:
-                blocks.append((begin, output))
-        return blocks
-
-
-def _loss(logits: Tensor, labels: Tensor, items: Tensor | int | None, block: int = 1024) -> Tensor:
-    """Negative log-likelihood in nats, by default the mean; float32 for a block of positions at a time."""
-    if logits.shape[1] != labels.shape[1]:
-        raise InputError("Labels need logits at all positions: leave logits_to_keep at 0.")
-    predictions, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(logits.device)
-    total = torch.zeros((), device=logits.device)
-    for at in range(0, len(targets), block):
-        total = total + F.cross_entropy(
-            predictions[at : at + block].float(),
-            targets[at : at + block],
-            ignore_index=IGNORED_LABEL,
-            reduction="sum",
-        )
-    count = (targets != IGNORED_LABEL).sum() if items is None else items
-    if not count:
-        raise InputError("No label counts: there must be one that is not -100 after the first position.")
-    loss = total / count
-    if not loss.isfinite():
-        raise NonFiniteError("The loss is not finite: compute in float32, or lower the learning rate.")
-    return loss
 
 
 AutoModelForCausalLM.register(HierMemConfig, HierMemModel)

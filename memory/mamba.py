@@ -21,6 +21,7 @@ from hiermem.errors import InputError
 from hiermem.memory.chunk import in_order
 from hiermem.memory.digest import digest
 from hiermem.memory.layer import LayerShape
+from hiermem.memory.modules import AtLeastFloat32
 from hiermem.memory.nearby import Near
 from hiermem.memory.scan import scan
 
@@ -199,7 +200,7 @@ class MambaLayer(nn.Module):
         return mixed, in_order(padded, last)
 
 
-class MambaHeads(nn.Module):
+class MambaHeads(AtLeastFloat32):
     """The Mamba heads of a backbone, layer by layer.
 
     Args:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hiermem.errors import InputError
 from hiermem.memory.digest import digest
+from hiermem.memory.modules import AtLeastFloat32, Projection
 
 QUERIES = ("half", "previous")
 RIDGE = 1.0
@@ -83,7 +84,7 @@ class Prompt(nn.Module):
         return self.weight.repeat(batch, 1, 1)
 
 
-class SummaryMemory(nn.Module):
+class SummaryMemory(AtLeastFloat32):
     """The trained parameters: summary prompt T, first memory prompt P_0, recall attention W_q and W_k, and
     of a neutral memory W_c, what is recalled, and W_v, what that adds to P_0.
 
@@ -100,13 +101,13 @@ class SummaryMemory(nn.Module):
         self.config = config
         self.summary_prompt = Prompt(config.tokens, width)
         self.first_prompt = Prompt(config.tokens, width)
-        self.query = nn.Linear(width, config.width, bias=config.neutral)
-        self.key = nn.Linear(width, config.width, bias=config.neutral)
-        self.content = nn.Linear(width, config.width) if config.neutral else None
-        self.value = nn.Linear(config.width, config.tokens * width, bias=False) if config.neutral else None
+        self.query = Projection(width, config.width, bias=config.neutral)
+        self.key = Projection(width, config.width, bias=config.neutral)
+        self.content = Projection(width, config.width) if config.neutral else None
+        self.value = Projection(config.width, config.tokens * width, bias=False) if config.neutral else None
         if config.search:
-            self.search_query = nn.Linear(width, config.search)
-            self.search_key = nn.Linear(width, config.search)
+            self.search_query = Projection(width, config.search)
+            self.search_key = Projection(width, config.search)
             self.search_weight = nn.Parameter(torch.zeros(()))
 
     @torch.no_grad()
@@ -229,7 +230,7 @@ class SummaryMemory(nn.Module):
         return logits.softmax(dim=-1), past if self.content is None else self.content(past)
 
 
-def _whiten(sides: list[tuple[nn.Linear, Tensor]], ridge: float) -> None:
+def _whiten(sides: list[tuple[Projection, Tensor]], ridge: float) -> None:
     """Set projections so that they centre and whiten states, each its own ``[n, d]``.
 
     States of a language model share a large mean and a few large directions, which hide what tells texts
@@ -252,7 +253,7 @@ def _whiten(sides: list[tuple[nn.Linear, Tensor]], ridge: float) -> None:
         projection.bias.copy_(-projection.weight @ states.to(own).mean(dim=0))
 
 
-def _tell_apart(sides: list[tuple[nn.Linear, Tensor]], ridge: float) -> None:
+def _tell_apart(sides: list[tuple[Projection, Tensor]], ridge: float) -> None:
     """Set projections so that what varies within a piece of a book counts little, each for its own states
     ``[p, n, d]`` of p pieces.
 

@@ -52,7 +52,12 @@ CONFIGS = {
     "qwen2": Qwen2Config(**(_COMMON | {"num_key_value_heads": 2})),
     "qwen3": Qwen3Config(**_GQA),
     "gemma2": Gemma2Config(
-        **_GQA, sliding_window=24, layer_types=_SLIDING, query_pre_attn_scalar=8, attn_logit_softcapping=5.0
+        **_GQA,
+        sliding_window=24,
+        layer_types=_SLIDING,
+        query_pre_attn_scalar=8,
+        attn_logit_softcapping=5.0,
+        attn_implementation="eager",  # sdpa of transformers 5.18 leaves the softcap out
     ),
     "gemma3": Gemma3TextConfig(**_GQA, sliding_window=24, layer_types=_SLIDING, query_pre_attn_scalar=8),
     "phi3": Phi3Config(

@@ -467,12 +467,12 @@ def test_what_is_no_document_is_refused(source: object, expected: str) -> None:
 
 def test_wrong_arguments_are_refused() -> None:
     model, ids = reader(), ids_of(20)
-    with pytest.raises(InputError, match="the mask"):
+    with pytest.raises(InputError, match="The mask"):
         model(ids, attention_mask=torch.ones(1, 10))
     with pytest.raises(InputError, match="at least one token"):
         model(ids[:, :0])
-    with pytest.raises(InputError, match="output_hidden_states"):
-        model(ids, output_hidden_states=True)
+    with pytest.raises(InputError, match="output_attentions"):
+        model(ids, output_attentions=True)
     with pytest.raises(InputError, match="No label"):
         model(ids, labels=torch.full_like(ids, -100))
     with pytest.raises(InputError, match="takes tokens back"):

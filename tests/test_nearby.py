@@ -10,7 +10,7 @@ import torch
 from readers import ids_of, lively, reader, settings
 from torch import Tensor
 
-from hiermem.backbone import _over_cache
+from hiermem.attention import _over_cache
 from hiermem.config import HierMemConfig
 from hiermem.memory.chunk import Chunk
 from hiermem.memory.mamba import MambaConfig

@@ -7,7 +7,7 @@ import torch
 from readers import backbone, ids_of, over
 from torch import Tensor
 
-from hiermem.backbone import _weights
+from hiermem.attention import _weights
 from hiermem.memory.chunk import Chunk, additive, seen_exactly
 from hiermem.memory.layer import LayerMemory
 from hiermem.memory.policies import (

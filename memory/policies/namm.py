@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from hiermem.errors import InputError
+from hiermem.memory.modules import AtLeastFloat32, Projection
 from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, ShownQueries
 from hiermem.memory.policies.spectrogram import SpectrogramConfig, SpectrogramObserver
 
@@ -51,7 +52,7 @@ class NammConfig:
         return 2 * self.frequencies + self.spectrogram.bins
 
 
-class Namm(nn.Module):
+class Namm(AtLeastFloat32):
     """Scores of cached tokens from their ages and averaged spectrograms.
 
     All parameters start at 0, as published: every score is 0.
@@ -68,11 +69,9 @@ class Namm(nn.Module):
         super().__init__()
         self.config = config
         if config.hidden:
-            self.look = nn.Linear(config.features, 3 * config.hidden)
-            self.change = nn.Linear(config.hidden, 2 * config.features)
-        self.score = nn.Linear(config.features, 1)
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
+            self.look = Projection(config.features, 3 * config.hidden)
+            self.change = Projection(config.hidden, 2 * config.features)
+        self.score = Projection(config.features, 1)
         self.register_buffer("mean", torch.zeros(config.spectrogram.bins))
         self.register_buffer("deviation", torch.ones(config.spectrogram.bins))
         rates = 50000.0 ** (-torch.arange(config.frequencies) / config.frequencies)
