@@ -57,7 +57,8 @@ def _error(model: "HierMemModel", memory: WorkingMemory) -> float:
         read, once = output.sequences[:, :-1], model.adapter.whole_memory()
         known = model.adapter.read_chunk(once, read, [read.shape[1]], logits=2)[0].float()
     decoded = torch.cat(output.logits).float().to(known.device)
-    return float((decoded - known).norm() / (known - known.mean(dim=-1, keepdim=True)).norm())
+    spread = (known - known.mean(dim=-1, keepdim=True)).norm()
+    return float((decoded - known).norm() / spread.clamp_min(1e-3))  # a head of zeros has none
 
 
 def _unsupported(kind: type) -> BackboneUnsupportedError:
