@@ -167,7 +167,7 @@ def check_reference(name: str, folder: Path) -> None:
 def load_backbone(
     name: str, options: LoadOptions, own: PreTrainedConfig | None = None
 ) -> tuple[PreTrainedModel, Any]:
-    """A backbone and its tokenizer.
+    """A backbone and its tokenizer; None where a saved model had none.
 
     Args:
         name: hub id, folder or bundled name.
@@ -196,7 +196,8 @@ def load_backbone(
             backbone = AutoModelForCausalLM.from_pretrained(
                 path, config=config, dtype=dtype, **weights, **mapping, **common
             )
-        tokenizer = load_tokenizer(path, options)
+        has_one = own is None or Path(path, "tokenizer_config.json").is_file()
+        tokenizer = load_tokenizer(path, options) if has_one else None
     devices = set(map(str, getattr(backbone, "hf_device_map", {}).values()))
     if len(devices) > 1:
         raise BackboneUnsupportedError(

@@ -131,6 +131,13 @@ def test_weights_that_no_configuration_makes_are_refused(model: HierMemModel, tm
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_without_a_tokenizer_comes_back_without_one(tmp_path: Path) -> None:
+    again = assert_comes_back(HierMemModel(settings(policy="attention"), backbone()).eval(), tmp_path)
+    assert again.tokenizer is None
+    with pytest.raises(InputError, match="no tokenizer"):
+        again.read(text_of(20))
+
+
 def test_a_backbone_that_a_folder_leads_to_is_named_unless_it_is_known(
     model: HierMemModel, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
