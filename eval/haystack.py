@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hiermem.errors import InputError
+from hiermem.text import encode, encode_with_spans
 
 _SENTENCE_END = re.compile(r"[.!?][\"'”’]?\s+")
 SHORTEST = 32
@@ -21,12 +22,12 @@ class Haystack:
     """
 
     def __init__(self, tokenizer: Any, text: str) -> None:
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        self.text, self.spans, self._tokenizer = text, encoded.offset_mapping, tokenizer
+        self.text, self._tokenizer = text, tokenizer
+        self.spans = encode_with_spans(tokenizer, text)[1]
 
     def tokens(self, text: str) -> int:
         """How many tokens ``text`` has."""
-        return len(self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        return len(encode(self._tokenizer, text))
 
     def cut(self, length: int, draw: random.Random) -> str:
         """A piece of ``length`` tokens from a place drawn at random.

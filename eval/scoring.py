@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from hiermem.errors import NonFiniteError
 from hiermem.likelihood import last_logits
 from hiermem.memory.working import WorkingMemory, chunks
+from hiermem.text import encode
 
 if TYPE_CHECKING:
     from hiermem.asking import Prompt
@@ -70,7 +71,7 @@ def score_answer(model: "HierMemModel", prompt: "Prompt", answer: str, lead: str
     Args:
         lead: words between the two, which are not scored.
     """
-    targets = model.tokenizer(answer, add_special_tokens=False, return_tensors="pt").input_ids[0]
+    targets = torch.tensor(encode(model.tokenizer, answer), dtype=torch.int64)
     return score_tokens(model, replace(prompt, ids=_begun(model, prompt, lead)), targets)
 
 
@@ -91,7 +92,7 @@ def score_options(
     Args:
         lead: words between the two, which are not scored.
     """
-    tokens = [model.tokenizer(option, add_special_tokens=False).input_ids for option in options]
+    tokens = [encode(model.tokenizer, option) for option in options]
     first = last_logits(model, prompt.working, _begun(model, prompt, lead), 1)[0].log_softmax(-1)
     scores = []
     for ids in tokens:
@@ -106,5 +107,5 @@ def score_options(
 
 def _begun(model: "HierMemModel", prompt: "Prompt", lead: str) -> Tensor:
     """What is left of a prompt to read, with how its answer begins: ``[1, n]`` int64."""
-    words = torch.tensor([model.tokenizer(lead, add_special_tokens=False).input_ids], dtype=torch.int64)
+    words = torch.tensor([encode(model.tokenizer, lead)], dtype=torch.int64)
     return torch.cat((prompt.ids, words.to(model.device)), dim=1)

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from hiermem.asking import Prompt, prepare, prompt_ids, prompt_text, split_prompt
+from hiermem.asking import Prompt, prepare
 from hiermem.errors import InputError
 from hiermem.memory.heads import budget_that_keeps, kept_shares
 from hiermem.memory.policies import ForgetPolicy, NoPolicy
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
+from hiermem.prompts import PromptText, prompt_ids, prompt_text, split_prompt
+from hiermem.text import encode_with_spans
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -68,7 +70,7 @@ class Opened:
     """
 
     working: WorkingMemory
-    after: str
+    after: PromptText
 
 
 class InContext(System[Opened]):
@@ -95,7 +97,8 @@ class InContext(System[Opened]):
         """Refuse a text that the system cannot read; by default there is none."""
 
     def prompt(self, context: Opened, question: str) -> Prompt:
-        ids = prompt_ids(self.model.tokenizer, context.after.replace(_HERE, question), context.working)
+        after = replace(context.after, content=context.after.content.replace(_HERE, question))
+        ids = prompt_ids(self.model.tokenizer, after, context.working)
         return Prompt(context.working.copy(), ids.to(self.model.device), [])
 
 
@@ -176,9 +179,7 @@ class Truncated(Full):
     """Positions left free for the question and its answer."""
 
     def read(self, text: str) -> Opened:
-        tokenizer = self.model.tokenizer
-        spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        starts = [start for start, _ in spans.offset_mapping]
+        starts = [start for start, _ in encode_with_spans(self.model.tokenizer, text)[1]]
         kept = self.model.adapter.trained_range - self.room
         return super().read(text[starts[-kept] :] if len(starts) > kept else text)
 
@@ -208,10 +209,8 @@ class Bm25(System[Indexed]):
     top_k: ClassVar[int] = 4
 
     def read(self, text: str) -> Indexed:
-        encoded = self.model.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        starts = [start for start, _ in encoded.offset_mapping[:: self.passage_tokens]]
+        spans = encode_with_spans(self.model.tokenizer, text)[1]
+        starts = [start for start, _ in spans[:: self.passage_tokens]]
         passages = [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
         return Indexed(passages, word_index(passages))
 

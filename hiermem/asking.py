@@ -2,21 +2,25 @@
 
 from dataclasses import dataclass, replace
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
 from hiermem.memory.longterm import Hit, Record
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
-from hiermem.passages import Source, select
+from hiermem.passages import Asked, Source, select
+from hiermem.prompts import prompt_ids, prompt_text
 from hiermem.reranking import PREFIX, is_close, reranked
-from hiermem.text import check_text, from_beginning
+from hiermem.templates import without_thoughts
+from hiermem.text import check_text
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
+
+NOT_FOUND = "The document does not say."
+"""The answer where no passage shares a word with the question."""
 
 
 @dataclass
@@ -24,9 +28,9 @@ class AskConfig:
     """Settings of an answer.
 
     Attributes:
-        passage_characters: length of all passages together, whole sentences of the recalled segments: a
-            small model answers better from less text. 0 takes the whole segments.
-        least_score: sentences below this share of the best one's score are left out.
+        passage_characters: length of all passages together, whole sentences and rows of the recalled
+            segments: a small model answers better from less text. 0 takes the whole segments.
+        least_score: sentences and rows below this share of the best one's score are left out.
         instruction: what follows the question; nothing where there are no passages.
         working: whether the working memory stands before the passages too; segments that it still holds
             are then not recalled. It always stands in where nothing is recalled.
@@ -59,11 +63,16 @@ class Answer:
 
     Attributes:
         complete: whether the answer ended by itself, not at the length limit or in a loop.
+        found: whether the document has a word of the question, other than English function words: in a
+            passage that is shown, or, where the working memory stands before the question, anywhere. If not,
+            nothing is generated and the text says that the document does not say, unless the working memory
+            stands there: it may answer what shares no word, such as a summary.
     """
 
     text: str
     sources: list[Source]
     complete: bool = True
+    found: bool = True
 
     def __repr__(self) -> str:
         text = shorten(self.text, 80, placeholder=" …")
@@ -79,11 +88,13 @@ class Prompt:
         working: what was read before; it belongs to this prompt and moves when the prompt is read.
         ids: tokens to be read next, ``[1, n]`` int64 on the model's device.
         sources: the passages among them, best first.
+        found: see `Answer`.
     """
 
     working: WorkingMemory
     ids: Tensor
     sources: list[Source]
+    found: bool = True
 
     def fork(self) -> "Prompt":
         """The same prompt with a memory of its own; costs nothing."""
@@ -99,9 +110,11 @@ def ask(
 
 def answered(model: "HierMemModel", prompt: Prompt, max_new_tokens: int) -> Answer:
     """The greedy answer to a prompt, whose memory moves on."""
+    if not prompt.found and not any(prompt.working.seen):
+        return Answer(NOT_FOUND, [], found=False)
     text, ended = model.continue_from(prompt.working, prompt.ids, max_new_tokens)
-    answer, *others = text.split(PREFIX)
-    return Answer(answer.strip(), prompt.sources, ended or bool(others))
+    answer, *others = without_thoughts(model.tokenizer, text).split(PREFIX)
+    return Answer(answer.strip(), prompt.sources, ended or bool(others), prompt.found)
 
 
 def prepare(model: "HierMemModel", memory: MemoryState, question: str, top_k: int | None = None) -> Prompt:
@@ -112,13 +125,14 @@ def prepare(model: "HierMemModel", memory: MemoryState, question: str, top_k: in
     config = model.config.asking
     k = model.config.longterm.top_k if top_k is None else top_k
     hits = recall(model, memory, question, k, leave_out_held=config.working)
-    key = memory.longterm.key
-    sources = select(hits, question, key, config.passage_characters, config.least_score)
-    alone = hits and not config.working
+    asked = Asked(memory.longterm.key, question)
+    sources = select(hits, memory.records(), asked, config.passage_characters, config.least_score)
+    alone = bool(hits) and not config.working
     working = model.new_working_memory(memory.working.config) if alone else memory.working.copy()
+    found = bool(sources) or (not alone and asked.are_known(memory.longterm.open))
     texts = [source.text.strip() for source in sorted(sources, key=lambda source: source.start)]
     text = prompt_text(model.tokenizer, texts, question.strip(), config.instruction)
-    return Prompt(working, prompt_ids(model.tokenizer, text, working).to(model.device), sources)
+    return Prompt(working, prompt_ids(model.tokenizer, text, working).to(model.device), sources, found)
 
 
 def recall(
@@ -146,27 +160,3 @@ def recall(
             longterm.open.embedding = model.embed(longterm.open.text).cpu()
     hits = longterm.search(question, max(k, config.rerank), wanted, summary)
     return (reranked(model, hits, question) if is_close(hits, k, config.margin) else hits)[:k]
-
-
-def prompt_text(tokenizer: Any, passages: list[str], question: str, instruction: str) -> str:
-    """Passages, then the question; in the tokenizer's chat template if it has one."""
-    if getattr(tokenizer, "chat_template", None):
-        asked = [f"Question: {question}\n{instruction}".strip()] if passages else [question]
-        content = "\n\n".join(["Passages:", *passages, *asked] if passages else asked)
-        messages = [{"role": "user", "content": content}]
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    return "\n\n".join([*passages, f"Question: {question}\nAnswer:"])
-
-
-def split_prompt(tokenizer: Any, text: str, question: str, instruction: str) -> tuple[str, str]:
-    """A prompt about one text, up to its end and from there: the first may be read for any question."""
-    whole = prompt_text(tokenizer, [text], question, instruction)
-    before, after = whole.split(text, 1) if text else ("", whole)
-    return before + text, after
-
-
-def prompt_ids(tokenizer: Any, prompt: str, working: WorkingMemory | None = None) -> Tensor:
-    """Ids ``[1, n]`` of a prompt; where nothing was read before it, it begins as every text does."""
-    ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
-    follows = working is not None and any(working.seen)
-    return torch.tensor([ids if follows else from_beginning(tokenizer, ids)])

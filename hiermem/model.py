@@ -31,7 +31,9 @@ from hiermem.memory.recurrence import Recurrence
 from hiermem.memory.state import MemoryState, check_fingerprint
 from hiermem.memory.summary import Prompt, SummaryMemory
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
+from hiermem.prompts import prompt_ids
 from hiermem.selfcheck import check_decoding
+from hiermem.text import encode
 
 _logger = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         if not config.summary.tokens:
             return None
         embeddings, words = backbone.get_input_embeddings().weight, config.summary.words
-        ids = tokenizer(words, add_special_tokens=False).input_ids if tokenizer and words else []
+        ids = encode(tokenizer, words) if tokenizer and words else []
         summary = SummaryMemory(config.summary, embeddings.shape[1])
         summary.start(embeddings, torch.tensor(ids, dtype=torch.int64))
         return summary
@@ -324,7 +326,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
 
     def _summary(self, prompt: Prompt, text: str) -> Tensor:
         assert self.summary is not None
-        ids = asking.prompt_ids(self.tokenizer, text)[:, : self.config.segment]
+        ids = prompt_ids(self.tokenizer, text)[:, : self.config.segment]
         return self.adapter.summary(self.summary, prompt, ids.to(self.device), [ids.shape[1]])[0]
 
     def read_ids(self, memory: WorkingMemory, ids: Tensor) -> Tensor:

@@ -1,29 +1,32 @@
-"""Passages: the sentences of recalled segments that fit a question best.
+"""Passages: the sentences and rows of recalled segments that fit a question best.
 
-A small model answers better from little text, so whole segments are not shown to it. Sentences are compared
-with the question by the segments' own search key, as a cosine, so that long ones have no advantage.
+A small model answers better from little text, so whole segments are not shown to it. Units of text are
+compared with the question as a cosine, so that long ones have no advantage. A word counts by how rare it is
+in the document times how rare it is among the units at hand: the first tells words of the language from
+those of the matter, the second tells the rows of one table apart.
 """
 
-import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from functools import cached_property
+from itertools import groupby
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
-from hiermem.memory.longterm import Hit
-from hiermem.retrieval.lexical import LexicalKey
+from hiermem.memory.longterm import Hit, Record
+from hiermem.retrieval.lexical import LexicalKey, idf
+from hiermem.units import LONGEST, Unit, split
 
-# Where a sentence may end, with the quotes, brackets and white space after it.
-_END = re.compile(r"[.!?]+[\"'”’)\]]*\s+|[。！？]+[」』）]*\s*")
-# Full stops of titles, initials and shortened words, which end none.
-_SHORTENED = re.compile(
-    r"\b(?:[A-HJ-Z]|Mrs?|Ms|Dr|Prof|St|Messrs|Mme|Mlle|Capt|Col|Gen|Lieut|Lt|Sergt|Sgt|Rev|Hon|Jr|Sr|Figs?"
-    r"|vs|cf|al|approx|e\.g|i\.e|[ap]\.m)\.$"
-)
-_LONGEST = 300  # characters of a sentence; a longer one is cut between words
 _SHORTEST_KEY = 3.0  # a cosine counts at least this length of a key, about nine words: fewer say little
+
+FUNCTION_WORDS = """
+a about all also an and any are as at be been being but by can could did do does done for from had has have he
+her hers him his how i if in into is it its just me more most my no not of on or our out over she so some such
+than that the their them then there these they this those to too up was we were what when where which while
+who whom whose why with would you your
+"""
+"""English words that do not tell what a question is about; none that is a name as well, such as `will`."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Source:
     """Where an answer may come from.
 
     Attributes:
-        segment: index of the recalled segment.
-        start, end: character span of the passage in the document.
+        segment: index of the recalled segment in which the passage begins.
+        start, end: character span of the passage in the document; it may end in the next segment.
         score: how well the passage fits the question, against others of the same answer; where whole
             segments are taken, how well the segment does.
         text: the characters of that span, exactly.
@@ -45,71 +48,153 @@ class Source:
     text: str
 
 
-def select(
-    hits: Sequence[Hit], question: str, key: LexicalKey, characters: int, least_score: float
-) -> list[Source]:
-    """The best sentences of all hits, best first; neighbours are one passage.
+class Asked:
+    """The units of a question that say what it is about; all of them where it has no others.
 
     Args:
         key: the search key of the memory, with its statistics.
+    """
+
+    def __init__(self, key: LexicalKey, question: str) -> None:
+        self.key = key
+        common = set(key.units(FUNCTION_WORDS)[0].tolist())
+        ids, counts = key.units(question)
+        telling = np.array([unit not in common for unit in ids.tolist()], bool)
+        telling = telling if telling.any() else ~telling
+        self.ids: list[int] = ids[telling].tolist()
+        self.weights = counts[telling] * key.idf(ids[telling])
+
+    def saturated(self, text: str) -> tuple[NDArray[np.float64], float]:
+        """BM25's count of each of the question's units in ``text``, and the length of all of its counts."""
+        ids, counts = self.key.units(text)
+        values = self.key.saturated(counts)
+        known = dict(zip(ids.tolist(), values.tolist(), strict=True))
+        return np.array([known.get(unit, 0.0) for unit in self.ids]), float(np.linalg.norm(values))
+
+    def are_in(self, text: str) -> bool:
+        """Whether ``text`` has one of the units."""
+        return not set(self.ids).isdisjoint(self.key.units(text)[0].tolist())
+
+    def are_known(self, record: Record | None) -> bool:
+        """Whether any segment so far has one of the units, or the ``record`` that is still open."""
+        return self.key.knows(self.ids) or (record is not None and self.are_in(record.text))
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Recalled segments that follow one another, with some of the text around them.
+
+    Attributes:
+        hits: in document order.
+        start: where ``text`` begins in the document.
+    """
+
+    hits: list[Hit]
+    start: int
+    text: str
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        """The units of which a part is in the segments, so that none is cut where a segment ends."""
+        first, last = self.hits[0].record.start - self.start, self.hits[-1].record.end - self.start
+        return [unit for unit in split(self.text) if unit.end > first and unit.start < last]
+
+    def source(self, start: int, end: int, score: float) -> Source:
+        """A span of the text as a source."""
+        segments = (hit.segment for hit in self.hits if hit.record.end > self.start + start)
+        return Source(next(segments), self.start + start, self.start + end, score, self.text[start:end])
+
+
+def select(
+    hits: Sequence[Hit],
+    records: Sequence[Record],
+    asked: Asked,
+    characters: int,
+    least_score: float,
+) -> list[Source]:
+    """The best units of all hits, best first; neighbours are one passage. Without a word in common: none.
+
+    Args:
+        records: all of the document.
+        asked: the question, under the statistics of the memory.
         characters: length of all passages together; 0 takes whole segments.
-        least_score: sentences below this share of the best score are left out.
+        least_score: units below this share of the best score are left out.
     """
-    texts = [hit.record.text for hit in hits]
     if not characters:
-        return [_source(hit, text, 0, len(text), hit.score) for hit, text in zip(hits, texts, strict=True)]
-    spans = [(place, a, z) for place, text in enumerate(texts) for a, z in sentences(text)]
-    if not spans:
+        whole = [(hit, hit.record.text) for hit in hits]
+        return [
+            Source(hit.segment, hit.record.start, hit.record.end, hit.score, text)
+            for hit, text in whole
+            if asked.are_in(text)
+        ]
+    stretches = list(_stretches(hits, records))
+    units = [(stretch, unit) for stretch in stretches for unit in stretch.units]
+    if not units:
         return []
-    keys = key.document_keys([texts[place][a:z] for place, a, z in spans])
-    fits = (keys @ key.query_key(question)) / keys.norm(dim=1).clamp_min(_SHORTEST_KEY)
-    chosen = _best(fits, [z - a for _, a, z in spans], characters, least_score)
+    fits = _fits(units, asked)
+    chosen = _best(fits, units, characters, least_score)
     sources = []
-    for _, run in groupby(enumerate(chosen), lambda pair: (pair[1] - pair[0], spans[pair[1]][0])):
+    for _, run in groupby(enumerate(chosen), lambda pair: (pair[1] - pair[0], id(units[pair[1]][0]))):
         members = [index for _, index in run]
-        (place, start, _), (_, _, end) = spans[members[0]], spans[members[-1]]
-        sources.append(_source(hits[place], texts[place], start, end, float(fits[members].max())))
-    return sorted(sources, key=lambda source: -source.score)
+        (stretch, first), (_, last) = units[members[0]], units[members[-1]]
+        source = stretch.source(first.start, last.end, float(fits[members].max()))
+        sources.append((first.is_header and first == last, source))
+    return [source for _, source in sorted(sources, key=lambda pair: (pair[0], -pair[1].score))]
 
 
-def sentences(text: str) -> list[tuple[int, int]]:
-    """Spans of the sentences of ``text``, which they cover; none is longer than 300 characters.
-
-    A heading has no full stop, so it goes with the sentence after it.
-    """
-    bounds = [0]
-    for end in _ends(text):
-        while end - bounds[-1] > _LONGEST:
-            space = text.rfind(" ", bounds[-1] + 1, bounds[-1] + _LONGEST)
-            bounds.append(space + 1 if space > 0 else bounds[-1] + _LONGEST)
-        bounds.append(end)
-    return list(pairwise(bounds))
+def _stretches(hits: Sequence[Hit], records: Sequence[Record]) -> Iterator[_Stretch]:
+    """The hits in document order, those together that follow one another."""
+    ordered = sorted(hits, key=lambda hit: hit.segment)
+    for _, run in groupby(enumerate(ordered), lambda pair: pair[1].segment - pair[0]):
+        members = [hit for _, hit in run]
+        first, last = members[0].segment, members[-1].segment
+        before = records[first - 1].text[-LONGEST:] if first else ""
+        after = records[last + 1].text[:LONGEST] if last + 1 < len(records) else ""
+        text = before + "".join(hit.record.text for hit in members) + after
+        yield _Stretch(members, members[0].record.start - len(before), text)
 
 
-def _ends(text: str) -> Iterator[int]:
-    for match in _END.finditer(text):
-        at, end = match.span()
-        shortened = text[at] == "." and _SHORTENED.search(text, max(at - 8, 0), at + 1)
-        if end < len(text) and not shortened and not text[end].islower():
-            yield end
-    if text:
-        yield len(text)
+def _fits(units: Sequence[tuple[_Stretch, Unit]], asked: Asked) -> NDArray[np.float64]:
+    """How well each unit fits the question ``[U]``. A row has the words of its header, too, by their rarity
+    among the units alone; a header by itself fits nothing."""
+    own = [asked.saturated(stretch.text[unit.start : unit.end]) for stretch, unit in units]
+    headers = {
+        (id(stretch), unit.header): asked.saturated(stretch.text[slice(*unit.header)])[0]
+        for stretch, unit in units
+        if unit.header
+    }
+    counts = np.stack([values for values, _ in own])
+    over = np.stack(
+        [headers.get((id(stretch), unit.header), np.zeros(len(asked.ids))) for stretch, unit in units]
+    )
+    over[counts > 0] = 0
+    rarity = idf(((counts + over) > 0).sum(0), len(units))
+    scores = counts @ (asked.weights * rarity) + over @ np.minimum(asked.weights * rarity, rarity)
+    fits = scores / np.maximum([length for _, length in own], _SHORTEST_KEY)
+    fits[[unit.is_header for _, unit in units]] = 0
+    return np.asarray(fits, np.float64)
 
 
-def _best(fits: torch.Tensor, lengths: Sequence[int], characters: int, least_score: float) -> list[int]:
-    """Indices, ascending, of the best sentences that have room together; the best one always has."""
-    order = fits.argsort(descending=True, stable=True).tolist()
-    least = float(fits.max()) * least_score if least_score else -math.inf
-    chosen, room = order[:1], characters - lengths[order[0]]
-    for index in order[1:]:
-        if fits[index] < least:
+def _best(
+    fits: NDArray[np.float64],
+    units: Sequence[tuple[_Stretch, Unit]],
+    characters: int,
+    least_score: float,
+) -> list[int]:
+    """Indices, ascending, of the best units that have room together, with their headers where these have it;
+    the best one always has."""
+    headers = {(id(stretch), unit.header): at for at, (stretch, unit) in enumerate(units) if unit.is_header}
+    room, chosen = characters, dict.fromkeys(())
+    for index in np.argsort(-fits, kind="stable").tolist():
+        stretch, unit = units[index]
+        if fits[index] <= 0 or fits[index] < fits.max() * least_score:
             break
-        if lengths[index] <= room:
-            chosen.append(index)
-            room -= lengths[index]
+        if chosen and unit.end - unit.start > room:
+            continue
+        chosen[index] = None
+        room -= unit.end - unit.start
+        over = headers.get((id(stretch), unit.header))
+        if over is not None and over not in chosen and units[over][1].end - units[over][1].start <= room:
+            chosen[over] = None
+            room -= units[over][1].end - units[over][1].start
     return sorted(chosen)
-
-
-def _source(hit: Hit, text: str, start: int, end: int, score: float) -> Source:
-    origin = hit.record.start
-    return Source(hit.segment, origin + start, origin + end, score, text[start:end])

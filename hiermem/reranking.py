@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from hiermem.errors import NonFiniteError
 from hiermem.likelihood import last_logits
 from hiermem.memory.longterm import Hit
-from hiermem.text import from_beginning
+from hiermem.text import encode, from_beginning
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -54,8 +54,7 @@ def reranked(model: "HierMemModel", hits: Sequence[Hit], question: str) -> list[
 def _log_likelihood(model: "HierMemModel", text: str, question: str) -> float:
     """Of the question after the text, in nats, by the backbone with full attention and all its own heads."""
     asked, prefix, segment = (
-        model.tokenizer(part, add_special_tokens=False, verbose=False).input_ids
-        for part in (f" {question.strip()}", PREFIX, text.strip())
+        encode(model.tokenizer, part) for part in (f" {question.strip()}", PREFIX, text.strip())
     )
     room = max(model.adapter.trained_range - len(asked) - len(prefix), 0)
     before = from_beginning(model.tokenizer, [*segment[:room], *prefix])

@@ -44,6 +44,47 @@ def check_text(text: Any) -> None:
         ) from error
 
 
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of ``text`` alone; the names of control tokens in it are text as well."""
+    return list(_encoded(tokenizer, text).input_ids)
+
+
+def encode_document(tokenizer: Any, text: str) -> list[int]:
+    """The same tokens after the beginning-of-sequence token, where texts have one."""
+    return from_beginning(tokenizer, encode(tokenizer, text))
+
+
+def encode_with_spans(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """The same tokens with the character span of each, from a fast tokenizer."""
+    encoded = _encoded(tokenizer, text, return_offsets_mapping=True)
+    return list(encoded.input_ids), encoded.offset_mapping
+
+
+def encode_template(tokenizer: Any, text: str, template: Iterable[range]) -> list[int]:
+    """The tokens of ``text``, in which only what begins in the ranges of ``template`` is a control token."""
+    encoded = _encoded(tokenizer, text, split_special_tokens=False, return_offsets_mapping=True)
+    control = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    ids: list[int] = []
+    for token, (start, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
+        if token in control and not any(start in part for part in template):
+            ids += encode(tokenizer, text[start:end])
+        else:
+            ids.append(token)
+    return ids
+
+
+def _encoded(tokenizer: Any, text: str, split_special_tokens: bool = True, **options: bool) -> Any:
+    return tokenizer(
+        text, add_special_tokens=False, split_special_tokens=split_special_tokens, verbose=False, **options
+    )
+
+
+def separated(before: str, text: str) -> str:
+    """``text`` with a paragraph break in front, where the text ``before`` it does not end with one."""
+    missing = 2 - min(len(before) - len(before.rstrip("\n")), 2) if before else 0
+    return "\n" * missing + text
+
+
 def beginning(tokenizer: Any) -> list[int]:
     """The beginning-of-sequence token where the tokenizer puts one before a text, else nothing."""
     first = tokenizer("").input_ids[:1]
@@ -107,8 +148,7 @@ def stream_tokens(
 
 def _tokenise(tokenizer: Any, context: str, text: str, final: bool) -> tuple[list[int], list[int], int]:
     """Tokens of ``text`` after ``context``: ids, character starts within ``text``, and where they end."""
-    encoded = tokenizer(context + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    spans = encoded["offset_mapping"]
+    ids, spans = encode_with_spans(tokenizer, context + text)
     first = _token_at(spans, len(context))
     if context and first < len(spans) and spans[first][0] < len(context):
         return _tokenise(tokenizer, "", text, final)  # a token would reach back into what has been read
@@ -117,7 +157,7 @@ def _tokenise(tokenizer: Any, context: str, text: str, final: bool) -> tuple[lis
     starts = [max(start - len(context), 0) for start in _starts(spans[first:last])]
     if starts:
         starts[0] = 0  # characters that the tokenizer dropped belong to the token after them
-    return list(encoded["input_ids"][first:last]), starts, cut
+    return ids[first:last], starts, cut
 
 
 def _starts(spans: list[tuple[int, int]]) -> list[int]:

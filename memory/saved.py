@@ -6,8 +6,12 @@ from typing import Any
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.stored import MOST, exactly, read_bookkeeping, settings, whole, words
 from hiermem.memory.working import WorkingMemoryConfig
+from hiermem.retrieval.lexical import LexicalKeyConfig
 
-YOUNGER: dict[type, dict[str, Any]] = {WorkingMemoryConfig: {"head_shares": None}}
+YOUNGER: dict[type, dict[str, Any]] = {
+    WorkingMemoryConfig: {"head_shares": None},
+    LexicalKeyConfig: {"version": 1},
+}
 """Settings that came after the first release of the format, and what memories from before were read with."""
 
 

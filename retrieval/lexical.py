@@ -1,7 +1,7 @@
 """A training-free search key that works like BM25 through one inner product.
 
-A *unit* is a case-folded word cut to its first characters (cheap stemming), a whole word with
-digits, or a character bigram in scripts without spaces. Its vector comes from its hash, sparse and
+A *unit* is a folded word (`words.py`) cut to its first characters (cheap stemming), a whole word
+with digits, or a character bigram in scripts without spaces. Its vector comes from its hash, sparse and
 pseudo-random (count sketch: Charikar et al. 2002; feature hashing: Weinberger et al. 2009), so two
 units are nearly orthogonal and neither a vocabulary nor a tokenizer is needed.
 
@@ -15,9 +15,8 @@ the units that vary most between segments (compare Lupas and Verdu 1989).
 """
 
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,17 +29,14 @@ import torch
 from numpy.typing import NDArray
 
 from hiermem.errors import InputError
+from hiermem.retrieval.words import UNSPACED, VERSION, words
 
 _NONZEROS = 8  # signed positions in the vector of one unit
 _RIDGE, _STEPS = 0.3, 10  # of the regression: ridge over a key entry's variance; iterations
 _LONGEST_WORD = 20  # characters; a longer word outside ASCII must be of a script without spaces
 
-# Vowel signs and accents inside words that \w leaves out; Thai to Burmese, Khmer, CJK, Hangul.
-_MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0966-\u0dff\u0e30-\u0ecd"
-_UNSPACED = "\u0e00-\u0ecd\u1000-\u109f\u1780-\u17d3\u3040-\u9fff\uac00-\ud7a3\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[\w{_MARKS}]+")
-_RUN = re.compile(rf"[{_UNSPACED}]+|[^{_UNSPACED}]+")
-_UNSPACED_RUN = re.compile(rf"[{_UNSPACED}]")
+_RUN = re.compile(rf"[{UNSPACED}]+|[^{UNSPACED}]+")
+_UNSPACED_RUN = re.compile(rf"[{UNSPACED}]")
 _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float64]
 
@@ -53,18 +49,25 @@ class LexicalKeyConfig:
     prefix: characters kept of a word.
     saturation: BM25's ``k1``; at 0 it does not matter how often a unit stands in its segment.
     cancelled: how many of the most varying units a query is cleaned of; 0 switches that off.
+    version: how words are folded; see :func:`hiermem.retrieval.words.words`.
     """
 
     dim: int = 2048
     prefix: int = 7
     saturation: float = 0.5
     cancelled: int = 4096
+    version: int = VERSION
 
     def __post_init__(self) -> None:
         if min(self.dim, self.prefix) < 1:
             raise InputError("LexicalKeyConfig.dim and .prefix must be at least 1.")
         if not (0 <= self.saturation < np.inf and self.cancelled >= 0):
             raise InputError("LexicalKeyConfig.saturation and .cancelled must be 0 or more.")
+        if self.version not in range(1, VERSION + 1):
+            raise InputError(
+                f"LexicalKeyConfig.version must be from 1 to {VERSION}, not {self.version!r}: a newer one "
+                f"needs a newer hiermem."
+            )
 
 
 class _Sketch(NamedTuple):
@@ -95,8 +98,8 @@ class LexicalKey:
 
     def units(self, text: str) -> tuple[_Ints, _Floats]:
         """The distinct units of ``text``: int64 hashes [U] and float64 counts [U]."""
-        words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold().replace("_", " "))
-        counts = Counter(chain.from_iterable(map(_unit_ids, words, repeat(self.config.prefix))))
+        found = words(text, self.config.version)
+        counts = Counter(chain.from_iterable(map(_unit_ids, found, repeat(self.config.prefix))))
         return np.array([*counts], np.int64), np.array([*counts.values()], np.float64)
 
     def observe(self, text: str) -> None:
@@ -111,18 +114,30 @@ class LexicalKey:
 
     def document_keys(self, texts: Sequence[str]) -> torch.Tensor:
         """Keys of segments, each of its own text alone: float32 [N, D]; an empty text gives 0."""
-        keys, k1 = np.zeros((len(texts), self.config.dim), np.float32), self.config.saturation
+        keys = np.zeros((len(texts), self.config.dim), np.float32)
         for key, text in zip(keys, texts, strict=True):
             ids, counts = self.units(text)
-            key[:] = self._sketch(ids).total((k1 + 1) * counts / (k1 + counts))
+            key[:] = self._sketch(ids).total(self.saturated(counts))
         return torch.from_numpy(keys)
 
     def query_key(self, text: str) -> torch.Tensor:
         """Key of a question under the statistics so far: float32 [D]; an empty text gives 0."""
         ids, counts = self.units(text)
-        known = np.array([self._frequency[i] for i in ids.tolist()], np.float64)
-        idf = np.log1p((self._segments - known + 0.5) / (known + 0.5))
-        return torch.from_numpy(self._clean(self._sketch(ids), counts * idf).astype(np.float32))
+        return torch.from_numpy(self._clean(self._sketch(ids), counts * self.idf(ids)).astype(np.float32))
+
+    def saturated(self, counts: _Floats) -> _Floats:
+        """BM25's weight of counts of units in a text."""
+        k1 = self.config.saturation
+        return np.asarray((k1 + 1) * counts / (k1 + counts), np.float64)
+
+    def knows(self, ids: Iterable[int]) -> bool:
+        """Whether one of these units stands in a segment so far."""
+        return any(unit in self._frequency for unit in ids)
+
+    def idf(self, ids: _Ints) -> _Floats:
+        """How rare units are in the segments so far: float64 [U]."""
+        known = np.array([self._frequency[unit] for unit in ids.tolist()], np.float64)
+        return idf(known, self._segments)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The statistics in int64: ``segments`` [1], ``unit_ids`` [V] ascending, ``frequency``."""
@@ -174,6 +189,11 @@ class LexicalKey:
             return kept + common.total(variance * common.dot(vector)) + _RIDGE * noise * vector
 
         return _conjugate_gradient(normal, query.total(weights))
+
+
+def idf(frequency: _Floats, texts: int) -> _Floats:
+    """BM25's weight of units that stand in ``frequency`` [U] of so many texts; never negative."""
+    return np.asarray(np.log1p((texts - frequency + 0.5) / (frequency + 0.5)), np.float64)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -21,11 +21,11 @@ from readers import (
 )
 from torch import Tensor
 
-from hiermem.asking import prompt_ids
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
+from hiermem.prompts import prompt_ids
 
 POLICIES = ["none", "window", "keen", "lively"]
 MODES = ["distance", "absolute", "compact"]

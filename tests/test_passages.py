@@ -1,10 +1,10 @@
-"""Which sentences of recalled segments stand before a question."""
+"""Which sentences and rows of recalled segments stand before a question."""
 
 import pytest
 import torch
 
 from hiermem.memory.longterm import Hit, Record
-from hiermem.passages import Source, select, sentences
+from hiermem.passages import Asked, Source, select
 from hiermem.retrieval.lexical import LexicalKey
 
 FACT = "The brass key hangs behind the green clock. "
@@ -23,9 +23,18 @@ def recalled(*texts: str) -> tuple[list[Hit], LexicalKey]:
     return hits, key
 
 
-def shown(texts: list[str], characters: int, least_score: float = 0.0) -> list[Source]:
+def chosen(
+    hits: list[Hit], key: LexicalKey, question: str, characters: int, least_score: float
+) -> list[Source]:
+    records = [hit.record for hit in hits]
+    return select(hits, records, Asked(key, question), characters, least_score)
+
+
+def shown(
+    texts: list[str], characters: int, least_score: float = 0.0, question: str = QUESTION
+) -> list[Source]:
     hits, key = recalled(*texts)
-    sources = select(hits, QUESTION, key, characters, least_score)
+    sources = chosen(hits, key, question, characters, least_score)
     document = "".join(texts)
     assert all(document[source.start : source.end] == source.text for source in sources)
     scores = [source.score for source in sources]
@@ -47,11 +56,27 @@ def test_weak_sentences_are_left_out() -> None:
     assert [source.text for source in shown(texts, 10_000, least_score=0.7)] == [FACT]
 
 
-def test_neighbours_are_one_passage_but_never_over_two_segments() -> None:
+def test_neighbours_are_one_passage_over_the_end_of_a_segment_too() -> None:
     other = "The green clock hides the brass key. "
-    (source,) = shown([FILLER[0] + FACT + other + FILLER[1]], 100, 0.5)
-    assert source.text == FACT + other
-    assert [source.segment for source in shown([FILLER[0] + FACT, other + FILLER[1]], 100, 0.5)] == [0, 1]
+    for texts in ([FILLER[0] + FACT + other + FILLER[1]], [FILLER[0] + FACT, other + FILLER[1]]):
+        (source,) = shown(texts, len(FACT + other))
+        assert (source.text, source.segment) == (FACT + other, 0)
+    apart = [FILLER[0] + FACT, "".join(FILLER), other + FILLER[1]]
+    hits, key = recalled(*apart)
+    records = [hit.record for hit in hits]
+    sources = select([hits[0], hits[2]], records, Asked(key, QUESTION), len(FACT + other), 0.0)
+    assert {source.segment: source.text for source in sources} == {0: FACT, 2: other}
+
+
+@pytest.mark.parametrize("cut", range(1, len(FACT) - 1, 5))
+def test_no_sentence_is_cut_where_a_segment_ends(cut: int) -> None:
+    texts = [FILLER[0] + FACT[:cut], FACT[cut:] + FILLER[1]]
+    hits, key = recalled(*texts)
+    records = [hit.record for hit in hits]
+    for hit in hits:
+        sources = select([hit], records, Asked(key, "Where is the brass clock?"), 100, 0.7)
+        assert [source.text for source in sources] in ([FACT], [])
+    assert [source.text for source in shown(texts, 100, 0.7)] == [FACT]
 
 
 def test_words_in_every_segment_do_not_count_for_much() -> None:
@@ -72,39 +97,37 @@ def test_a_heading_goes_with_what_follows_it() -> None:
     assert shown([FILLER[0] + text + FILLER[1]], 1)[0].text == text
 
 
-def test_nothing_in_common_still_gives_passages_with_room() -> None:
-    hits, key = recalled("".join(FILLER))
-    sources = select(hits, "Wherefore?", key, 200, 0.7)
-    assert 0 < sum(len(source.text) for source in sources) <= 200
-    assert select([], QUESTION, key, 200, 0.7) == []
+@pytest.mark.parametrize("characters", [0, 200])
+def test_nothing_in_common_gives_no_passage(characters: int) -> None:
+    hits, key = recalled("".join(FILLER), FACT)
+    for question in ("Quantum chromodynamics?", "Who is the president of France?", "?"):
+        assert chosen(hits, key, question, characters, 0.7) == []
+    assert chosen(hits, key, "What does the reader do?", characters, 0.7)
+    assert select([], [], Asked(key, QUESTION), characters, 0.7) == []
+
+
+def test_a_question_of_function_words_alone_is_taken_by_its_word() -> None:
+    assert [source.text for source in shown([FILLER[0] + "Who is he? "], 200, 0.7, "Who is he?")] == [
+        "Who is he? "
+    ]
 
 
 def test_no_limit_takes_whole_segments() -> None:
     texts = ["".join(FILLER), FACT]
     sources = shown(texts, 0, 0.7)
-    assert [(source.text, source.score) for source in sources] == [(texts[0], 9.0), (FACT, 8.0)]
+    assert [(source.text, source.score) for source in sources] == [(FACT, 8.0)]
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [
-        [
-            "“I saw Mr. Smith and Dr. Wilson at 5 p.m. today.” ",
-            "He left. ",
-            "So did I. ",
-            "Who is K. Le Moyne?",
-        ],
-        ["It rose (Fig. 2, e.g. in mice). ", "P was .05 vs. .01. ", "25 died! ", "“Stop!” he said."],
-        ["猫は窓の下で眠った。", "「誰？」", "と船長は言った。"],
-    ],
-)
-def test_titles_initials_and_shortened_words_end_no_sentence(parts: list[str]) -> None:
-    text = "".join(parts)
-    assert [text[a:b] for a, b in sentences(text)] == parts
-
-
-@pytest.mark.parametrize("text", ["", "x" * 1000, "no end in sight " * 80, "日本語。" * 200, "\n\n\n" * 90])
-def test_sentences_cover_any_text_within_the_limit(text: str) -> None:
-    spans = sentences(text)
-    assert "".join(text[a:b] for a, b in spans) == text
-    assert all(0 < b - a <= 300 for a, b in spans)
+@pytest.mark.parametrize("question", ["What is the badge of Bob Lund?", "Bob Lund"])
+def test_a_header_goes_with_its_row_and_never_stands_for_it(question: str) -> None:
+    header = "name,badge,town\n"
+    rows = [
+        f"{name} {last},{i * 37 + 100},Oslo\n"
+        for i, name in enumerate(("Ann", "Bob", "Cy", "Di"))
+        for last in ("Berg", "Lund", "Moe")
+    ]
+    sources = shown([header + "".join(rows)], 600, 0.7, question)
+    assert [source.text for source in sources] == [rows[4], header]
+    assert [source.text for source in shown([header + "".join(rows)], len(rows[4]), 0.7, question)] == [
+        rows[4]
+    ]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from readers import lively, reader, settings, text_of, uneven
 
-from hiermem.asking import prepare, prompt_ids, prompt_text
+from hiermem.asking import prepare
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack, hidden
@@ -33,6 +33,7 @@ from hiermem.eval.systems import (
 from hiermem.eval.tasks import babilong, needles, pubmedqa
 from hiermem.memory.summary import SummaryConfig
 from hiermem.model import HierMemModel
+from hiermem.prompts import prompt_ids, prompt_text
 
 WIDE = settings(budget=512, update_interval=16, positions="absolute", policy="none")
 
@@ -113,7 +114,7 @@ def test_full_attention_reads_the_whole_prompt() -> None:
     system = Full(model)
     score = score_answer(model, system.prompt(system.read(text), "Who?"), " nobody").nll
     whole = prompt_text(model.tokenizer, [text], "Who?", model.config.asking.instruction)
-    before, after = whole.split(text)
+    before, after = str(whole).split(text)
     empty = model.new_working_memory(model.config.working)
     ids = [prompt_ids(model.tokenizer, part, empty) for part in (before + text, after, " nobody")]
     logits = model.backbone(torch.cat(ids, dim=1)).logits[0, -ids[2].shape[1] - 1 : -1].log_softmax(-1)
@@ -216,7 +217,7 @@ def test_dumped_needles_are_the_prompts_that_are_scored(tmp_path: Path) -> None:
     instruction = model.config.asking.instruction
     for row, example in zip(rows, made, strict=True):
         whole = prompt_text(model.tokenizer, [example.text], example.question, instruction)
-        assert row["context"] + row["question"] == whole + example.lead
+        assert row["context"] + row["question"] == str(whole) + example.lead
         assert row["context"].endswith(example.text)
         assert row["answer"] == example.answer
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hiermem.errors import InputError
 from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, Received, ShownQueries, grown
-from hiermem.text import beginning
+from hiermem.text import beginning, encode
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -67,7 +67,7 @@ def calibrate(model: "HierMemModel", ids: Sequence[int], config: CalibrationConf
             f"The text has {len(ids)} tokens, a calibration reads {config.tokens * config.texts}: give a "
             f"longer text, or lower --tokens."
         )
-    between = model.tokenizer(AGAIN, add_special_tokens=False).input_ids
+    between = encode(model.tokenizer, AGAIN)
     first = beginning(model.tokenizer)
     if len(first) + 2 * config.tokens + len(between) > model.adapter.trained_range:
         raise InputError(

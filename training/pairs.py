@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiermem.asking import prompt_ids
 from hiermem.errors import InputError
 from hiermem.memory.longterm import LongTermConfig
+from hiermem.prompts import prompt_ids
 from hiermem.retrieval.lexical import LexicalKey
 from hiermem.training.samples import questions
 

@@ -5,15 +5,15 @@ Each task draws its prompts from train data with a seed; the same number always 
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hiermem.asking import prompt_ids, split_prompt
 from hiermem.eval.haystack import Haystack
 from hiermem.eval.tasks import needles, pg19, pubmedqa
-from hiermem.text import from_beginning
+from hiermem.prompts import prompt_ids, split_prompt
+from hiermem.text import encode, from_beginning
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class Source:
 
     def encoded(self, text: str) -> list[int]:
         """Token ids of a text that goes on after another."""
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        return encode(self.tokenizer, text)
 
     def answered(self, key: str, text: str, question: str, lead: str, answer: str, keep: float) -> Prompt:
         """A question about a text, and its answer after a lead."""
         begun, after = split_prompt(self.tokenizer, text, question, self.instruction)
         target = self.encoded(answer)
-        rest = self.encoded(after + lead) + target
+        rest = replace(after, lead=lead).ids(self.tokenizer) + target
         return Prompt(key, prompt_ids(self.tokenizer, begun)[0].tolist(), rest, len(target), keep)
 
 

@@ -20,12 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hiermem.asking import AskConfig, prompt_ids, prompt_text
+from hiermem.asking import AskConfig
 from hiermem.errors import InputError
 from hiermem.eval import hub
 from hiermem.eval.haystack import SHORTEST
 from hiermem.eval.tasks import needles, pg19, pubmedqa
-from hiermem.text import beginning, from_beginning
+from hiermem.prompts import prompt_ids, prompt_text
+from hiermem.text import beginning, encode, from_beginning
 
 KINDS = ("books", "questions", "facts")
 IGNORED = -100
@@ -166,7 +167,7 @@ class Samples:
         return known[held_out:] if self.split == "validation" else known[:held_out]
 
     def _encoded(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        return encode(self.tokenizer, text)
 
     def _encoded_book(self, name: str) -> NDArray[np.int32]:
         text = self._books[name]
@@ -195,7 +196,7 @@ class Samples:
         while not ids or len(ids) < self.config.tokens:
             item = draw.choice(self._items)
             text = prompt_text(self.tokenizer, [item.abstract], item.question, instruction)
-            asked = prompt_ids(self.tokenizer, text)[0].tolist() if not ids else self._encoded(text)
+            asked = prompt_ids(self.tokenizer, text)[0].tolist() if not ids else text.ids(self.tokenizer)
             decided = f"{pubmedqa.LEAD} {item.decision}."
             answer = self._encoded(draw.choice((decided, item.long_answer)) + "\n\n")
             if ids and len(ids) + len(asked) + len(answer) > self.config.tokens:
@@ -236,7 +237,8 @@ class Samples:
         """Tokens up to a code, and the code's; the first question comes after the text."""
         passages = [] if number else [example.text]
         prompt = prompt_text(self.tokenizer, passages, example.question, AskConfig.instruction)
-        begun, answer = self._encoded(prompt + example.lead), self._encoded(example.answer)
+        begun = replace(prompt, lead=example.lead).ids(self.tokenizer)
+        answer = self._encoded(example.answer)
         return (begun if number else from_beginning(self.tokenizer, begun)), answer
 
 

@@ -18,7 +18,7 @@ from hiermem.errors import InputError
 from hiermem.eval.journal import Journal
 from hiermem.eval.scoring import stream_nll
 from hiermem.memory.policies import ForgetPolicy
-from hiermem.text import from_beginning
+from hiermem.text import encode_document
 
 if TYPE_CHECKING:
     from hiermem.memory.summary import SummaryMemory
@@ -70,8 +70,7 @@ def evaluate(model: "HierMemModel", texts: dict[str, str], segments: int, journa
 def _segments(model: "HierMemModel", name: str, text: str, count: int) -> Tensor:
     """The first segments of a book, which begins as every text does, ``[count, L]`` int64."""
     L = model.config.segment
-    encoded = model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    ids = from_beginning(model.tokenizer, encoded)
+    ids = encode_document(model.tokenizer, text)
     if len(ids) < count * L:
         raise InputError(
             f"Book {name} has {len(ids)} tokens, {count} segments take {count * L}: lower --segments."

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hiermem.asking import split_prompt
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack, hidden
 from hiermem.eval.journal import Journal
 from hiermem.eval.metrics import means
 from hiermem.eval.scoring import score_answer
 from hiermem.eval.systems import Opened, new_system
+from hiermem.prompts import split_prompt
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -76,7 +76,7 @@ def dump(model: "HierMemModel", made: Sequence[Example], path: Path) -> None:
     instruction, lines = model.config.asking.instruction, []
     for example in made:
         context, question = split_prompt(model.tokenizer, example.text, example.question, instruction)
-        row = {"context": context, "question": question + example.lead}
+        row = {"context": str(context), "question": f"{question}{example.lead}"}
         lines.append(json.dumps({**row, "answer": example.answer}, ensure_ascii=False) + "\n")
     try:
         path.write_text("".join(lines), "utf-8")

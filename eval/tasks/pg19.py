@@ -15,7 +15,7 @@ from hiermem.eval.journal import Journal
 from hiermem.eval.metrics import perplexity
 from hiermem.eval.scoring import stream_nll
 from hiermem.memory.working import WorkingMemory
-from hiermem.text import beginning
+from hiermem.text import beginning, encode_with_spans
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -106,16 +106,16 @@ def _evaluate_book(
 ) -> dict[str, Any]:
     from tqdm.auto import tqdm
 
-    encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    end = len(encoded.input_ids) if part.tokens is None else part.start + part.tokens
+    tokens, spans = encode_with_spans(model.tokenizer, text)
+    end = len(tokens) if part.tokens is None else part.start + part.tokens
     first = beginning(model.tokenizer)
-    ids = torch.tensor(first + encoded.input_ids[part.start : end])
+    ids = torch.tensor(first + tokens[part.start : end])
     if len(ids) < len(first) + part.score_from + 2:
         raise InputError(
-            f"Book {name} has {len(encoded.input_ids)} tokens, too few to score any after token "
+            f"Book {name} has {len(tokens)} tokens, too few to score any after token "
             f"{part.start + part.score_from}: lower --start-token or --score-from."
         )
-    spans = encoded.offset_mapping[part.start : end][part.score_from + 1 :]
+    spans = spans[part.start : end][part.score_from + 1 :]
     scored = text[spans[0][0] : spans[-1][1]]
     blocks: list[torch.Tensor] = []
     live = 0

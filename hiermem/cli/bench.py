@@ -33,7 +33,10 @@ def overhead(
 
         hiermem bench overhead --text book.txt --budget 512 --chunk 512
     """
+    import torch
+
     from hiermem.eval.overhead import measure
+    from hiermem.text import encode_document
 
     if rounds < 1:
         raise InputError("--rounds must be at least 1.")
@@ -43,7 +46,7 @@ def overhead(
     configs = {"window": reader.config.with_working(policy="window", head_shares=None)}
     configs["attention"] = reader.config.with_working(policy="attention", head_shares=None)
     configs["namm"] = reader.config
-    ids = reader.tokenizer(document, return_tensors="pt", verbose=False).input_ids
+    ids = torch.tensor([encode_document(reader.tokenizer, document)])
     if ids.shape[1] < 4 * (budget + chunk):
         raise InputError(f"The text has {ids.shape[1]} tokens: give one of at least {4 * (budget + chunk)}.")
     rows = measure(reader, ids, configs, rounds)
@@ -147,11 +150,12 @@ def point(
     import torch
 
     from hiermem.eval.speed import measure
+    from hiermem.text import encode_document
 
     document = opt.read_document(text)
     config = opt.configuration(model, None, policy, budget, chunk=chunk)
     reader = opt.load_model(model, config, dtype, device)
-    ids = torch.tensor(reader.tokenizer(document, verbose=False).input_ids)
+    ids = torch.tensor(encode_document(reader.tokenizer, document))
     ids = ids.repeat(-(-tokens // len(ids)))[:tokens]
     opt.emit(measure(reader, ids, system, limit), True, "")
 
@@ -178,11 +182,12 @@ def flat(
     import torch
 
     from hiermem.eval.flatness import measure
+    from hiermem.text import encode_document
 
     document = opt.read_document(text)
     config = opt.configuration(model, preset, policy, budget, chunk=chunk)
     reader = opt.load_model(model, config, dtype, device)
-    ids = torch.tensor(reader.tokenizer(document, verbose=False).input_ids)
+    ids = torch.tensor(encode_document(reader.tokenizer, document))
     needed = max(2 * settle, 20 * config.chunk)
     if len(ids) < needed:
         raise InputError(f"The text has {len(ids)} tokens: give one of at least {needed}.")

@@ -68,7 +68,12 @@ def ask(
     start = time.perf_counter()
     answer = reader.ask(memory, question, top_k=top_k, max_new_tokens=max_new_tokens)
     sources = [vars(source) for source in answer.sources]
-    result = {"answer": answer.text, "complete": answer.complete, "sources": sources}
+    result = {
+        "answer": answer.text,
+        "complete": answer.complete,
+        "found": answer.found,
+        "sources": sources,
+    }
     result["seconds"] = time.perf_counter() - start
     opt.emit(result, json, _words(answer))
 
@@ -137,7 +142,12 @@ def demo(model: opt.Model = "smollm2", json: opt.Json = False) -> None:
     )
     answers = [(question, reader.ask(memory, question)) for question in DEMO_QUESTIONS]
     rows = [
-        {"question": question, "answer": answer.text, "sources": [vars(source) for source in answer.sources]}
+        {
+            "question": question,
+            "answer": answer.text,
+            "found": answer.found,
+            "sources": [vars(source) for source in answer.sources],
+        }
         for question, answer in answers
     ]
     words = "\n\n".join([intro, *(f"{question}\n{_words(answer)}" for question, answer in answers)])
@@ -146,8 +156,12 @@ def demo(model: opt.Model = "smollm2", json: opt.Json = False) -> None:
 
 def _words(answer: "Answer") -> str:
     """An answer and its sources for a person to read."""
+    from hiermem.asking import NOT_FOUND
+
     text = "\n  ".join(line for line in answer.text.splitlines() if line.strip())
     lines = [f"→ {text}" + ("" if answer.complete else " …")]
+    if not answer.found and answer.text != NOT_FOUND:
+        lines.append("  The document has no word of the question: the model answers by itself.")
     for source in answer.sources:
         excerpt = " ".join(source.text.split())
         excerpt = excerpt if len(excerpt) <= 300 else excerpt[:297] + "…"

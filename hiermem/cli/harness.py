@@ -20,7 +20,8 @@ from hiermem.cli import options as opt
 from hiermem.errors import InputError
 from hiermem.eval.scoring import opened, score_tokens, stream_nll
 from hiermem.evictor import AUTO, NONE
-from hiermem.text import from_beginning
+from hiermem.templates import frames
+from hiermem.text import encode, encode_template, from_beginning
 
 
 @register_model("hiermem")
@@ -73,6 +74,7 @@ class HarnessModel(TemplateLM):
         self.tokenizer = self.model.tokenizer
         self.max_gen_toks = max_gen_toks
         self._device = self.model.device
+        self._templates: dict[int, dict[str, list[range]]] = {}  # by the length of what was written
 
     @property
     def eot_token_id(self) -> int:
@@ -90,17 +92,23 @@ class HarnessModel(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        )
+        pieces = frames(self.tokenizer, [message["role"] for message in chat_history])
+        if not add_generation_prompt:  # the last message goes on
+            pieces[-1] = ""
+        text, template = pieces[0], [range(len(pieces[0]))]
+        for message, piece in zip(chat_history, pieces[1:], strict=True):
+            text += message["content"]
+            template.append(range(len(text), len(text) + len(piece)))
+            text += piece
+        self._templates.setdefault(len(text), {})[text] = template
+        return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        return list(self.tokenizer(string, add_special_tokens=False, verbose=False).input_ids)
+        """Only what a chat template wrote at the beginning of ``string`` may be control tokens."""
+        for length, known in self._templates.items():
+            if template := known.get(string[:length]):
+                return encode_template(self.tokenizer, string, template)
+        return encode(self.tokenizer, string)
 
     @torch.inference_mode()
     def _loglikelihood_tokens(

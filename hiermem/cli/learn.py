@@ -38,6 +38,7 @@ def calibrate(
         hiermem read book.txt --model HuggingFaceTB/SmolLM2-360M-Instruct --evictor evictor --out book.hmem
     """
     from hiermem.evictor import FILE, Evictor
+    from hiermem.text import encode
     from hiermem.training.calibration import CalibrationConfig
     from hiermem.training.calibration import calibrate as measure
 
@@ -47,7 +48,7 @@ def calibrate(
         raise InputError(f"{out} is a file: give a folder to --out.")
     text = opt.read_document(doc)
     reader = opt.load_model(model, None, dtype, device)
-    ids = reader.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    ids = encode(reader.tokenizer, text)
     shares = measure(reader, ids, config)
     origin = {"made_by": "hiermem calibrate", "backbone": model, "text": Path(doc).name, **asdict(config)}
     Evictor(shares=shares, origin=origin).save(out)
@@ -89,6 +90,7 @@ def heads(
     """
     from hiermem.eval.journal import writable
     from hiermem.eval.report import new_figure
+    from hiermem.text import encode
     from hiermem.training.recency import RecencyConfig, choose, heat_map, mean, overlap, recency_ratios
 
     config = RecencyConfig(tokens=tokens, window=window)
@@ -102,7 +104,7 @@ def heads(
         writable(plot)
         new_figure()  # before anything is measured
     reader = opt.load_model(model, None, dtype, device)
-    encoded = [reader.tokenizer(d, add_special_tokens=False, verbose=False).input_ids for d in documents]
+    encoded = [encode(reader.tokenizer, document) for document in documents]
     measured = [recency_ratios(reader, ids, config) for ids in encoded]
     ratios = mean(measured)
     selected = choose(ratios.of_groups, share, threshold)

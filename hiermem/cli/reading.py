@@ -146,6 +146,7 @@ def _appending(reader: "HierMemModel", out: Path, text: str) -> Task:
     """Read after a memory, or go on where an earlier command did so and was stopped."""
     from hiermem.memory.state import MemoryState
     from hiermem.retrieval.files import check_target
+    from hiermem.text import separated
 
     memory, meanwhile = MemoryState.load(out, reader), out / ADDITION
     _check_settings(reader, memory, out)
@@ -153,11 +154,12 @@ def _appending(reader: "HierMemModel", out: Path, text: str) -> Task:
     try:
         begun = MemoryState.load(meanwhile, reader)
     except MemoryMissingError:
-        return Task(memory, text, out, meanwhile)
+        return Task(memory, separated(memory.last_characters(2), text), out, meanwhile)
     _check_settings(reader, begun, meanwhile)
     before, known = memory.text, begun.text
     if before.startswith(known) and before.endswith(text) and len(before) < len(known) + len(text):
         return Task(memory, "", out, meanwhile)  # stopped when all was in its place
+    text = separated(before, text)  # words of two texts are not to run into one another
     if known.startswith(before) and text.startswith(known[len(before) :]):
         return Task(begun, text[len(known) - len(before) :], out, meanwhile)
     raise InputError(
