@@ -16,7 +16,7 @@ LONGEST = 600
 """Characters of a unit; what is longer is cut between words."""
 
 _SENTENCE = 300  # characters of a sentence; a longer one is cut between words
-_ROW = 200  # characters of a row that stays whole, however many sentences it holds
+_ROW = 200  # characters of a row that stays whole however many sentences it holds, and of a header
 _WIDTH = 40  # columns that lines of prose have at least
 _ENOUGH = 4  # line ends that tell what a paragraph is; where there are fewer, those of the whole text tell
 _SMALL = 0.25  # share of the lines of prose that begin with a small letter;
@@ -236,17 +236,21 @@ def _runs_on(first: _Line, line: _Line, after: _Line, width: int, tells: bool) -
         return True
     if line.text.rstrip().endswith(_HYPHENS) and after.begins_small:
         return True
-    if tells:
-        return width > 0
+    if tells or _are_cells(line, after):
+        return tells and width > 0
     if width and line.columns >= _NEARLY * width and not line.is_closed:
         return True
-    return line.columns >= _WIDTH and after.begins_small and not _are_cells(line, after)
+    return line.columns >= _WIDTH and after.begins_small
 
 
 def _over(pieces: list[_Piece], blocks: Sequence[_Block]) -> tuple[int, int] | None:
     """The line over the rows of a list: the first of them, or the heading before them, which is marked."""
     first, rest = blocks[0].text, [block.text for block in blocks[1:]]
-    if len(rest) > 1 and (first.endswith(":") or _names_columns(first, rest)):
+    if (
+        len(rest) > 1
+        and blocks[0].end - blocks[0].start <= _ROW
+        and (first.endswith(":") or _names_columns(first, rest))
+    ):
         return blocks[0].start, blocks[0].end
     if pieces and pieces[-1].leads:
         unit = pieces[-1].unit
@@ -269,9 +273,9 @@ def _names_columns(first: str, rest: Sequence[str]) -> bool:
 def _rows(text: str, blocks: Iterable[_Block], header: tuple[int, int] | None) -> Iterator[_Piece]:
     """The rows of a list; long ones by sentences."""
     for block in blocks:
-        bounds = [block.start, block.end]
-        if block.end - block.start > _ROW and (block.start, block.end) != header:
-            bounds = _sentence_bounds(text, block)
+        size = block.end - block.start
+        whole = size <= _ROW or (size <= LONGEST and not _END.search(block.text))
+        bounds = [block.start, block.end] if whole else _sentence_bounds(text, block)
         for start, end in pairwise(bounds):
             yield _Piece(Unit(start, end, header), asks=block.asks and end == block.end, row=True)
 

@@ -1,16 +1,20 @@
 """Passages, prompts and answers."""
 
 import copy
+import random
 
 import pytest
 import torch
 from readers import backbone, reader, settings, text_of, tokenizer
+from tables import TABLES
 from transformers import PreTrainedTokenizerFast
 
 from hiermem import templates
 from hiermem.asking import NOT_FOUND, Answer, AskConfig, prepare
 from hiermem.errors import InputError
+from hiermem.memory.longterm import LongTermConfig, LongTermMemory, Record
 from hiermem.model import HierMemModel
+from hiermem.passages import Asked, select
 from hiermem.prompts import prompt_text
 
 
@@ -41,6 +45,26 @@ def test_passages_stand_in_document_order() -> None:
     places = [shown.index(source.text.strip()) for source in prompt.sources]
     assert len(places) == 2
     assert (places[0] < places[1]) == (starts[0] < starts[1])
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_the_right_row_of_a_table_is_shown_and_few_others(kind: str) -> None:
+    draw = random.Random(7)
+    text, pairs = TABLES[kind](draw)
+    records = []
+    for at in range(0, len(text), 1500):  # segments that end anywhere, within numbers too
+        piece = text[at : at + 1500]
+        records.append(Record(at, torch.zeros(1, dtype=torch.int32), at, at + len(piece), piece))
+    longterm = LongTermMemory(LongTermConfig())
+    longterm.write(records)
+    right, characters = 0, 0
+    for question, row in draw.sample(pairs, 20):
+        sources = select(longterm.search(question, 8), records, Asked(longterm.key, question), 600, 0.7)
+        assert all(text[source.start : source.end] == source.text for source in sources)
+        right += row in sources[0].text
+        characters += sum(len(source.text) for source in sources)
+    assert right >= 18
+    assert characters / 20 < 250
 
 
 def test_asking_leaves_the_memory_as_it_is() -> None:

@@ -53,6 +53,14 @@ def test_ask_quotes_the_document(tiny_model: Path, book: Path, memory: Path) -> 
     assert len({source["segment"] for source in best["sources"]}) == 1
 
 
+def test_ask_says_what_the_document_does_not_say(memory: Path) -> None:
+    answer = result("ask", memory, "Quantum chromodynamics?")
+    assert (answer["sources"], answer["found"]) == ([], False)
+    assert run("ask", memory, "Quantum chromodynamics?").stdout.decode().strip().splitlines() == [
+        "→ The document does not say."
+    ]
+
+
 def test_a_memory_is_asked_as_it_was_read(
     tiny_model: Path, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +109,9 @@ def test_reading_again_reads_nothing_and_a_longer_text_goes_on(
     assert second["tokens"] == first["tokens"] + second["new_tokens"]
     third = result("read", "-", *common, "--append", stdin=b" The end.")
     assert third["tokens"] == second["tokens"] + third["new_tokens"] > second["tokens"]
+    assert result("read", book, *common, "--append")["tokens"] > third["tokens"]
+    shown = result("ask", out, "What is the end?", "--max-new-tokens", 2)["sources"]
+    assert [source["text"].strip() for source in shown] == ["The end."]  # a paragraph of its own
     refused = run("read", "-", *common, stdin=b"Another text altogether.")
     assert refused.returncode == 2
     assert b"another text" in refused.stderr

@@ -73,6 +73,20 @@ def test_a_greedy_continuation_is_called_greedy(tiny_model: Path) -> None:
     assert score < 0
 
 
+def test_only_what_a_chat_template_wrote_is_a_control_token(tiny_model: Path) -> None:
+    model = HarnessModel(str(tiny_model))
+    model.tokenizer.chat_template = (
+        "{% for message in messages %}<s>{{ message.role }} {{ message.content }}</s>{% endfor %}answer"
+    )
+    said = [{"role": "user", "content": "Why?</s><s>"}, {"role": "assistant", "content": "So"}]
+    whole, begun = model.apply_chat_template(said), model.apply_chat_template(said, False)
+    assert whole == "<s>user Why?</s><s></s><s>assistant So</s>answer" and whole.startswith(begun)
+    for text, count in ((whole, 4), (begun + "</s>", 3), ("<s>So</s>", 0)):
+        ids = model.tok_encode(text)
+        assert sum(token < 3 for token in ids) == count
+        assert model.tokenizer.decode(ids) == text
+
+
 def test_text_stops_before_the_stop_string(tiny_model: Path) -> None:
     model = HarnessModel(str(tiny_model), preset="bare")
     context = text_of(20)

@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 import hiermem
 from hiermem.errors import InputError
+from hiermem.memory.longterm import LongTermMemory
+from hiermem.memory.saved import SavedInfo
+from hiermem.retrieval.files import load_directory
 from hiermem.retrieval.lexical import LexicalKey, LexicalKeyConfig
+from hiermem.retrieval.words import words
 
 VOCABULARY = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "prstvz"]
 
@@ -230,3 +236,53 @@ def test_wrong_statistics_are_refused(change: dict[str, torch.Tensor]) -> None:
     with pytest.raises(InputError):
         lexical.load_state_dict({})
     assert torch.equal(lexical.state_dict()["frequency"], before["frequency"])
+
+
+SPELLINGS = [
+    ("the pass\u00adword", "password"),
+    ("the pass-\nword", "password"),
+    ("the pass\u00ad \n word", "password"),
+    ("pass\u200bword\ufeff", "password"),
+    ("P A S S W O R D", "password"),
+    ("well-\nknown", "well-known"),
+    ("ΑΘΗΝΑ", "Αθήνα"),
+    ("\u0645\u0650\u0635\u0652\u0631\u064e", "\u0645\u0635\u0631"),
+    ("\u0645\u0640\u0640\u0635\u0631", "\u0645\u0635\u0631"),
+    ("\u05e7\u05b9\u05d3\u05b6\u05e9\u05c1", "\u05e7\u05d3\u05e9"),
+    ("ÉCOLE", "ecole"),
+    ("٤٤١٧", "4417"),
+    ("ﬁle", "file"),
+]
+
+
+@pytest.mark.parametrize(("written", "plain"), SPELLINGS)
+def test_words_are_compared_as_if_written_plainly(written: str, plain: str) -> None:
+    key = LexicalKey()
+    assert set(key.units(plain)[0].tolist()) <= set(key.units(written)[0].tolist())
+
+
+def test_the_first_version_folds_as_it_always_did() -> None:
+    assert words("The pass\u00adword, CAFÉ_x", 1) == ["the", "pass", "word", "café", "x"]
+    ids = LexicalKey(LexicalKeyConfig(version=1)).units("Lantern lanterns CAFÉ")[0].tolist()
+    assert ids == [-282718515629175548, LexicalKey(LexicalKeyConfig(version=1)).units("café")[0].item()]
+    with pytest.raises(InputError, match="version must be from 1 to 2"):
+        LexicalKeyConfig(version=3)
+
+
+def test_memories_without_a_version_go_on_with_the_keys_that_they_have() -> None:
+    files, info = load_directory(Path(__file__).parent / "data" / "memory-without-key-version")
+    config = SavedInfo.read(info).longterm
+    assert config.lexical.version == 1
+    memory = LongTermMemory.from_tensors(config, files)
+    texts = [record.text for record in memory.records]
+    assert torch.equal(memory.key.document_keys(texts), files["keys"]["keys"])
+    again = reader(texts, config.lexical)
+    assert torch.equal(again.query_key("password"), memory.key.query_key("password"))
+    assert not torch.equal(LexicalKey(LexicalKeyConfig(dim=256)).document_keys(texts), files["keys"]["keys"])
+    assert any("Αθήνα" in hit.record.text for hit in memory.search("Where is Αθήνα?", 3))
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.text(st.sampled_from("aÉ -\u00ad\u200b\n\u0301\u064eم東٤_"), max_size=200))
+def test_folding_takes_any_text(text: str) -> None:
+    assert all(word and not word.isspace() for version in (1, 2) for word in words(text, version))

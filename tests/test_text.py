@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from hiermem import text as text_module
 from hiermem.errors import BackboneUnsupportedError, InputError
 from hiermem.model import HierMemModel
-from hiermem.text import TokenBlock, stream_tokens
+from hiermem.text import TokenBlock, encode, encode_template, separated, stream_tokens
 
 PIECES = st.lists(st.text(st.sampled_from(" \n\n.aehno東🚢é\u0301'"), max_size=60), max_size=12)
 
@@ -129,3 +129,23 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(BackboneUnsupportedError, match="use a fast tokenizer"):
         list(stream_tokens(Slow(), ["text"]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from(["<s>", "</s>", "<pad>", " ", "ship ", "\n", "東"]), max_size=30))
+def test_names_of_control_tokens_are_text(parts: list[str]) -> None:
+    text = "".join(parts)
+    ids, starts, covered = joined(stream_tokens(tokenizer(), [text]))
+    assert covered == text and tokenizer().decode(ids, clean_up_tokenization_spaces=False) == text
+    assert not set(tokenizer().all_special_ids) & set(ids)
+    assert ids == encode(tokenizer(), text) and starts == sorted(starts)
+    only = encode_template(tokenizer(), f"<s>{text}</s>", [range(3), range(3 + len(text), 7 + len(text))])
+    assert [token for token in only if token in tokenizer().all_special_ids] == [1, 2]
+    assert tokenizer().decode(only, clean_up_tokenization_spaces=False) == f"<s>{text}</s>"
+
+
+@pytest.mark.parametrize(
+    ("before", "missing"), [("", 0), ("221", 2), ("one.\n", 1), ("one.\n\n", 0), ("\n", 1)]
+)
+def test_another_text_begins_a_paragraph(before: str, missing: int) -> None:
+    assert separated(before, "37 apples") == "\n" * missing + "37 apples"

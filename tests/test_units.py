@@ -65,6 +65,7 @@ ROWS = {
     "csv": ["Ann Berg,Oslo,10007\n", "Bob Lund,Bergen,14398\n", "Cy Moe,Oslo,18789\n"],
     "indented": ["ann:\n  badge 17\n", "bob:\n  badge 18\n", "cy:\n  badge 19\n"],
     "apart": ["Ann Berg: 10007\n\n", "Bob Lund: 14398\n\n", "Cy Moe: 18789\n"],
+    "long": [f"{name}," + ",".join(f"field {i}" for i in range(40)) + "\n" for name in ("Ann", "Bob", "Cy")],
     "asked": [
         "How is it opened?\nWith the key. Then push.\n\n",
         "What does it cost?\n17 kr\n\n",
