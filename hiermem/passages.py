@@ -18,6 +18,7 @@ from hiermem.memory.longterm import Hit, Record
 from hiermem.retrieval.lexical import LexicalKey, idf
 from hiermem.units import LONGEST, Unit, split
 
+_Place = tuple[int, tuple[int, int] | None]  # of a header
 _SHORTEST_KEY = 3.0  # a cosine counts at least this length of a key, about nine words: fewer say little
 
 FUNCTION_WORDS = """
@@ -155,21 +156,23 @@ def _stretches(hits: Sequence[Hit], records: Sequence[Record]) -> Iterator[_Stre
 
 
 def _fits(units: Sequence[tuple[_Stretch, Unit]], asked: Asked) -> NDArray[np.float64]:
-    """How well each unit fits the question ``[U]``. A row has the words of its header, too, by their rarity
-    among the units alone; a header by itself fits nothing."""
+    """How well each unit fits the question, ``[U]``; a header by itself fits nothing.
+
+    A row has the words of its header as well, but by their rarity among the units alone: where the header is
+    in one segment of many, its words are rare in the document and say nothing of its rows.
+    """
     own = [asked.saturated(stretch.text[unit.start : unit.end]) for stretch, unit in units]
-    headers = {
-        (id(stretch), unit.header): asked.saturated(stretch.text[slice(*unit.header)])[0]
-        for stretch, unit in units
-        if unit.header
-    }
+    over: dict[_Place, NDArray[np.float64]] = {}
+    for stretch, unit in units:
+        if unit.header and _place(stretch, unit) not in over:
+            over[_place(stretch, unit)] = asked.saturated(stretch.text[slice(*unit.header)])[0]
+    none = np.zeros(len(asked.ids))
     counts = np.stack([values for values, _ in own])
-    over = np.stack(
-        [headers.get((id(stretch), unit.header), np.zeros(len(asked.ids))) for stretch, unit in units]
-    )
-    over[counts > 0] = 0
-    rarity = idf(((counts + over) > 0).sum(0), len(units))
-    scores = counts @ (asked.weights * rarity) + over @ np.minimum(asked.weights * rarity, rarity)
+    inherited = np.stack([over.get(_place(stretch, unit), none) for stretch, unit in units])
+    inherited[counts > 0] = 0
+    rarity = idf(((counts + inherited) > 0).sum(0), len(units))
+    weights = asked.weights * rarity
+    scores = counts @ weights + inherited @ np.minimum(weights, rarity)
     fits = scores / np.maximum([length for _, length in own], _SHORTEST_KEY)
     fits[[unit.is_header for _, unit in units]] = 0
     return np.asarray(fits, np.float64)
@@ -183,18 +186,23 @@ def _best(
 ) -> list[int]:
     """Indices, ascending, of the best units that have room together, with their headers where these have it;
     the best one always has."""
-    headers = {(id(stretch), unit.header): at for at, (stretch, unit) in enumerate(units) if unit.is_header}
-    room, chosen = characters, dict.fromkeys(())
+    sizes = [unit.end - unit.start for _, unit in units]
+    headers = {_place(stretch, unit): at for at, (stretch, unit) in enumerate(units) if unit.is_header}
+    room, chosen = characters, set[int]()
     for index in np.argsort(-fits, kind="stable").tolist():
-        stretch, unit = units[index]
         if fits[index] <= 0 or fits[index] < fits.max() * least_score:
             break
-        if chosen and unit.end - unit.start > room:
+        if chosen and sizes[index] > room:
             continue
-        chosen[index] = None
-        room -= unit.end - unit.start
-        over = headers.get((id(stretch), unit.header))
-        if over is not None and over not in chosen and units[over][1].end - units[over][1].start <= room:
-            chosen[over] = None
-            room -= units[over][1].end - units[over][1].start
+        over = headers.get(_place(*units[index]), index)
+        chosen.add(index)
+        room -= sizes[index]
+        if over not in chosen and sizes[over] <= room:
+            chosen.add(over)
+            room -= sizes[over]
     return sorted(chosen)
+
+
+def _place(stretch: _Stretch, unit: Unit) -> _Place:
+    """What units under the same header share."""
+    return id(stretch), unit.header

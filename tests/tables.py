@@ -5,7 +5,7 @@ import random
 NAMES = "Anna Bob Cara Dag Eva Finn Gro Hans Ida Jon Kari Lars Mia Nils Ola Per Rut Siv Tor Unn".split()
 FAMILIES = "Berg Lund Moe Vik Ness Aas Lie Bo Dahl Eide Foss Gran Hol Ims Jar Kolb Opp Pil Rot".split()
 TOWNS = "Oslo Bergen Trondheim Bodo Alta Molde Narvik Hamar".split()
-THINGS = "archive printer boiler gate alarm projector freezer ladder scanner lift heater bench ship".split()
+THINGS = "archive printer boiler gate alarm lamp pump freezer ladder scanner lift heater bench ship".split()
 ACTS = "reset clean open lock repair move order register test insure label return lend paint wash".split()
 
 Table = tuple[str, list[tuple[str, str]]]
