@@ -24,7 +24,8 @@ from hiermem.errors import (
 from hiermem.retrieval.plain import NotPlainError, plain_file
 
 FORMAT = "hiermem-memory"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: search keys of words as they stand."""
 
 MANIFEST = "manifest.json"
 MOST_BYTES = 1 << 22
