@@ -7,6 +7,7 @@ import pickle
 import random
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def tier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
 
 def test_memories_of_the_first_release_load_answer_and_go_on(tier: tuple[HierMemModel, Path]) -> None:
     model, folder = tier
+    longterm = model.config.longterm
+    model.config.longterm = replace(longterm, lexical=replace(longterm.lexical, version=1))
     assert MemoryState.verify(folder) == []
     memory, fresh = MemoryState.load(folder, model), model.read(TEXT)
     assert memory.text == fresh.text == TEXT

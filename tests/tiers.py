@@ -32,7 +32,7 @@ def _config(changes: dict[str, Any], **working: Any) -> HierMemConfig:
 TIERS: dict[str, Callable[[], HierMemConfig]] = {
     "plain": lambda: _config({}),
     "shares": lambda: _config({}, head_shares=SHARES),
-    "namm": lambda: _config({"namm": NETWORK}, policy="namm", sinks=0, recent_share=0.25),
+    "namm": lambda: _config({"namm": NETWORK, "evictor": "none"}, policy="namm", sinks=0, recent_share=0.25),
     "embeddings": lambda: _config({"summary": SummaryConfig(tokens=2, sensory=3, width=8, search=6)}),
     "mamba": lambda: _config({"mamba": HEADS}, policy="window", positions="compact"),
     "isolated": lambda: _config(
