@@ -103,12 +103,13 @@ class LayerMemory:
             return cls(holes=holes)
         keys = stored.take("keys", dtype, 1, heads, None, widths[0] or None)
         slots = (1, heads, keys.shape[2])
+        kinds = (torch.float32, torch.promote_types(torch.float32, dtype))
         memory = cls(
             keys,
             stored.take("values", dtype, *slots, widths[1] or None),
             stored.take("positions", torch.int64, *slots),
             stored.take("frames", torch.int32, *slots),
-            {name: stored.take(f"state.{name}", torch.float32, *slots, *own) for name, own in state.items()},
+            {name: stored.take(f"state.{name}", kinds, *slots, *own) for name, own in state.items()},
             holes,
         )
         stored.done()
