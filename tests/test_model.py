@@ -316,14 +316,15 @@ def test_sources_quote_the_document() -> None:
     )
     for source in answer.sources:
         assert source.text == text[source.start : source.end]
-        assert source.text in memory.records()[source.segment].text
+        record = memory.records()[source.segment]  # a sentence may go on in the next
+        assert record.start < source.end and source.start < record.end
 
 
 def test_top_k_of_nothing_recalls_nothing() -> None:
     model = reader(config=settings(top_k=0))
     memory = model.read(text_of(150))
-    assert model.ask(memory, "Who?", max_new_tokens=2).sources == []
-    assert model.ask(memory, "Who?", top_k=1, max_new_tokens=2).sources
+    assert model.ask(memory, "Who is the captain?", max_new_tokens=2).sources == []
+    assert model.ask(memory, "Who is the captain?", top_k=1, max_new_tokens=2).sources
 
 
 @pytest.mark.parametrize("question", ["", " \n"])
