@@ -237,9 +237,10 @@ def plainly(what: str, remedy: str) -> Iterator[None]:
         yield
     except HierMemError:
         raise
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # tokenizers end in panics, which are no Exception
+    except BaseException as error:
+        # Panics of tokenizers are no Exception; what stops a program is none either, and goes on.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise InputError(f"{what} ({first_line(error)}): {remedy}.") from error
 
 

@@ -32,6 +32,7 @@ from hiermem.errors import InputError
 from hiermem.retrieval.words import UNSPACED, VERSION, words
 
 _NONZEROS = 8  # signed positions in the vector of one unit
+_COUNTED_AT_ONCE = 64  # segments, so that reading does not copy the table of all units for each
 _RIDGE, _STEPS = 0.3, 10  # of the regression: ridge over a key entry's variance; iterations
 _LONGEST_WORD = 20  # characters; a longer word outside ASCII must be of a script without spaces
 
@@ -93,7 +94,8 @@ class LexicalKey:
     def __init__(self, config: LexicalKeyConfig | None = None) -> None:
         self.config = config or LexicalKeyConfig()
         self._segments = 0
-        self._frequency: Counter[int] = Counter()
+        # How many segments each unit stands in, but for the newest ones, whose units stand beside.
+        self._counts: tuple[Counter[int], tuple[list[int], ...]] = (Counter(), ())
         self._common: tuple[_Sketch, _Floats, float] | None = None
 
     def units(self, text: str) -> tuple[_Ints, _Floats]:
@@ -104,9 +106,22 @@ class LexicalKey:
 
     def observe(self, text: str) -> None:
         """Count a finished segment; later query keys change by it, document keys never do."""
-        frequency = Counter(self._frequency)  # a copy of this key goes on with the old one
-        frequency.update(self.units(text)[0].tolist())
-        self._segments, self._frequency, self._common = self._segments + 1, frequency, None
+        units, (counted, newest) = self.units(text)[0].tolist(), self._counts
+        if len(newest) == _COUNTED_AT_ONCE:
+            counted, newest = self._frequency, ()
+        self._segments, self._common = self._segments + 1, None
+        self._counts = counted, (*newest, units)
+
+    @property
+    def _frequency(self) -> Counter[int]:
+        """In how many segments each unit stands; a new table, so that copies of this key keep theirs."""
+        counted, newest = self._counts
+        if newest:
+            counted = Counter(counted)
+            for units in newest:
+                counted.update(units)
+            self._counts = counted, ()
+        return counted
 
     def copy(self) -> "LexicalKey":
         """An independent one with the same statistics; costs nothing."""
@@ -156,7 +171,7 @@ class LexicalKey:
             raise InputError(f"These are not the statistics of a search key: {error}.") from error
         if any(not 1 <= count <= segments for count in frequency.values()):
             raise InputError("In these statistics a unit stands in more segments than there are.")
-        self._segments, self._frequency, self._common = segments, frequency, None
+        self._segments, self._counts, self._common = segments, (frequency, ()), None
 
     def _sketch(self, ids: _Ints) -> _Sketch:
         """Pseudo-random vectors of units, of length 1 but for collisions, through SplitMix64."""

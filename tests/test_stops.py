@@ -19,7 +19,8 @@ from stops import KINDS, Stops, Tally
 from hiermem.cli import reading as command
 from hiermem.cli.reading import ADDITION
 from hiermem.cli.signals import Stopped, stoppable
-from hiermem.errors import MemoryFileError
+from hiermem.errors import InputError, MemoryFileError
+from hiermem.loading import plainly
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 from hiermem.retrieval import disk
@@ -229,6 +230,23 @@ def test_an_addition_that_was_in_its_place_is_not_read_twice(
     again = result(*append)
     assert again["new_tokens"] == 0 and again["tokens"] == whole["tokens"]
     assert not (out / ADDITION).exists()
+
+
+def test_an_addition_stays_in_the_memorys_folder(tiny_model: Path, tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "m.hmem", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    common = ["--out", out, "--model", tiny_model, *SMALL]
+    result("read", "-", *common, stdin=text_of(60).encode())
+    (out / ADDITION).symlink_to(elsewhere)
+    assert_refused(run("read", "-", *common, "--append", stdin=b"More of it."), "is a link")
+    assert not [*elsewhere.iterdir()]
+
+
+def test_what_stops_a_program_is_no_damage_to_a_model() -> None:
+    with pytest.raises(Stopped), plainly("The model could not be loaded", "try again"):
+        raise Stopped(signal.SIGINT)
+    with pytest.raises(InputError, match="no key"), plainly("The model could not be loaded", "try again"):
+        raise KeyError("no key")
 
 
 # ---- disks

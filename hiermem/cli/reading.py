@@ -150,6 +150,8 @@ def _appending(reader: "HierMemModel", out: Path, text: str) -> Task:
 
     memory, meanwhile = MemoryState.load(out, reader), out / ADDITION
     _check_settings(reader, memory, out)
+    if meanwhile.is_symlink():
+        raise InputError(f"{meanwhile} is a link, and an addition stays in its memory's folder: remove it.")
     check_target(meanwhile)
     try:
         begun = MemoryState.load(meanwhile, reader)
