@@ -106,13 +106,14 @@ def _check(shares: object, network: dict[str, Tensor], namm: NammConfig) -> None
     """Refuse what no calibration and no evolution makes.
 
     Raises:
-        ValueError, RuntimeError: shares are no table of positive numbers, or the network is another.
+        ValueError, RuntimeError: shares are no table of finite numbers, or the network is another.
     """
     if shares is not None and not (
         isinstance(shares, list)
-        and all(isinstance(row, list) and all(0 < s < math.inf for s in row) for row in shares)
+        and all(isinstance(row, list) and all(0 <= s < math.inf for s in row) for row in shares)
+        and any(map(any, shares))
     ):
-        raise ValueError("its shares are no table of positive numbers")
+        raise ValueError("its shares are no table of finite numbers, not negative and not all 0")
     if network:
         Namm(namm).load_state_dict(network)
         if not all(tensor.isfinite().all() for tensor in network.values()):

@@ -207,7 +207,8 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         """Read a document of any length in constant memory.
 
         Args:
-            source: a text, the path of a UTF-8 text file, an iterable of pieces of one text, or token ids.
+            source: a text, the `pathlib.Path` of a UTF-8 text file, an iterable of pieces of one text, or
+                token ids.
             memory: where to go on; None begins a new document. It is changed in place and returned. Whatever
                 stops reading, Ctrl-C at any moment included, leaves it where reading can go on.
             progress: show a progress bar on long work, where the error stream is a terminal.
@@ -263,6 +264,10 @@ class HierMemModel(BackboneAdapters, LanguageModel):
                 module.training = True
 
     def _own(self, memory: MemoryState) -> MemoryState:
+        if not isinstance(memory, MemoryState):
+            raise InputError(
+                f"A memory is what read() returns or MemoryState.load() loads, not {type(memory).__name__}."
+            )
         check_fingerprint(memory.fingerprint, self.fingerprint(memory.working.config.policy), "This memory")
         return memory
 

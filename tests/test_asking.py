@@ -2,6 +2,7 @@
 
 import copy
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -185,3 +186,9 @@ def test_answers_and_models_are_shown_in_one_line() -> None:
     assert repr(Answer("word " * 99, [], complete=False)).endswith("…', sources: 0, cut short)")
     shown = repr(reader())
     assert "LlamaForCausalLM" in shown and "policy keen" in shown and len(shown.splitlines()) == 1
+
+
+@pytest.mark.parametrize("wrong", ["book.hmem", None])
+def test_what_is_no_memory_is_refused(wrong: Any) -> None:
+    with pytest.raises(InputError, match="A memory is what"):
+        reader().ask(wrong, "Who?")

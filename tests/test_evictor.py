@@ -177,6 +177,15 @@ def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         Evictor.load(tmp_path)
 
 
+def test_a_head_may_have_no_share_at_all(tmp_path: Path) -> None:
+    """As calibration finds where none of its tokens is among those that are looked at most."""
+    Evictor(shares=[[0.0, 1.5], [1.0, 1.5]]).save(tmp_path)
+    assert Evictor.load(tmp_path).shares == [[0.0, 1.5], [1.0, 1.5]]
+    Evictor(shares=[[0.0, 0.0]]).save(tmp_path)
+    with pytest.raises(ValueError, match="not all 0"):
+        Evictor.load(tmp_path)
+
+
 @pytest.mark.parametrize("damage", [b"", b"x" * 100, None])
 def test_a_damaged_evictor_is_refused(tmp_path: Path, damage: bytes | None) -> None:
     made().save(tmp_path)

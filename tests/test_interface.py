@@ -398,7 +398,7 @@ def test_what_is_hiermems_own_stays_float32(cast: torch.dtype) -> None:
 @pytest.mark.parametrize("policy", ["namm", "lively"])
 def test_a_model_in_half_precision_reads_and_answers(policy: str) -> None:
     model = reader(config=settings(policy=policy, sinks=0)).to(torch.bfloat16)
-    assert model.ask(model.read(text_of(60)), "Who?", max_new_tokens=2).sources
+    assert model.ask(model.read(text_of(60)), "Who was silent at dawn?", max_new_tokens=2).sources
 
 
 # ---- decoding through the memory

@@ -252,7 +252,8 @@ def test_reading_goes_on_from_the_disk_as_if_it_had_not_stopped(
     with pytest.raises(MemoryIncompatibleError):
         MemoryState.load(tmp_path / "memory", other)
     assert (
-        resumed.nbytes == whole.nbytes and model.ask(resumed, "Why did Orion sail?", max_new_tokens=8).sources
+        resumed.nbytes == whole.nbytes
+        and model.ask(resumed, "Why was it silent at dawn?", max_new_tokens=8).sources
     )
 
 

@@ -65,6 +65,12 @@ def ask(
     reader = opt.load_model(chosen, config, dtype or number or None, device)
     reader.config.asking = opt.reranking(reader.config, rerank).asking
     memory = MemoryState.load(memory_dir, reader)
+    own, given = memory.working.config.policy, reader.config.working.policy
+    if (preset or policy) and own != given:
+        raise InputError(
+            f"The memory at {memory_dir} was read with the policy {own}, not {given}: leave --preset and "
+            f"--policy as they were when it was read."
+        )
     start = time.perf_counter()
     answer = reader.ask(memory, question, top_k=top_k, max_new_tokens=max_new_tokens)
     sources = [vars(source) for source in answer.sources]

@@ -134,6 +134,11 @@ def _placed(reader: "HierMemModel", out: Path, text: str) -> Task:
         return Task(reader.new_memory(), text, out, out)
     _check_settings(reader, memory, out)
     known = memory.text
+    if known != text and known.startswith(text):
+        raise InputError(
+            f"The memory at {out} holds this text and more after it: there is nothing to read, or give a new "
+            f"folder to --out."
+        )
     if not text.startswith(known):
         raise InputError(
             f"The memory at {out} is of another text: give a new folder to --out, or --append to read on in "
