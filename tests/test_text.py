@@ -1,20 +1,29 @@
 """Text in pieces gives the tokens and the character spans of the whole text."""
 
+import copy
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from readers import backbone, text_of, tokenizer
 from readers import settings as small
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hiermem import text as text_module
 from hiermem.errors import BackboneUnsupportedError, InputError
 from hiermem.model import HierMemModel
-from hiermem.text import TokenBlock, encode, encode_template, separated, stream_tokens
+from hiermem.text import (
+    TokenBlock,
+    beginning,
+    encode,
+    encode_template,
+    encode_with_spans,
+    separated,
+    stream_tokens,
+)
 
 PIECES = st.lists(st.text(st.sampled_from(" \n\n.aehno東🚢é\u0301'"), max_size=60), max_size=12)
 
@@ -142,6 +151,121 @@ def test_names_of_control_tokens_are_text(parts: list[str]) -> None:
     only = encode_template(tokenizer(), f"<s>{text}</s>", [range(3), range(3 + len(text), 7 + len(text))])
     assert [token for token in only if token in tokenizer().all_special_ids] == [1, 2]
     assert tokenizer().decode(only, clean_up_tokenization_spaces=False) == f"<s>{text}</s>"
+
+
+def with_tools() -> PreTrainedTokenizerFast:
+    """A tokenizer whose added tokens are not all special, as Qwen's, and some are white space, as Phi's."""
+    chosen = copy.deepcopy(tokenizer())
+    names = ["<tool_call>", "</think>", "    ", "<tool_call>s"]
+    chosen.add_tokens([AddedToken(name, special=False, normalized=False) for name in names])
+    return chosen
+
+
+@pytest.mark.parametrize("name", ["<tool_call>", "</think>", "<tool_call>s", "</s>"])
+def test_names_of_added_tokens_are_text_whether_special_or_not(name: str) -> None:
+    chosen, text = with_tools(), f"ship{name} {name}sailed"
+    control = {token for token, added in chosen.added_tokens_decoder.items() if added.content.strip()}
+    ids, spans = encode_with_spans(chosen, text)
+    assert not control & set(ids)
+    assert chosen.decode(ids) == text and spans[0][0] == 0 and spans[-1][1] == len(text)
+    assert encode(chosen, text) == encode_template(chosen, text, ()) == ids
+    placed = encode_template(chosen, name + text + name, [range(len(name)), range(len(name + text), 99)])
+    number = chosen.convert_tokens_to_ids(name)
+    assert [token for token in placed if token in control] == [number, number]
+    assert placed == [number, *ids, number]
+
+
+def test_a_control_token_stands_within_the_template() -> None:
+    """What a template begins and a content ends is no control token."""
+    for parts in (["</", "s>"], ["<tool_call>", "s"]):
+        text, first = "".join(parts), range(len(parts[0]))
+        assert text not in with_tools().convert_ids_to_tokens(encode_template(with_tools(), text, [first]))
+
+
+def test_added_white_space_and_tokens_added_later() -> None:
+    chosen = with_tools()
+    space = chosen.convert_tokens_to_ids("    ")
+    assert encode(chosen, "a    b")[1] == space
+    assert encode_template(chosen, "a    b</s>", [range(6, 10)])[1] == space
+    text = "<later>ship"
+    assert encode_template(chosen, text, [range(7)]) == encode(chosen, text)
+    chosen.add_tokens([AddedToken("<later>", special=True)])
+    assert encode_template(chosen, text, [range(7)])[0] == len(chosen) - 1
+    assert len(chosen) - 1 not in encode(chosen, text)
+
+
+def metaspaced() -> PreTrainedTokenizerFast:
+    """A tokenizer that marks the beginning of what stands between control tokens, as Llama's did."""
+    pieces = ["▁", *(chr(code) for code in range(33, 127))]
+    core = Tokenizer(models.BPE({piece: number for number, piece in enumerate(pieces)}, []))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+
+
+def unigram() -> PreTrainedTokenizerFast:
+    """A tokenizer whose vocabulary holds its control tokens as pieces that a text may be made of."""
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
+    core = Tokenizer(models.Unigram([*pieces, *((piece, -3.0) for piece in "▁abcd<>/s")], unk_id=0))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    core.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+@pytest.mark.parametrize("make", [metaspaced, unigram])
+def test_a_name_within_a_text_adds_no_spaces(make: Callable[[], PreTrainedTokenizerFast]) -> None:
+    """Reading and asking give the same tokens for the same text."""
+    chosen, text = make(), "ab</s>cd <s>"
+    ids = encode(chosen, text)
+    assert chosen.convert_ids_to_tokens(ids) == ["▁", *"ab</s>cd▁<s>"]
+    assert encode_template(chosen, text, ()) == ids
+    whole = f"<s>{text}</s>"
+    placed = encode_template(chosen, whole, [range(3), range(3 + len(text), len(whole))])
+    control = set(chosen.all_special_ids)
+    assert [token in control for token in placed] == [True, *[False] * (len(placed) - 2), True]
+    assert chosen.decode(placed).replace(" ", "") == whole.replace(" ", "")
+    plain = "<s>ab cd</s>dc"  # nothing but the template names control tokens: as the tokenizer itself
+    assert encode_template(chosen, plain, [range(3), range(8, 12)]) == chosen(plain).input_ids
+
+
+def test_an_unknown_character_is_one_token() -> None:
+    assert encode(unigram(), "a☃b") == unigram()("a☃b").input_ids
+
+
+def test_a_tokenizer_is_used_and_its_state_is_neither_minded_nor_changed() -> None:
+    """transformers changes it at every call, and so other threads may at any time."""
+    chosen = copy.deepcopy(tokenizer(bos=True))
+    backend = chosen.backend_tokenizer
+
+    def all_of_it() -> tuple[object, ...]:
+        spans = encode_with_spans(chosen, "<s>ship</s> sailed")
+        placed = encode_template(chosen, "<s>ship</s>", [range(3)])
+        return spans, placed, beginning(chosen), joined(stream_tokens(chosen, ["<s>ship"]))
+
+    expected = all_of_it()
+    assert expected[2] == [1] and 1 not in expected[0][0] and expected[1].count(1) == 1
+    for as_text in (False, True):
+        backend.encode_special_tokens = as_text
+        backend.enable_truncation(2)
+        backend.enable_padding(length=40)
+        assert all_of_it() == expected
+        assert backend.encode_special_tokens == as_text
+        assert backend.truncation["max_length"] == 2 and backend.padding["length"] == 40
+
+
+@settings(deadline=None, max_examples=60)
+@given(PIECES)
+def test_a_text_without_names_has_the_tokens_that_the_tokenizer_gives_it(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    for chosen in (tokenizer(), with_tools(), metaspaced()):
+        own = chosen(text, add_special_tokens=False, return_offsets_mapping=True)
+        assert encode_with_spans(chosen, text) == (own.input_ids, own.offset_mapping)
+        asked = f"<s>user {text}</s>so"
+        template = [range(8), range(8 + len(text), len(asked))]
+        own = chosen(asked, add_special_tokens=False)
+        assert encode_template(chosen, asked, template) == own.input_ids
 
 
 @pytest.mark.parametrize(
