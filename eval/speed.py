@@ -162,13 +162,15 @@ def _decode(model: "HierMemModel", working: Any) -> None:
 
 
 def _full(model: "HierMemModel", ids: "Tensor", clock: _Clock) -> dict[str, Any]:
+    import torch
     from transformers import DynamicCache
 
     from hiermem.cache import cache_argument
+    from hiermem.text import encode_document
 
     backbone, chunk = model.backbone, model.config.chunk
     name = cache_argument(backbone)
-    question = model.tokenizer(QUESTION, return_tensors="pt").input_ids.to(model.device)
+    question = torch.tensor([encode_document(model.tokenizer, QUESTION)], device=model.device)
 
     def body(cache: Any, part: "Tensor") -> None:
         backbone.base_model(input_ids=part[None], **{name: cache}, use_cache=True)
