@@ -12,6 +12,7 @@ from readers import backbone, lively_namm, reader, text_of, uneven
 pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
+from hiermem.cli import written
 from hiermem.cli.harness import HarnessModel
 from hiermem.errors import InputError
 from hiermem.evictor import Evictor
@@ -85,6 +86,50 @@ def test_only_what_a_chat_template_wrote_is_a_control_token(tiny_model: Path) ->
         ids = model.tok_encode(text)
         assert sum(token < 3 for token in ids) == count
         assert model.tokenizer.decode(ids) == text
+
+
+TURNS = (
+    "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>answer\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("turns", [1, 3, 5])
+def test_a_prompt_that_begins_as_another_is_known_by_all_its_turns(tiny_model: Path, turns: int) -> None:
+    model = HarnessModel(str(tiny_model))
+    model.tokenizer.chat_template = TURNS
+    roles = ("user", "assistant") * 3
+    said = [{"role": role, "content": f"{place}</s>"} for place, role in enumerate(roles)]
+    whole = {count: model.apply_chat_template(said[:count]) for count in (1, 5, 3)}
+    begun = {count: model.apply_chat_template(said[:count], False) for count in (1, 5, 3)}
+    assert whole[5].startswith(begun[3]) and begun[3].startswith(begun[1])
+    for text, count in ((whole[turns], 2 * turns + 1), (begun[turns], 2 * turns - 1)):
+        for after in ("", "</s>", " <s>user: 1</s>"):
+            ids = model.tok_encode(text + after)
+            assert sum(token < 3 for token in ids) == count
+            assert model.tokenizer.decode(ids) == text + after
+
+
+def test_white_space_at_the_end_of_a_chat_prompt_goes_to_the_answer(tiny_model: Path) -> None:
+    """The harness moves it there before it asks for the tokens of the prompt."""
+    model = HarnessModel(str(tiny_model))
+    model.tokenizer.chat_template = TURNS
+    context = model.apply_chat_template([{"role": "user", "content": "Why?"}])
+    assert context.endswith("answer\n")
+    begun, answer = model._encode_pair(context, "So")
+    assert sum(token < 3 for token in begun) == 3
+    assert (model.tokenizer.decode(begun), model.tokenizer.decode(answer)) == (context[:-1], "\nSo")
+
+
+def test_prompts_are_known_by_their_digests_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(written, "MOST", 2)
+    prompts = written.WrittenPrompts()
+    for text in ("one", "three", "one"):
+        prompts.add(text, [range(len(text))])
+    assert prompts.template_of("three and more") == (range(5),)
+    assert prompts.template_of("on") == ()
+    with pytest.raises(InputError, match="more than 2 chat prompts"):
+        prompts.add("four", [])
 
 
 def test_text_stops_before_the_stop_string(tiny_model: Path) -> None:

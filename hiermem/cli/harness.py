@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from hiermem.asking import Prompt
 from hiermem.cli import options as opt
+from hiermem.cli.written import WrittenPrompts
 from hiermem.errors import InputError
 from hiermem.eval.scoring import opened, score_tokens, stream_nll
 from hiermem.evictor import AUTO, NONE
@@ -74,7 +75,7 @@ class HarnessModel(TemplateLM):
         self.tokenizer = self.model.tokenizer
         self.max_gen_toks = max_gen_toks
         self._device = self.model.device
-        self._templates: dict[int, dict[str, list[range]]] = {}  # by the length of what was written
+        self._written = WrittenPrompts()
 
     @property
     def eot_token_id(self) -> int:
@@ -100,15 +101,15 @@ class HarnessModel(TemplateLM):
             text += message["content"]
             template.append(range(len(text), len(text) + len(piece)))
             text += piece
-        self._templates.setdefault(len(text), {})[text] = template
+        self._written.add(text, template)
         return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Only what a chat template wrote at the beginning of ``string`` may be control tokens."""
-        for length, known in self._templates.items():
-            if template := known.get(string[:length]):
-                return encode_template(self.tokenizer, string, template)
-        return encode(self.tokenizer, string)
+        template = self._written.template_of(string)
+        return (
+            encode_template(self.tokenizer, string, template) if template else encode(self.tokenizer, string)
+        )
 
     @torch.inference_mode()
     def _loglikelihood_tokens(
