@@ -39,7 +39,7 @@ def check_files(folder: Path, *, inside: bool) -> None:
             raise InputError(f"The file {where} cannot be read ({error.strerror}).") from error
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{where} is no plain file: leave it out, or load another model.")
-        if inside and not _stays(path, folder):
+        if inside and not stays(path, folder):
             raise InputError(f"{where} is a link that leads out of the folder: put the file itself there.")
         if path.suffix == ".safetensors":
             _check_header(path, where)
@@ -137,7 +137,7 @@ def _check_header(path: Path, where: str) -> None:
         raise InputError(f"{where} is damaged: restore it from a copy.") from error
 
 
-def _stays(path: Path, folder: Path) -> bool:
+def stays(path: Path, folder: Path) -> bool:
     """Whether a path ends in the folder, or in the files of the hub's cache that the folder is a view of."""
     home, real = folder.resolve(), path.resolve()
     blobs = home.parent.parent / "blobs"

@@ -12,14 +12,14 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 from hiermem.errors import InputError
-from hiermem.model_files import SMALL, check_files
+from hiermem.model_files import SMALL, check_files, stays
 from hiermem.retrieval.disk import sync
 
 SEAL = "hiermem.seal.json"
@@ -57,6 +57,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         try:
             yield staging
             _seal(folder, staging)
+            _moves(folder, staging)  # refused before anything is committed
             sync(*[path for path in staging.rglob("*") if path.is_file()], staging)
             _commit(staging, folder)
         finally:
@@ -97,40 +98,94 @@ def finish(folder: Path) -> None:
     """Move what a save committed to its place, the seal last; does nothing where nothing is left to move.
 
     Raises:
-        InputError: something is left, and the folder cannot be written.
+        InputError: something is left, and the folder cannot be written, or no save of hiermem left it. Then
+            nothing is touched.
     """
     committed = folder / _COMMITTED
-    if not os.path.isdir(committed) or committed.is_symlink():
+    if not os.path.lexists(committed):
         return
     try:
-        new = [path.relative_to(committed) for path in committed.rglob("*") if path.is_file()]
-        if new and not (committed / SEAL).is_file():
-            raise InputError(f"{committed} is no save of hiermem: take it away.")
-        for old in _outdated(folder, committed):
-            (folder / old).unlink(missing_ok=True)
-        for name in sorted(new, key=lambda name: (name.name == SEAL, name)):
+        new, old = _moves(folder, committed)
+        for name in old:
+            (folder / name).unlink(missing_ok=True)
+        for name in new:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # another process finishes it too
                 os.replace(committed / name, folder / name)
         shutil.rmtree(committed, ignore_errors=True)
         sync(folder)
     except OSError as error:
+        if not os.path.lexists(committed):  # another process has finished it
+            return
         raise InputError(
             f"A save to {folder} was interrupted and cannot be finished ({error.strerror or error}): load it "
             f"once where the folder can be written."
         ) from error
 
 
-def _outdated(folder: Path, committed: Path) -> list[str]:
-    """Files that the save before wrote and this one did not."""
-    if not (committed / SEAL).is_file():
-        return []
-    new = set(_read_seal(committed))
-    if (folder / SEAL).is_file():
-        old = set(_read_seal(folder))
-    else:  # saved before there were seals
+def _moves(folder: Path, saved: Path) -> tuple[list[str], list[str]]:
+    """Files that a save in ``saved`` has for ``folder``, the seal last, and those that it makes outdated.
+
+    Raises:
+        InputError: it is no save of hiermem, or a name leads out of the folder.
+    """
+    foreign = InputError(f"{saved} is no save of hiermem: take it away.")
+    new = _plain_files(saved, foreign)
+    if not new:  # all was moved already
+        return [], []
+    try:
+        sealed = _read_seal(saved).keys()
+    except NotSealedError:
+        if SEAL in new and not os.path.lexists(saved / SEAL):  # another process has finished it
+            return [], []
+        raise foreign from None
+    if new - sealed != {SEAL}:
+        raise foreign
+    old = _outdated(folder, sealed)
+    for name in sorted(new | old):
+        _check_place(folder, name)
+    return [*sorted(new - {SEAL}), SEAL], sorted(old)
+
+
+def _plain_files(folder: Path, otherwise: InputError) -> set[str]:
+    """Names of the files in a folder and the folders in it.
+
+    Raises:
+        InputError: ``otherwise``, where anything is neither a folder nor a plain file.
+    """
+    found: set[str] = set()
+    left = [folder]
+    while left:
+        if not stat.S_ISDIR(left[0].lstat().st_mode):
+            raise otherwise
+        for path in left.pop(0).iterdir():
+            with suppress(FileNotFoundError):  # another process finishes it too
+                if stat.S_ISREG(path.lstat().st_mode):
+                    found.add(path.relative_to(folder).as_posix())
+                else:
+                    left.append(path)
+    return found
+
+
+def _outdated(folder: Path, sealed: Collection[str]) -> set[str]:
+    """Files that the save before wrote and one of the files ``sealed`` did not."""
+    if not os.path.lexists(folder / SEAL):  # saved before there were seals
         old = {f"adapter/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")}
-    return sorted(name for name in old - new if name != CARD and _is_inside(name))
+    elif stays(folder / SEAL, folder):
+        old = set(_read_seal(folder))
+    else:
+        raise InputError(f"{folder / SEAL} is a link that leads out of the folder: take it away.")
+    return old - set(sealed) - {CARD, SEAL}
+
+
+def _check_place(folder: Path, name: str) -> None:
+    """Refuse to touch a file by a name that goes through a link, or what is no file."""
+    for place in list(Path(name).parents)[:-1]:
+        if os.path.lexists(folder / place) and not stat.S_ISDIR((folder / place).lstat().st_mode):
+            raise InputError(f"{folder / place} is no folder but in the place of one: take it away.")
+    path = folder / name
+    if os.path.lexists(path) and not (stat.S_ISREG(mode := path.lstat().st_mode) or stat.S_ISLNK(mode)):
+        raise InputError(f"{path} is no file but in the place of one: take it away.")
 
 
 # ---- reading
@@ -231,9 +286,10 @@ def _render(files: dict[str, dict[str, Any]]) -> bytes:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name from a seal is one in the folder."""
+    """Whether a name from a seal is one in the folder, as saves write them: whole and not hidden."""
     path = Path(name)
-    return not path.is_absolute() and ".." not in path.parts and bool(path.parts)
+    visible = not any(part.startswith(".") for part in path.parts)
+    return bool(path.parts) and visible and not path.is_absolute() and path.as_posix() == name
 
 
 def _sha256(path: Path) -> str:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from hiermem.errors import InputError
 from hiermem.model import HierMemModel
-from hiermem.model_folder import SEAL
+from hiermem.model_folder import SEAL, _render
 
 _watched: list[Path] = []
 _opened: list[str] = []
@@ -360,6 +360,97 @@ def test_code_runs_where_it_is_trusted(outside: Path) -> None:
     with pytest.raises(InputError):  # for what it holds is no configuration
         HierMemModel.from_pretrained(outside, settings(), trust_remote_code=True)
     assert (outside / "ran").exists()
+
+
+# ---- what a stranger claims that a killed save left
+
+
+def left_behind(folder: Path, names: dict[str, str], sealed: list[str] | None = None) -> Path:
+    """A folder as of a save that was killed after its commit, with these files and a seal of those names."""
+    staged = folder / ".hiermem-saved"
+    for name, text in names.items():
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
+        (staged / name).write_text(text)
+    listed = {name: {"bytes": 1, "sha256": "0"} for name in (names if sealed is None else sealed)}
+    (staged / SEAL).write_bytes(_render(listed))
+    return staged
+
+
+def through_a_link(folder: Path, home: Path) -> None:
+    (folder / "x").symlink_to(home)
+    left_behind(folder, {"x/profile": "theirs"})
+
+
+def outdated_through_a_link(folder: Path, home: Path) -> None:
+    (folder / "x").symlink_to(home)
+    (folder / SEAL).write_bytes(_render({"x/profile": {"bytes": 1, "sha256": "0"}}))
+    left_behind(folder, {"config.json": "{}"})
+
+
+def hidden(folder: Path, home: Path) -> None:
+    left_behind(folder, {".profile": "theirs"})
+
+
+def not_listed(folder: Path, home: Path) -> None:
+    left_behind(folder, {"config.json": "{}", "other.json": "{}"}, ["config.json"])
+
+
+def link_inside(folder: Path, home: Path) -> None:
+    (left_behind(folder, {"config.json": "{}"}) / "x").symlink_to(home)
+
+
+def link_itself(folder: Path, home: Path) -> None:
+    left_behind(home, {"config.json": "{}"}).rename(home / "staged")
+    (folder / ".hiermem-saved").symlink_to(home / "staged")
+
+
+def no_seal(folder: Path, home: Path) -> None:
+    (left_behind(folder, {"config.json": "{}"}) / SEAL).unlink()
+
+
+def onto_a_folder(folder: Path, home: Path) -> None:
+    (folder / "notes.json").mkdir()
+    left_behind(folder, {"config.json": "{}", "notes.json": "{}"})
+
+
+def seal_outside(folder: Path, home: Path) -> None:
+    (home / "seal").write_bytes(_render({"profile": {"bytes": 1, "sha256": "0"}}))
+    (folder / SEAL).symlink_to(home / "seal")
+    left_behind(folder, {"config.json": "{}"})
+
+
+CLAIMS = [
+    through_a_link, outdated_through_a_link, hidden, not_listed, link_inside, link_itself, no_seal,
+    onto_a_folder, seal_outside,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
+def test_nothing_is_touched_where_no_save_of_hiermem_was_killed(
+    tmp_path: Path, claim: Callable[[Path, Path], None]
+) -> None:
+    home, folder = tmp_path / "home", tmp_path / "stranger"
+    home.mkdir()
+    folder.mkdir()
+    (home / "profile").write_text("mine")
+    (folder / "profile").write_text("mine")
+    claim(folder, home)
+    before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(InputError, match="take it away") as found:
+        HierMemModel.from_pretrained(folder, device="cpu")
+    assert "\n" not in str(found.value)
+    assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_save_goes_through_no_link(saved: Path, tmp_path: Path) -> None:
+    model = HierMemModel.from_pretrained(saved / "whole", device="cpu")
+    model.save_pretrained(tmp_path / "one")
+    (tmp_path / "one" / "backbone").rename(tmp_path / "moved")
+    (tmp_path / "one" / "backbone").symlink_to(tmp_path / "moved")
+    before = (tmp_path / "one" / SEAL).read_bytes()
+    with pytest.raises(InputError, match="backbone is no folder"):
+        model.save_pretrained(tmp_path / "one")
+    assert (tmp_path / "one" / SEAL).read_bytes() == before and not list((tmp_path / "one").glob(".*"))
 
 
 # ---- transformers' Auto classes in processes of their own
