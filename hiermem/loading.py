@@ -183,7 +183,9 @@ def load_backbone(
     if os.path.isdir(path):
         check_files(Path(path, options.hub.get("subfolder", "")), inside=False)
     common = {**options.hub, "trust_remote_code": options.trust_remote_code}
-    mapping = {} if own is None else {"key_mapping": {r"^backbone\.": ""}}
+    mapping: dict[str, Any] = {}
+    if own is not None:  # sizes that differ are refused by name
+        mapping = {"key_mapping": {r"^backbone\.": ""}, "ignore_mismatched_sizes": True}
     remedy = (
         f"give a folder with a model, the id of one on the hub if you are online, or one of "
         f"{', '.join(bundled_models())}"
@@ -193,9 +195,11 @@ def load_backbone(
         dtype = options.dtype or native_dtype(getattr(config, "dtype", None), options.place)
         weights = {"use_safetensors": True, **options.backbone}
         with _quiet_about_memories(own is not None):
-            backbone = AutoModelForCausalLM.from_pretrained(
-                path, config=config, dtype=dtype, **weights, **mapping, **common
+            backbone, found = AutoModelForCausalLM.from_pretrained(
+                path, config=config, dtype=dtype, output_loading_info=True, **weights, **mapping, **common
             )
+        if own is not None:
+            _check_complete(found, path)
         has_one = own is None or Path(path, "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(path, options) if has_one else None
     devices = set(map(str, getattr(backbone, "hf_device_map", {}).values()))
@@ -210,6 +214,16 @@ def load_backbone(
 def load_tokenizer(path: str | os.PathLike[str], options: LoadOptions) -> Any:
     """The tokenizer of a folder or of a model on the hub."""
     return AutoTokenizer.from_pretrained(path, **options.hub, trust_remote_code=options.trust_remote_code)
+
+
+def _check_complete(found: Mapping[str, Any], folder: str) -> None:
+    """Refuse weights of which transformers made up some, as it says in ``found``."""
+    lost = [*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]
+    if lost:
+        raise InputError(
+            f"The backbone's weights in the model at {folder} lack {', '.join(sorted(lost)[:3])}, or have "
+            f"it in another shape: save the model again, or restore it from a copy."
+        )
 
 
 @contextmanager

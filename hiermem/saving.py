@@ -143,7 +143,7 @@ def _from_saved(
             config = config.with_network_of(saved)
         elif config.evictor != NONE:  # the network that is saved gives way to the one that is asked for
             parameters = {n: t for n, t in parameters.items() if not n.startswith("namm.")}
-        if (folder / _BACKBONE / "config.json").is_file():
+        if _holds_backbone(folder):
             own = AutoConfig.from_pretrained(
                 folder / _BACKBONE, trust_remote_code=options.trust_remote_code, local_files_only=True
             )
@@ -189,8 +189,7 @@ def _saved_config(folder: Path) -> HierMemConfig:
         InputError: it is damaged, of a newer format, or leads elsewhere.
     """
     config = HierMemConfig.from_saved(folder)
-    version = read_json(folder / "config.json").get("format_version", 0)
-    if version >= _SEALED_FROM:
+    if _is_sealed(folder):
         check(folder, sealed=True)
     if config.evictor not in (AUTO, NONE, *bundled()):
         raise InputError(
@@ -198,6 +197,16 @@ def _saved_config(folder: Path) -> HierMemConfig:
             f"evictor in a configuration of your own."
         )
     return config
+
+
+def _is_sealed(folder: Path) -> bool:
+    """Whether the model in a folder is of a format that has a seal."""
+    return bool(read_json(folder / "config.json").get("format_version", 0) >= _SEALED_FROM)
+
+
+def _holds_backbone(folder: Path) -> bool:
+    """Whether a saved model has its backbone's weights itself, as the formats with a seal may."""
+    return _is_sealed(folder) and (folder / _BACKBONE / "config.json").is_file()
 
 
 def _memory_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
