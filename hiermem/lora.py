@@ -139,8 +139,10 @@ def save_adapters(
     peft = _peft()
     for name, config in backbone.peft_config.items():
         own = folder / FOLDER if name == _DEFAULT else folder / FOLDER / name
+        if own.parent not in (folder, folder / FOLDER):
+            raise InputError(f"The adapter {name!r} cannot be saved: give it a name without a slash.")
         own.mkdir(parents=True, exist_ok=True)
-        written = copy.copy(config)
+        written = _by_names(backbone, name, config)
         written.base_model_name_or_path, written.inference_mode = base_model, True
         written.save_pretrained(str(own))
         tensors = peft.get_peft_model_state_dict(
@@ -154,9 +156,35 @@ def save_adapters(
     (folder / FOLDER / ACTIVE).write_text(json.dumps(active_adapters(backbone)) + "\n", "utf-8")
 
 
+def _by_names(backbone: PreTrainedModel, adapter: str, config: Any) -> Any:
+    """A copy of an adapter's configuration that lists its layers in place of expressions for them."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    written = copy.copy(config)
+    layers = {
+        name: layer
+        for name, layer in _adapted(backbone).items()
+        if isinstance(layer, BaseTunerLayer)
+        and any(adapter in getattr(layer, part) for part in layer.adapter_layer_names)
+    }
+    chosen = ("exclude_modules", "layers_to_transform", "layers_pattern")
+    if isinstance(config.target_modules, str) or any(getattr(config, name, None) for name in chosen):
+        written.target_modules = sorted(layers)
+        for name in chosen:
+            if hasattr(written, name):
+                setattr(written, name, None)
+    for pattern, value in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
+        if getattr(config, pattern, None):
+            values = {name: getattr(layer, value)[adapter] for name, layer in layers.items()}
+            others = {name: n for name, n in values.items() if n != getattr(config, value)}
+            setattr(written, pattern, others)
+    return written
+
+
 def load_adapters(backbone: PreTrainedModel, folder: Path) -> None:
     """Take adapters over from a folder that `save_adapters` wrote, if it holds any."""
-    found = {file.parent for file in (folder / FOLDER).glob(f"**/{_CONFIG}")}
+    places = [folder / FOLDER, *(folder / FOLDER).glob("*")]
+    found = [place for place in places if (place / _CONFIG).is_file()]
     if not found:
         return
     _peft()

@@ -5,6 +5,7 @@ model has.
 """
 
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,20 @@ from hiermem.errors import InputError, first_line
 SMALL = 1 << 26
 """Bytes that a file of settings may have; vocabularies and weights may be larger."""
 
-_LARGE_JSON = ("tokenizer.json", "vocab.json")
+_LOADED = re.compile(
+    r"(generation_|adapter_)?config\.json|(adapter|pytorch)_model.*\.bin|active\.json|chat_template\.(json|jinja)"
+    r"|.*\.(safetensors|index\.json)"
+)
+_TOKENIZER = re.compile(
+    r"(tokenizer|special_tokens|added_tokens|vocab|tekken).*\.json|(merges|vocab|dict).*\.txt|.*\.(model|tiktoken|spm)"
+)
+
+_LARGE_JSON = ("tokenizer.json", "vocab.json", "tekken.json")
+TEMPLATES = "additional_chat_templates"
 _READ = (".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt")
 _OBJECTS = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json")
+_EXPRESSIONS = ("layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern")
+_NAME = re.compile(r"\^?[\w.-]+\$?")
 _HEADER = 1 << 27
 _MOST_DIMENSIONS = 8
 _DTYPES = "F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split()
@@ -31,7 +43,9 @@ def check_files(folder: Path, *, inside: bool) -> None:
     Raises:
         InputError: a file is no plain one, too large, leads elsewhere, or its header makes no sense.
     """
-    for path in _files(folder):
+    for path in files_in(folder):
+        if path.suffix not in _READ:
+            continue
         where = f"{path.relative_to(folder)} of the model at {folder}"
         try:
             status = path.stat()
@@ -48,6 +62,18 @@ def check_files(folder: Path, *, inside: bool) -> None:
                 raise InputError(f"{where} has {status.st_size} bytes, too many for settings.")
             if path.suffix == ".json":
                 _check_settings(read_json(path), path.name, where, inside)
+
+
+def is_loaded(name: str, *, tokenizer: bool) -> bool:
+    """Whether transformers or PEFT open a file of that name in a model's folder without being told to.
+
+    Args:
+        name: as a path in the folder.
+        tokenizer: whether those of a tokenizer count, too.
+    """
+    folder, _, file = name.rpartition("/")
+    templates = folder == TEMPLATES and file.endswith(".jinja")
+    return templates or bool(_LOADED.fullmatch(file) or (tokenizer and _TOKENIZER.fullmatch(file)))
 
 
 def read_json(path: Path) -> Any:
@@ -79,17 +105,11 @@ def check_tensor_file(path: Path) -> None:
     _check_header(path, str(path))
 
 
-def _files(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
     """The files in the places that models are read from."""
-    places = [folder, folder / "backbone", folder / "additional_chat_templates", folder / "adapter"]
+    places = [folder, folder / "backbone", folder / TEMPLATES, folder / "adapter"]
     places += [path for path in folder.glob("adapter/*") if path.is_dir()]
-    return sorted(
-        path
-        for place in places
-        if place.is_dir()
-        for path in place.iterdir()
-        if path.suffix in _READ and not path.is_dir()
-    )
+    return sorted(path for place in places if place.is_dir() for path in place.iterdir() if not path.is_dir())
 
 
 def _check_settings(values: Any, name: str, where: str, inside: bool) -> None:
@@ -98,6 +118,8 @@ def _check_settings(values: Any, name: str, where: str, inside: bool) -> None:
         if name in _OBJECTS:
             raise InputError(f"{where} holds no settings.")
         return
+    if inside and name == "adapter_config.json":
+        _check_names(values, where)
     led = [key for key, value in values.items() if _leads_elsewhere(key, value, inside)]
     if name.endswith(".index.json"):
         shards = values.get("weight_map")
@@ -107,6 +129,15 @@ def _check_settings(values: Any, name: str, where: str, inside: bool) -> None:
             led.append("weight_map")
     if led:
         raise InputError(f"{where} leads elsewhere by {led[0]!r}: take that out if you trust it.")
+
+
+def _check_names(values: dict[str, Any], where: str) -> None:
+    """Refuse regular expressions by which PEFT would choose layers: some take for ever."""
+    for key in ("target_modules", "exclude_modules", *_EXPRESSIONS):
+        value = values.get(key)
+        names = [value] if isinstance(value, str) else list(value or ()) if key in _EXPRESSIONS else []
+        if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+            raise InputError(f"{where} chooses layers by an expression in {key!r}: list their names there.")
 
 
 def _leads_elsewhere(key: str, value: Any, inside: bool) -> bool:

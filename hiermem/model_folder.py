@@ -19,7 +19,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from hiermem.errors import InputError
-from hiermem.model_files import SMALL, check_files, stays
+from hiermem.model_files import SMALL, check_files, files_in, is_loaded, stays
 from hiermem.retrieval.disk import sync
 
 SEAL = "hiermem.seal.json"
@@ -203,19 +203,22 @@ def check(folder: Path, sealed: bool | None = None) -> None:
     """
     finish(folder)
     check_files(folder, inside=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
+        if os.path.lexists(folder / name):  # which transformers takes for an adapter of the backbone
+            raise InputError(f"The file {name} is none of the model at {folder}: take it away.")
     if not (folder / SEAL).is_file():
         if sealed:
             raise NotSealedError(f"The file {SEAL} of the model at {folder} is missing: {_AGAIN}.")
         return
     for attempt in range(_ATTEMPTS):
         raw = (folder / SEAL).read_bytes()
-        problem = _first_problem(folder, _read_seal(folder))
+        files = _read_seal(folder)
+        problem = _first_problem(folder, files) or _first_stranger(folder, files)
         if problem is None:
             return
-        if (
-            (folder / SEAL).read_bytes() == raw and not (folder / _COMMITTED).exists()
-        ) or attempt == _ATTEMPTS - 1:
-            raise NotSealedError(f"{problem}: {_AGAIN}.")
+        settled = (folder / SEAL).read_bytes() == raw and not (folder / _COMMITTED).exists()
+        if settled or attempt == _ATTEMPTS - 1:
+            raise NotSealedError(f"{problem}.")
         finish(folder)  # it was saved anew meanwhile
 
 
@@ -225,12 +228,24 @@ def _first_problem(folder: Path, files: dict[str, dict[str, Any]]) -> str | None
             continue
         path, where = folder / name, f"The file {name} of the model at {folder}"
         if not path.is_file():
-            return f"{where} is missing"
+            return f"{where} is missing: {_AGAIN}"
         if path.stat().st_size == entry["bytes"] and _sha256(path) == entry["sha256"]:
             continue
         if entry.get("content") is not None and _content(path) == entry["content"]:
             continue
-        return f"{where} was changed or cut short after it was saved"
+        return f"{where} was changed or cut short after it was saved: {_AGAIN}"
+    return None
+
+
+def _first_stranger(folder: Path, files: Collection[str]) -> str | None:
+    """What is wrong with a file that no save wrote and that would be loaded all the same.
+
+    A tokenizer beside a model that was saved without one is welcome: transformers' Trainer writes it.
+    """
+    for path in files_in(folder):
+        name = path.relative_to(folder).as_posix()
+        if name not in files and is_loaded(name, tokenizer="tokenizer_config.json" in files):
+            return f"The file {name} was added to the model at {folder} after it was saved: take it away"
     return None
 
 

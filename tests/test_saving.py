@@ -191,6 +191,25 @@ def test_adapters_come_back_with_those_that_are_active(
         assert known["base_model_name_or_path"] is None
 
 
+def test_adapters_that_were_chosen_by_expressions_are_saved_by_names(
+    model: HierMemModel, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    chosen = {"target_modules": r".*\.\d+\..*[kqv]_proj", "exclude_modules": r".*1.*v_proj"}
+    patterns = {"rank_pattern": {"0.*q_proj": 3}, "alpha_pattern": {".*k_proj": 5}}
+    model.add_adapter(lora(**chosen, **patterns, modules_to_save=["lm_head"]))
+    assert_comes_back(model, tmp_path)
+    known = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert "model.layers.0.self_attn.q_proj" in known["target_modules"] and known["exclude_modules"] is None
+    assert known["rank_pattern"] == {"model.layers.0.self_attn.q_proj": 3}
+
+
+def test_an_adapter_whose_name_is_a_path_is_refused(model: HierMemModel, tmp_path: Path) -> None:
+    model.add_adapter(lora(), "a/b")
+    with pytest.raises(InputError, match="without a slash"):
+        model.save_pretrained(tmp_path)
+
+
 def test_a_trained_backbone_under_an_adapter_comes_back(model: HierMemModel, tmp_path: Path) -> None:
     model.add_adapter(lora(modules_to_save=["lm_head"]))
     trained(model.backbone)
@@ -435,9 +454,9 @@ def test_a_backbone_over_several_devices_is_refused(
     real = AutoModelForCausalLM.from_pretrained
 
     def spread(*args: Any, **kwargs: Any) -> Any:
-        made = real(*args, **kwargs)
+        made, found = real(*args, **kwargs)
         made.hf_device_map = {"model": 0, "lm_head": "cpu"}
-        return made
+        return made, found
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", spread)
     with pytest.raises(BackboneUnsupportedError, match="one device"):
