@@ -16,11 +16,12 @@ SMALL = 1 << 26
 """Bytes that a file of settings may have; vocabularies and weights may be larger."""
 
 _LOADED = re.compile(
-    r"(generation_|adapter_)?config\.json|(adapter|pytorch)_model.*\.bin|active\.json|chat_template\.(json|jinja)"
-    r"|.*\.(safetensors|index\.json)"
+    r"(generation_|adapter_)?config\.json|active\.json|chat_template\.(json|jinja)"
+    r"|((adapter_)?model.*\.safetensors|(adapter|pytorch)_model(-\d+-of-\d+)?\.bin)(\.index\.json)?"
 )
 _TOKENIZER = re.compile(
-    r"(tokenizer|special_tokens|added_tokens|vocab|tekken).*\.json|(merges|vocab|dict).*\.txt|.*\.(model|tiktoken|spm)"
+    r"(tokenizer|special_tokens|added_tokens|vocab|tekken).*\.json|(merges|vocab|dict).*\.txt"
+    r"|.*\.(model|tiktoken|spm)"
 )
 
 _LARGE_JSON = ("tokenizer.json", "vocab.json", "tekken.json")

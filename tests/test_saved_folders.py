@@ -382,7 +382,8 @@ def test_code_runs_where_it_is_trusted(outside: Path) -> None:
 ADDED = [
     "adapter/other/adapter_config.json", "adapter/other/adapter_model.safetensors", "adapter/active.json",
     "chat_template.jinja", "additional_chat_templates/rag.jinja", "added_tokens.json", "vocab.json",
-    "special_tokens_map.json", "merges.txt", "spiece.model", "generation_config.json", "extra.safetensors",
+    "special_tokens_map.json", "merges.txt", "spiece.model", "generation_config.json",
+    "model.fp16.safetensors",
     "model.safetensors.index.json", "pytorch_model.bin", "backbone/generation_config.json",
 ]  # fmt: skip
 
@@ -410,6 +411,7 @@ def test_files_of_the_users_own_stay_beside_a_model(saved: Path, tmp_path: Path)
     for name in ("notes.txt", "results.json", "optimizer.pt", "training_args.bin", "adapter/deep/er/x.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("[]")
+    save_file({"a": torch.zeros(3)}, folder / "evictor.safetensors")
     assert outcome(folder) == "loaded"
 
 
