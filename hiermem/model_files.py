@@ -5,16 +5,23 @@ model has.
 """
 
 import json
+import os
 import re
-import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hiermem.errors import InputError, first_line
+from hiermem.retrieval.plain import NotPlainError, PlainFile, physical_memory, plain_file
+from hiermem.retrieval.tensors import OF_MODELS, check_header
 
 SMALL = 1 << 26
 """Bytes that a file of settings may have; vocabularies and weights may be larger."""
 
+TEMPLATES = "additional_chat_templates"
+
+# What transformers and PEFT open by its name; a tokenizer's files apart, which others write again.
 _LOADED = re.compile(
     r"(generation_|adapter_)?config\.json|active\.json|chat_template\.(json|jinja)"
     r"|((adapter_)?model.*\.safetensors|(adapter|pytorch)_model(-\d+-of-\d+)?\.bin)(\.index\.json)?"
@@ -24,15 +31,15 @@ _TOKENIZER = re.compile(
     r"|.*\.(model|tiktoken|spm)"
 )
 
-_LARGE_JSON = ("tokenizer.json", "vocab.json", "tekken.json")
-TEMPLATES = "additional_chat_templates"
-_READ = (".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt")
+_READ = (".json", ".jinja", ".model", ".safetensors", ".spm", ".tiktoken", ".txt")
 _OBJECTS = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json")
+_LARGE_JSON = ("tokenizer.json", "vocab.json", "tekken.json")
+_VOCABULARY = min(1 << 30, physical_memory() or 1 << 30)
+_HEADER = 1 << 27  # bytes: models have more tensors than memories
+
+# Settings of PEFT that choose layers, always by regular expressions, and what is none.
 _EXPRESSIONS = ("layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern")
 _NAME = re.compile(r"\^?[\w.-]+\$?")
-_HEADER = 1 << 27
-_MOST_DIMENSIONS = 8
-_DTYPES = "F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split()
 
 
 def check_files(folder: Path, *, inside: bool) -> None:
@@ -48,21 +55,13 @@ def check_files(folder: Path, *, inside: bool) -> None:
         if path.suffix not in _READ:
             continue
         where = f"{path.relative_to(folder)} of the model at {folder}"
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise InputError(f"The file {where} cannot be read ({error.strerror}).") from error
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{where} is no plain file: leave it out, or load another model.")
         if inside and not stays(path, folder):
             raise InputError(f"{where} is a link that leads out of the folder: put the file itself there.")
-        if path.suffix == ".safetensors":
-            _check_header(path, where)
-        elif path.name not in _LARGE_JSON and path.suffix in (".json", ".jinja"):
-            if status.st_size > SMALL:
-                raise InputError(f"{where} has {status.st_size} bytes, too many for settings.")
-            if path.suffix == ".json":
-                _check_settings(read_json(path), path.name, where, inside)
+        with _opened(path, where) as file:
+            if path.suffix == ".safetensors":
+                _check_header(file, where)
+            elif path.suffix == ".json" and path.name not in _LARGE_JSON:
+                _check_settings(_parsed(file, where), path.name, where, inside)
 
 
 def is_loaded(name: str, *, tokenizer: bool) -> bool:
@@ -83,15 +82,8 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: it is none.
     """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > SMALL:
-            raise InputError(f"{path} is no plain file with settings.")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} cannot be read ({first_line(error)}).") from error
+    with _opened(path, str(path)) as file:
+        return _parsed(file, str(path))
 
 
 def check_tensor_file(path: Path) -> None:
@@ -101,9 +93,38 @@ def check_tensor_file(path: Path) -> None:
         InputError: it is no plain file, or its header makes no sense.
         FileNotFoundError: there is none.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise InputError(f"{path} is no plain file.")
-    _check_header(path, str(path))
+    path.stat()
+    with _opened(path, str(path)) as file:
+        _check_header(file, str(path))
+
+
+@contextmanager
+def _opened(path: Path, where: str) -> Iterator[PlainFile]:
+    """A plain file, maybe through links, that has no more bytes than those of its kind."""
+    try:
+        with plain_file(Path(os.path.realpath(path))) as file:
+            most = _most(path.name)
+            if most is not None and file.size > most:
+                raise InputError(f"{where} has {file.size} bytes, too many for such a file.")
+            yield file
+    except NotPlainError as kind:
+        raise InputError(f"{where} is {kind}, not a plain file: leave it out, or take another.") from None
+    except OSError as error:
+        raise InputError(f"{where} cannot be read ({error.strerror}).") from error
+
+
+def _most(name: str) -> int | None:
+    """Bytes that a file of that name may have; None: weights, or a file that nothing loads."""
+    if name.endswith((".json", ".jinja")) and name not in _LARGE_JSON:
+        return SMALL
+    return _VOCABULARY if _TOKENIZER.fullmatch(name) else None
+
+
+def _parsed(file: PlainFile, where: str) -> Any:
+    try:
+        return json.loads(file.read().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} cannot be read ({first_line(error)}).") from error
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -151,22 +172,13 @@ def _leads_elsewhere(key: str, value: Any, inside: bool) -> bool:
     return (key.endswith("_implementation") and "/" in value) or (named and not _is_plain(value))
 
 
-def _check_header(path: Path, where: str) -> None:
+def _check_header(file: PlainFile, where: str) -> None:
     """Refuse tensors of types without a counterpart in torch, or of too many dimensions."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length <= _HEADER else b""
     try:
-        entries = json.loads(header)
-        for name, entry in entries.items():
-            if name != "__metadata__" and (
-                entry["dtype"] not in _DTYPES or len(entry["shape"]) > _MOST_DIMENSIONS
-            ):
-                raise InputError(f"{where} holds a tensor {name[:60]!r} that no model has.")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{where} is damaged: restore it from a copy.") from error
+        with file.stream() as stream:
+            check_header(stream, file.size, OF_MODELS, _HEADER)
+    except ValueError as error:
+        raise InputError(f"{where} is damaged ({error}): restore it from a copy.") from error
 
 
 def stays(path: Path, folder: Path) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 HOLES_FROM = 1 << 24
 """Bytes from which a file must not be holes for the most part."""
@@ -41,9 +42,13 @@ class PlainFile:
     descriptor: int
     size: int
 
+    def stream(self) -> BinaryIO:
+        """Its bytes from where the last reader stopped; closing it leaves the file open."""
+        return open(self.descriptor, "rb", closefd=False)
+
     def read(self) -> bytes:
         """Its first `size` bytes, fewer where it was cut meanwhile."""
-        with open(self.descriptor, "rb", closefd=False) as handle:
+        with self.stream() as handle:
             return handle.read(self.size)
 
 

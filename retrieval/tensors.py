@@ -4,9 +4,11 @@ Readers of such files take more than memories hold: types without a counterpart 
 many dimensions that torch ends the process.
 """
 
+import io
 import json
 import math
-from typing import Any
+from collections.abc import Collection
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -20,8 +22,11 @@ MOST_NUMBERS = 1 << 48
 
 _BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+_OF_MEMORIES = _BYTES.keys() - {"U64", "U32", "U16"}
+OF_MODELS = _BYTES.keys() - {"C64"}
+"""Types of tensors that models have, as safetensors calls them."""
 
 
 def parse(data: bytes) -> dict[str, Tensor]:
@@ -30,7 +35,7 @@ def parse(data: bytes) -> dict[str, Tensor]:
     Raises:
         ValueError: it is not one, or holds what no memory holds; the message says what.
     """
-    _check_header(data)
+    check_header(io.BytesIO(data), len(data))
     try:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
@@ -41,31 +46,45 @@ def parse(data: bytes) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_header(data: bytes) -> None:
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(len(data) - 8, MOST_HEADER_BYTES):
+def check_header(
+    file: BinaryIO, size: int, types: Collection[str] = _OF_MEMORIES, most: int = MOST_HEADER_BYTES
+) -> None:
+    """Refuse a safetensors file by what its header says, before anything else reads it.
+
+    Args:
+        file: at its beginning.
+        size: of the file, in bytes.
+        types: of tensors that are taken, as safetensors calls them.
+        most: bytes that the header may have.
+
+    Raises:
+        ValueError: it is not such a file, or has tensors of other types or impossible shapes; the message
+            says what.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(size - 8, most):
         raise ValueError("it is not a safetensors file")
     try:
-        header = json.loads(data[8 : 8 + length], object_pairs_hook=_once)
+        header = json.loads(file.read(length), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise ValueError("its header is not one of a safetensors file") from error
     if not isinstance(header, dict):
         raise ValueError("its header is not one of a safetensors file")
     header.pop("__metadata__", None)
     for name, entry in header.items():
-        _check_entry(name, entry)
+        _check_entry(name, entry, types)
 
 
-def _check_entry(name: str, entry: Any) -> None:
+def _check_entry(name: str, entry: Any, types: Collection[str]) -> None:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"its header does not describe {_short(name)}")
     dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _BYTES:
-        raise ValueError(f"{_short(name)} is of a type that no memory holds")
+    if not isinstance(dtype, str) or dtype not in types:
+        raise ValueError(f"{_short(name)} is of a type that is not taken here")
     if not (_counts(shape) and _counts(span)) or len(shape) > MOST_DIMENSIONS or len(span) != 2:
-        raise ValueError(f"{_short(name)} has a shape that no memory holds")
+        raise ValueError(f"{_short(name)} has a shape that no tensor here has")
     if math.prod(max(size, 1) for size in shape) > MOST_NUMBERS:  # strides count empty dimensions too
-        raise ValueError(f"{_short(name)} has a shape that no memory holds")
+        raise ValueError(f"{_short(name)} has a shape that no tensor here has")
     if span[1] - span[0] != math.prod(shape) * _BYTES[dtype]:
         raise ValueError(f"{_short(name)} has not as many bytes as its shape says")
 

@@ -212,6 +212,14 @@ def holes(folder: Path, outside: Path) -> None:
     os.truncate(folder / "generation_config.json", 1 << 40)
 
 
+def vocabulary_of_holes(folder: Path, outside: Path) -> None:
+    os.truncate(folder / "tokenizer.json", 1 << 40)
+
+
+def weights_of_holes(folder: Path, outside: Path) -> None:
+    os.truncate(folder / "model.safetensors", 1 << 40)
+
+
 def deep(folder: Path, outside: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "hiermem", "a": ' + "[" * 10**6)
 
@@ -317,7 +325,8 @@ def adapter_of_the_backbone(folder: Path, outside: Path) -> None:
 
 
 WAYS = [
-    pipe, pipe_of_weights, device, holes, deep, link_out, folder_out, relative, relative_here, itself,
+    pipe, pipe_of_weights, device, holes, vocabulary_of_holes, weights_of_holes, deep,
+    link_out, folder_out, relative, relative_here, itself,
     code_of_backbone, code_beside_the_memory, code_of_tokenizer, tokenizer_elsewhere, shards_elsewhere,
     evictor_elsewhere, module_of_adapter, pickled_adapter, kernel_on_the_hub, rank, strange_type,
     other_tensors, expression, expression_of_ranks, adapter_of_the_backbone,
@@ -350,7 +359,7 @@ def test_a_strangers_model_leads_nowhere(
         (folder / SEAL).unlink()
         if (folder / "config.json").is_file() and way is not deep:
             edited(folder, "config.json", format_version=2)
-    elif way not in (pipe, pipe_of_weights, device, holes):
+    elif way not in (pipe, pipe_of_weights, device, holes, vocabulary_of_holes, weights_of_holes):
         reseal(folder)
     if way is code_beside_the_memory and not sealed:  # then a backbone was always elsewhere
         assert outcome(folder) == "loaded"
@@ -370,6 +379,20 @@ def test_a_plain_backbone_runs_no_code_and_no_pickle(outside: Path, tmp_path: Pa
             HierMemModel.from_pretrained(place, settings())
     assert not list(tmp_path.rglob("ran"))
     HierMemModel.from_pretrained(tmp_path / "pickled", settings(), use_safetensors=False)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt", "spiece.model", "qwen.tiktoken"])
+def test_a_vocabulary_is_read_up_to_a_bound(
+    outside: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    _watched.clear()
+    monkeypatch.setattr("hiermem.model_files._VOCABULARY", 1 << 20)
+    (outside / name).write_bytes(b" " * ((1 << 20) + 1))
+    with pytest.raises(InputError, match="too many for such a file"):
+        HierMemModel.from_pretrained(outside, settings())
+    (outside / name).rename(outside / "corpus.txt")  # which nothing loads
+    tokenizer().save_pretrained(outside)
+    HierMemModel.from_pretrained(outside, settings(), device="cpu")
 
 
 def test_code_runs_where_it_is_trusted(outside: Path) -> None:
