@@ -75,12 +75,18 @@ def _seal(folder: Path, staging: Path) -> None:
     for path in sorted(path for path in staging.rglob("*") if path.is_file()):
         path.chmod(0o666 & ~_umask())  # safetensors lets only the owner read
         files[path.relative_to(staging).as_posix()] = _entry(path)
-    sealed = _read_seal(folder) if (folder / SEAL).is_file() else None
     card = folder / CARD
-    if card.is_file() and (sealed is None or sealed.get(CARD, {}).get("sha256") != _sha256(card)):
+    if card.is_file() and _sealed_card(folder) != _sha256(card):
         (staging / CARD).unlink(missing_ok=True)
         files.pop(CARD, None)
     (staging / SEAL).write_bytes(_render(files))
+
+
+def _sealed_card(folder: Path) -> str | None:
+    """The hash of the card that a save wrote, if one did and the seal is undamaged."""
+    with suppress(NotSealedError):
+        return str(_read_seal(folder).get(CARD, {}).get("sha256"))
+    return None
 
 
 def _commit(staging: Path, folder: Path) -> None:
@@ -169,12 +175,13 @@ def _plain_files(folder: Path, otherwise: InputError) -> set[str]:
 
 def _outdated(folder: Path, sealed: Collection[str]) -> set[str]:
     """Files that the save before wrote and one of the files ``sealed`` did not."""
-    if not os.path.lexists(folder / SEAL):  # saved before there were seals
-        old = {f"adapter/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")}
-    elif stays(folder / SEAL, folder):
-        old = set(_read_seal(folder))
-    else:
+    if not stays(folder / SEAL, folder):
         raise InputError(f"{folder / SEAL} is a link that leads out of the folder: take it away.")
+    try:
+        old = set(_read_seal(folder))
+    except NotSealedError:  # saved before there were seals, or the seal is damaged
+        usual = ("active.json", "adapter_config.json", "adapter_model.safetensors")
+        old = {f"adapter/{name}" for name in usual}
     return old - set(sealed) - {CARD, SEAL}
 
 

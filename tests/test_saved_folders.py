@@ -553,6 +553,13 @@ def test_nothing_is_touched_where_no_save_of_hiermem_was_killed(
     assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+def test_a_model_is_saved_over_one_whose_seal_is_damaged(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved / "named", tmp_path / "one")
+    (tmp_path / "one" / SEAL).write_text("{}")
+    HierMemModel.from_pretrained(saved / "whole", device="cpu").save_pretrained(tmp_path / "one")
+    assert outcome(tmp_path / "one") == "loaded"
+
+
 def test_a_save_goes_through_no_link(saved: Path, tmp_path: Path) -> None:
     model = HierMemModel.from_pretrained(saved / "whole", device="cpu")
     model.save_pretrained(tmp_path / "one")
