@@ -7,7 +7,6 @@ reference of the Python language, which the standard library carries for ``help(
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import InputError
-from hiermem.retrieval.disk import sync
+from hiermem.retrieval.disk import sha256_of, sync
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +67,7 @@ def smollm2_path(progress: bool = True) -> Path:
             be written.
     """
     gguf, version = _find_gguf()
-    source = {"package": _PACKAGE, "version": version, "file": _GGUF, "sha256": _sha256(gguf)}
+    source = {"package": _PACKAGE, "version": version, "file": _GGUF, "sha256": sha256_of(gguf)}
     if source["sha256"] != _GGUF_SHA256:
         raise InputError(
             f"The model file of {_PACKAGE} {version} is not the known one (its SHA-256 differs); "
@@ -139,11 +138,6 @@ def _cache_dir() -> Path:
     return Path.home() / ".cache" / "hiermem"
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _is_intact(folder: Path, gguf_sha256: str) -> bool:
     """Say whether the folder holds a complete, unchanged conversion of that GGUF file."""
     try:
@@ -152,7 +146,7 @@ def _is_intact(folder: Path, gguf_sha256: str) -> bool:
             return False
         files = [(folder / name, entry) for name, entry in manifest["files"].items()]
         sizes_match = all(path.stat().st_size == entry["bytes"] for path, entry in files)
-        return sizes_match and all(_sha256(path) == entry["sha256"] for path, entry in files)
+        return sizes_match and all(sha256_of(path) == entry["sha256"] for path, entry in files)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False  # no manifest, or not one that this module wrote
 
@@ -273,7 +267,7 @@ def _weights(reader: GGUFReader) -> dict[str, torch.Tensor]:
 def _write_manifest(folder: Path, source: dict[str, str]) -> None:
     """Record what the model is, where it came from, and the size and hash of each file."""
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.iterdir())
     }
     manifest = {

@@ -20,7 +20,7 @@ from typing import Any
 
 from hiermem.errors import InputError
 from hiermem.model_files import SMALL, check_files, files_in, is_loaded, stays
-from hiermem.retrieval.disk import sync
+from hiermem.retrieval.disk import sha256_of, sync
 
 SEAL = "hiermem.seal.json"
 CARD = "README.md"
@@ -76,7 +76,7 @@ def _seal(folder: Path, staging: Path) -> None:
         path.chmod(0o666 & ~_umask())  # safetensors lets only the owner read
         files[path.relative_to(staging).as_posix()] = _entry(path)
     card = folder / CARD
-    if card.is_file() and _sealed_card(folder) != _sha256(card):
+    if card.is_file() and _sealed_card(folder) != sha256_of(card):
         (staging / CARD).unlink(missing_ok=True)
         files.pop(CARD, None)
     (staging / SEAL).write_bytes(_render(files))
@@ -236,7 +236,7 @@ def _first_problem(folder: Path, files: dict[str, dict[str, Any]]) -> str | None
         path, where = folder / name, f"The file {name} of the model at {folder}"
         if not path.is_file():
             return f"{where} is missing: {_AGAIN}"
-        if path.stat().st_size == entry["bytes"] and _sha256(path) == entry["sha256"]:
+        if path.stat().st_size == entry["bytes"] and sha256_of(path) == entry["sha256"]:
             continue
         if entry.get("content") is not None and _content(path) == entry["content"]:
             continue
@@ -260,7 +260,7 @@ def _first_stranger(folder: Path, files: Collection[str]) -> str | None:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    entry: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    entry: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     if _TOKENIZER.fullmatch(path.name):  # which others write again, as transformers' Trainer does
         entry["content"] = _content(path)
     return entry
@@ -312,11 +312,6 @@ def _is_inside(name: str) -> bool:
     path = Path(name)
     visible = not any(part.startswith(".") for part in path.parts)
     return bool(path.parts) and visible and not path.is_absolute() and path.as_posix() == name
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _umask() -> int:

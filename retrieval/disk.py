@@ -1,6 +1,7 @@
-"""What is written outlasts a power cut; imports nothing heavy."""
+"""Files that outlast a power cut, and their hashes; imports nothing heavy."""
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -24,6 +25,12 @@ def sync_folder(path: Path) -> None:
     """Make the names in a folder outlast a power cut, where we may open it at all."""
     with suppress(PermissionError):
         sync(path)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal digits, read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_room(folder: Path, size: int) -> None:

@@ -185,7 +185,7 @@ def test_two_processes_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             (folder / "model.safetensors").write_bytes(b"weights")
 
         bundled._find_gguf = lambda: (root / "model.gguf", "0.0")
-        bundled._GGUF_SHA256 = bundled._sha256(root / "model.gguf")
+        bundled._GGUF_SHA256 = bundled.sha256_of(root / "model.gguf")
         bundled._convert = convert
         assert (bundled.smollm2_path() / "model.safetensors").is_file()
     """

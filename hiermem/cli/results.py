@@ -3,7 +3,6 @@
 import shlex
 import sys
 from collections.abc import Callable, Iterable
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from hiermem.cli import options as opt
 from hiermem.cli.signals import stoppable
 from hiermem.errors import InputError
 from hiermem.eval.journal import Journal, data_hash
+from hiermem.retrieval.disk import sha256_of
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
@@ -108,5 +108,5 @@ def settings(
         weights = {"parameters": folder / "model.safetensors", "adapter": folder / ADAPTER}
         for part, file in weights.items():
             if file.exists():
-                depends[part] = sha256(file.read_bytes()).hexdigest()[:16]
+                depends[part] = sha256_of(file)[:16]
     return depends | {name: known[name] for name in parts}
