@@ -147,17 +147,19 @@ class LexicalKey:
 
     def knows(self, ids: Iterable[int]) -> bool:
         """Whether one of these units stands in a segment so far."""
-        return any(unit in self._frequency for unit in ids)
+        return not self._frequency.keys().isdisjoint(ids)
 
     def idf(self, ids: _Ints) -> _Floats:
         """How rare units are in the segments so far: float64 [U]."""
-        known = np.array([self._frequency[unit] for unit in ids.tolist()], np.float64)
+        frequency = self._frequency
+        known = np.array([frequency[unit] for unit in ids.tolist()], np.float64)
         return idf(known, self._segments)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The statistics in int64: ``segments`` [1], ``unit_ids`` [V] ascending, ``frequency``."""
-        ids = sorted(self._frequency)
-        table = {"unit_ids": ids, "frequency": [self._frequency[unit] for unit in ids]}
+        frequency = self._frequency
+        ids = sorted(frequency)
+        table = {"unit_ids": ids, "frequency": [frequency[unit] for unit in ids]}
         table["segments"] = [self._segments]
         return {name: torch.tensor(row, dtype=torch.int64) for name, row in table.items()}
 
