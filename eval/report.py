@@ -15,7 +15,7 @@ from hiermem.eval.journal import replaced, writable
 
 Report = dict[str, Any]
 _ODD = (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""What comes of results that are none."""
+"""Errors that come of results that are none."""
 
 _WITHOUT_BUDGET = ("full", "none", "forget")
 
@@ -95,7 +95,7 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def as_text(words: str) -> str:
-    """What Markdown shows as these very words, on one line; results may hold anything."""
+    """Markdown that shows these very words, on one line; results may hold anything."""
     line = "".join(letter if letter.isprintable() else " " for letter in words)
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", escape(line, quote=False))
 

@@ -38,7 +38,7 @@ def main() -> None:
     try:
         result = {"text": render(**job)}
     except Exception as error:  # whatever a stranger's template does
-        result = {"error": str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__}
+        result = {"error": str(error).strip() or type(error).__name__}
     sys.stdout.write(json.dumps(result))
 
 

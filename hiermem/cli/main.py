@@ -2,11 +2,11 @@
 
 import logging
 import os
-from importlib import metadata
 from typing import Annotated
 
 import typer
 
+import hiermem
 from hiermem.cli import bench, documents, evaluate, learn, look, reading, signals, terminal
 from hiermem.cli.options import TRUST_REMOTE_CODE
 from hiermem.cli.signals import Stopped, stopping
@@ -52,7 +52,7 @@ def options(
     """Read documents of any length in constant memory, and ask them."""
     TRUST_REMOTE_CODE.set(trust_remote_code)
     if version:
-        typer.echo(f"hiermem {metadata.version('hiermem-torch')}")
+        typer.echo(f"hiermem {hiermem.__version__}")
         raise typer.Exit
 
 
