@@ -27,8 +27,8 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from hiermem.errors import HierMemError
-from hiermem.eval.journal import Journal, data_hash
 from hiermem.eval.metrics import means
+from hiermem.eval.result_log import ResultLog, data_hash
 
 METHODS = {
     "streamingllm": StreamingLLMPress,
@@ -64,7 +64,7 @@ def score(model: Any, tokenizer: Any, press: Any, prompt: dict[str, str]) -> dic
     return {"nll": float(nll), "exact": bool((logits.argmax(-1) == answer[0]).all()), "kept": kept}
 
 
-def measure(given: argparse.Namespace, lines: list[str], journal: Journal) -> dict[str, Any]:
+def measure(given: argparse.Namespace, lines: list[str], journal: ResultLog) -> dict[str, Any]:
     """Every prompt, compressed by the method."""
     prompts = [json.loads(line) for line in lines]
     tokenizer = AutoTokenizer.from_pretrained(given.model)
@@ -94,7 +94,7 @@ def main() -> None:
     lines = given.prompts.read_text("utf-8").splitlines()[: given.limit]
     settings = {"task": "needles", "system": f"kvpress {given.method}", "keep": given.keep}
     settings |= {"limit": given.limit, "prompts": given.prompts.name, "data": data_hash(*lines)}
-    journal = Journal(given.out, {**settings, "model": Path(given.model).name})
+    journal = ResultLog(given.out, {**settings, "model": Path(given.model).name})
     command = ".venv-peers/bin/python benchmarks/kvpress_needles.py --model DIR"
     command += f" --prompts {given.prompts.name} --method {given.method} --keep {given.keep}"
     command += f" --limit {given.limit} --out {given.out.name}"

@@ -27,9 +27,9 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedModel, Q
 
 from hiermem import HierMemConfig, HierMemModel
 from hiermem.errors import HierMemError
-from hiermem.eval.journal import Journal
 from hiermem.eval.metrics import means
-from hiermem.evictor import AUTO, find_evictor
+from hiermem.eval.result_log import ResultLog
+from hiermem.eviction_weights import AUTO, resolve_eviction_weights
 from hiermem.memory.working import chunks
 from hiermem.training.calibration import CalibrationConfig, calibrate
 from hiermem.training.evolve import averaged_attention
@@ -70,7 +70,7 @@ CURRICULUM = (
 """Matching a key with itself is learned fast among few keys only, and is the same among many."""
 
 
-class System(NamedTuple):
+class Method(NamedTuple):
     """What a row measures: a policy, with or without head shares, and whether NAMM's network evolved."""
 
     name: str
@@ -80,15 +80,15 @@ class System(NamedTuple):
 
 
 SYSTEMS = [
-    System("full", "none"),
-    System("window", "window"),
-    System("attention", "attention"),
-    System("namm, not evolved", "namm", evolved=False),
-    System("namm", "namm"),
-    System("window, calibrated shares", "window", shares=True),
-    System("attention, calibrated shares", "attention", shares=True),
-    System("namm, not evolved, calibrated shares", "namm", shares=True, evolved=False),
-    System("namm, calibrated shares", "namm", shares=True),
+    Method("full", "none"),
+    Method("window", "window"),
+    Method("attention", "attention"),
+    Method("namm, not evolved", "namm", evolved=False),
+    Method("namm", "namm"),
+    Method("window, calibrated shares", "window", shares=True),
+    Method("attention, calibrated shares", "attention", shares=True),
+    Method("namm, not evolved, calibrated shares", "namm", shares=True, evolved=False),
+    Method("namm, calibrated shares", "namm", shares=True),
 ]
 
 
@@ -192,7 +192,7 @@ def _loss(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, float]:
 
 def attach(family: str, backbone: PreTrainedModel) -> HierMemModel:
     """The library around a backbone, with the network that any backbone gets that has none of its own."""
-    evictor = find_evictor(AUTO, family, "namm")
+    evictor = resolve_eviction_weights(AUTO, family, "namm")
     assert evictor is not None and evictor.shares is None
     config = HierMemConfig(chunk=INTERVAL, segment=INTERVAL).with_working(update_interval=INTERVAL)
     between = SimpleNamespace(input_ids=[BOS])  # what a calibration puts between two readings
@@ -202,7 +202,7 @@ def attach(family: str, backbone: PreTrainedModel) -> HierMemModel:
 
 def networks(model: HierMemModel) -> dict[bool, dict[str, Tensor]]:
     """Parameters of the evolved network, and of the one that evolution began with."""
-    evictor = find_evictor(AUTO, "", "namm")
+    evictor = resolve_eviction_weights(AUTO, "", "namm")
     assert evictor is not None and evictor.network is not None
     return {True: evictor.network, False: averaged_attention(model.config.namm).state_dict()}
 
@@ -271,11 +271,11 @@ def main() -> None:
     if min(given.steps, given.contexts) < 1 or not all(0.01 <= keep <= 1 for keep in given.keep):
         parser.error("--steps and --contexts must be at least 1, --keep from 0.01 to 1")
     settings = {"seed": given.seed, "steps": given.steps, "contexts": given.contexts, "keep": given.keep}
-    evictor = find_evictor(AUTO, "", "namm")
+    evictor = resolve_eviction_weights(AUTO, "", "namm")
     assert evictor is not None
-    journal = Journal(given.out, {"task": "transfer", **settings, "evictor": evictor.digest})
+    journal = ResultLog(given.out, {"task": "transfer", **settings, "evictor": evictor.digest})
 
-    def all_families(journal: Journal) -> dict[str, Any]:
+    def all_families(journal: ResultLog) -> dict[str, Any]:
         families = {name: journal.row(name, measure, given, name) for name in FAMILIES}
         rows = [result for family in families.values() for result in family.pop("results")]
         accuracy = {

@@ -93,7 +93,7 @@ def inspect(
     sizes.append(_size(memory))
     counts, heads = _held(memory)
     backbone = model.config.backbone or model.backbone.config.model_type
-    budget = config.budget if memory.policy.evicts and not memory.policy.forgets else None
+    budget = config.budget if memory.policy.evicts and not memory.policy.clears_cache else None
     return Inspection(name, backbone, config.policy, budget, tokens, counts, heads, sizes)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hiermem.cache import cache_argument
-from hiermem.machine import now
+from hiermem.resources import now
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hiermem.errors import InputError
-from hiermem.eval.journal import replaced, writable
+from hiermem.eval.result_log import replaced, writable
 
 Report = dict[str, Any]
 _ODD = (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError)

@@ -14,7 +14,7 @@ from hiermem.memory.working import WorkingMemory, chunks
 from hiermem.text import encode
 
 if TYPE_CHECKING:
-    from hiermem.asking import Prompt
+    from hiermem.asking import PreparedPrompt
     from hiermem.model import HierMemModel
 
 
@@ -46,7 +46,7 @@ def stream_nll(model: "HierMemModel", memory: WorkingMemory, ids: Tensor) -> Ite
         yield nll
 
 
-def opened(model: "HierMemModel", prompt: "Prompt") -> "Prompt":
+def prefill(model: "HierMemModel", prompt: "PreparedPrompt") -> "PreparedPrompt":
     """The same prompt, read up to its last token: what is scored after it need not read it again."""
     if prompt.ids.shape[1] > 1:
         model.read_ids(prompt.working, prompt.ids[:, :-1])
@@ -65,7 +65,7 @@ class AnswerScore(NamedTuple):
     exact: bool
 
 
-def score_answer(model: "HierMemModel", prompt: "Prompt", answer: str, lead: str = "") -> AnswerScore:
+def score_answer(model: "HierMemModel", prompt: "PreparedPrompt", answer: str, lead: str = "") -> AnswerScore:
     """Read ``prompt`` and score ``answer`` as what follows it; the prompt's memory moves on.
 
     Args:
@@ -75,7 +75,7 @@ def score_answer(model: "HierMemModel", prompt: "Prompt", answer: str, lead: str
     return score_tokens(model, replace(prompt, ids=_begun(model, prompt, lead)), targets)
 
 
-def score_tokens(model: "HierMemModel", prompt: "Prompt", targets: Tensor) -> AnswerScore:
+def score_tokens(model: "HierMemModel", prompt: "PreparedPrompt", targets: Tensor) -> AnswerScore:
     """Read ``prompt`` and score ``targets [n]`` int64 as what follows it; the prompt's memory moves on."""
     targets = targets.to(model.device)
     ids = torch.cat((prompt.ids, targets[None, :-1]), dim=1)
@@ -85,7 +85,7 @@ def score_tokens(model: "HierMemModel", prompt: "Prompt", targets: Tensor) -> An
 
 
 def score_options(
-    model: "HierMemModel", prompt: "Prompt", options: Sequence[str], lead: str = ""
+    model: "HierMemModel", prompt: "PreparedPrompt", options: Sequence[str], lead: str = ""
 ) -> list[float]:
     """Log-likelihood in nats of each option as the answer to ``prompt``, which is read once.
 
@@ -105,7 +105,7 @@ def score_options(
     return scores
 
 
-def _begun(model: "HierMemModel", prompt: "Prompt", lead: str) -> Tensor:
+def _begun(model: "HierMemModel", prompt: "PreparedPrompt", lead: str) -> Tensor:
     """What is left of a prompt to read, with how its answer begins: ``[1, n]`` int64."""
     words = torch.tensor([encode(model.tokenizer, lead)], dtype=torch.int64)
     return torch.cat((prompt.ids, words.to(model.device)), dim=1)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import HierMemError, InputError
-from hiermem.eval.journal import Journal
-from hiermem.machine import now, peak_rss_bytes
+from hiermem.eval.result_log import ResultLog
+from hiermem.resources import now, peak_rss_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ class TooLongError(HierMemError):
     """A measurement took longer than its limit."""
 
 
-def sweep(points: Sequence[Point], repeats: int, journal: Journal) -> dict[str, Any]:
+def sweep(points: Sequence[Point], repeats: int, journal: ResultLog) -> dict[str, Any]:
     """All points, interleaved ``repeats`` times; medians, and the ratio to the bare limit.
 
     A system that ran out of time or memory at one length is not tried there again, nor at a greater one.

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from hiermem.asking import Answer, AskConfig
     from hiermem.config import HierMemConfig
     from hiermem.errors import HierMemError
+    from hiermem.memory.hmt.module import SummaryConfig
     from hiermem.memory.longterm import LongTermConfig
-    from hiermem.memory.mamba import MambaConfig
+    from hiermem.memory.mamba.module import MambaConfig
     from hiermem.memory.policies import NammConfig
     from hiermem.memory.state import MemoryState
-    from hiermem.memory.summary import SummaryConfig
     from hiermem.memory.working import WorkingMemoryConfig
     from hiermem.model import HierMemModel
     from hiermem.passages import Source
@@ -41,11 +41,11 @@ _HOME = {
     "HierMemError": "hiermem.errors",
     "HierMemModel": "hiermem.model",
     "LongTermConfig": "hiermem.memory.longterm",
-    "MambaConfig": "hiermem.memory.mamba",
+    "MambaConfig": "hiermem.memory.mamba.module",
     "MemoryState": "hiermem.memory.state",
     "NammConfig": "hiermem.memory.policies",
     "Source": "hiermem.passages",
-    "SummaryConfig": "hiermem.memory.summary",
+    "SummaryConfig": "hiermem.memory.hmt.module",
     "WorkingMemoryConfig": "hiermem.memory.working",
 }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from hiermem.errors import InputError
-from hiermem.memory.longterm import Hit, Record
+from hiermem.memory.longterm import Hit, SegmentRecord
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
 from hiermem.passages import Asked, Source, select
@@ -81,7 +81,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PreparedPrompt:
     """A question made ready for the backbone.
 
     Attributes:
@@ -96,7 +96,7 @@ class Prompt:
     sources: list[Source]
     found: bool = True
 
-    def fork(self) -> "Prompt":
+    def fork(self) -> "PreparedPrompt":
         """The same prompt with a memory of its own; costs nothing."""
         return replace(self, working=self.working.copy())
 
@@ -108,7 +108,7 @@ def ask(
     return answered(model, prepare(model, memory, question, top_k), max_new_tokens)
 
 
-def answered(model: "HierMemModel", prompt: Prompt, max_new_tokens: int) -> Answer:
+def answered(model: "HierMemModel", prompt: PreparedPrompt, max_new_tokens: int) -> Answer:
     """The greedy answer to a prompt, whose memory moves on."""
     if not prompt.found and not any(prompt.working.seen):
         return Answer(NOT_FOUND, [], found=False)
@@ -117,7 +117,9 @@ def answered(model: "HierMemModel", prompt: Prompt, max_new_tokens: int) -> Answ
     return Answer(answer.strip(), prompt.sources, ended or bool(others), prompt.found)
 
 
-def prepare(model: "HierMemModel", memory: MemoryState, question: str, top_k: int | None = None) -> Prompt:
+def prepare(
+    model: "HierMemModel", memory: MemoryState, question: str, top_k: int | None = None
+) -> PreparedPrompt:
     """Recall what fits ``question`` and put it before the question; ``memory`` stays as it is."""
     check_text(question)
     if not question.strip():
@@ -132,7 +134,9 @@ def prepare(model: "HierMemModel", memory: MemoryState, question: str, top_k: in
     found = bool(sources) or (not alone and asked.are_known(memory.longterm.open))
     texts = [source.text.strip() for source in sorted(sources, key=lambda source: source.start)]
     text = prompt_text(model.tokenizer, texts, question.strip(), config.instruction)
-    return Prompt(working, prompt_ids(model.tokenizer, text, working).to(model.device), sources, found)
+    return PreparedPrompt(
+        working, prompt_ids(model.tokenizer, text, working).to(model.device), sources, found
+    )
 
 
 def recall(
@@ -140,7 +144,7 @@ def recall(
 ) -> list[Hit]:
     """The best ``k`` segments for a question, best first; without those still held in working memory."""
 
-    def is_gone(record: Record) -> bool:
+    def is_gone(record: SegmentRecord) -> bool:
         end = record.first_token + len(record.ids)
         return not bool(memory.working.held_everywhere(record.first_token, end).all())
 

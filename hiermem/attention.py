@@ -21,7 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hiermem.errors import BackboneUnsupportedError
-from hiermem.memory.heads import Heads
+from hiermem.memory.cache.head_groups import Heads
 from hiermem.memory.working import WorkingMemory
 
 _reading: ContextVar[WorkingMemory | None] = ContextVar("hiermem_working_memory", default=None)

@@ -24,13 +24,13 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from hiermem.attention import attention_over, is_reading, reading
 from hiermem.cache import BackboneCache, cache_argument
 from hiermem.errors import BackboneUnsupportedError, InputError
-from hiermem.memory.fading import Fading
-from hiermem.memory.layer import LayerMemory, LayerShape
-from hiermem.memory.mamba import MambaConfig, MambaHeads
+from hiermem.memory.cache.layer import LayerCache, LayerGeometry
+from hiermem.memory.cache.positions import Rotary
+from hiermem.memory.hmt.module import HMTModule, SoftPrompt
+from hiermem.memory.hmt.segments import SegmentRecurrence, TextSummary
+from hiermem.memory.mamba.cache import MambaCache
+from hiermem.memory.mamba.module import MambaConfig, MambaHeads
 from hiermem.memory.policies import EvictionPolicy, Namm
-from hiermem.memory.positions import Rotary
-from hiermem.memory.recurrence import Recurrence, TextSummary
-from hiermem.memory.summary import Prompt, SummaryMemory
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 
 _locks: WeakKeyDictionary[PreTrainedModel, threading.RLock] = WeakKeyDictionary()
@@ -86,7 +86,7 @@ class Backbone:
 
     Attributes:
         model: the model itself, unchanged.
-        shapes: one `LayerShape` per attention layer.
+        shapes: one `LayerGeometry` per attention layer.
         mamba: what replaces some of its heads; None: nothing does.
         trained_range: number of positions the model was trained on.
     """
@@ -103,18 +103,18 @@ class Backbone:
         self._keeps_logits = "logits_to_keep" in signature(model.forward).parameters
         self.trained_range = _trained_range(self.config)
         windows = _windows(model, self.config)
-        self.shapes = tuple(LayerShape(window=window) for window in windows)
+        self.shapes = tuple(LayerGeometry(window=window) for window in windows)
         origin = self._alone(0)
         self.mamba: MambaHeads | None = None
         self.shapes = tuple(map(self._shape, windows, self._rotaries(origin), origin))
 
-    def _shape(self, window: int | None, rotary: Rotary | None, cache: LayerMemory) -> LayerShape:
+    def _shape(self, window: int | None, rotary: Rotary | None, cache: LayerCache) -> LayerGeometry:
         assert cache.keys is not None and cache.values is not None
         heads, width = cache.keys.shape[1], cache.keys.shape[3]
         queries = getattr(self.config, "num_attention_heads", 0)
         repeats = queries // heads if isinstance(queries, int) else 0
         widths = (width, cache.values.shape[3])
-        return LayerShape(window, rotary, heads, repeats, width if width == widths[1] else 0, widths)
+        return LayerGeometry(window, rotary, heads, repeats, width if width == widths[1] else 0, widths)
 
     def replace_heads(self, config: MambaConfig) -> MambaHeads:
         """Let Mamba heads take the place of some heads, wherever the model is read from here.
@@ -132,15 +132,15 @@ class Backbone:
         self.mamba = heads if heads.groups else None
         return heads
 
-    def _new_fading(self) -> Fading | None:
-        return None if self.mamba is None else Fading(self.mamba)
+    def _new_fading(self) -> MambaCache | None:
+        return None if self.mamba is None else MambaCache(self.mamba)
 
     def new_memory(
         self,
         config: WorkingMemoryConfig,
         batch: int = 1,
         network: Namm | None = None,
-        recurrence: Recurrence | None = None,
+        recurrence: SegmentRecurrence | None = None,
     ) -> WorkingMemory:
         """An empty working memory that fits this backbone.
 
@@ -162,7 +162,7 @@ class Backbone:
         )
 
     def whole_memory(
-        self, batch: int = 1, policy: EvictionPolicy | None = None, fading: Fading | None = None
+        self, batch: int = 1, policy: EvictionPolicy | None = None, fading: MambaCache | None = None
     ) -> WorkingMemory:
         """An empty cache that keeps everything in place, of the model with all its own heads.
 
@@ -282,7 +282,7 @@ class Backbone:
             summary = self.summary(module, module.summary_prompt, input_ids[:, :half], first)
         return {"inputs_embeds": surroundings.embeddings(chunk, embed(input_ids), embed, summary)}
 
-    def summary(self, module: SummaryMemory, prompt: Prompt, input_ids: Tensor, valid: list[int]) -> Tensor:
+    def summary(self, module: HMTModule, prompt: SoftPrompt, input_ids: Tensor, valid: list[int]) -> Tensor:
         """Summaries ``[B, m, d]`` of texts ``input_ids [B, n]``, of each row's first ``valid`` tokens.
 
         Args:
@@ -295,7 +295,7 @@ class Backbone:
         self.read_chunk(memory, input_ids, valid)
         return torch.stack([own[-1] if own else recurrence.after()[0] for own in recurrence.past])
 
-    def _rotaries(self, origin: list[LayerMemory]) -> list[Rotary | None]:
+    def _rotaries(self, origin: list[LayerCache]) -> list[Rotary | None]:
         """How each layer rotates its keys, found by reading single tokens at two positions.
 
         A token alone sees itself only, so whatever the position its keys differ by the rotation, in all
@@ -316,7 +316,7 @@ class Backbone:
             for one, other in zip(origin, self._alone(place), strict=True)
         ]
 
-    def _alone(self, place: int) -> list[LayerMemory]:
+    def _alone(self, place: int) -> list[LayerCache]:
         """What every layer caches of a few tokens, each read alone at position ``place``."""
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         ids = torch.tensor([[1], [2], [3], [vocabulary // 2]], device=self.model.device) % vocabulary
@@ -332,7 +332,7 @@ class Backbone:
         return memory.caches
 
     def _fitting(
-        self, candidates: list[Rotary | None], one: LayerMemory, other: LayerMemory, place: int
+        self, candidates: list[Rotary | None], one: LayerCache, other: LayerCache, place: int
     ) -> Rotary | None:
         origin, moved = one.keys, other.keys
         assert (

@@ -9,11 +9,11 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from hiermem.asking import AskConfig
 from hiermem.errors import InputError
-from hiermem.evictor import AUTO, NONE, Evictor
+from hiermem.eviction_weights import AUTO, NONE, EvictionWeights
+from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.longterm import LongTermConfig
-from hiermem.memory.mamba import MambaConfig
-from hiermem.memory.policies import ForgetPolicy, NammConfig, NammPolicy
-from hiermem.memory.summary import SummaryConfig
+from hiermem.memory.mamba.module import MambaConfig
+from hiermem.memory.policies import NammConfig, NammPolicy, SegmentLocalPolicy
 from hiermem.memory.working import WorkingMemoryConfig
 
 FORMAT_VERSION = 3
@@ -76,9 +76,9 @@ class HierMemConfig(PreTrainedConfig):
         namm: settings of the network behind the policy `namm`.
         summary: settings of the memory embeddings.
         mamba: which heads Mamba heads replace, and their settings; by default those of the saved model.
-        evictor: where head shares and that network's parameters come from (see `hiermem.evictor`): `auto`
-            takes what ships for the backbone where the policy is `namm`; `none`; a folder. A model that is
-            loaded has taken it over and says `none`.
+        evictor: where head shares and that network's parameters come from (see
+            `hiermem.eviction_weights`): `auto` takes what ships for the backbone where the policy is `namm`;
+            `none`; a folder. A model that is loaded has taken it over and says `none`.
     """
 
     model_type = "hiermem"
@@ -138,7 +138,7 @@ class HierMemConfig(PreTrainedConfig):
                 f"with a chunk of {self.chunk} tokens."
             )
         if self.summary.tokens and self.summary.query == "half":
-            alone = self.working.policy == ForgetPolicy.name and self.chunk == self.segment
+            alone = self.working.policy == SegmentLocalPolicy.name and self.chunk == self.segment
             if not alone or self.working.update_interval != self.segment:
                 raise InputError(
                     "The query half reads segments one by one: set the policy forget, and chunk and "
@@ -198,7 +198,7 @@ class HierMemConfig(PreTrainedConfig):
         """The same configuration with other settings of the working memory."""
         return type(self)(**{**self.settings(), "working": replace(self.working, **changes)})
 
-    def with_evictor(self, evictor: Evictor) -> "HierMemConfig":
+    def with_evictor(self, evictor: EvictionWeights) -> "HierMemConfig":
         """The same configuration with an evictor's head shares, where it has none, and network settings."""
         shares = evictor.shares if self.working.head_shares is None else self.working.head_shares
         changes = {"working": replace(self.working, head_shares=shares), "evictor": NONE}
@@ -227,7 +227,7 @@ class HierMemConfig(PreTrainedConfig):
         there are none, for the policy `namm`."""
         if self.working.policy != NammPolicy.name:
             return self
-        own = Evictor(saved.working.head_shares, None, saved.namm)
+        own = EvictionWeights(saved.working.head_shares, None, saved.namm)
         return type(self)(**{**self.with_evictor(own).settings(), "namm": saved.namm})
 
     def with_asking(self, **changes: Any) -> "HierMemConfig":

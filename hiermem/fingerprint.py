@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from hiermem import lora
 from hiermem.backbone import Backbone
-from hiermem.evictor import Evictor
+from hiermem.eviction_weights import EvictionWeights
 from hiermem.memory.policies import NammPolicy
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def fingerprint(model: "HierMemModel", policy: str) -> dict[str, str]:
     if (state := lora.unusual_state(model.backbone)) is not None:
         known["choice of adapters"] = state
     if policy == NammPolicy.name:
-        known["network"] = Evictor(None, model.namm.state_dict(), model.config.namm).digest
+        known["network"] = EvictionWeights(None, model.namm.state_dict(), model.config.namm).digest
     return known
 
 

@@ -10,11 +10,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from hiermem.arguments import asked, cache_of, check_generation, checked_input, refuse_others
 from hiermem.backbone import Backbone
 from hiermem.cache import CACHE_NAME, CACHE_NAMES, BackboneCache
-from hiermem.columns import Blocks, Layout, layout_of
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.losses import language_loss
 from hiermem.memory.working import WorkingMemory, chunks
+from hiermem.padding import Blocks, Layout, layout_of
 
 
 class LanguageModel(PreTrainedModel, GenerationMixin):

@@ -19,17 +19,17 @@ from hiermem import asking, decoding, reading, saving
 from hiermem.backbone import Backbone, without_wrapper
 from hiermem.config import HierMemConfig, check_config
 from hiermem.errors import InputError, NonFiniteError
-from hiermem.evictor import find_evictor, is_evolved
+from hiermem.eviction_weights import is_evolved, resolve_eviction_weights
 from hiermem.fingerprint import WeightsDigest, fingerprint
 from hiermem.interface import LanguageModel
 from hiermem.loading import LoadOptions
 from hiermem.lora import BackboneAdapters
+from hiermem.memory.hmt.module import HMTModule, SoftPrompt
+from hiermem.memory.hmt.segments import SegmentRecurrence
 from hiermem.memory.longterm import LongTermMemory
-from hiermem.memory.mamba import MambaConfig
+from hiermem.memory.mamba.module import MambaConfig
 from hiermem.memory.policies import Namm
-from hiermem.memory.recurrence import Recurrence
 from hiermem.memory.state import MemoryState, check_fingerprint
-from hiermem.memory.summary import Prompt, SummaryMemory
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
 from hiermem.prompts import prompt_ids
 from hiermem.selfcheck import check_decoding
@@ -58,7 +58,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
 
     def __init__(self, config: HierMemConfig, backbone: PreTrainedModel, tokenizer: Any = None) -> None:
         check_config(config)
-        evictor = find_evictor(config.evictor, config.backbone, config.working.policy)
+        evictor = resolve_eviction_weights(config.evictor, config.backbone, config.working.policy)
         super().__init__(copy(config) if evictor is None else config.with_evictor(evictor))  # its own
         config = self.config
         self.backbone = backbone = without_wrapper(backbone)
@@ -80,14 +80,12 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         self.generation_config.cache_implementation = None  # the memory takes its place
 
     @staticmethod
-    def _new_summary(
-        config: HierMemConfig, backbone: PreTrainedModel, tokenizer: Any
-    ) -> SummaryMemory | None:
+    def _new_summary(config: HierMemConfig, backbone: PreTrainedModel, tokenizer: Any) -> HMTModule | None:
         if not config.summary.tokens:
             return None
         embeddings, words = backbone.get_input_embeddings().weight, config.summary.words
         ids = encode(tokenizer, words) if tokenizer and words else []
-        summary = SummaryMemory(config.summary, embeddings.shape[1])
+        summary = HMTModule(config.summary, embeddings.shape[1])
         summary.start(embeddings, torch.tensor(ids, dtype=torch.int64))
         return summary
 
@@ -199,7 +197,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
 
     def read(
         self,
-        source: reading.Source,
+        source: reading.DocumentInput,
         memory: MemoryState | None = None,
         progress: bool = True,
         checkpoint: Callable[[], None] | None = None,
@@ -302,7 +300,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         """
         recurrence = None
         if recurrent and self.summary is not None:
-            recurrence = Recurrence(self.summary, segment or self.config.segment, batch, self.device)
+            recurrence = SegmentRecurrence(self.summary, segment or self.config.segment, batch, self.device)
         return self.adapter.new_memory(config, batch, self.namm, recurrence)
 
     def replace_heads(self, config: MambaConfig) -> None:
@@ -329,7 +327,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         assert self.summary is not None
         return self._summary(self.summary.first_prompt, text)
 
-    def _summary(self, prompt: Prompt, text: str) -> Tensor:
+    def _summary(self, prompt: SoftPrompt, text: str) -> Tensor:
         assert self.summary is not None
         ids = prompt_ids(self.tokenizer, text)[:, : self.config.segment]
         return self.adapter.summary(self.summary, prompt, ids.to(self.device), [ids.shape[1]])[0]

@@ -14,8 +14,8 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from hiermem.memory.longterm import Hit, Record
-from hiermem.retrieval.lexical import LexicalKey, idf
+from hiermem.memory.longterm import Hit, SegmentRecord
+from hiermem.retrieval.keys.lexical import LexicalKey, idf
 from hiermem.units import LONGEST, Unit, split
 
 _Place = tuple[int, tuple[int, int] | None]  # of a header
@@ -76,7 +76,7 @@ class Asked:
         """Whether ``text`` has one of the units."""
         return not set(self.ids).isdisjoint(self.key.units(text)[0].tolist())
 
-    def are_known(self, record: Record | None) -> bool:
+    def are_known(self, record: SegmentRecord | None) -> bool:
         """Whether any segment so far has one of the units, or the ``record`` that is still open."""
         return self.key.knows(self.ids) or (record is not None and self.are_in(record.text))
 
@@ -108,7 +108,7 @@ class _Stretch:
 
 def select(
     hits: Sequence[Hit],
-    records: Sequence[Record],
+    records: Sequence[SegmentRecord],
     asked: Asked,
     characters: int,
     least_score: float,
@@ -143,7 +143,7 @@ def select(
     return [source for _, source in sorted(sources, key=lambda pair: (pair[0], -pair[1].score))]
 
 
-def _stretches(hits: Sequence[Hit], records: Sequence[Record]) -> Iterator[_Stretch]:
+def _stretches(hits: Sequence[Hit], records: Sequence[SegmentRecord]) -> Iterator[_Stretch]:
     """The hits in document order, those together that follow one another."""
     ordered = sorted(hits, key=lambda hit: hit.segment)
     for _, run in groupby(enumerate(ordered), lambda pair: pair[1].segment - pair[0]):

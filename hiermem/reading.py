@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hiermem.documents import file_text, warn_of_name
 from hiermem.errors import InputError, NonFiniteError
-from hiermem.memory.longterm import Record
+from hiermem.memory.longterm import SegmentRecord
 from hiermem.memory.state import MemoryState, Moment
 from hiermem.progress import progress_bar
 from hiermem.text import MARGIN, TokenBlock, beginning, decoded, stream_tokens
@@ -19,7 +19,7 @@ from hiermem.text import MARGIN, TokenBlock, beginning, decoded, stream_tokens
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
 
-Source = str | os.PathLike[str] | Tensor | np.ndarray | Sequence[int] | Iterable[str]
+DocumentInput = str | os.PathLike[str] | Tensor | np.ndarray | Sequence[int] | Iterable[str]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Piece:
 
 def read(
     model: "HierMemModel",
-    source: Source,
+    source: DocumentInput,
     memory: MemoryState,
     progress: bool,
     checkpoint: Callable[[], None] | None = None,
@@ -70,7 +70,7 @@ def read(
         raise InputError("The document is empty: give a text with at least one character.")
 
 
-def _blocks(tokenizer: Any, source: Source, memory: MemoryState) -> Iterator[TokenBlock]:
+def _blocks(tokenizer: Any, source: DocumentInput, memory: MemoryState) -> Iterator[TokenBlock]:
     start = memory.characters
     ids = _token_ids(source)
     if ids is not None:
@@ -90,7 +90,7 @@ def _blocks(tokenizer: Any, source: Source, memory: MemoryState) -> Iterator[Tok
         yield block
 
 
-def _token_ids(source: Source) -> list[int] | None:
+def _token_ids(source: DocumentInput) -> list[int] | None:
     """The ids of a document given as token ids, else None."""
     if isinstance(source, Tensor | np.ndarray):
         if source.ndim > 1 and source.shape[0] != 1:
@@ -143,11 +143,11 @@ def _after(model: "HierMemModel", moment: Moment, piece: Piece, segment: int) ->
     return moment
 
 
-def _extended(record: Record | None, piece: Piece, first: int) -> Record:
+def _extended(record: SegmentRecord | None, piece: Piece, first: int) -> SegmentRecord:
     ids, end = torch.tensor(piece.ids, dtype=torch.int32), piece.start + len(piece.text)
     if record is None:
-        return Record(first, ids, piece.start, end, piece.text)
-    return Record(
+        return SegmentRecord(first, ids, piece.start, end, piece.text)
+    return SegmentRecord(
         record.first_token, torch.cat((record.ids, ids)), record.start, end, record.text + piece.text
     )
 

@@ -25,7 +25,7 @@ from hiermem import lora
 from hiermem.card import base_model, card
 from hiermem.config import FORMAT_VERSION, HierMemConfig, check_config
 from hiermem.errors import InputError, first_line
-from hiermem.evictor import AUTO, NONE, bundled, find_evictor, is_evolved
+from hiermem.eviction_weights import AUTO, NONE, bundled, is_evolved, resolve_eviction_weights
 from hiermem.fingerprint import WeightsDigest, is_elsewhere
 from hiermem.loading import (
     LoadOptions,
@@ -106,7 +106,7 @@ def _from_backbone(
     kind: type[_Model], name: str, config: HierMemConfig | None, options: LoadOptions
 ) -> _Model:
     config = config or HierMemConfig.preset("full")
-    find_evictor(config.evictor, name, config.working.policy)  # refused before all loading
+    resolve_eviction_weights(config.evictor, name, config.working.policy)  # refused before all loading
     backbone, tokenizer = load_backbone(name, options)
     return _around(kind, backbone, tokenizer, config, name, options)
 

@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 
 from hiermem.errors import InputError
-from hiermem.plain import PlainBackend, is_fast, require_fast
+from hiermem.plain_text import PlainBackend, is_fast, require_fast
 
 WINDOW = 1 << 16
 """Characters tokenised at a time."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hiermem.memory.layer import LayerMemory
+from hiermem.memory.cache.layer import LayerCache
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def seen_causally(cached: int, chunk: Chunk, columns: Tensor) -> Tensor:
     return keys <= columns.unsqueeze(1)
 
 
-def seen_exactly(memory: LayerMemory, chunk: Chunk, columns: Tensor, window: int | None) -> Tensor:
+def seen_exactly(memory: LayerCache, chunk: Chunk, columns: Tensor, window: int | None) -> Tensor:
     """What is visible ``[B, 1 or G, Q', S]`` bool from true positions: padding, holes, sliding windows.
 
     Args:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError, NonFiniteError
+from hiermem.memory.hmt.module import HMTModule
 from hiermem.memory.stored import MOST, Stored, exactly, in_range
-from hiermem.memory.summary import SummaryMemory
-from hiermem.retrieval.lexical import LexicalKey, LexicalKeyConfig
-from hiermem.retrieval.slabs import Slabs
+from hiermem.retrieval.arena import TensorArena
+from hiermem.retrieval.keys.lexical import LexicalKey, LexicalKeyConfig
 from hiermem.retrieval.store import RecallStore, StoreConfig, new_store
 
 MOST_OF_A_KEY = 1e9
@@ -47,7 +47,7 @@ class LongTermConfig:
             raise InputError(f"LexicalKeyConfig.dim and .saturation must be at most {WIDEST}.")
 
 
-class Record:
+class SegmentRecord:
     """What a segment leaves behind.
 
     Attributes:
@@ -83,7 +83,7 @@ class Hit:
 
     segment: int
     score: float
-    record: Record
+    record: SegmentRecord
 
 
 class LongTermMemory:
@@ -98,14 +98,14 @@ class LongTermMemory:
         summary: the parameters of the memory embeddings, where the model makes them.
     """
 
-    def __init__(self, config: LongTermConfig, summary: SummaryMemory | None = None) -> None:
+    def __init__(self, config: LongTermConfig, summary: HMTModule | None = None) -> None:
         self.config = config
         self.key = LexicalKey(config.lexical)
         self.summary = summary if summary is not None and summary.config.search else None
         self.store: RecallStore = self._new_store()
-        self.records: list[Record] = []
-        self.open: Record | None = None
-        self._ids, self._utf8 = Slabs(torch.int32), Slabs(torch.uint8)
+        self.records: list[SegmentRecord] = []
+        self.open: SegmentRecord | None = None
+        self._ids, self._utf8 = TensorArena(torch.int32), TensorArena(torch.uint8)
 
     def __len__(self) -> int:
         return len(self.records) + (self.open is not None)
@@ -114,7 +114,7 @@ class LongTermMemory:
         width = 0 if self.summary is None else self.summary.config.search
         return new_store(self.config.lexical.dim + width, self.config.store)
 
-    def write(self, records: Sequence[Record]) -> None:
+    def write(self, records: Sequence[SegmentRecord]) -> None:
         """Keep complete segments; any open one is replaced by them."""
         if records:
             self.store.add(self._keys(records))
@@ -132,7 +132,7 @@ class LongTermMemory:
         return twin
 
     @torch.no_grad()
-    def _keys(self, records: Sequence[Record]) -> Tensor:
+    def _keys(self, records: Sequence[SegmentRecord]) -> Tensor:
         """The records' search keys, ``[n, D]`` float32; one without memory embeddings has zeros for them."""
         lexical = self.key.document_keys([record.text for record in records])
         if self.summary is None:
@@ -159,7 +159,7 @@ class LongTermMemory:
         self,
         question: str,
         k: int,
-        wanted: Callable[[Record], bool] = lambda _: True,
+        wanted: Callable[[SegmentRecord], bool] = lambda _: True,
         summary: Tensor | None = None,
     ) -> list[Hit]:
         """The best ``k`` records for which ``wanted`` holds, best first.
@@ -215,7 +215,7 @@ class LongTermMemory:
         cls,
         config: LongTermConfig,
         files: dict[str, dict[str, Tensor]],
-        summary: SummaryMemory | None = None,
+        summary: HMTModule | None = None,
     ) -> "LongTermMemory":
         """The inverse of `tensors`; the index is built anew from the keys.
 
@@ -226,7 +226,7 @@ class LongTermMemory:
 
     @classmethod
     def from_contents(
-        cls, config: LongTermConfig, contents: "Contents", summary: SummaryMemory | None = None
+        cls, config: LongTermConfig, contents: "Contents", summary: HMTModule | None = None
     ) -> "LongTermMemory":
         """The same from what `tensors` gave, checked.
 
@@ -270,7 +270,7 @@ class Contents:
         statistics: of the search key.
     """
 
-    records: list[Record]
+    records: list[SegmentRecord]
     ids: Tensor
     keys: Tensor
     statistics: dict[str, Tensor]
@@ -333,7 +333,7 @@ class Contents:
             raise ValueError("the records are of another document")
 
 
-def _read_records(tensors: Mapping[str, Tensor]) -> list[Record]:
+def _read_records(tensors: Mapping[str, Tensor]) -> list[SegmentRecord]:
     stored = Stored(tensors, "records.")
     spans = in_range(stored.take("spans", torch.int64, None, 5), 0, MOST, "a span").tolist()
     ids, text = stored.take("ids", torch.int32, None), bytes(stored.take("text", torch.uint8, None).numpy())
@@ -343,7 +343,7 @@ def _read_records(tensors: Mapping[str, Tensor]) -> list[Record]:
         piece = text[at_byte : at_byte + size].decode("utf-8", "surrogatepass")
         if end - start != len(piece):
             raise ValueError("a record has another number of characters")
-        records.append(Record(first, ids[at_token : at_token + count], start, end, piece))
+        records.append(SegmentRecord(first, ids[at_token : at_token + count], start, end, piece))
         at_token, at_byte = at_token + count, at_byte + size
     if (at_token, at_byte) != (len(ids), len(text)):
         raise ValueError("the records are of another length")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError, MemoryCorruptError, MemoryFileError, MemoryIncompatibleError
-from hiermem.memory.longterm import Contents, LongTermMemory, Record
+from hiermem.memory.hmt.module import HMTModule
+from hiermem.memory.longterm import Contents, LongTermMemory, SegmentRecord
 from hiermem.memory.saved import SavedInfo
 from hiermem.memory.stored import exactly
-from hiermem.memory.summary import SummaryMemory
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 from hiermem.retrieval.files import load_directory, read_info, save_directory, verify_directory
 
@@ -29,7 +29,7 @@ class Reader(Protocol):
     """
 
     name_or_path: str
-    summary: SummaryMemory | None
+    summary: HMTModule | None
     dtype: torch.dtype
     vocabulary: int
 
@@ -142,7 +142,7 @@ class MemoryState:
         keys = self.longterm.store.keys
         return self.working.nbytes + keys.numel() * keys.element_size()
 
-    def records(self) -> list[Record]:
+    def records(self) -> list[SegmentRecord]:
         """All records, an incomplete last one included."""
         return [*self.longterm.records, *([self.longterm.open] if self.longterm.open else [])]
 

@@ -124,10 +124,10 @@ def read_bookkeeping(given: Any, parts: int | None = None) -> dict[str, Any]:
         raise ValueError("seen and columns differ")
     whole(counts["peak_tokens"], "peak_tokens", 0, seen[0])
     wholes(counts["next_frame"], "next_frame")
-    holes = counts["holes"]
-    if not isinstance(holes, list) or not all(type(one) is bool for one in holes):
+    ragged = counts["holes"]
+    if not isinstance(ragged, list) or not all(type(one) is bool for one in ragged):
         raise ValueError("holes is not a list of truth values")
-    if parts is not None and len(holes) != parts:
+    if parts is not None and len(ragged) != parts:
         raise ValueError("the caches are of another number of parts")
     return counts
 

@@ -20,25 +20,25 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
+from hiermem.memory.cache.decisions import Decider, Progress
+from hiermem.memory.cache.head_groups import HeadBudgets, HeadGroup, plan_head_groups
+from hiermem.memory.cache.layer import LayerCache, LayerGeometry
+from hiermem.memory.cache.positions import POSITION_MODES
 from hiermem.memory.chunk import Chunk, additive, around_tokens, seen_causally, seen_exactly
-from hiermem.memory.decisions import Decider, Progress
-from hiermem.memory.fading import Fading
-from hiermem.memory.heads import Part, Shares, plan_parts
-from hiermem.memory.layer import LayerMemory, LayerShape
-from hiermem.memory.nearby import Attend
+from hiermem.memory.hmt.segments import SegmentRecurrence
+from hiermem.memory.hmt.surroundings import Surroundings
+from hiermem.memory.mamba.cache import MambaCache
+from hiermem.memory.mamba.local_attention import Attend
 from hiermem.memory.policies import (
     POLICIES,
+    AttentionStats,
     EvictionPolicy,
     Namm,
     NammPolicy,
+    ObservedQueries,
     Observer,
-    Received,
-    ShownQueries,
 )
-from hiermem.memory.positions import POSITION_MODES
-from hiermem.memory.recurrence import Recurrence
 from hiermem.memory.stored import Stored, read_bookkeeping
-from hiermem.memory.surroundings import Surroundings
 
 
 @dataclass
@@ -67,7 +67,7 @@ class WorkingMemoryConfig:
     update_interval: int = 512
     positions: str = "distance"
     trained_range: int | None = None
-    head_shares: Shares | None = None
+    head_shares: HeadBudgets | None = None
 
     def __post_init__(self) -> None:
         if self.head_shares is not None:
@@ -120,7 +120,7 @@ class WorkingMemory:
 
     Attributes:
         parts: which heads of which layer share a cache; one part a layer where all keep the same.
-        caches: one `LayerMemory` per part.
+        caches: one `LayerCache` per part.
         seen: tokens read so far, per batch row.
         next_frame: frame position of the next token in `compact` mode, per batch row.
         columns: width of the input read so far, padding included.
@@ -131,12 +131,12 @@ class WorkingMemory:
     def __init__(
         self,
         config: WorkingMemoryConfig,
-        shapes: Sequence[LayerShape],
+        shapes: Sequence[LayerGeometry],
         trained_range: int,
         batch: int = 1,
         policy: EvictionPolicy | None = None,
-        recurrence: Recurrence | None = None,
-        fading: Fading | None = None,
+        recurrence: SegmentRecurrence | None = None,
+        fading: MambaCache | None = None,
     ) -> None:
         if config.positions == "distance" and config.update_interval > trained_range:
             raise InputError(
@@ -144,7 +144,7 @@ class WorkingMemory:
                 f"of {trained_range} positions: lower the chunk (update_interval)."
             )
         replaced = () if fading is None else fading.replaced
-        self.parts = plan_parts(shapes, config.budget, config.head_shares, config.sinks, replaced)
+        self.parts = plan_head_groups(shapes, config.budget, config.head_shares, config.sinks, replaced)
         self.config = config
         self.shapes = tuple(shapes)
         self.trained_range = trained_range
@@ -160,7 +160,7 @@ class WorkingMemory:
             config.update_interval,
             config.recent,
         )
-        self.caches = [LayerMemory() for _ in self.parts]
+        self.caches = [LayerCache() for _ in self.parts]
         self._of_layer: list[list[int]] = [[] for _ in self.shapes]
         for index, part in enumerate(self.parts):
             self._of_layer[part.layer].append(index)
@@ -171,7 +171,7 @@ class WorkingMemory:
         self.seen, self.next_frame = [0] * batch, [self._first_frame(0)] * batch
         self._chunk: Chunk | None = None
         self._tallest = 0
-        self._shown: ShownQueries | None = None
+        self._shown: ObservedQueries | None = None
         self._observer: Observer | None = None
         self._pending: dict[int, tuple[Tensor, Tensor]] = {}
         self._pending_state: dict[int, dict[str, Tensor]] = {}
@@ -187,7 +187,7 @@ class WorkingMemory:
             InputError: it does not.
         """
         interval, most = self.config.update_interval, max(part.budget for part in self.parts)
-        if self.policy.forgets:  # the budget, of which it makes no use, needs no room
+        if self.policy.clears_cache:  # the budget, of which it makes no use, needs no room
             if interval + around > self.trained_range:
                 raise InputError(
                     f"Segments of {interval} tokens, with {around} around them, exceed the backbone's "
@@ -200,12 +200,12 @@ class WorkingMemory:
             )
 
     @property
-    def recurrence(self) -> Recurrence | None:
+    def recurrence(self) -> SegmentRecurrence | None:
         """What segments hand on beside the cache; None where nothing is."""
         return None if self.surroundings is None else self.surroundings.recurrence
 
     @property
-    def _beside(self) -> list[Surroundings | Fading]:
+    def _beside(self) -> list[Surroundings | MambaCache]:
         """What is kept beside the cache."""
         return [own for own in (self.surroundings, self.fading) if own is not None]
 
@@ -297,7 +297,7 @@ class WorkingMemory:
         width, device = chunk.positions.shape[1], chunk.positions.device
         around = bool(chunk.lead or chunk.tail)
         there = None if self.surroundings is None else self.surroundings.there
-        exact = memory.holes or chunk.padded or window
+        exact = memory.ragged or chunk.padded or window
         if not exact and width == 1 and not around and there is None:
             return None
         if shown:
@@ -324,7 +324,7 @@ class WorkingMemory:
         return 0 if self.surroundings is None else self.surroundings.length(self.chunk)
 
     @property
-    def shown(self) -> ShownQueries:
+    def shown(self) -> ObservedQueries:
         """The chunk's queries that the policy looks at.
 
         They depend on true positions alone, so cutting a text into other chunks shows the same queries. Where
@@ -334,11 +334,11 @@ class WorkingMemory:
             chunk, period = self.chunk, self.policy.period
             columns = torch.arange(chunk.positions.shape[1], device=chunk.positions.device)
             if not chunk.padded and len({seen % period for seen in self.seen}) == 1:
-                columns = columns[self.policy.looks_at(columns + self.seen[0])]
+                columns = columns[self.policy.observed_mask(columns + self.seen[0])]
             positions = chunk.positions[:, columns]
-            counted = (positions >= 0) & self.policy.looks_at(positions)
+            counted = (positions >= 0) & self.policy.observed_mask(positions)
             width = chunk.positions.shape[1]
-            self._shown = ShownQueries(columns, positions, counted, tuple(self.seen), chunk.valid, width)
+            self._shown = ObservedQueries(columns, positions, counted, tuple(self.seen), chunk.valid, width)
             self._observer = self.policy.observer(self._shown)
         return self._shown
 
@@ -349,13 +349,13 @@ class WorkingMemory:
         seen = [self._received(part, own) for part, own in zip(parts, attentions, strict=True)]
         self._pending_state.update(zip(parts, self._observer(seen), strict=True))
 
-    def _received(self, part: int, attention: Tensor) -> Received:
+    def _received(self, part: int, attention: Tensor) -> AttentionStats:
         chunk, memory = self.chunk, self.caches[part]
         attention = attention[..., self._prefix_length : attention.shape[-1] - chunk.tail]
         new = chunk.positions.unsqueeze(1).expand(*attention.shape[:2], -1)
         positions = new if memory.positions is None else torch.cat((memory.positions, new), dim=2)
-        span = positions.shape[2] if memory.holes or chunk.padded else self.shown.width
-        return Received(memory.state, attention, positions, span)
+        span = positions.shape[2] if memory.ragged or chunk.padded else self.shown.width
+        return AttentionStats(memory.state, attention, positions, span)
 
     def fade(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         """What the Mamba heads of a layer say to the present chunk, ``[B, H', lead + Q + tail, D]``.
@@ -379,7 +379,7 @@ class WorkingMemory:
         chunk = self.chunk
         if not self.complete:
             raise RuntimeError("a chunk was committed that not every layer has read")
-        self.caches = [self._grown(index, memory, chunk) for index, memory in enumerate(self.caches)]
+        self.caches = [self._extended_cache(index, memory, chunk) for index, memory in enumerate(self.caches)]
         for beside in self._beside:
             beside.commit()
         before = self._frame_starts(self.seen)
@@ -405,7 +405,7 @@ class WorkingMemory:
         for beside in self._beside:
             beside.forget_chunk()
 
-    def _grown(self, index: int, memory: LayerMemory, chunk: Chunk) -> LayerMemory:
+    def _extended_cache(self, index: int, memory: LayerCache, chunk: Chunk) -> LayerCache:
         keys, values = self._pending[index]
         shape = (*keys.shape[:2], chunk.positions.shape[1])
         positions = chunk.positions.unsqueeze(1).expand(shape)
@@ -414,7 +414,7 @@ class WorkingMemory:
             positions = torch.cat((memory.positions, positions), dim=2)
             frames = torch.cat((memory.frames, frames), dim=2)
         state = self._pending_state.get(index, {})
-        return LayerMemory(keys, values, positions, frames, state, memory.holes or chunk.padded)
+        return LayerCache(keys, values, positions, frames, state, memory.ragged or chunk.padded)
 
     # ---- masks
 
@@ -437,7 +437,7 @@ class WorkingMemory:
         after = self._frame_starts(self.seen)
         if after != before:
             self.fading.moved([old - new for old, new in zip(before, after, strict=True)])
-        if self.policy.forgets:
+        if self.policy.clears_cache:
             self.fading.decided()
 
     def _first_frame(self, seen: int) -> int:
@@ -499,14 +499,14 @@ class WorkingMemory:
         Raises:
             InputError: rows with Mamba heads are at different places of their segments.
         """
-        assert self.policy.forgets and self.recurrence is not None
+        assert self.policy.clears_cache and self.recurrence is not None
         begun = self.recurrence.begun
         if self.fading is not None and len({len(own) for own in begun}) > 1:
             raise InputError(
                 "Rows at different places of their segments cannot be read on with Mamba heads and the query "
                 "half: read them one by one."
             )
-        self.caches = [LayerMemory() for _ in self.parts]
+        self.caches = [LayerCache() for _ in self.parts]
         self.seen = [seen - len(own) for seen, own in zip(self.seen, begun, strict=True)]
         self.next_frame = [self._first_frame(seen) for seen in self.seen]
         for beside in self._beside:
@@ -567,7 +567,7 @@ class WorkingMemory:
             "columns": self.columns,
             "peak_tokens": self.peak_tokens,
             "next_frame": self.next_frame,
-            "holes": [memory.holes for memory in self.caches],
+            "holes": [memory.ragged for memory in self.caches],
         }
 
     def load_state(
@@ -587,20 +587,20 @@ class WorkingMemory:
         stored, shapes = Stored(tensors), [*map(self._shape_of, self.parts)]
         state = self.policy.state(seen)
         self.caches = [
-            LayerMemory.load(stored.within(str(part)), *shape, state, dtype, holes)
-            for part, (shape, holes) in enumerate(zip(shapes, counts["holes"], strict=True))
+            LayerCache.load(stored.within(str(part)), *shape, state, dtype, ragged)
+            for part, (shape, ragged) in enumerate(zip(shapes, counts["holes"], strict=True))
         ]
         if self.surroundings is not None:
             self.surroundings.load(stored, seen, dtype, vocabulary, shapes)
         lead = 0 if self.recurrence is None else self.recurrence.lead
         if self.fading is not None:
-            decided = self.policy.forgets and seen >= self.config.update_interval
+            decided = self.policy.clears_cache and seen >= self.config.update_interval
             self.fading.load(stored.within("fading"), seen > 0, decided, lead, dtype)
         stored.done()
         self._check_counts(counts, lead)
         self._take_bookkeeping(counts)
 
-    def _shape_of(self, part: Part) -> tuple[int, tuple[int, int]]:
+    def _shape_of(self, part: HeadGroup) -> tuple[int, tuple[int, int]]:
         """Heads of a part, and the widths of their keys and values."""
         shape = self.shapes[part.layer]
         heads = part.heads
@@ -610,7 +610,7 @@ class WorkingMemory:
         """Refuse caches and numbers that do not fit each other."""
         (seen,), (frame,) = counts["seen"], counts["next_frame"]
         empty = [memory.keys is None for memory in self.caches]
-        if any(empty) and not (all(empty) and (self.policy.forgets or not seen)):
+        if any(empty) and not (all(empty) and (self.policy.clears_cache or not seen)):
             raise ValueError("a cache is missing")
         for memory in self.caches:
             memory.check_slots(seen, seen + self.trained_range)
@@ -638,7 +638,7 @@ def chunks(
     Yields first column and width of each piece; each must be read before the next is asked for.
 
     Raises:
-        InputError: see `Recurrence.check_begins`.
+        InputError: see `SegmentRecurrence.check_begins`.
     """
     at, end = 0, max(lengths) if width is None else width
     while at < end:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hiermem.errors import InputError, NonFiniteError
-from hiermem.retrieval.slabs import Slabs
+from hiermem.retrieval.arena import TensorArena
 
 INDEX_KINDS = ("flat", "hnsw", "ivf", "torch")
 
@@ -64,7 +64,7 @@ class RecallStore(ABC):
         self.dim = dim
         self._lock = threading.RLock()
         self._blocks: list[Tensor] = []
-        self._slabs = Slabs(torch.float32, (dim,))
+        self._slabs = TensorArena(torch.float32, (dim,))
 
     def __len__(self) -> int:
         return sum(len(block) for block in self._blocks)

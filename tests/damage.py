@@ -25,8 +25,8 @@ from readers import backbone, reader, settings, tokenizer
 
 from hiermem.config import HierMemConfig
 from hiermem.errors import HierMemError
-from hiermem.memory.mamba import MambaConfig
-from hiermem.memory.summary import SummaryConfig
+from hiermem.memory.hmt.module import SummaryConfig
+from hiermem.memory.mamba.module import MambaConfig
 from hiermem.model import HierMemModel
 from hiermem.model_folder import CARD, SEAL, _entry, _render
 

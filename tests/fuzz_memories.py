@@ -88,7 +88,7 @@ def cut(case: Case) -> None:
     file.write_bytes(data[: case.draw.randrange(len(data))])
 
 
-def grown(case: Case) -> None:
+def extend_state(case: Case) -> None:
     file = case.any_file()
     file.write_bytes(file.read_bytes() + case.draw.randbytes(case.draw.randrange(1, 100)))
 
@@ -99,7 +99,7 @@ def swapped(case: Case) -> None:
     one.write_bytes(second), other.write_bytes(first)
 
 
-DAMAGE = [flipped, cut, grown, swapped]
+DAMAGE = [flipped, cut, extend_state, swapped]
 
 
 # ---- nonsense with a seal that fits

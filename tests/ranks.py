@@ -9,8 +9,8 @@ from torch import distributed
 from trainings import COMBINATIONS, combination, deepspeed_settings, steps
 
 from hiermem.ending import end
+from hiermem.training.distributed import one_of_many
 from hiermem.training.engine import new_engine
-from hiermem.training.launch import one_of_many
 
 
 def main(folder: Path) -> None:

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from hiermem.config import HierMemConfig
-from hiermem.memory.heads import Shares
+from hiermem.memory.cache.head_groups import HeadBudgets
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.policies import POLICIES, AttentionPolicy, Namm, NammConfig, NammPolicy
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 from hiermem.model import HierMemModel
-from hiermem.retrieval.lexical import LexicalKeyConfig
+from hiermem.retrieval.keys.lexical import LexicalKeyConfig
 
 VOCABULARY = 320
 SAMPLE = (
@@ -133,7 +133,7 @@ def over(model: PreTrainedModel, chunk: int = 16, **working: Any) -> HierMemMode
     return HierMemModel(settings(chunk, chunk * 2, **working), model).eval()
 
 
-def uneven(model: HierMemModel) -> Shares:
+def uneven(model: HierMemModel) -> HeadBudgets:
     """Shares by which every layer's first head keeps thrice as much as the second."""
     return tuple(
         tuple(3.0 if head % 2 == 0 else 1.0 for head in range(s.heads)) for s in model.adapter.shapes

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from hiermem import templates
 from hiermem.asking import NOT_FOUND, Answer, AskConfig, prepare
 from hiermem.errors import InputError
-from hiermem.memory.longterm import LongTermConfig, LongTermMemory, Record
+from hiermem.memory.longterm import LongTermConfig, LongTermMemory, SegmentRecord
 from hiermem.model import HierMemModel
 from hiermem.passages import Asked, select
 from hiermem.prompts import prompt_text
@@ -55,7 +55,7 @@ def test_the_right_row_of_a_table_is_shown_and_few_others(kind: str) -> None:
     records = []
     for at in range(0, len(text), 1500):  # segments that end anywhere, within numbers too
         piece = text[at : at + 1500]
-        records.append(Record(at, torch.zeros(1, dtype=torch.int32), at, at + len(piece), piece))
+        records.append(SegmentRecord(at, torch.zeros(1, dtype=torch.int32), at, at + len(piece), piece))
     longterm = LongTermMemory(LongTermConfig())
     longterm.write(records)
     right, characters = 0, 0

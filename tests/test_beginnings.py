@@ -13,18 +13,18 @@ from torch import Tensor
 from hiermem.backbone import Backbone
 from hiermem.config import HierMemConfig
 from hiermem.eval.inspection import inspect
-from hiermem.eval.journal import Journal
-from hiermem.eval.systems import SYSTEMS, new_system
+from hiermem.eval.methods import SYSTEMS, new_system
+from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tasks import interleaved, passkey, pg19
-from hiermem.memory.recurrence import TextSummary
-from hiermem.memory.summary import SummaryConfig
+from hiermem.memory.hmt.module import SummaryConfig
+from hiermem.memory.hmt.segments import TextSummary
 from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
 from hiermem.training.calibration import CalibrationConfig, calibrate
-from hiermem.training.pairs import PairConfig, Pairs
-from hiermem.training.prompts import TASKS, Source, prompt
+from hiermem.training.prompts import TASKS, TrainTexts, prompt
 from hiermem.training.recency import RecencyConfig, recency_ratios
-from hiermem.training.samples import SampleConfig, Samples
+from hiermem.training.retrieval_pairs import PairConfig, RetrievalPairs
+from hiermem.training.samples import SampleConfig, TrainingDataset
 
 BOS = 1
 
@@ -59,11 +59,11 @@ def read_between() -> None:
     summary = SummaryConfig(tokens=2, width=8, query="half")
     config = settings(32, 32, policy="forget", update_interval=32, positions="compact")
     model = lively(reader(config=HierMemConfig(**{**config.settings(), "summary": summary}), bos=True))
-    interleaved.evaluate(model, {"a": text_of(80), "b": text_of(80, 1)}, 3, Journal(None, {}))
+    interleaved.evaluate(model, {"a": text_of(80), "b": text_of(80, 1)}, 3, ResultLog(None, {}))
 
 
 def read_key() -> None:
-    passkey.evaluate(wide(), "hiermem", text_of(2500), [200], 1, 0, Journal(None, {}))
+    passkey.evaluate(wide(), "hiermem", text_of(2500), [200], 1, 0, ResultLog(None, {}))
 
 
 READERS: dict[str, Callable[[], object]] = {
@@ -73,7 +73,7 @@ READERS: dict[str, Callable[[], object]] = {
     "interleaved": read_between,
     "passkey": read_key,
     "pg19": lambda: pg19.evaluate(
-        wide(), {"b": text_of(60)}, pg19.Slice(tokens=60, window=25, overlap=3), Journal(None, {}), False
+        wide(), {"b": text_of(60)}, pg19.Slice(tokens=60, window=25, overlap=3), ResultLog(None, {}), False
     ),
     "inspect": lambda: inspect(wide(), text_of(20), progress=False),
 }
@@ -107,12 +107,12 @@ def test_all_that_is_trained_on_begins_alike(tmp_path: Path) -> None:
     model = wide()
     for shares in ({}, {"books": 0, "questions": 1}, {"books": 0, "facts": 1}):
         config = SampleConfig(tokens=600, held_out=1, **shares)
-        sample = Samples(model.tokenizer, tmp_path, config)[0]
+        sample = TrainingDataset(model.tokenizer, tmp_path, config)[0]
         assert sample.ids[0] == BOS and BOS not in sample.ids[1:] and len(sample.ids) <= 600
         assert len(sample.scored) == len(sample.ids) and not sample.scored[0]
-    source = Source(model.tokenizer, tmp_path, "Answer.", length=200)
+    source = TrainTexts(model.tokenizer, tmp_path, "Answer.", length=200)
     for task in ("needles", "continuation"):
         assert prompt(source, task, 0, seed=0).text[0] == BOS, task
     assert set(TASKS) == {"needles", "continuation", "abstracts"}  # the last asks as the first does
-    pairs = Pairs(model.tokenizer, tmp_path, PairConfig(held_out=1), model.config.longterm)
+    pairs = RetrievalPairs(model.tokenizer, tmp_path, PairConfig(held_out=1), model.config.longterm)
     assert set(pairs.batch(range(4)).ids[:, 0].tolist()) == {BOS}

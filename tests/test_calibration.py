@@ -7,7 +7,7 @@ import torch
 from readers import ids_of, reader, settings
 from test_policies import eager_attention
 
-from hiermem.evictor import Evictor
+from hiermem.eviction_weights import EvictionWeights
 from hiermem.training.calibration import CalibrationConfig, _received_again, _shares, calibrate
 
 
@@ -41,7 +41,7 @@ def test_shares_are_even_in_the_mean_and_the_same_every_time(tmp_path: Path) -> 
     shares = calibrate(model, ids, config)
     assert sum(map(sum, shares)) == pytest.approx(6)
     assert shares == calibrate(model, ids, config)
-    Evictor(shares).save(tmp_path)
+    EvictionWeights(shares).save(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hiermem.errors import InputError
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.working import WorkingMemoryConfig
 from hiermem.model import HierMemModel
-from hiermem.retrieval.lexical import LexicalKeyConfig
+from hiermem.retrieval.keys.lexical import LexicalKeyConfig
 from hiermem.retrieval.store import StoreConfig
 
 UNUSUAL = {

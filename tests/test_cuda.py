@@ -13,13 +13,13 @@ from torch import Tensor
 from trainings import COMBINATIONS, batch, combination, steps
 
 from hiermem.config import HierMemConfig
-from hiermem.memory.longterm import Hit, Record
-from hiermem.memory.scan import _kernel, fused, step_by_step
+from hiermem.memory.longterm import Hit, SegmentRecord
+from hiermem.memory.mamba.scan import _kernel, fused, step_by_step
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 from hiermem.reranking import reranked
 from hiermem.training.engine import Engine, TorchEngine, declared
-from hiermem.training.objective import Learner
+from hiermem.training.objective import TrainingObjective
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -122,7 +122,7 @@ def engines(name: str) -> list[Engine]:
     return made
 
 
-def given(learner: Learner, device: str) -> dict[str, Tensor]:
+def given(learner: TrainingObjective, device: str) -> dict[str, Tensor]:
     """Gradients of one step."""
     learner(batch(0, 0).to(torch.device(device))).total.backward()
     return {name: weight.grad for name, weight in declared(learner).items() if weight.grad is not None}
@@ -149,7 +149,7 @@ def test_training_goes_on_from_its_checkpoint(name: str, tmp_path: Path) -> None
 
 
 def test_segments_are_reranked_as_on_the_processor() -> None:
-    hits = [Hit(n, 1.0, Record(0, ids_of(1)[0], 0, 1, text_of(20 + n, seed=n))) for n in range(5)]
+    hits = [Hit(n, 1.0, SegmentRecord(0, ids_of(1)[0], 0, 1, text_of(20 + n, seed=n))) for n in range(5)]
     expected = reranked(made(settings()), hits, "Who sailed north?")
     assert reranked(on_gpu(made(settings())), hits, "Who sailed north?") == expected
 

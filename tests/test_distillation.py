@@ -11,18 +11,18 @@ from safetensors.torch import load_file
 from hiermem.cli.options import configuration
 from hiermem.errors import InputError
 from hiermem.lora import LoraConfig, add_lora
-from hiermem.memory.mamba import Columns, MambaConfig
-from hiermem.memory.summary import SummaryConfig
+from hiermem.memory.hmt.module import SummaryConfig
+from hiermem.memory.mamba.module import MambaConfig, ScanOrder
 from hiermem.model import HierMemModel
 from hiermem.training import finetune
-from hiermem.training.checkpoints import only_run
-from hiermem.training.choosing import ChoiceConfig, keep_best_heads
-from hiermem.training.distillation import HeadLearner, ReplacementConfig
+from hiermem.training.checkpoints import run_lock
+from hiermem.training.distillation import HeadObjective, ReplacementConfig
 from hiermem.training.engine import OptimizerConfig, declare, declared
+from hiermem.training.head_selection import ChoiceConfig, keep_best_heads
 from hiermem.training.objective import ObjectiveConfig
 from hiermem.training.recency import RecencyConfig
 from hiermem.training.recipes import TRAININGS, TrainConfig
-from hiermem.training.samples import Sample, SampleConfig, Samples, collated
+from hiermem.training.samples import Sample, SampleConfig, TrainingDataset, collated
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,9 @@ def test_the_heads_that_change_least_stay(data: Path, tiny_model: Path, tmp_path
     ):
         assert torch.equal(one, other), name
     with pytest.raises(InputError, match="change --share"):
-        keep_best_heads(fewer, Samples(fewer.tokenizer, data, choosing.samples), ChoiceConfig(share=0.9))
+        keep_best_heads(
+            fewer, TrainingDataset(fewer.tokenizer, data, choosing.samples), ChoiceConfig(share=0.9)
+        )
 
 
 def test_fewer_heads_read_as_they_did_among_others(tiny_model: Path) -> None:
@@ -118,11 +120,11 @@ def test_fewer_heads_read_as_they_did_among_others(tiny_model: Path) -> None:
     shape = model.adapter.shapes[2]
     q = torch.randn(1, 2 * shape.repeats, 20, shape.width)
     k, v = torch.randn(2, 1, 2, 20, shape.width)
-    both = layer(q, k, v, Columns(), None)[0]
+    both = layer(q, k, v, ScanOrder(), None)[0]
     for at, group in enumerate((0, 1)):
         heads = slice(at * shape.repeats, (at + 1) * shape.repeats)
         own = whole.only([(2, group)]).layers["2"](
-            q[:, heads], k[:, at : at + 1], v[:, at : at + 1], Columns(), None
+            q[:, heads], k[:, at : at + 1], v[:, at : at + 1], ScanOrder(), None
         )
         torch.testing.assert_close(own[0], both[:, heads])
 
@@ -143,7 +145,7 @@ def test_stages_begin_where_they_can(data: Path, tiny_model: Path, tmp_path: Pat
 
 def test_two_runs_do_not_share_a_folder(data: Path, tiny_model: Path, tmp_path: Path) -> None:
     run = finetune.Run(str(tiny_model), data, tmp_path / "heads", dtype="float32")
-    with only_run(run.output, writes=True), pytest.raises(InputError, match="Another process is writing"):
+    with run_lock(run.output, writes=True), pytest.raises(InputError, match="Another process is writing"):
         finetune.train(config_of(1), run)
     assert finetune.train(config_of(1), run)["step"] == 1
 
@@ -153,7 +155,7 @@ def test_adapters_do_not_learn_to_be_imitated() -> None:
     add_lora(model.backbone, LoraConfig(rank=2, targets=("q_proj", "v_proj")))
     model.replace_heads(MambaConfig(groups=[[1, 0]]))
     declare(model, ("mamba",))
-    learner = HeadLearner(model)
+    learner = HeadObjective(model)
     assert not any(".lora_" in name for name in declared(learner))
     learner(collated([Sample("one", ids_of(40)[0].tolist(), [True] * 40)], 40)).total.backward()
     assert all(weight.grad is None for weight in model.backbone.parameters())
@@ -162,7 +164,7 @@ def test_adapters_do_not_learn_to_be_imitated() -> None:
 def test_what_fills_a_sample_up_is_not_imitated() -> None:
     model = reader(config=settings())
     model.replace_heads(MambaConfig(groups=[[1, 0], [2, 1]]))
-    learner, ids = HeadLearner(model), ids_of(30)[0].tolist()
+    learner, ids = HeadObjective(model), ids_of(30)[0].tolist()
     with torch.no_grad():
         short, filled = (learner(collated([Sample("a", ids, [True] * 30)], n)).total for n in (30, 60))
     torch.testing.assert_close(short, filled)
@@ -187,4 +189,4 @@ def test_what_a_recipe_says_may_be_changed() -> None:
 
 def test_without_replaced_heads_there_is_nothing_to_teach(tiny_model: Path) -> None:
     with pytest.raises(InputError, match="replace some"):
-        HeadLearner(HierMemModel.from_pretrained(tiny_model))
+        HeadObjective(HierMemModel.from_pretrained(tiny_model))

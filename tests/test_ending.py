@@ -25,7 +25,7 @@ ending.end({status})
 JOINS = """
 import os
 from hiermem import ending
-from hiermem.training.launch import one_of_many
+from hiermem.training.distributed import one_of_many
 
 with one_of_many(always=True) as first:
     assert first

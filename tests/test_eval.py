@@ -16,10 +16,10 @@ from readers import lively, reader, settings, text_of
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack
-from hiermem.eval.journal import Journal
+from hiermem.eval.result_log import ResultLog
 from hiermem.eval.sampling import stratified
 from hiermem.eval.tasks import interleaved, passkey, pg19, pubmedqa, retrieval
-from hiermem.memory.summary import SummaryConfig
+from hiermem.memory.hmt.module import SummaryConfig
 
 
 def test_pg19_scores_each_token_once() -> None:
@@ -30,7 +30,7 @@ def test_pg19_scores_each_token_once() -> None:
         logits = model.backbone(ids).logits[0].log_softmax(-1)
     expected = -logits[:-1].gather(1, ids[0, 1:, None]).squeeze(1)[10:]
     part = pg19.Slice(start=5, tokens=40, score_from=10)
-    result = pg19.evaluate(model, {"b": text}, part, Journal(None, {}), progress=False)
+    result = pg19.evaluate(model, {"b": text}, part, ResultLog(None, {}), progress=False)
     scored = model.tokenizer.decode(ids[0, 11:])
     assert result["n"] == len(expected) == 29
     assert result["metrics"]["perplexity"] == pytest.approx(math.exp(float(expected.mean())), rel=1e-4)
@@ -51,7 +51,7 @@ def test_recall_between_interleaved_books(neutral: bool) -> None:
     for parameter in model.summary.query.parameters():
         torch.nn.init.zeros_(parameter)
     books = {name: text_of(80, seed) for seed, name in enumerate("ab")}
-    result = interleaved.evaluate(model, books, 3, Journal(None, {}))
+    result = interleaved.evaluate(model, books, 3, ResultLog(None, {}))
     even = [1 / 2, 1 / 3, 2 / 4, 2 / 5]  # of the segments before the third, fourth, fifth and sixth
     assert result["metrics"]["weight"] == pytest.approx(sum(even) / 4, abs=1e-6)
     assert result["n"] == 4
@@ -59,14 +59,14 @@ def test_recall_between_interleaved_books(neutral: bool) -> None:
     assert apart > 1e-3
     if model.summary.value is not None:
         torch.nn.init.zeros_(model.summary.value.weight)
-        metrics = interleaved.evaluate(model, books, 3, Journal(None, {}))["metrics"]
+        metrics = interleaved.evaluate(model, books, 3, ResultLog(None, {}))["metrics"]
         assert metrics["perplexity"] == pytest.approx(metrics["without_recall"], rel=1e-5)
         torch.nn.init.ones_(model.summary.query.bias)  # what recalls is the same for all: one key wins
-        sharp = interleaved.evaluate(model, books, 3, Journal(None, {}))["metrics"]
+        sharp = interleaved.evaluate(model, books, 3, ResultLog(None, {}))["metrics"]
         assert sharp["right"] in (0, 0.25, 0.5, 0.75, 1)
         assert abs(sharp["weight"] - sum(even) / 4) > 1e-3
     with pytest.raises(InputError, match="lower --segments"):
-        interleaved.evaluate(model, books, 300, Journal(None, {}))
+        interleaved.evaluate(model, books, 300, ResultLog(None, {}))
     carried = HierMemConfig(**{**settings().settings(), "summary": SummaryConfig(tokens=2)})
     short = HierMemConfig(**{**config.settings(), "summary": replace(summary, last=1)})
     for wrong, count, sentence in (
@@ -82,9 +82,9 @@ def test_recall_between_interleaved_books(neutral: bool) -> None:
 def test_pg19_means_over_books() -> None:
     model = reader()
     texts = {"a": text_of(100), "b": text_of(120, seed=4)}
-    both = pg19.evaluate(model, texts, pg19.Slice(), Journal(None, {}), progress=False)
+    both = pg19.evaluate(model, texts, pg19.Slice(), ResultLog(None, {}), progress=False)
     single = [
-        pg19.evaluate(model, {k: v}, pg19.Slice(), Journal(None, {}), progress=False)["metrics"]
+        pg19.evaluate(model, {k: v}, pg19.Slice(), ResultLog(None, {}), progress=False)["metrics"]
         for k, v in texts.items()
     ]
     mean = math.sqrt(single[0]["perplexity"] * single[1]["perplexity"])
@@ -106,7 +106,7 @@ def test_windows_score_each_token_once_and_know_only_the_overlap(window: int, ov
             expected.append(nll[max(known - 1, 0) :])
     mean = float(torch.cat(expected).mean())
     part = pg19.Slice(tokens=60, window=window, overlap=overlap)
-    result = pg19.evaluate(model, {"b": text}, part, Journal(None, {}), progress=False)
+    result = pg19.evaluate(model, {"b": text}, part, ResultLog(None, {}), progress=False)
     assert result["n"] == 59
     assert result["metrics"]["perplexity"] == pytest.approx(math.exp(mean), rel=1e-4)
 
@@ -150,7 +150,7 @@ def test_retrieval_on_the_official_layout(tmp_path: Path) -> None:
     write_pubmedqa(tmp_path)
     assert [item.id for item in pubmedqa.load(tmp_path, "test")] == ["4", "1", "2"]
     assert [item.id for item in pubmedqa.load(tmp_path, "train")] == ["0", "3", "5"]
-    result = retrieval.evaluate(pubmedqa.load(tmp_path, "test"), HierMemConfig(), None, Journal(None, {}))
+    result = retrieval.evaluate(pubmedqa.load(tmp_path, "test"), HierMemConfig(), None, ResultLog(None, {}))
     assert result["metrics"] == {"recall_at_1": 1.0, "recall_at_5": 1.0} and result["n"] == 3
     assert [row["system"] for row in result["rows"]] == ["bm25", "lexical"]
     with pytest.raises(InputError, match="no split"):
@@ -196,14 +196,14 @@ def test_retrieval_with_a_trained_part_and_reranking(tmp_path: Path) -> None:
     summary = SummaryConfig(tokens=2, width=8, search=6)
     model = lively(reader(config=HierMemConfig(**{**settings().settings(), "summary": summary})))
     items, known = pubmedqa.load(tmp_path, "test"), ["bm25", "lexical", "lexical and trained"]
-    whole = retrieval.evaluate(items, model.config, model, Journal(None, {}))
+    whole = retrieval.evaluate(items, model.config, model, ResultLog(None, {}))
     assert [row["system"] for row in whole["rows"]] == known
     always = model.config.with_asking(rerank=2, margin=9.0)
-    twice = retrieval.evaluate(items, always, model, Journal(tmp_path / "out.json", {}))
+    twice = retrieval.evaluate(items, always, model, ResultLog(tmp_path / "out.json", {}))
     assert [row["system"] for row in twice["rows"]] == [*known, "lexical and trained, reranked"]
     assert twice["rows"][:3] == whole["rows"]
     other = lively(reader(config=model.config, seed=1))  # which is not asked: all is in the journal
-    assert retrieval.evaluate(items, always, other, Journal(tmp_path / "out.json", {})) == twice
+    assert retrieval.evaluate(items, always, other, ResultLog(tmp_path / "out.json", {})) == twice
 
 
 def test_reranking_decides_which_text_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_reranking_decides_which_text_is_found(tmp_path: Path, monkeypatch: pyte
     items = pubmedqa.load(tmp_path, "test")
     model = reader(config=settings().with_asking(rerank=3, margin=9.0))
     monkeypatch.setattr(retrieval, "reranked", lambda _, hits, __: hits[::-1])
-    rows = retrieval.evaluate(items, model.config, model, Journal(None, {}))["rows"]
+    rows = retrieval.evaluate(items, model.config, model, ResultLog(None, {}))["rows"]
     assert [row["recall_at_1"] for row in rows[1:]] == [1.0, 0.0]
     assert rows[2]["recall_at_5"] == 1.0
 
@@ -221,7 +221,7 @@ def test_more_than_are_counted_may_be_reranked(monkeypatch: pytest.MonkeyPatch) 
     items = [pubmedqa.Item(str(n), "fever", text, "", "yes") for n, text in enumerate(texts)]
     model = reader(config=settings().with_asking(rerank=7, margin=9.0))
     monkeypatch.setattr(retrieval, "reranked", lambda _, hits, __: hits[::-1])
-    plain, again = retrieval.evaluate(items, model.config, model, Journal(None, {}))["rows"][1:]
+    plain, again = retrieval.evaluate(items, model.config, model, ResultLog(None, {}))["rows"][1:]
     assert plain["recall_at_5"] == again["recall_at_5"] == pytest.approx(5 / 7)
     assert plain["recall_at_1"] == again["recall_at_1"] == pytest.approx(1 / 7)
 
@@ -232,7 +232,7 @@ def test_retrieval_on_pubmedqa() -> None:
         pubmedqa.drawn(pubmedqa.load(SHARED / "pubmedqa", "test"), 300),
         HierMemConfig(),
         None,
-        Journal(None, {}),
+        ResultLog(None, {}),
     )
     assert result["n"] == 300
     assert result["metrics"]["recall_at_1"] >= 0.90

@@ -13,16 +13,16 @@ import pytest
 import torch
 from readers import lively_namm, reader, settings, text_of, uneven
 
-from hiermem.evictor import Evictor
+from hiermem.eviction_weights import EvictionWeights
 from hiermem.memory.policies import NammConfig
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
 from hiermem.model import HierMemModel
 from hiermem.training import checkpoints
 from hiermem.training.calibration import CalibrationConfig
-from hiermem.training.evolution import Evolution, StageConfig, Vector
+from hiermem.training.cma_es import Evolution, StageConfig, Vector
 from hiermem.training.evolve import averaged_attention, evolve
-from hiermem.training.fitness import Genome, Judge, relative_likelihood
-from hiermem.training.prompts import Prompt
+from hiermem.training.fitness import FitnessEvaluator, Genome, relative_likelihood
+from hiermem.training.prompts import FitnessPrompt
 from hiermem.training.recipes import EVOLUTIONS, EvolveConfig
 
 # ---- the loop
@@ -52,7 +52,7 @@ def run(folder: Path, until: int, **changes: object) -> Evolution:
 def test_the_mean_finds_what_fits(tmp_path: Path) -> None:
     evolution = run(tmp_path, 80, stages=stages(40))
     assert np.abs(evolution.mean - TARGET).max() < 0.05
-    assert evolution.history[-1].centre > 0.95 > evolution.history[0].centre
+    assert evolution.history[-1].mean_fitness > 0.95 > evolution.history[0].mean_fitness
     assert [g.number for g in evolution.history] == list(range(1, 81))
     assert {g.stage for g in evolution.history} == {"one", "two"}
 
@@ -113,7 +113,7 @@ def test_what_is_not_finite_is_worth_nothing_and_is_reported(tmp_path: Path) -> 
 
     generation = Evolution(np.zeros(6), stages(), 3, tmp_path).step(broken)
     assert generation.refused == 2
-    assert np.isfinite([generation.best, generation.mean, generation.centre]).all()
+    assert np.isfinite([generation.best, generation.mean, generation.mean_fitness]).all()
 
 
 def test_pressure_costs_what_is_kept(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_pressure_costs_what_is_kept(tmp_path: Path) -> None:
         Evolution(np.zeros(6), [replace(stages()[0], pressure=p)], 3, tmp_path / str(p)).step(closeness)
         for p in (0.0, 2.0)
     )
-    assert pressed.centre == pytest.approx(plain.centre - 0.5)
+    assert pressed.mean_fitness == pytest.approx(plain.mean_fitness - 0.5)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def genome(model: HierMemModel, hidden: int = 4) -> Genome:
     return Genome((3, 2), namm, {"mean": torch.full((bins,), 0.1), "deviation": torch.full((bins,), 0.5)})
 
 
-def prompts_of(model: HierMemModel, keep: float) -> list[Prompt]:
+def prompts_of(model: HierMemModel, keep: float) -> list[FitnessPrompt]:
     ids = model.tokenizer(text_of(60)).input_ids
-    return [Prompt(f"a/{n}", ids[n : n + 50], ids[n + 50 : n + 58], 5, keep) for n in range(3)]
+    return [FitnessPrompt(f"a/{n}", ids[n : n + 50], ids[n + 50 : n + 58], 5, keep) for n in range(3)]
 
 
 def vectors(model: HierMemModel, count: int) -> list[Vector]:
@@ -179,14 +179,14 @@ def test_a_vector_stands_for_shares_and_network() -> None:
 def test_with_everything_kept_a_candidate_is_the_backbone() -> None:
     model = tiny()
     even = [np.concatenate((np.zeros(6), vector[6:])) for vector in vectors(model, 2)]
-    scores, kept = Judge(model, genome(model)).scores(even, prompts_of(model, 1.0))
+    scores, kept = FitnessEvaluator(model, genome(model)).scores(even, prompts_of(model, 1.0))
     assert np.allclose(scores, 1.0, atol=1e-9) and np.allclose(kept, 1.0)
 
 
 def test_a_candidate_is_judged_as_the_model_it_makes_would_do() -> None:
     model = tiny()
     vector, judged = vectors(model, 1)[0], prompts_of(model, 0.5)
-    scores, kept = Judge(model, genome(model)).scores([vector], judged)
+    scores, kept = FitnessEvaluator(model, genome(model)).scores([vector], judged)
     model.namm = genome(model).network(vector)
     for column, one in enumerate(judged):
         nll = {}
@@ -208,8 +208,8 @@ def test_a_candidate_is_judged_as_the_model_it_makes_would_do() -> None:
 
 def test_candidates_do_not_depend_on_each_other() -> None:
     model, judged = tiny(), prompts_of(tiny(), 0.5)
-    together = Judge(model, genome(model)).scores(vectors(model, 3), judged)[0]
-    small = Judge(model, genome(model), room=1)  # forgets texts and reads them again
+    together = FitnessEvaluator(model, genome(model)).scores(vectors(model, 3), judged)[0]
+    small = FitnessEvaluator(model, genome(model), room=1)  # forgets texts and reads them again
     alone = [small.scores([vector], judged[::-1])[0][0, ::-1] for vector in vectors(model, 3)]
     assert np.array_equal(together, np.array(alone))
 
@@ -263,8 +263,8 @@ def test_a_run_that_was_killed_makes_the_same_evictor(tmp_path: Path) -> None:
     checkpoint.write_text(json.dumps(known))
     parts = evolve(wide(), folder, config(), tmp_path / "parts")
     assert parts["generation"] == whole["generation"] == 3
-    one, other = Evictor.load(tmp_path / "whole"), Evictor.load(tmp_path / "parts")
-    assert one.digest == other.digest != Evictor.load(tmp_path / "whole" / "start").digest
+    one, other = EvictionWeights.load(tmp_path / "whole"), EvictionWeights.load(tmp_path / "parts")
+    assert one.digest == other.digest != EvictionWeights.load(tmp_path / "whole" / "start").digest
     assert (tmp_path / "whole" / "fitness.png").stat().st_size > 1000
     assert len((tmp_path / "parts" / "history.jsonl").read_text().splitlines()) == 3
 
@@ -287,7 +287,7 @@ def test_two_processes_evolve_what_one_does(tmp_path: Path) -> None:
     one = evolve(wide(), folder, config(2), tmp_path / "one")
     script = (
         "import sys; from pathlib import Path; from test_evolution import config, wide; "
-        "from hiermem.training.evolve import evolve; from hiermem.training.launch import one_of_many\n"
+        "from hiermem.training.evolve import evolve; from hiermem.training.distributed import one_of_many\n"
         "with one_of_many(): evolve(wide(), Path(sys.argv[1]), config(2), Path(sys.argv[2]))"
     )
     (tmp_path / "run.py").write_text(script)
@@ -296,5 +296,5 @@ def test_two_processes_evolve_what_one_does(tmp_path: Path) -> None:
     subprocess.run(
         [*start, str(tmp_path / "run.py"), str(folder), str(tmp_path / "two")], env=environment, check=True
     )
-    assert Evictor.load(tmp_path / "one").digest == Evictor.load(tmp_path / "two").digest
+    assert EvictionWeights.load(tmp_path / "one").digest == EvictionWeights.load(tmp_path / "two").digest
     assert one["generation"] == 2

@@ -15,7 +15,7 @@ from lm_eval.api.instance import Instance
 from hiermem.cli import written
 from hiermem.cli.harness import HarnessModel
 from hiermem.errors import InputError
-from hiermem.evictor import Evictor
+from hiermem.eviction_weights import EvictionWeights
 
 TASK = """
 task: tiny_{output_type}
@@ -145,7 +145,7 @@ def test_text_stops_before_the_stop_string(tiny_model: Path) -> None:
 
 def test_an_evolved_network_scores(tiny_model: Path, tmp_path: Path) -> None:
     network = lively_namm()
-    Evictor(uneven(reader()), network.state_dict(), network.config).save(tmp_path)
+    EvictionWeights(uneven(reader()), network.state_dict(), network.config).save(tmp_path)
     small = {"policy": "namm", "budget": 24, "chunk": 16, "segment": 48}
     model = HarnessModel(str(tiny_model), evictor=str(tmp_path), **small).model
     assert model.config.working.head_shares == [list(row) for row in uneven(reader())]

@@ -12,7 +12,7 @@ pytest.importorskip("datasets")
 from hiermem.errors import InputError
 from hiermem.eval import hub
 from hiermem.eval.tasks import pg19, pubmedqa
-from hiermem.training.samples import SampleConfig, Samples, check_samples
+from hiermem.training.samples import SampleConfig, TrainingDataset, check_samples
 
 BOOKS = [{"url": f"http://www.gutenberg.org/ebooks/{i}", "text": f"Book {i}."} for i in (11, 7, 42)]
 RECORD = {
@@ -62,7 +62,7 @@ def test_books_come_by_id_and_no_more_than_wanted(layout: Path) -> None:
 
 def test_a_training_takes_the_first_books_of_a_dataset(layout: Path) -> None:
     name, config = Path("someone/books"), SampleConfig(tokens=4, streamed=2)
-    check = Samples(tokenizer(), name, config, split="test")
+    check = TrainingDataset(tokenizer(), name, config, split="test")
     drawn = {check[number].name.split()[1] for number in range(20)}
     assert drawn == {"11", "7"}
     assert all(len(check[number].ids) == 4 for number in range(5))

@@ -12,7 +12,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from hiermem.cache import CACHE_NAME, CACHE_NAMES, BackboneCache
 from hiermem.errors import BackboneUnsupportedError, InputError, NonFiniteError
-from hiermem.memory.summary import SummaryConfig
+from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.model import HierMemModel
 from hiermem.selfcheck import _checked, check_decoding
 

@@ -18,7 +18,7 @@ from hiermem.errors import InputError
 from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.saved import SavedInfo
 from hiermem.retrieval.files import load_directory
-from hiermem.retrieval.lexical import LexicalKey, LexicalKeyConfig
+from hiermem.retrieval.keys.lexical import LexicalKey, LexicalKeyConfig
 from hiermem.retrieval.words import words
 
 VOCABULARY = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "prstvz"]
@@ -148,7 +148,7 @@ def test_empty_state_round_trip() -> None:
 
 def test_same_keys_in_every_process() -> None:
     code = (
-        "import hashlib; from hiermem.retrieval.lexical import LexicalKey; k = LexicalKey();"
+        "import hashlib; from hiermem.retrieval.keys.lexical import LexicalKey; k = LexicalKey();"
         "[k.observe(t) for t in ('one two', 'two three', 'vier f\\u00fcnf')];"
         "x = k.document_keys(['one two'])[0]; q = k.query_key('two vier');"
         "print(hashlib.sha256(x.numpy().tobytes() + q.numpy().tobytes()).hexdigest())"

@@ -5,8 +5,8 @@ import torch
 from readers import reader, settings, text_of
 
 from hiermem.asking import recall
-from hiermem.memory.longterm import LongTermConfig, LongTermMemory, Record
-from hiermem.retrieval.lexical import LexicalKeyConfig
+from hiermem.memory.longterm import LongTermConfig, LongTermMemory, SegmentRecord
+from hiermem.retrieval.keys.lexical import LexicalKeyConfig
 from hiermem.retrieval.store import INDEX_KINDS, StoreConfig
 
 TEXTS = [
@@ -17,8 +17,10 @@ TEXTS = [
 ]
 
 
-def record(text: str, start: int = 0) -> Record:
-    return Record(start, torch.arange(start, start + 5, dtype=torch.int32), start, start + len(text), text)
+def record(text: str, start: int = 0) -> SegmentRecord:
+    return SegmentRecord(
+        start, torch.arange(start, start + 5, dtype=torch.int32), start, start + len(text), text
+    )
 
 
 def memory_of(texts: list[str], open_text: str | None = None, kind: str = "flat") -> LongTermMemory:

@@ -26,14 +26,14 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError
-from hiermem.memory.mamba import MambaConfig, MambaLayer
-from hiermem.memory.scan import scan, step_by_step
+from hiermem.memory.hmt.module import SummaryConfig
+from hiermem.memory.mamba.module import MambaConfig, MambaLayer
+from hiermem.memory.mamba.scan import scan, step_by_step
 from hiermem.memory.state import MemoryState
-from hiermem.memory.summary import SummaryConfig
 from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
 from hiermem.model_folder import SEAL
-from hiermem.training.distillation import HeadLearner
+from hiermem.training.distillation import HeadObjective
 from hiermem.training.engine import declare, declared
 from hiermem.training.samples import Sample, collated
 
@@ -310,7 +310,7 @@ def said(model: HierMemModel, read: Callable[[], Any]) -> list[Tensor]:
 def test_heads_learn_to_imitate_beside_an_unchanged_reading() -> None:
     model = reader(config=with_mamba())
     declare(model, ("mamba",))
-    learner, some = HeadLearner(model), collated([Sample("one", ids_of(60)[0].tolist(), [True] * 60)], 60)
+    learner, some = HeadObjective(model), collated([Sample("one", ids_of(60)[0].tolist(), [True] * 60)], 60)
     assert {name.split(".")[1] for name in declared(learner)} == {"mamba"}
     attention = said(model, lambda: learner(some))
     for ours, plain in zip(attention, said(model, lambda: model.backbone(some.ids)), strict=True):

@@ -218,7 +218,7 @@ def test_gradients_flow_through_evicted_memories() -> None:
 
 
 def padded(rows: list[Tensor], side: str) -> tuple[Tensor, Tensor]:
-    """Rows of different length as one batch: ids and mask; ``holes`` spreads the padding."""
+    """Rows of different length as one batch: ids and mask; ``ragged`` spreads the padding."""
     width = max(len(row) for row in rows)
     ids, mask = torch.zeros(len(rows), width, dtype=torch.int64), torch.zeros(len(rows), width)
     for row, (out, real) in zip(rows, zip(ids, mask, strict=True), strict=True):

@@ -10,7 +10,7 @@ from test_policies import eager_attention
 from torch import Tensor
 
 from hiermem.config import HierMemConfig
-from hiermem.memory.policies import CacheView, Namm, NammConfig, NammPolicy
+from hiermem.memory.policies import CacheStats, Namm, NammConfig, NammPolicy
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
 from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
@@ -163,11 +163,11 @@ def test_empty_slots_change_no_score() -> None:
     policy, draw = NammPolicy(sinks=1, network=lively_namm()), torch.Generator().manual_seed(2)
     positions, seen = torch.tensor([[[0, 3, 4, 7, 8, 11]]]), torch.tensor([[[12]]])
     average = torch.rand(1, 1, 6, policy.network.config.spectrogram.bins, generator=draw)
-    whole = policy.protected_scores(CacheView(positions, seen, {"average": average}))
+    whole = policy.protected_scores(CacheStats(positions, seen, {"average": average}))
     place = torch.tensor([1, 2, 5, 6, 7, 9])
     holed = torch.full((1, 1, 10), -1).index_copy(2, place, positions)
     states = torch.full((1, 1, 10, average.shape[3]), 7.0).index_copy(2, place, average)
-    scores = policy.protected_scores(CacheView(holed, seen, {"average": states}, holes=True))
+    scores = policy.protected_scores(CacheStats(holed, seen, {"average": states}, ragged=True))
     torch.testing.assert_close(scores[..., place], whole)
     assert (scores[holed < 0] == -torch.inf).all()
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from hiermem.memory.longterm import Hit, Record
+from hiermem.memory.longterm import Hit, SegmentRecord
 from hiermem.passages import Asked, Source, select
-from hiermem.retrieval.lexical import LexicalKey
+from hiermem.retrieval.keys.lexical import LexicalKey
 
 FACT = "The brass key hangs behind the green clock. "
 QUESTION = "Where hangs the brass key?"
@@ -16,7 +16,7 @@ def recalled(*texts: str) -> tuple[list[Hit], LexicalKey]:
     """Segments one after another in a document, all of them recalled."""
     key, hits, at = LexicalKey(), [], 0
     for index, text in enumerate(texts):
-        record = Record(0, torch.zeros(1, dtype=torch.int32), at, at + len(text), text)
+        record = SegmentRecord(0, torch.zeros(1, dtype=torch.int32), at, at + len(text), text)
         hits.append(Hit(index, 9.0 - index, record))
         key.observe(text)
         at += len(text)

@@ -8,14 +8,14 @@ from readers import backbone, ids_of, over
 from torch import Tensor
 
 from hiermem.attention import _weights
+from hiermem.memory.cache.layer import LayerCache
 from hiermem.memory.chunk import Chunk, additive, seen_exactly
-from hiermem.memory.layer import LayerMemory
 from hiermem.memory.policies import (
     POLICIES,
     AttentionPolicy,
-    CacheView,
+    CacheStats,
     EvictionPolicy,
-    NoPolicy,
+    FullCachePolicy,
     WindowPolicy,
 )
 from hiermem.model import HierMemModel
@@ -110,7 +110,7 @@ def test_padding_is_finite_in_half_precision() -> None:
     query, key = torch.full((1, 1, 2, 4), 10.0).half(), torch.full((1, 1, 2, 4), -10.0).half()
     padding = torch.full((1, 2), -1)
     chunk = Chunk(padding, padding, (0,), (0,), True)
-    mask = additive(seen_exactly(LayerMemory(), chunk, torch.arange(2), None), 1, torch.float16)
+    mask = additive(seen_exactly(LayerCache(), chunk, torch.arange(2), None), 1, torch.float16)
     assert _weights(query, key, mask, 1.0, None).isfinite().all()
 
 
@@ -123,8 +123,8 @@ def test_a_policy_that_does_not_look_costs_no_state() -> None:
 # ---- scores and protection
 
 
-def view(positions: list[int], seen: int, recent: int = 0, **state: Tensor) -> CacheView:
-    return CacheView(torch.tensor([[positions]]), torch.tensor([[[seen]]]), state, recent=recent)
+def view(positions: list[int], seen: int, recent: int = 0, **state: Tensor) -> CacheStats:
+    return CacheStats(torch.tensor([[positions]]), torch.tensor([[[seen]]]), state, recent=recent)
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_newer_is_better_for_the_window() -> None:
 
 
 def test_all_is_worth_the_same_without_a_policy() -> None:
-    assert not NoPolicy.evicts
-    assert NoPolicy(sinks=0).protected_scores(view([3, 5, 9], 10)).unique().numel() == 1
+    assert not FullCachePolicy.evicts
+    assert FullCachePolicy(sinks=0).protected_scores(view([3, 5, 9], 10)).unique().numel() == 1
 
 
 @pytest.mark.parametrize("bad", [{"sinks": -1}, {"decay": 0.0}, {"decay": 1.1}, {"near": -1}])

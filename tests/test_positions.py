@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from readers import ids_of, over
 from torch import Tensor
 
-from hiermem.memory.positions import FRAME_STEP_SHARE, Rotary, frame_start
+from hiermem.memory.cache.positions import FRAME_STEP_SHARE, Rotary, frame_start
 
 
 @st.composite

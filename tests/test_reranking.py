@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from hiermem.asking import AskConfig, prepare, recall
 from hiermem.errors import InputError, NonFiniteError
-from hiermem.memory.longterm import Hit, Record
+from hiermem.memory.longterm import Hit, SegmentRecord
 from hiermem.model import HierMemModel
 from hiermem.reranking import PREFIX, WEIGHT, _log_likelihood, is_close, reranked
 
@@ -15,7 +15,7 @@ QUESTION = "Who sailed north?"
 
 
 def hit(segment: int, score: float, text: str = "") -> Hit:
-    return Hit(segment, score, Record(0, torch.zeros(0, dtype=torch.int32), 0, len(text), text))
+    return Hit(segment, score, SegmentRecord(0, torch.zeros(0, dtype=torch.int32), 0, len(text), text))
 
 
 def expected(model: HierMemModel, found: Hit) -> float:

@@ -208,7 +208,7 @@ def device(folder: Path, outside: Path) -> None:
     (folder / "tokenizer.json").symlink_to("/dev/zero")
 
 
-def holes(folder: Path, outside: Path) -> None:
+def ragged(folder: Path, outside: Path) -> None:
     os.truncate(folder / "generation_config.json", 1 << 40)
 
 
@@ -325,7 +325,7 @@ def adapter_of_the_backbone(folder: Path, outside: Path) -> None:
 
 
 WAYS = [
-    pipe, pipe_of_weights, device, holes, vocabulary_of_holes, weights_of_holes, deep,
+    pipe, pipe_of_weights, device, ragged, vocabulary_of_holes, weights_of_holes, deep,
     link_out, folder_out, relative, relative_here, itself,
     code_of_backbone, code_beside_the_memory, code_of_tokenizer, tokenizer_elsewhere, shards_elsewhere,
     evictor_elsewhere, module_of_adapter, pickled_adapter, kernel_on_the_hub, rank, strange_type,
@@ -359,7 +359,7 @@ def test_a_strangers_model_leads_nowhere(
         (folder / SEAL).unlink()
         if (folder / "config.json").is_file() and way is not deep:
             edited(folder, "config.json", format_version=2)
-    elif way not in (pipe, pipe_of_weights, device, holes, vocabulary_of_holes, weights_of_holes):
+    elif way not in (pipe, pipe_of_weights, device, ragged, vocabulary_of_holes, weights_of_holes):
         reseal(folder)
     if way is code_beside_the_memory and not sealed:  # then a backbone was always elsewhere
         assert outcome(folder) == "loaded"

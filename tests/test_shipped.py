@@ -5,7 +5,7 @@ import torch
 
 from hiermem import HierMemConfig, HierMemModel
 from hiermem.bundled import BUNDLED_DOCUMENTS
-from hiermem.memory.summary import SummaryConfig
+from hiermem.memory.hmt.module import SummaryConfig
 
 
 @pytest.mark.real

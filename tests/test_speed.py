@@ -9,7 +9,7 @@ import torch
 from readers import ids_of, reader
 
 from hiermem.errors import InputError
-from hiermem.eval.journal import Journal
+from hiermem.eval.result_log import ResultLog
 from hiermem.eval.speed import SYSTEMS, Point, measure, sweep
 
 
@@ -33,7 +33,7 @@ def test_a_system_that_failed_is_not_tried_at_greater_lengths(tmp_path: Path) ->
         Point("full", 100, printing(50.0)),
         Point("bare limit", 100, printing(100.0)),
     ]
-    result = sweep(points, 1, Journal(tmp_path / "out.json", {}))
+    result = sweep(points, 1, ResultLog(tmp_path / "out.json", {}))
     rows = {(row["system"], row["length"]): row for row in result["rows"]}
     assert rows["full", 200]["failed"] == "more than 1 s"
     assert ("full", 300) not in rows
@@ -41,7 +41,7 @@ def test_a_system_that_failed_is_not_tried_at_greater_lengths(tmp_path: Path) ->
     again = sweep(
         [Point(p.system, p.length, failing("ran again")) for p in points],
         1,
-        Journal(tmp_path / "out.json", {}),
+        ResultLog(tmp_path / "out.json", {}),
     )
     assert again == result
 
@@ -51,13 +51,13 @@ def test_every_turn_measures_the_lengths_before_the_one_that_failed(tmp_path: Pa
     row = json.dumps({"tokens_per_second": 50.0})
     short = [sys.executable, "-c", count, str(tmp_path / "short"), row]
     long = [sys.executable, "-c", count, str(tmp_path / "long"), json.dumps({"failed": "more than 1 s"})]
-    sweep([Point("full", 100, short), Point("full", 900, long)], 3, Journal(None, {}))
+    sweep([Point("full", 100, short), Point("full", 900, long)], 3, ResultLog(None, {}))
     assert (tmp_path / "short").read_text() == "xxx"
     assert (tmp_path / "long").read_text() == "x"
 
 
 def test_what_cannot_be_measured_at_all_is_no_result(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "out.json", {})
+    journal = ResultLog(tmp_path / "out.json", {})
     with pytest.raises(InputError, match="no such device"):
         sweep([Point("full", 100, failing("hiermem: no such device"))], 1, journal)
     assert list(tmp_path.iterdir()) == []
@@ -65,7 +65,7 @@ def test_what_cannot_be_measured_at_all_is_no_result(tmp_path: Path) -> None:
 
 def test_a_killed_process_ran_out_of_memory() -> None:
     killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    (row,) = sweep([Point("full", 100, killed)], 1, Journal(None, {}))["rows"]
+    (row,) = sweep([Point("full", 100, killed)], 1, ResultLog(None, {}))["rows"]
     assert row["failed"] == "more memory than the machine has"
 
 

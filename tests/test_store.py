@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hiermem.errors import NonFiniteError
-from hiermem.retrieval.slabs import Slabs
+from hiermem.retrieval.arena import TensorArena
 from hiermem.retrieval.store import INDEX_KINDS, FaissStore, RecallStore, StoreConfig, TorchStore, new_store
 
 
@@ -169,7 +169,7 @@ def test_bad_settings_are_explained() -> None:
 
 def test_slabs_keep_ordinary_tensors_that_never_move() -> None:
     with torch.inference_mode():
-        slabs = Slabs(torch.float32, (4,))
+        slabs = TensorArena(torch.float32, (4,))
         first = slabs.keep(torch.ones(3, 4))
     rest = [slabs.keep(torch.full((70_000, 4), float(i))) for i in range(3)]
     assert not first.is_inference()

@@ -25,7 +25,7 @@ from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 from hiermem.retrieval import manifest as manifests
 from hiermem.retrieval.files import load_directory, save_directory
-from hiermem.retrieval.lexical import LexicalKeyConfig
+from hiermem.retrieval.keys.lexical import LexicalKeyConfig
 from hiermem.retrieval.staging import Staging
 from hiermem.retrieval.store import StoreConfig
 
@@ -139,7 +139,7 @@ NONSENSE = {
     "seen": (lambda _, info: info["working"]["bookkeeping"].update(seen=[96]), "seen and columns differ"),
     "tokens": (lambda _, info: info.update(tokens=96), "tokens and seen differ"),
     "rows": (lambda _, info: info["working"]["bookkeeping"].update(next_frame=[1, 2]), "not of one row"),
-    "holes": (lambda _, info: info["working"]["bookkeeping"].update(holes=[0, 0, 0]), "truth values"),
+    "holes": (lambda _, info: info["working"]["bookkeeping"].update(ragged=[0, 0, 0]), "truth values"),
     "segment": (lambda _, info: info.update(segment=47), "another number of tokens"),
     "characters": (lambda _, info: info.update(characters=7), "of another document"),
     "recurrent": (lambda _, info: info.update(recurrent=True), "recurrent is not"),

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from hiermem.asking import recall
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
+from hiermem.memory.hmt.module import SHARPNESS, HMTModule, SummaryConfig
 from hiermem.memory.state import MemoryState
-from hiermem.memory.summary import SHARPNESS, SummaryConfig, SummaryMemory
 from hiermem.model import HierMemModel
 
 PUBLISHED = SummaryConfig(tokens=1, sensory=5, width=8, last=4, query="half", neutral=False)
@@ -305,7 +305,7 @@ def test_a_search_adds_the_trained_part(tmp_path: Path) -> None:
 
 
 def test_what_the_search_is_fitted_to_is_centred_and_white() -> None:
-    module, draw = SummaryMemory(replace(CARRIED, width=6, search=6), 12), torch.Generator().manual_seed(0)
+    module, draw = HMTModule(replace(CARRIED, width=6, search=6), 12), torch.Generator().manual_seed(0)
     mixed = torch.randn(12, 12, generator=draw)
     texts, questions = (torch.randn(count, 2, 12, generator=draw) @ mixed + 5 for count in (300, 200))
     module.fit_search(texts, questions, 7.0)
@@ -322,7 +322,7 @@ def test_what_the_search_is_fitted_to_is_centred_and_white() -> None:
 
 def test_fitted_recall_sees_what_tells_pieces_apart_under_differences_within_them() -> None:
     module, draw = (
-        SummaryMemory(replace(CARRIED, width=4, query="half"), 16),
+        HMTModule(replace(CARRIED, width=4, query="half"), 16),
         torch.Generator().manual_seed(0),
     )
     nn.init.ones_(module.value.weight)
@@ -386,5 +386,5 @@ def test_segments_over_no_cache_need_room_for_themselves_alone() -> None:
 
 def test_the_published_size_on_the_default_backbone() -> None:
     preset = HierMemConfig.preset("hmt").summary
-    module = SummaryMemory(preset, 576)
+    module = HMTModule(preset, 576)
     assert 1.76e6 < sum(parameter.numel() for parameter in module.parameters()) < 1.78e6

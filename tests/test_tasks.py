@@ -14,24 +14,24 @@ from hiermem.asking import prepare
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack, hidden
-from hiermem.eval.journal import Journal
-from hiermem.eval.metrics import bootstrap, macro_f1
-from hiermem.eval.scoring import opened, score_answer, score_options
-from hiermem.eval.systems import (
+from hiermem.eval.methods import (
     SYSTEMS,
     Bm25,
     Compressed,
     Full,
     InContext,
-    Opened,
+    PrefilledContext,
     Pruned,
     Truncated,
     check_compressed,
     check_system,
     new_system,
 )
+from hiermem.eval.metrics import bootstrap, macro_f1
+from hiermem.eval.result_log import ResultLog
+from hiermem.eval.scoring import prefill, score_answer, score_options
 from hiermem.eval.tasks import babilong, needles, pubmedqa
-from hiermem.memory.summary import SummaryConfig
+from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.model import HierMemModel
 from hiermem.prompts import prompt_ids, prompt_text
 
@@ -72,7 +72,7 @@ def test_answers_are_scored_as_the_model_reads_them() -> None:
     with torch.no_grad():
         logits = model.backbone(whole).logits[0, -count - 1 : -1].log_softmax(-1)
         score = score_answer(model, prompt.fork(), answer, lead)
-        again = score_answer(model, opened(model, prompt.fork()), answer, lead)
+        again = score_answer(model, prefill(model, prompt.fork()), answer, lead)
     expected = -logits.gather(1, whole[0, -count:, None]).squeeze(1)
     torch.testing.assert_close(score.nll, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(score.nll, again.nll, atol=1e-4, rtol=1e-4)
@@ -226,7 +226,7 @@ def test_dumped_needles_are_the_prompts_that_are_scored(tmp_path: Path) -> None:
 def test_needles_keep_their_share() -> None:
     model = reader(config=settings(policy="window", budget=50, update_interval=16))
     made = needles.examples([haystack()], 200, 3, 1)
-    result = needles.evaluate(model, "pruned", 0.2, made, Journal(None, {}))
+    result = needles.evaluate(model, "pruned", 0.2, made, ResultLog(None, {}))
     assert result["metrics"]["kept"] == pytest.approx(0.2, abs=0.01)
     assert result["metrics"]["nll"] == pytest.approx(sum(row["nll"] for row in result["examples"]) / 3)
 
@@ -316,7 +316,7 @@ def test_too_many_stories_are_refused() -> None:
 @torch.inference_mode()
 def test_babi_long_reports_every_kind() -> None:
     size = babilong.Size(lengths=[0, 1500], texts=2, rounds=1, seed=0)
-    result = babilong.evaluate(reader(), "hiermem", haystack(), size, Journal(None, {}))
+    result = babilong.evaluate(reader(), "hiermem", haystack(), size, ResultLog(None, {}))
     assert [row["length"] for row in result["rows"]] == [0, 1500]
     assert all(row["n"] == 10 and set(babilong.QUESTIONS) <= set(row) for row in result["rows"])
     assert all(row["nll"] > 0 for row in result["rows"])
@@ -351,7 +351,7 @@ def test_fused_spans_quote_the_abstracts() -> None:
 @pytest.mark.parametrize("system", ["hiermem", "right", "closed"])
 @torch.inference_mode()
 def test_pubmedqa_asks_each_question_once(system: str) -> None:
-    result = pubmedqa.evaluate(wide(), system, items(), 3, Journal(None, {}))
+    result = pubmedqa.evaluate(wide(), system, items(), 3, ResultLog(None, {}))
     assert result["n"] == 5
     assert 0 <= result["metrics"]["accuracy"] <= 1
     assert result["metrics"]["long_answer_perplexity"] > 1
@@ -363,17 +363,17 @@ def test_half_of_a_text_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """By `pruned`, in every task, before a question is asked."""
     kept, real = [], Pruned.read
 
-    def read(self: Pruned, text: str) -> Opened:
-        opened = real(self, text)
-        kept.append(opened.working.mean_tokens / sum(opened.working.seen))
-        return opened
+    def read(self: Pruned, text: str) -> PrefilledContext:
+        prefill = real(self, text)
+        kept.append(prefill.working.mean_tokens / sum(prefill.working.seen))
+        return prefill
 
     monkeypatch.setattr(Pruned, "read", read)
     model = reader(config=WIDE.with_working(policy="window"))
     model.adapter.trained_range = 4096
-    pubmedqa.evaluate(model, "pruned", items(), 3, Journal(None, {}), keep=0.5)
+    pubmedqa.evaluate(model, "pruned", items(), 3, ResultLog(None, {}), keep=0.5)
     size = babilong.Size(lengths=(0,), texts=1, rounds=1, seed=0)
-    babilong.evaluate(model, "pruned", haystack(), size, Journal(None, {}), keep=0.5)
+    babilong.evaluate(model, "pruned", haystack(), size, ResultLog(None, {}), keep=0.5)
     assert len(kept) == 3 and all(0.4 < share <= 0.51 for share in kept)
 
 
@@ -382,7 +382,7 @@ def test_a_text_is_read_once_for_all_its_questions(monkeypatch: pytest.MonkeyPat
     real = HierMemModel.read
     monkeypatch.setattr(HierMemModel, "read", lambda *a, **k: reads.append(1) or real(*a, **k))
     with torch.inference_mode():
-        pubmedqa.evaluate(model, "hiermem", items(), 3, Journal(None, {}))
+        pubmedqa.evaluate(model, "hiermem", items(), 3, ResultLog(None, {}))
     assert len(reads) == 2
 
 

@@ -9,7 +9,7 @@ import torch
 from readers import backbone, ids_of, reader, settings, text_of
 
 from hiermem.backbone import Backbone
-from hiermem.memory.summary import SummaryConfig
+from hiermem.memory.hmt.module import SummaryConfig
 
 
 def elsewhere(call: Callable[[], Any]) -> Any:

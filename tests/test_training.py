@@ -24,17 +24,17 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.lora import LoraConfig, add_lora
-from hiermem.memory.longterm import LongTermConfig, LongTermMemory, Record
-from hiermem.memory.summary import SummaryConfig, SummaryMemory
+from hiermem.memory.hmt.module import HMTModule, SummaryConfig
+from hiermem.memory.longterm import LongTermConfig, LongTermMemory, SegmentRecord
 from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
 from hiermem.training import finetune
 from hiermem.training.engine import OptimizerConfig, TorchEngine, declare, declared
-from hiermem.training.objective import LanguageLearner, ObjectiveConfig
-from hiermem.training.pairs import PairConfig, Pairs
-from hiermem.training.recall import SHARPNESS, RecallLearner
+from hiermem.training.objective import LanguageObjective, ObjectiveConfig
 from hiermem.training.recipes import TRAININGS, TrainConfig
-from hiermem.training.samples import IGNORED, Sample, SampleConfig, Samples, check_samples, collated
+from hiermem.training.retrieval_pairs import PairConfig, RetrievalPairs
+from hiermem.training.samples import IGNORED, Sample, SampleConfig, TrainingDataset, check_samples, collated
+from hiermem.training.search_key import SHARPNESS, RecallObjective
 
 TESTS = Path(__file__).parent
 
@@ -68,13 +68,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_samples_depend_on_seed_and_number_alone(data: Path) -> None:
     config = SampleConfig(books=0.5, questions=0.5, tokens=200, held_out=2)
-    one, other = (Samples(tokenizer(), data, config) for _ in range(2))
+    one, other = (TrainingDataset(tokenizer(), data, config) for _ in range(2))
     backwards = {number: other[number] for number in reversed(range(12))}
     assert all(one[number] == backwards[number] for number in range(12))
     assert len({one[number].name for number in range(12)}) > 8
     assert {one[number].name.split()[0] for number in range(12)} == {"book", "questions"}
     assert all(len(one[number].ids) <= 200 for number in range(12))
-    held_out = Samples(tokenizer(), data, SampleConfig(tokens=200), split="validation")
+    held_out = TrainingDataset(tokenizer(), data, SampleConfig(tokens=200), split="validation")
     assert {held_out[number].name.split()[1] for number in range(5)} == {"3"}
 
 
@@ -82,7 +82,7 @@ def test_samples_depend_on_seed_and_number_alone(data: Path) -> None:
 def test_only_answers_to_questions_of_the_split_count(data: Path, split: str, own: range) -> None:
     """7 is a test question, and of the others the last two are held out."""
     config = SampleConfig(books=0, questions=1, tokens=300, held_out=2)
-    samples = Samples(tokenizer(), data, config, split=split)
+    samples = TrainingDataset(tokenizer(), data, config, split=split)
     seen = set()
     for number in range(20):
         sample = samples[number]
@@ -99,7 +99,7 @@ def test_only_answers_to_questions_of_the_split_count(data: Path, split: str, ow
 @pytest.mark.parametrize("tokens", [1100, 8000])
 def test_codes_in_a_book_are_asked_for_at_its_end(data: Path, tokens: int) -> None:
     """What counts are the codes, each hidden in the text and asked for by its number, whatever the room."""
-    samples = Samples(tokenizer(), data, SampleConfig(books=0, facts=1, tokens=tokens))
+    samples = TrainingDataset(tokenizer(), data, SampleConfig(books=0, facts=1, tokens=tokens))
     sample = samples[3]
     assert sample == samples[3] != samples[4] and len(sample.ids) <= tokens
     text = tokenizer().decode(sample.ids)
@@ -108,14 +108,14 @@ def test_codes_in_a_book_are_asked_for_at_its_end(data: Path, tokens: int) -> No
     assert len(found) == 8 and set(found[:4]) == set(found[4:]) and len({name for name, _ in found}) == 4
     assert wanted.split() == [code for _, code in found[4:]]
     with pytest.raises(InputError, match="Texts with codes need samples of at least"):
-        Samples(tokenizer(), data, SampleConfig(books=0, facts=1, tokens=60))[3]
+        TrainingDataset(tokenizer(), data, SampleConfig(books=0, facts=1, tokens=60))[3]
 
 
 def test_a_book_too_short_to_hide_anything_is_read_as_it_is(data: Path, tmp_path: Path) -> None:
     for split in ("train", "validation"):
         (tmp_path / "pg19" / split).mkdir(parents=True)
         (tmp_path / "pg19" / split / "1.txt").write_text("A short book.", "utf-8")
-    sample = Samples(tokenizer(), tmp_path, SampleConfig(books=0, facts=1, tokens=2000))[0]
+    sample = TrainingDataset(tokenizer(), tmp_path, SampleConfig(books=0, facts=1, tokens=2000))[0]
     assert tokenizer().decode(sample.ids) == "A short book." and all(sample.scored)
 
 
@@ -146,7 +146,7 @@ def test_the_loss_is_that_of_the_model_and_every_sample_counts_the_same() -> Non
 @pytest.mark.parametrize("depth", [0, 1, 2, 5])
 def test_gradients_reach_back_as_many_segments_as_they_should(depth: int, recompute: bool) -> None:
     model = model_with_memory(policy="window")
-    learner = LanguageLearner(model.train(), ObjectiveConfig(depth=depth, recompute=recompute))
+    learner = LanguageObjective(model.train(), ObjectiveConfig(depth=depth, recompute=recompute))
     L, n = 16, 6
     ids = [token for segment in range(n) for token in range(10 + 20 * segment, 10 + 20 * segment + L)]
     sample = Sample("a", ids, [False] * (L * (n - 1) + 1) + [True] * (L - 1))  # all in the last segment
@@ -201,7 +201,7 @@ def test_the_teacher_is_the_backbone_with_full_attention() -> None:
     ids = ids_of(64)
     sample = collated([Sample("a", ids[0].tolist(), [True] * 64)], 64)
     with torch.no_grad():
-        losses = LanguageLearner(model, ObjectiveConfig(language=0.0, teacher=1.0))(sample)
+        losses = LanguageObjective(model, ObjectiveConfig(language=0.0, teacher=1.0))(sample)
         student = model(ids).logits[0, :-1].log_softmax(-1)
         teacher = backbone()(ids).logits[0, :-1].log_softmax(-1)
     expected = (teacher.exp() * (teacher - student)).sum(-1).mean()
@@ -261,14 +261,14 @@ def searching() -> HierMemModel:
 
 def test_queries_depend_on_seed_and_number_alone_and_leave_out_what_is_held_out(data: Path) -> None:
     longterm = LongTermConfig()
-    one, other = (Pairs(tokenizer(), data, PAIRS, longterm) for _ in range(2))
+    one, other = (RetrievalPairs(tokenizer(), data, PAIRS, longterm) for _ in range(2))
     first, again = one.batch(range(40)), other.batch(range(20, 40))
     assert torch.equal(first.ids[20:], again.ids) and torch.equal(first.lexical[20:], again.lexical)
     assert set(first.targets.tolist()) == set(range(5)) and len(one.texts) == 7
     held_out = one.of_held_out().batch(range(2))
     assert held_out.targets.tolist() == [5, 6]
     memory = LongTermMemory(longterm)
-    memory.write([Record(0, first.ids[0], 0, len(text), text) for text in one.texts])
+    memory.write([SegmentRecord(0, first.ids[0], 0, len(text), text) for text in one.texts])
     scores = {hit.segment: hit.score for hit in memory.search("Is 5 odd?", 7)}
     assert held_out.lexical[0].tolist() == pytest.approx([scores[text] for text in range(7)], abs=1e-4)
 
@@ -276,8 +276,8 @@ def test_queries_depend_on_seed_and_number_alone_and_leave_out_what_is_held_out(
 def test_the_search_is_taught_by_contrast_with_all_texts(data: Path) -> None:
     model = searching()
     declare(model, ("search",))
-    pairs = Pairs(tokenizer(), data, PAIRS, model.config.longterm)
-    learner, queries = RecallLearner(model, pairs), pairs.batch(range(4))
+    pairs = RetrievalPairs(tokenizer(), data, PAIRS, model.config.longterm)
+    learner, queries = RecallObjective(model, pairs), pairs.batch(range(4))
     losses, hmt = learner(queries), model.summary
     assert hmt is not None
     with torch.no_grad():
@@ -296,7 +296,7 @@ def test_the_search_is_taught_by_contrast_with_all_texts(data: Path) -> None:
     with torch.no_grad():
         assert learner(queries).total < losses.total
     with pytest.raises(InputError, match="no search key"):
-        RecallLearner(model_with_memory(), pairs)
+        RecallObjective(model_with_memory(), pairs)
 
 
 # ---- whole trainings
@@ -355,7 +355,7 @@ def test_dropout_stays_off(tmp_path: Path) -> None:
     config = GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=100, n_positions=64)
     assert config.attn_pdrop and config.resid_pdrop
     model = over(AutoModelForCausalLM.from_config(config), 16, policy="window")
-    learner = LanguageLearner(model.train(), ObjectiveConfig())  # as it is before the first step
+    learner = LanguageObjective(model.train(), ObjectiveConfig())  # as it is before the first step
     made = collated([Sample("a", ids_of(60)[0].tolist(), [True] * 60)], 60)
     assert learner.training and torch.equal(learner(made).total, learner(made).total)
 
@@ -400,20 +400,20 @@ def test_recall_is_fitted_once_and_again_where_only_recall_is_trained(
     config = TrainConfig("hmt", 32, summary, samples=samples, steps=1, fitted=6, save_every=1)
     config = replace(config, optimizer=OptimizerConfig(batch=1, micro=1), evaluated=1)
     fitted: list[Tensor] = []
-    fit = SummaryMemory.fit_recall
+    fit = HMTModule.fit_recall
 
-    def noted(module: SummaryMemory, embeddings: Tensor, queries: Tensor) -> None:
+    def noted(module: HMTModule, embeddings: Tensor, queries: Tensor) -> None:
         fitted.append(embeddings)
         fit(module, embeddings, queries)
         for projection, states in ((module.key, embeddings), (module.query, queries)):
             means = projection(states[:, :, -1]).mean((0, 1))
             torch.testing.assert_close(means, torch.zeros_like(means), atol=1e-3, rtol=0)
 
-    monkeypatch.setattr(SummaryMemory, "fit_recall", noted)
+    monkeypatch.setattr(HMTModule, "fit_recall", noted)
     run_of = finetune.Run(str(wide_model), data, tmp_path / "run")
     finetune.train(config, run_of)
     model = HierMemModel.from_pretrained(wide_model, config=config.model())
-    ids = torch.tensor([Samples(model.tokenizer, data, samples)[0].ids])
+    ids = torch.tensor([TrainingDataset(model.tokenizer, data, samples)[0].ids])
     with torch.no_grad():
         left = model(ids).past_key_values.memory.recurrence.past[0]
     torch.testing.assert_close(fitted[0][0], torch.stack(left), atol=1e-4, rtol=1e-3)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from hiermem.memory.layer import LayerMemory, LayerShape
+from hiermem.memory.cache.layer import LayerCache, LayerGeometry
 from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
 
 POLICIES = ["none", "window", "keen", "lively"]
@@ -22,7 +22,7 @@ def live(memory: WorkingMemory) -> list[Tensor]:
     return [layer.positions for layer in memory.caches if layer.positions is not None]
 
 
-def cache_of(memory: WorkingMemory, layer: int, head: int, heads: int) -> tuple[LayerMemory, int]:
+def cache_of(memory: WorkingMemory, layer: int, head: int, heads: int) -> tuple[LayerCache, int]:
     """The cache of one KV head of a layer with ``heads`` of them, and its place there."""
     for part in memory.parts_of(layer):
         own = range(heads)[memory.parts[part].heads]
@@ -297,7 +297,7 @@ def test_state_survives_its_dictionary() -> None:
 
 
 def test_chunks_are_begun_read_and_committed_in_order() -> None:
-    memory = WorkingMemory(WorkingMemoryConfig(), [LayerShape(), LayerShape()], 1024)
+    memory = WorkingMemory(WorkingMemoryConfig(), [LayerGeometry(), LayerGeometry()], 1024)
     with pytest.raises(RuntimeError, match="begin first"):
         memory.commit()
     memory.begin([4], 4, torch.device("cpu"))
@@ -312,7 +312,7 @@ def test_an_interval_must_fit_the_range() -> None:
         over(backbone("llama"), update_interval=65).new_working_memory(
             WorkingMemoryConfig(update_interval=65)
         )
-    WorkingMemory(WorkingMemoryConfig(update_interval=65, positions="absolute"), [LayerShape()], 64)
+    WorkingMemory(WorkingMemoryConfig(update_interval=65, positions="absolute"), [LayerGeometry()], 64)
 
 
 def test_learned_positions_end_where_they_end() -> None:

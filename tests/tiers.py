@@ -9,10 +9,10 @@ import torch
 from readers import backbone, settings, text_of, tokenizer
 
 from hiermem.config import HierMemConfig
-from hiermem.memory.mamba import MambaConfig
+from hiermem.memory.hmt.module import SummaryConfig
+from hiermem.memory.mamba.module import MambaConfig
 from hiermem.memory.policies import NammConfig
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
-from hiermem.memory.summary import SummaryConfig
 from hiermem.model import HierMemModel
 
 MEMORIES = Path(__file__).parent / "data" / "memories"

@@ -10,13 +10,13 @@ from readers import ids_of, lively, reader, settings
 from hiermem.config import HierMemConfig
 from hiermem.fingerprint import WeightsDigest
 from hiermem.lora import LoraConfig, add_lora
-from hiermem.memory.mamba import MambaConfig
-from hiermem.memory.summary import SummaryConfig
+from hiermem.memory.hmt.module import SummaryConfig
+from hiermem.memory.mamba.module import MambaConfig
 from hiermem.model import HierMemModel
-from hiermem.training.distillation import HeadLearner
+from hiermem.training.distillation import HeadObjective
+from hiermem.training.distributed import rank, world
 from hiermem.training.engine import Engine, OptimizerConfig, declare
-from hiermem.training.launch import rank, world
-from hiermem.training.objective import LanguageLearner, Learner, ObjectiveConfig
+from hiermem.training.objective import LanguageObjective, ObjectiveConfig, TrainingObjective
 from hiermem.training.samples import Batch, Sample, collated
 
 COMBINATIONS = ("plain", "lora", "recomputed", "lora-recomputed", "half-recomputed", "mamba", "imitating")
@@ -37,7 +37,7 @@ def isolated() -> HierMemModel:
     return model_with_memory(summary, policy="forget", update_interval=16, positions="compact")
 
 
-def combination(name: str) -> tuple[Learner, OptimizerConfig]:
+def combination(name: str) -> tuple[TrainingObjective, OptimizerConfig]:
     """A learner and settings by name."""
     model = isolated() if "half" in name else model_with_memory()
     if "lora" in name:
@@ -48,10 +48,10 @@ def combination(name: str) -> tuple[Learner, OptimizerConfig]:
         model.replace_heads(MambaConfig(groups=[[0, 1], [2, 0], [2, 1]]))
     if name == "imitating":
         declare(model, ("mamba",))
-        return HeadLearner(model), optimizer
+        return HeadObjective(model), optimizer
     declare(model, ("prompt", "recall", "lora", "mamba"))
     objective = ObjectiveConfig(depth=1, recompute="recomputed" in name)
-    return LanguageLearner(model.train(), objective), optimizer
+    return LanguageObjective(model.train(), objective), optimizer
 
 
 def batch(step: int, number: int, length: int = 40) -> Batch:

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
-from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, Received, ShownQueries, grown
+from hiermem.memory.policies.base import (
+    AttentionStats,
+    CacheStats,
+    EvictionPolicy,
+    ObservedQueries,
+    Observer,
+    extend_state,
+)
 from hiermem.text import beginning, encode
 
 if TYPE_CHECKING:
@@ -128,22 +135,22 @@ class SecondReading(EvictionPolicy):
     def period(self) -> int:
         return 1
 
-    def looks_at(self, positions: Tensor) -> Tensor:
+    def observed_mask(self, positions: Tensor) -> Tensor:
         return positions >= self.first
 
-    def observer(self, shown: ShownQueries) -> Observer:
+    def observer(self, shown: ObservedQueries) -> Observer:
         return _most
 
-    def scores(self, view: CacheView) -> Tensor:
+    def scores(self, view: CacheStats) -> Tensor:
         return view.state["received"]
 
 
-def _most(parts: Sequence[Received]) -> list[dict[str, Tensor]]:
+def _most(parts: Sequence[AttentionStats]) -> list[dict[str, Tensor]]:
     return [{"received": _most_of(part)} for part in parts]
 
 
-def _most_of(part: Received) -> Tensor:
-    received = grown(part.state.get("received"), part.positions)
+def _most_of(part: AttentionStats) -> Tensor:
+    received = extend_state(part.state.get("received"), part.positions)
     if part.attention.shape[3] == 0:
         return received
     return torch.maximum(received, part.attention.amax((2, 3)).float())

@@ -16,7 +16,7 @@ _COMPLETE, _STATE, _LOCK = "COMPLETE", "state.json", ".lock"
 
 
 @contextmanager
-def only_run(folder: Path, writes: bool) -> Iterator[None]:
+def run_lock(folder: Path, writes: bool) -> Iterator[None]:
     """Be the only run that keeps checkpoints in ``folder``; the lock ends with the process, its file stays.
 
     Args:

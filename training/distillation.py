@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
-from hiermem.memory.fading import Fading
-from hiermem.memory.heads import Heads
-from hiermem.memory.mamba import MambaHeads
+from hiermem.memory.cache.head_groups import Heads
+from hiermem.memory.mamba.cache import MambaCache
+from hiermem.memory.mamba.module import MambaHeads
 from hiermem.memory.working import chunks
 from hiermem.model import HierMemModel
-from hiermem.training.launch import of_first
-from hiermem.training.objective import Learner, Losses
+from hiermem.training.distributed import broadcast_from_rank0
+from hiermem.training.objective import Losses, TrainingObjective
 from hiermem.training.recency import RecencyConfig, choose, mean, recency_ratios
-from hiermem.training.samples import Batch, Samples
+from hiermem.training.samples import Batch, TrainingDataset
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,18 @@ class ReplacementConfig:
             )
 
 
-def replace_recent(model: HierMemModel, samples: Samples, config: ReplacementConfig) -> None:
+def replace_recent(model: HierMemModel, samples: TrainingDataset, config: ReplacementConfig) -> None:
     """Put Mamba heads, still untrained, in the place of the heads that look nearest."""
     tokens = min(config.recency.tokens, samples.config.tokens, model.adapter.trained_range)
     if not round(config.share * sum(shape.heads for shape in model.adapter.shapes)):
         raise InputError(f"A share of {config.share} of the backbone's KV groups is none: raise --share.")
     texts = samples.full(config.texts, tokens)
     ratios = mean([recency_ratios(model, ids, replace(config.recency, tokens=tokens)) for ids in texts])
-    groups = of_first(choose(ratios.of_groups, share=config.share))
+    groups = broadcast_from_rank0(choose(ratios.of_groups, share=config.share))
     model.replace_heads(replace(model.config.mamba, groups=groups))
 
 
-class Teaching(Fading):
+class HeadDistillation(MambaCache):
     """Mamba heads beside the attention heads that they are to replace, which go on working.
 
     Attributes:
@@ -86,7 +86,7 @@ class Teaching(Fading):
         return outputs
 
 
-class HeadLearner(Learner):
+class HeadObjective(TrainingObjective):
     """A model whose Mamba heads imitate, each for itself.
 
     Raises:
@@ -103,7 +103,7 @@ class HeadLearner(Learner):
         same of each sample, ``[B, 1]``."""
         model = self.model
         B, N = batch.ids.shape
-        teaching = Teaching(model.mamba)
+        teaching = HeadDistillation(model.mamba)
         memory = model.adapter.whole_memory(B, fading=teaching)
         own = torch.tensor(batch.lengths, device=batch.ids.device).unsqueeze(1)
         for at, take in chunks(memory, [N] * B, model.config.chunk):

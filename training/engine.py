@@ -1,6 +1,7 @@
 """The optimizer step: in one process with plain torch, or on any number of them with DeepSpeed.
 
-Both take a `Learner`, see the same samples in the same order, and end a step with the same parameters.
+Both take a `TrainingObjective`, see the same samples in the same order, and end a step with the same
+parameters.
 """
 
 import json
@@ -20,9 +21,9 @@ from torch.nn.utils import clip_grad_norm_
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.model import HierMemModel
 from hiermem.training.checkpoints import damaged
-from hiermem.training.launch import summed, world
-from hiermem.training.objective import Learner, Losses
-from hiermem.training.pairs import Queries
+from hiermem.training.distributed import all_reduce_sum, world
+from hiermem.training.objective import Losses, TrainingObjective
+from hiermem.training.retrieval_pairs import Queries
 from hiermem.training.samples import Batch
 
 Drawn = Batch | Queries
@@ -68,7 +69,7 @@ class OptimizerConfig:
         return self.batch // (self.micro * world)
 
 
-def declared(learner: Learner) -> dict[str, nn.Parameter]:
+def declared(learner: TrainingObjective) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name."""
     return {name: weight for name, weight in learner.named_parameters() if weight.requires_grad}
 
@@ -100,7 +101,7 @@ def declare(model: HierMemModel, trains: Sequence[str]) -> None:
         weight.requires_grad_(name.startswith(chosen) or (".lora_" in name and "lora" in trains))
 
 
-def _groups(learner: Learner, config: OptimizerConfig) -> list[dict[str, Any]]:
+def _groups(learner: TrainingObjective, config: OptimizerConfig) -> list[dict[str, Any]]:
     weights = declared(learner)
     memory = [weight for name, weight in weights.items() if ".lora_" not in name]
     lora = [weight for name, weight in weights.items() if ".lora_" in name]
@@ -108,7 +109,7 @@ def _groups(learner: Learner, config: OptimizerConfig) -> list[dict[str, Any]]:
     return [{"params": some, "lr": rate, "rate": rate} for some, rate in rated if some]
 
 
-def _adamw(learner: Learner, config: OptimizerConfig) -> torch.optim.AdamW:
+def _adamw(learner: TrainingObjective, config: OptimizerConfig) -> torch.optim.AdamW:
     groups = _groups(learner, config)
     if not groups:
         raise InputError("There is nothing to train: switch on memory embeddings or adapters.")
@@ -124,7 +125,7 @@ class Engine(ABC):
         trained: number of parameters that change.
     """
 
-    def __init__(self, learner: Learner, config: OptimizerConfig) -> None:
+    def __init__(self, learner: TrainingObjective, config: OptimizerConfig) -> None:
         self.learner, self.config = learner, config
         self.trained = sum(weight.numel() for weight in declared(learner).values())
 
@@ -161,7 +162,7 @@ class Engine(ABC):
         """Losses of a batch, without a step."""
 
 
-def new_engine(learner: Learner, config: OptimizerConfig, deepspeed: Path | None) -> Engine:
+def new_engine(learner: TrainingObjective, config: OptimizerConfig, deepspeed: Path | None) -> Engine:
     """DeepSpeed where its configuration is given, else one process with plain torch."""
     return TorchEngine(learner, config) if deepspeed is None else DeepSpeedEngine(learner, config, deepspeed)
 
@@ -169,7 +170,7 @@ def new_engine(learner: Learner, config: OptimizerConfig, deepspeed: Path | None
 class TorchEngine(Engine):
     """One process."""
 
-    def __init__(self, learner: Learner, config: OptimizerConfig) -> None:
+    def __init__(self, learner: TrainingObjective, config: OptimizerConfig) -> None:
         if world() > 1:
             raise InputError("Several processes train with DeepSpeed: give its configuration to --deepspeed.")
         super().__init__(learner, config)
@@ -237,7 +238,7 @@ class DeepSpeedEngine(Engine):
         path: DeepSpeed's configuration; sizes of the batch and clipping come from ``config``.
     """
 
-    def __init__(self, learner: Learner, config: OptimizerConfig, path: Path) -> None:
+    def __init__(self, learner: TrainingObjective, config: OptimizerConfig, path: Path) -> None:
         try:
             import deepspeed
         except ImportError as error:
@@ -268,7 +269,7 @@ class DeepSpeedEngine(Engine):
             self._engine.backward(losses.total)
             self._engine.step()
             total += losses.total.detach().float() / len(batches)
-        return float(summed(total)) / world(), float(self._engine.get_global_grad_norm() or 0.0)
+        return float(all_reduce_sum(total)) / world(), float(self._engine.get_global_grad_norm() or 0.0)
 
     def gathered(self) -> AbstractContextManager[Any]:
         if self._engine.zero_optimization_stage() < 3:
@@ -310,7 +311,7 @@ def check_finite(losses: Losses, batch: Drawn) -> None:
     Raises:
         NonFiniteError: it is so; document and segment are named in the process that has them.
     """
-    if not summed((~losses.total.detach().isfinite()).float()).item():
+    if not all_reduce_sum((~losses.total.detach().isfinite()).float()).item():
         return
     broken = (~losses.nll.isfinite()).nonzero().tolist()
     where = [f"segment {segment} of {batch.names[row]}" for row, segment in broken[:1]]

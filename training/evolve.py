@@ -15,15 +15,15 @@ import torch
 
 from hiermem.errors import InputError
 from hiermem.eval.report import new_figure
-from hiermem.evictor import FILE, Evictor
+from hiermem.eviction_weights import FILE, EvictionWeights
 from hiermem.memory.policies import Namm, NammConfig
 from hiermem.training.calibration import calibrate
-from hiermem.training.checkpoints import only_run
-from hiermem.training.evolution import Evolution, Generation, Vector
-from hiermem.training.fitness import Genome, Judge, normalisation
-from hiermem.training.launch import rank, summed, wait, world
+from hiermem.training.checkpoints import run_lock
+from hiermem.training.cma_es import Evolution, Generation, Vector
+from hiermem.training.distributed import all_reduce_sum, barrier, rank, world
+from hiermem.training.fitness import FitnessEvaluator, Genome, normalisation
 from hiermem.training.log import log
-from hiermem.training.prompts import Prompt, Source, prompt
+from hiermem.training.prompts import FitnessPrompt, TrainTexts, prompt
 from hiermem.training.recipes import EvolveConfig
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ def evolve(model: "HierMemModel", data: Path, config: EvolveConfig, folder: Path
             "What a cache keeps is evolved on the backbone with all its heads: give one without Mamba heads; "
             "they may be added later."
         )
-    source = Source(model.tokenizer, data, model.config.asking.instruction, config.length)
+    source = TrainTexts(model.tokenizer, data, model.config.asking.instruction, config.length)
     genome, start = _start(model, source, config, folder)
     evolution = Evolution(start, config.stages, config.seed, folder, writes=rank() == 0)
-    judge = Judge(model, genome, room=config.pool * 3)
+    judge = FitnessEvaluator(model, genome, room=config.pool * 3)
 
     def fitness(candidates: Sequence[Vector], number: int) -> tuple[np.ndarray, np.ndarray]:
         return _gathered(judge, candidates, _drawn(source, config, evolution, number))
@@ -61,7 +61,7 @@ def evolve(model: "HierMemModel", data: Path, config: EvolveConfig, folder: Path
         desc="evolving",
         disable=True if rank() else None,
     )
-    with bar, only_run(folder, writes=rank() == 0), log(folder, writes=rank() == 0) as note:
+    with bar, run_lock(folder, writes=rank() == 0), log(folder, writes=rank() == 0) as note:
         while len(evolution.history) < evolution.total:
             generation = evolution.step(fitness)
             note(generation.number, asdict(generation))
@@ -74,7 +74,7 @@ def evolve(model: "HierMemModel", data: Path, config: EvolveConfig, folder: Path
     last = evolution.history[-1]
     return {
         "generation": last.number,
-        "fitness": last.centre,
+        "fitness": last.mean_fitness,
         "kept": last.kept,
         "checkpoint": str(folder),
         "skipped": evolution.skipped,
@@ -83,14 +83,14 @@ def evolve(model: "HierMemModel", data: Path, config: EvolveConfig, folder: Path
 
 
 def _start(
-    model: "HierMemModel", source: Source, config: EvolveConfig, folder: Path
+    model: "HierMemModel", source: TrainTexts, config: EvolveConfig, folder: Path
 ) -> tuple[Genome, Vector]:
     """Calibrated head shares and averaged attention as score; kept in ``folder`` for the next time."""
     where = folder / "start"
     if rank() == 0 and not (where / FILE).exists():
         _first_evictor(model, source, config).save(where)
-    wait()
-    saved = Evictor.load(where)
+    barrier()
+    saved = EvictionWeights.load(where)
     assert saved.shares is not None and saved.network is not None
     if asdict(saved.namm) != asdict(config.namm):
         raise InputError(f"{folder} is of an evolution of another network: give another --out.")
@@ -101,13 +101,15 @@ def _start(
     return genome, genome.vector(saved.shares, network)
 
 
-def _first_evictor(model: "HierMemModel", source: Source, config: EvolveConfig) -> Evictor:
+def _first_evictor(model: "HierMemModel", source: TrainTexts, config: EvolveConfig) -> EvictionWeights:
     shares = calibrate(model, source.encoded(source.books[0].text), config.calibration)
     tasks = dict.fromkeys(task for stage in config.stages for task in stage.tasks)
     texts = [prompt(source, task, 0, config.seed) for task in tasks]
     network = averaged_attention(config.namm)
     network.load_state_dict(normalisation(model, config.namm, texts), strict=False)
-    return Evictor(shares, network.state_dict(), config.namm, {"made_by": "hiermem evolve", "generation": 0})
+    return EvictionWeights(
+        shares, network.state_dict(), config.namm, {"made_by": "hiermem evolve", "generation": 0}
+    )
 
 
 def averaged_attention(config: NammConfig) -> Namm:
@@ -118,18 +120,20 @@ def averaged_attention(config: NammConfig) -> Namm:
     return network
 
 
-def _drawn(source: Source, config: EvolveConfig, evolution: Evolution, number: int) -> list[Prompt]:
+def _drawn(
+    source: TrainTexts, config: EvolveConfig, evolution: Evolution, number: int
+) -> list[FitnessPrompt]:
     """The prompts of a generation: of each task the same number, drawn from its pool."""
     stage, prompts = evolution.stage, []
     for task in stage.tasks:
-        draw = random.Random(f"{config.seed}/{number}/{task}")
-        chosen = draw.sample(range(config.pool), min(stage.prompts, config.pool))
+        rng = random.Random(f"{config.seed}/{number}/{task}")
+        chosen = rng.sample(range(config.pool), min(stage.prompts, config.pool))
         prompts += [prompt(source, task, one, config.seed) for one in sorted(chosen)]
     return prompts
 
 
 def _gathered(
-    judge: Judge, candidates: Sequence[Vector], prompts: Sequence[Prompt]
+    judge: FitnessEvaluator, candidates: Sequence[Vector], prompts: Sequence[FitnessPrompt]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores of all prompts, of which this process judges its share."""
     if world() == 1:
@@ -139,20 +143,20 @@ def _gathered(
     if own:
         scores, kept = judge.scores(candidates, [prompts[i] for i in own])
         both[:, :, own] = torch.from_numpy(np.stack((scores, kept)))
-    both = summed(both)
+    both = all_reduce_sum(both)
     return both[0].numpy(), both[1].numpy()
 
 
-def _evictor(genome: Genome, evolution: Evolution, config: EvolveConfig) -> Evictor:
+def _evictor(genome: Genome, evolution: Evolution, config: EvolveConfig) -> EvictionWeights:
     mean, last = evolution.mean, evolution.history[-1]
     origin: dict[str, object] = {"made_by": "hiermem evolve", "generation": last.number, "seed": config.seed}
-    origin |= {"stages": [asdict(stage) for stage in config.stages], "fitness": last.centre}
-    return Evictor(genome.shares(mean), genome.network(mean).state_dict(), config.namm, origin)
+    origin |= {"stages": [asdict(stage) for stage in config.stages], "fitness": last.mean_fitness}
+    return EvictionWeights(genome.shares(mean), genome.network(mean).state_dict(), config.namm, origin)
 
 
 def _words(generation: Generation) -> str:
     words = f"{generation.stage}: best {generation.best:.3f}, mean {generation.mean:.3f}, "
-    words += f"centre {generation.centre:.3f}, kept {generation.kept:.3f}"
+    words += f"mean_fitness {generation.mean_fitness:.3f}, kept {generation.kept:.3f}"
     return words + (f", {generation.refused} not finite" if generation.refused else "")
 
 
@@ -161,7 +165,7 @@ def _plot(history: Sequence[Generation], path: Path) -> None:
     figure = new_figure()
     axes = figure.subplots()
     numbers = [generation.number for generation in history]
-    for name in ("best", "mean", "centre", "kept"):
+    for name in ("best", "mean", "mean_fitness", "kept"):
         axes.plot(numbers, [getattr(generation, name) for generation in history], label=name)
     axes.set(xlabel="generation", ylabel="likelihood relative to the full cache", ylim=(0, None))
     axes.legend()

@@ -31,26 +31,26 @@ from hiermem.training.checkpoints import (
     damaged,
     finish,
     newest,
-    only_run,
     place,
     read_state,
+    run_lock,
     write_state,
 )
-from hiermem.training.choosing import keep_best_heads
-from hiermem.training.distillation import HeadLearner, replace_recent
+from hiermem.training.distillation import HeadObjective, replace_recent
+from hiermem.training.distributed import all_reduce_sum, barrier, one_of_many, rank, world
 from hiermem.training.engine import Engine, declare, declared, new_engine
-from hiermem.training.fitting import fit_recall
-from hiermem.training.launch import one_of_many, rank, summed, wait, world
+from hiermem.training.fit_recall import fit_recall
+from hiermem.training.head_selection import keep_best_heads
 from hiermem.training.log import log
-from hiermem.training.objective import LanguageLearner, Learner
-from hiermem.training.pairs import Pairs
-from hiermem.training.recall import RecallLearner
+from hiermem.training.objective import LanguageObjective, TrainingObjective
 from hiermem.training.recipes import TRAININGS, TrainConfig
-from hiermem.training.samples import Samples, check_samples, questions
+from hiermem.training.retrieval_pairs import RetrievalPairs
+from hiermem.training.samples import TrainingDataset, check_samples, questions
+from hiermem.training.search_key import RecallObjective
 
 CHECKPOINT = "step"
 FITTED = "fitted.safetensors"
-Drawer = Samples | Pairs
+Dataset = TrainingDataset | RetrievalPairs
 """Draws batches by the numbers of what is in them."""
 
 
@@ -88,7 +88,7 @@ def train(config: TrainConfig, run: Run) -> dict[str, Any]:
     from tqdm.auto import tqdm
 
     _check(config, run)
-    with one_of_many(always=run.deepspeed is not None) as first, only_run(run.output, writes=first):
+    with one_of_many(always=run.deepspeed is not None) as first, run_lock(run.output, writes=first):
         config.optimizer.rounds(world())
         model = prepared(config, run)
         learner, samples, held_out = _parts(config, run, model)
@@ -131,21 +131,21 @@ def _check(config: TrainConfig, run: Run) -> None:
         questions(run.data, config.pairs.held_out)
 
 
-def _parts(config: TrainConfig, run: Run, model: HierMemModel) -> tuple[Learner, Drawer, Drawer]:
+def _parts(config: TrainConfig, run: Run, model: HierMemModel) -> tuple[TrainingObjective, Dataset, Dataset]:
     """What is trained, what it is trained on, and what is held out."""
     tokenizer, data = model.tokenizer, run.data
     if config.pairs is not None:
-        pairs = Pairs(tokenizer, data, config.pairs, model.config.longterm)
-        return RecallLearner(model, pairs), pairs, pairs.of_held_out()
-    samples = Samples(tokenizer, data, config.samples)
+        pairs = RetrievalPairs(tokenizer, data, config.pairs, model.config.longterm)
+        return RecallObjective(model, pairs), pairs, pairs.of_held_out()
+    samples = TrainingDataset(tokenizer, data, config.samples)
     if config.fitted and (saved_model(run.model) is None or "prompt" not in config.trains):
         _fit(model, samples, config.fitted, run.output)
-    pieces = Samples(tokenizer, data, config.held_out, split="validation")
-    learner = HeadLearner(model) if config.replacement else LanguageLearner(model, config.objective)
+    pieces = TrainingDataset(tokenizer, data, config.held_out, split="validation")
+    learner = HeadObjective(model) if config.replacement else LanguageObjective(model, config.objective)
     return learner, samples, pieces
 
 
-def _fit(model: HierMemModel, samples: Samples, count: int, folder: Path) -> None:
+def _fit(model: HierMemModel, samples: TrainingDataset, count: int, folder: Path) -> None:
     """Fit recall before the first step; a training that goes on takes what it began with."""
     path = folder / FITTED
     if newest(folder, CHECKPOINT)[0] is not None:
@@ -174,10 +174,10 @@ def prepared(config: TrainConfig, run: Run) -> HierMemModel:
         torch.manual_seed(config.samples.seed)
         add_lora(model.backbone, config.lora)
     if config.replacement is not None:
-        samples = Samples(model.tokenizer, run.data, config.samples)
+        samples = TrainingDataset(model.tokenizer, run.data, config.samples)
         replace_recent(model, samples, config.replacement)
     if config.choice is not None:
-        keep_best_heads(model, Samples(model.tokenizer, run.data, config.samples), config.choice)
+        keep_best_heads(model, TrainingDataset(model.tokenizer, run.data, config.samples), config.choice)
     declare(model, config.declared)
     return model.eval()
 
@@ -208,7 +208,7 @@ def _model_settings(config: TrainConfig, run: Run) -> HierMemConfig:
     return HierMemConfig(**{**saved.settings(), "summary": searching})
 
 
-def _step(engine: Engine, samples: Drawer, config: TrainConfig, step: int) -> dict[str, Any]:
+def _step(engine: Engine, samples: Dataset, config: TrainConfig, step: int) -> dict[str, Any]:
     """One optimizer step; which samples it takes depends on its number alone, not on who computes them."""
     settings = config.optimizer
     own = range(step * settings.batch, (step + 1) * settings.batch)[rank() :: world()]
@@ -222,7 +222,7 @@ def _step(engine: Engine, samples: Drawer, config: TrainConfig, step: int) -> di
 
 
 @torch.no_grad()
-def _evaluated(engine: Engine, samples: Drawer, config: TrainConfig) -> float:
+def _evaluated(engine: Engine, samples: Dataset, config: TrainConfig) -> float:
     """Mean loss of held-out samples (`Losses.language`), each process its share of them."""
     engine.learner.eval()
     sums = torch.zeros(2, dtype=torch.float64)
@@ -232,7 +232,7 @@ def _evaluated(engine: Engine, samples: Drawer, config: TrainConfig) -> float:
         nll = float(engine.losses(batch.to(engine.device)).language)
         sums += torch.tensor([nll, 1.0], dtype=torch.float64) * wanted
     engine.learner.train()
-    total, count = summed(sums).tolist()
+    total, count = all_reduce_sum(sums).tolist()
     return total / count
 
 
@@ -253,14 +253,14 @@ def _keep(engine: Engine, settings: dict[str, Any], folder: Path, history: list[
     path = place(folder, CHECKPOINT, history[-1]["step"])
     if rank() == 0:
         begin(path)
-    wait()
+    barrier()
     engine.save(path)
     if rank() == 0:
         write_state(path, settings, world=world(), history=history)
-    wait()
+    barrier()
     if rank() == 0:
         finish(path)
-    wait()
+    barrier()
 
 
 def _resume(engine: Engine, settings: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -292,7 +292,7 @@ def _export(engine: Engine, folder: Path) -> None:
             if empty:
                 raise RuntimeError(f"{', '.join(empty)} would be saved empty")
             model.save_pretrained(folder)
-    wait()
+    barrier()
 
 
 def _words(entry: dict[str, Any]) -> str:

@@ -14,8 +14,8 @@ from hiermem import asking
 from hiermem.eval.scoring import score_tokens
 from hiermem.memory.policies import Namm, NammConfig
 from hiermem.memory.working import WorkingMemory
-from hiermem.training.evolution import Vector
-from hiermem.training.prompts import Prompt
+from hiermem.training.cma_es import Vector
+from hiermem.training.prompts import FitnessPrompt
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -56,7 +56,7 @@ class Genome:
         return np.concatenate((logs, parameters)).astype(np.float64)
 
 
-class Judge:
+class FitnessEvaluator:
     """Judges candidates on prompts; texts that were read are kept for later generations.
 
     Args:
@@ -71,14 +71,14 @@ class Judge:
 
     @torch.inference_mode()
     def scores(
-        self, candidates: Sequence[Vector], prompts: Sequence[Prompt]
+        self, candidates: Sequence[Vector], prompts: Sequence[FitnessPrompt]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Relative likelihoods and kept shares, each ``[candidates, prompts]``."""
         meant = [(self.genome.shares(vector), self.genome.network(vector)) for vector in candidates]
         both = np.array([[self._judge(*one, prompt) for prompt in prompts] for one in meant])
         return both[..., 0], both[..., 1]
 
-    def _judge(self, shares: list[list[float]], network: Namm, prompt: Prompt) -> tuple[float, float]:
+    def _judge(self, shares: list[list[float]], network: Namm, prompt: FitnessPrompt) -> tuple[float, float]:
         whole, reference = self._reading(prompt)
         budget = max(round(prompt.keep * len(prompt.text)), 1)
         config = replace(whole.config, budget=budget, head_shares=shares)
@@ -87,7 +87,7 @@ class Judge:
         kept = memory.mean_tokens / len(prompt.text)
         return relative_likelihood(self._nll(memory, prompt), reference), kept
 
-    def _reading(self, prompt: Prompt) -> tuple[WorkingMemory, float]:
+    def _reading(self, prompt: FitnessPrompt) -> tuple[WorkingMemory, float]:
         """A text in the cache, all of it, and how well what follows is predicted from all of it."""
         if prompt.key not in self._read:
             whole = read_whole(self.model, self.genome.namm, prompt)
@@ -97,15 +97,15 @@ class Judge:
         self._read.move_to_end(prompt.key)
         return self._read[prompt.key]
 
-    def _nll(self, memory: WorkingMemory, prompt: Prompt) -> float:
+    def _nll(self, memory: WorkingMemory, prompt: FitnessPrompt) -> float:
         """Negative log-likelihood per scored token in nats; the first token of the rest is not scored."""
         ids = torch.tensor([prompt.rest], device=self.model.device)
         scored = min(prompt.scored, ids.shape[1] - 1)
-        asked = asking.Prompt(memory, ids[:, :-scored], [])
+        asked = asking.PreparedPrompt(memory, ids[:, :-scored], [])
         return float(score_tokens(self.model, asked, ids[0, -scored:]).nll.mean())
 
 
-def read_whole(model: "HierMemModel", namm: NammConfig, prompt: Prompt) -> WorkingMemory:
+def read_whole(model: "HierMemModel", namm: NammConfig, prompt: FitnessPrompt) -> WorkingMemory:
     """A prompt's text in a cache that has kept all of it, with the spectrogram of every token."""
     interval = model.adapter.trained_range  # no decision falls within the text
     config = replace(model.config.working, policy="namm", update_interval=interval, head_shares=None)
@@ -115,7 +115,9 @@ def read_whole(model: "HierMemModel", namm: NammConfig, prompt: Prompt) -> Worki
 
 
 @torch.inference_mode()
-def normalisation(model: "HierMemModel", namm: NammConfig, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+def normalisation(
+    model: "HierMemModel", namm: NammConfig, prompts: Sequence[FitnessPrompt]
+) -> dict[str, Tensor]:
     """Mean and deviation of the spectrogram's features over texts, all layers and heads pooled."""
     averages = torch.cat(
         [

@@ -68,7 +68,7 @@ class Losses(NamedTuple):
     teacher: Tensor
 
 
-class Learner(nn.Module):
+class TrainingObjective(nn.Module):
     """A model and its loss as one module, as DeepSpeed trains it; called with a batch, it gives `Losses`."""
 
     def __init__(self, model: HierMemModel) -> None:
@@ -76,14 +76,14 @@ class Learner(nn.Module):
         self.model = model
         self.train()
 
-    def train(self, mode: bool = True) -> "Learner":
+    def train(self, mode: bool = True) -> "TrainingObjective":
         """As of every module; but dropout stays off: nothing in a step is random."""
         super().train(mode)
         self.model.backbone.eval()
         return self
 
 
-class LanguageLearner(Learner):
+class LanguageObjective(TrainingObjective):
     """A model that reads samples segment by segment."""
 
     def __init__(self, model: HierMemModel, config: ObjectiveConfig) -> None:

@@ -17,7 +17,7 @@ from hiermem.text import encode, from_beginning
 
 
 @dataclass(frozen=True)
-class Prompt:
+class FitnessPrompt:
     """One judgement.
 
     Attributes:
@@ -35,7 +35,7 @@ class Prompt:
     keep: float
 
 
-class Source:
+class TrainTexts:
     """Train data, read once.
 
     Args:
@@ -61,45 +61,47 @@ class Source:
         """Token ids of a text that goes on after another."""
         return encode(self.tokenizer, text)
 
-    def answered(self, key: str, text: str, question: str, lead: str, answer: str, keep: float) -> Prompt:
+    def answered(
+        self, key: str, text: str, question: str, lead: str, answer: str, keep: float
+    ) -> FitnessPrompt:
         """A question about a text, and its answer after a lead."""
         begun, after = split_prompt(self.tokenizer, text, question, self.instruction)
         target = self.encoded(answer)
         rest = replace(after, lead=lead).ids(self.tokenizer) + target
-        return Prompt(key, prompt_ids(self.tokenizer, begun)[0].tolist(), rest, len(target), keep)
+        return FitnessPrompt(key, prompt_ids(self.tokenizer, begun)[0].tolist(), rest, len(target), keep)
 
 
-def _needle(source: Source, number: int, draw: random.Random) -> Prompt:
+def _needle(source: TrainTexts, number: int, rng: random.Random) -> FitnessPrompt:
     """Four codes in a book, one of them asked for; a quarter or an eighth of the text is kept."""
     book = source.books[number % len(source.books)]
-    made = needles.examples([book], source.length, 1, seed=draw.randrange(2**32))[0]
-    keep = draw.choice((0.25, 0.125))
+    made = needles.examples([book], source.length, 1, seed=rng.randrange(2**32))[0]
+    keep = rng.choice((0.25, 0.125))
     return source.answered(f"needles/{number}", made.text, made.question, made.lead, made.answer, keep)
 
 
-def _continuation(source: Source, number: int, draw: random.Random, scored: int = 96) -> Prompt:
+def _continuation(source: TrainTexts, number: int, rng: random.Random, scored: int = 96) -> FitnessPrompt:
     """A book goes on after twice the length; an eighth of it is kept."""
     book = source.books[number % len(source.books)]
-    ids = source.encoded(book.cut(2 * source.length + scored, draw))
+    ids = source.encoded(book.cut(2 * source.length + scored, rng))
     text = from_beginning(source.tokenizer, ids[:-scored])
-    return Prompt(f"continuation/{number}", text, ids[-scored:], scored, 0.125)
+    return FitnessPrompt(f"continuation/{number}", text, ids[-scored:], scored, 0.125)
 
 
-def _abstracts(source: Source, number: int, draw: random.Random, together: int = 8) -> Prompt:
+def _abstracts(source: TrainTexts, number: int, rng: random.Random, together: int = 8) -> FitnessPrompt:
     """Several abstracts, one question and its long answer; half of the text is kept."""
-    items = draw.sample(source.abstracts, together)
-    asked = draw.choice(items)
+    items = rng.sample(source.abstracts, together)
+    asked = rng.choice(items)
     text = pubmedqa.fused(items).text
     return source.answered(f"abstracts/{number}", text, asked.question, "", f" {asked.long_answer}", 0.5)
 
 
-TASKS: dict[str, Callable[[Source, int, random.Random], Prompt]] = {
+TASKS: dict[str, Callable[[TrainTexts, int, random.Random], FitnessPrompt]] = {
     "needles": _needle,
     "continuation": _continuation,
     "abstracts": _abstracts,
 }
 
 
-def prompt(source: Source, task: str, number: int, seed: int) -> Prompt:
+def prompt(source: TrainTexts, task: str, number: int, seed: int) -> FitnessPrompt:
     """Prompt ``number`` of a task."""
     return TASKS[task](source, number, random.Random(f"{seed}/{task}/{number}"))

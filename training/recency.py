@@ -18,7 +18,14 @@ from torch import Tensor
 
 from hiermem.errors import InputError
 from hiermem.eval.report import new_figure
-from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, Received, ShownQueries, grown
+from hiermem.memory.policies.base import (
+    AttentionStats,
+    CacheStats,
+    EvictionPolicy,
+    ObservedQueries,
+    Observer,
+    extend_state,
+)
 from hiermem.text import from_beginning
 
 if TYPE_CHECKING:
@@ -128,16 +135,16 @@ class Nearness(EvictionPolicy):
     def period(self) -> int:
         return 1
 
-    def looks_at(self, positions: Tensor) -> Tensor:
+    def observed_mask(self, positions: Tensor) -> Tensor:
         return torch.ones_like(positions, dtype=torch.bool)
 
-    def observer(self, shown: ShownQueries) -> Observer:
+    def observer(self, shown: ObservedQueries) -> Observer:
         return lambda parts: [{"near": self._near(part)} for part in parts]
 
-    def scores(self, view: CacheView) -> Tensor:
+    def scores(self, view: CacheStats) -> Tensor:
         return view.positions.float()
 
-    def _near(self, part: Received) -> Tensor:
+    def _near(self, part: AttentionStats) -> Tensor:
         """Of all tokens as queries, ``[B, G, T, R, 2]`` float32: with the sinks, and without."""
         attention, keys = part.attention.float(), part.positions.unsqueeze(2)  # [B, G, R, Q, T], [B, G, 1, T]
         Q = attention.shape[3]
@@ -145,7 +152,7 @@ class Nearness(EvictionPolicy):
         near = (attention * (queries - keys < self.window).unsqueeze(2)).sum(-1)  # [B, G, R, Q]
         kept = (attention * (keys >= self.sinks).unsqueeze(2)).sum(-1)
         both = torch.stack((near, near / kept.clamp(min=1e-12)), dim=-1).transpose(2, 3)
-        known = grown(part.state.get("near"), part.positions, *both.shape[3:])
+        known = extend_state(part.state.get("near"), part.positions, *both.shape[3:])
         return torch.cat((known[:, :, :-Q], both), dim=2)
 
 

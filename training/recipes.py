@@ -8,16 +8,16 @@ from typing import Any
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.lora import LoraConfig
+from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.policies import NammConfig
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
-from hiermem.memory.summary import SummaryConfig
 from hiermem.training.calibration import CalibrationConfig
-from hiermem.training.choosing import ChoiceConfig
+from hiermem.training.cma_es import StageConfig
 from hiermem.training.distillation import ReplacementConfig
 from hiermem.training.engine import OptimizerConfig
-from hiermem.training.evolution import StageConfig
+from hiermem.training.head_selection import ChoiceConfig
 from hiermem.training.objective import ObjectiveConfig
-from hiermem.training.pairs import PairConfig
+from hiermem.training.retrieval_pairs import PairConfig
 from hiermem.training.samples import SampleConfig
 
 

@@ -114,7 +114,7 @@ class Batch:
         return replace(self, ids=self.ids.to(device), labels=self.labels.to(device))
 
 
-class Samples:
+class TrainingDataset:
     """Samples by number.
 
     Args:
@@ -129,12 +129,12 @@ class Samples:
         self._book = lru_cache(maxsize=64)(self._encoded_book)
 
     def __getitem__(self, number: int) -> Sample:
-        draw = random.Random(f"{self.config.seed}/{self.split}/{number}")
-        kind = draw.choices(KINDS, self.config.shares)[0]
+        rng = random.Random(f"{self.config.seed}/{self.split}/{number}")
+        kind = rng.choices(KINDS, self.config.shares)[0]
         made = {"books": self._piece, "questions": self._questions, "facts": self._facts}
-        return made[kind](draw)
+        return made[kind](rng)
 
-    def of_kind(self, kind: str) -> "Samples":
+    def of_kind(self, kind: str) -> "TrainingDataset":
         """Those of one kind alone."""
         twin = copy(self)
         books, questions, facts = (float(name == kind) for name in KINDS)
@@ -175,30 +175,30 @@ class Samples:
             text = pg19.books(text, self.split, None, None)[name]
         return np.array(self._encoded(text), np.int32)
 
-    def _cut(self, name: str, length: int, draw: random.Random) -> tuple[int, list[int]]:
+    def _cut(self, name: str, length: int, rng: random.Random) -> tuple[int, list[int]]:
         """Consecutive tokens of a book from anywhere in it, at most ``length``, and where they begin."""
         ids = self._book(name)
-        start = draw.randrange(max(len(ids) - length, 0) + 1)
+        start = rng.randrange(max(len(ids) - length, 0) + 1)
         return start, ids[start : start + length].tolist()
 
-    def _piece(self, draw: random.Random) -> Sample:
+    def _piece(self, rng: random.Random) -> Sample:
         """Consecutive tokens of a book from anywhere in it, begun as every text is."""
-        name, first = draw.choice(sorted(self._books)), beginning(self.tokenizer)
-        start, piece = self._cut(name, self.config.tokens - len(first), draw)
+        name, first = rng.choice(sorted(self._books)), beginning(self.tokenizer)
+        start, piece = self._cut(name, self.config.tokens - len(first), rng)
         scored = [False] * len(first) + [True] * len(piece)
         return Sample(f"book {name} from token {start}", first + piece, scored)
 
-    def _questions(self, draw: random.Random) -> Sample:
+    def _questions(self, rng: random.Random) -> Sample:
         """Questions, each with its own abstract before it and its answer after it, one after the other."""
         ids: list[int] = []
         scored: list[bool] = []
         names, instruction = [], str(pubmedqa.ASKING["instruction"])
         while not ids or len(ids) < self.config.tokens:
-            item = draw.choice(self._items)
+            item = rng.choice(self._items)
             text = prompt_text(self.tokenizer, [item.abstract], item.question, instruction)
             asked = prompt_ids(self.tokenizer, text)[0].tolist() if not ids else text.ids(self.tokenizer)
             decided = f"{pubmedqa.LEAD} {item.decision}."
-            answer = self._encoded(draw.choice((decided, item.long_answer)) + "\n\n")
+            answer = self._encoded(rng.choice((decided, item.long_answer)) + "\n\n")
             if ids and len(ids) + len(asked) + len(answer) > self.config.tokens:
                 break
             ids, scored = ids + asked + answer, scored + [False] * len(asked) + [True] * len(answer)
@@ -206,14 +206,14 @@ class Samples:
         end = self.config.tokens
         return Sample(f"questions {', '.join(names)}", ids[-end:], scored[-end:])
 
-    def _facts(self, draw: random.Random) -> Sample:
+    def _facts(self, rng: random.Random) -> Sample:
         """A piece of a book with codes in it, then a question for each, in any order.
 
         Raises:
             InputError: samples are too short for codes and questions.
         """
-        name = draw.choice(sorted(self._books))
-        kind, seed, end = draw.choice(needles.KINDS), draw.random(), self.config.tokens
+        name = rng.choice(sorted(self._books))
+        kind, seed, end = rng.choice(needles.KINDS), rng.random(), self.config.tokens
 
         def asked(text: str) -> list[tuple[list[int], list[int]]]:
             again = random.Random(seed)
@@ -227,8 +227,8 @@ class Samples:
                 f"Texts with codes need samples of at least {room + SHORTEST} tokens, not {end}."
             )
         if len(self._book(name)) < SHORTEST:
-            return self._piece(draw)
-        pairs = asked(self.tokenizer.decode(self._cut(name, end - room, draw)[1]))
+            return self._piece(rng)
+        pairs = asked(self.tokenizer.decode(self._cut(name, end - room, rng)[1]))
         ids = [token for prompt, answer in pairs for token in prompt + answer]
         scored = [i >= len(p) for p, answer in pairs for i in range(len(p) + len(answer))]
         return Sample(f"codes in book {name}", ids[-end:], scored[-end:])

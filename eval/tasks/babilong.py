@@ -15,10 +15,10 @@ import torch
 
 from hiermem.errors import InputError
 from hiermem.eval.haystack import SHORTEST, Haystack, hidden
-from hiermem.eval.journal import Journal
+from hiermem.eval.methods import new_system
 from hiermem.eval.metrics import accuracy, bootstrap
+from hiermem.eval.result_log import ResultLog
 from hiermem.eval.scoring import score_answer
-from hiermem.eval.systems import new_system
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -206,7 +206,7 @@ def evaluate(
     system: str,
     haystack: Haystack,
     size: Size,
-    journal: Journal,
+    journal: ResultLog,
     keep: float | None = None,
 ) -> dict[str, Any]:
     """Exact match and negative log-likelihood of the answer, for each length and kind of question.

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
-from hiermem.eval.journal import Journal
+from hiermem.eval.result_log import ResultLog
 from hiermem.eval.scoring import stream_nll
-from hiermem.memory.policies import ForgetPolicy
+from hiermem.memory.policies import SegmentLocalPolicy
 from hiermem.text import encode_document
 
 if TYPE_CHECKING:
-    from hiermem.memory.summary import SummaryMemory
+    from hiermem.memory.hmt.module import HMTModule
     from hiermem.model import HierMemModel
 
 
@@ -36,7 +36,7 @@ def check(config: HierMemConfig, books: int) -> None:
         raise InputError(
             "Segments of this model recall nothing from further back: give another one to --model."
         )
-    if config.working.policy != ForgetPolicy.name:
+    if config.working.policy != SegmentLocalPolicy.name:
         raise InputError(
             "This model carries a cache from segment to segment, which holds both books: give one to --model "
             "whose policy is forget."
@@ -46,7 +46,9 @@ def check(config: HierMemConfig, books: int) -> None:
 
 
 @torch.inference_mode()
-def evaluate(model: "HierMemModel", texts: dict[str, str], segments: int, journal: Journal) -> dict[str, Any]:
+def evaluate(
+    model: "HierMemModel", texts: dict[str, str], segments: int, journal: ResultLog
+) -> dict[str, Any]:
     """Neighbouring books in pairs; segments count from each book's second one on.
 
     Metrics are ``right``, how often the segment that is recalled most is of the right book; ``weight``, the
@@ -112,7 +114,7 @@ def _nll(model: "HierMemModel", read: Tensor, recall: bool) -> Tensor:
 
 
 @contextmanager
-def _recalled(summary: "SummaryMemory") -> Iterator[list[Tensor]]:
+def _recalled(summary: "HMTModule") -> Iterator[list[Tensor]]:
     """Collects how much each past segment is recalled, ``[n]``, whenever something is."""
     found: list[Tensor] = []
 

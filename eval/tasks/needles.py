@@ -14,10 +14,10 @@ import torch
 
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack, hidden
-from hiermem.eval.journal import Journal
+from hiermem.eval.methods import PrefilledContext, new_system
 from hiermem.eval.metrics import means
+from hiermem.eval.result_log import ResultLog
 from hiermem.eval.scoring import score_answer
-from hiermem.eval.systems import Opened, new_system
 from hiermem.prompts import split_prompt
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def dump(model: "HierMemModel", made: Sequence[Example], path: Path) -> None:
 
 @torch.inference_mode()
 def evaluate(
-    model: "HierMemModel", system: str, keep: float, made: Sequence[Example], journal: Journal
+    model: "HierMemModel", system: str, keep: float, made: Sequence[Example], journal: ResultLog
 ) -> dict[str, Any]:
     """Negative log-likelihood per token of the right code, exact match, and the share of tokens kept.
 
@@ -101,7 +101,7 @@ def evaluate(
     def row(example: Example) -> dict[str, Any]:
         context = asked.read(example.text)
         kept = None
-        if isinstance(context, Opened):
+        if isinstance(context, PrefilledContext):
             kept = context.working.mean_tokens / context.working.seen[0]
         score = score_answer(model, asked.prompt(context, example.question), example.answer, example.lead)
         return {"nll": float(score.nll.mean()), "exact": score.exact, "kept": kept}

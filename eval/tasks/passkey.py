@@ -9,8 +9,8 @@ import torch
 
 from hiermem.asking import answered
 from hiermem.eval.haystack import Haystack, hidden
-from hiermem.eval.journal import Journal
-from hiermem.eval.systems import HierMem, new_system
+from hiermem.eval.methods import HierMem, new_system
+from hiermem.eval.result_log import ResultLog
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,7 @@ def evaluate(
     lengths: "Sequence[int]",
     count: int,
     seed: int,
-    journal: Journal,
+    journal: ResultLog,
     keep: float | None = None,
 ) -> dict[str, Any]:
     """Accuracy of the greedy answer for each length.

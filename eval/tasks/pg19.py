@@ -11,8 +11,8 @@ import torch
 
 from hiermem.errors import InputError
 from hiermem.eval import hub
-from hiermem.eval.journal import Journal
 from hiermem.eval.metrics import perplexity
+from hiermem.eval.result_log import ResultLog
 from hiermem.eval.scoring import stream_nll
 from hiermem.memory.working import WorkingMemory
 from hiermem.text import beginning, encode_with_spans
@@ -83,7 +83,7 @@ def evaluate(
     model: "HierMemModel",
     texts: dict[str, str],
     part: Slice,
-    journal: Journal,
+    journal: ResultLog,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Perplexity per token and per word and bits per byte: per book, and their means over books.

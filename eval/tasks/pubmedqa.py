@@ -14,11 +14,11 @@ import torch
 
 from hiermem.errors import InputError
 from hiermem.eval import hub
-from hiermem.eval.journal import Journal
+from hiermem.eval.methods import Method, new_system
 from hiermem.eval.metrics import accuracy, bootstrap, macro_f1, perplexity
+from hiermem.eval.result_log import ResultLog
 from hiermem.eval.sampling import stratified
-from hiermem.eval.scoring import opened, score_answer, score_options
-from hiermem.eval.systems import System, new_system
+from hiermem.eval.scoring import prefill, score_answer, score_options
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -147,7 +147,7 @@ def evaluate(
     system: str,
     items: Sequence[Item],
     together: int,
-    journal: Journal,
+    journal: ResultLog,
     keep: float | None = None,
 ) -> dict[str, Any]:
     """Accuracy and macro-F1 of the decision, perplexity of the long answer, recall of the right abstract.
@@ -184,13 +184,13 @@ def evaluate(
 
 def _row(
     model: "HierMemModel",
-    system: System[Any],
+    system: Method[Any],
     read: Callable[[str], Any],
     text: str,
     item: Item,
     span: tuple[int, int],
 ) -> dict[str, Any]:
-    prompt = opened(model, system.prompt(read(text), item.question))
+    prompt = prefill(model, system.prompt(read(text), item.question))
     options = score_options(model, prompt.fork(), OPTIONS, LEAD)
     answer = score_answer(model, prompt, item.long_answer)
     recalled = None

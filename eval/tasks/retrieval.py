@@ -9,10 +9,10 @@ from tqdm.auto import tqdm
 
 from hiermem.asking import AskConfig
 from hiermem.errors import InputError
-from hiermem.eval.journal import Journal
-from hiermem.eval.systems import word_index, words
+from hiermem.eval.methods import word_index, words
+from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tasks.pubmedqa import Item
-from hiermem.memory.longterm import Hit, LongTermMemory, Record
+from hiermem.memory.longterm import Hit, LongTermMemory, SegmentRecord
 from hiermem.reranking import is_close, reranked
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ BEST = 5
 
 
 def evaluate(
-    items: Sequence[Item], config: "HierMemConfig", model: "HierMemModel | None", journal: Journal
+    items: Sequence[Item], config: "HierMemConfig", model: "HierMemModel | None", journal: ResultLog
 ) -> dict[str, Any]:
     """Share of questions whose own abstract is the best record, or among the five best.
 
@@ -65,7 +65,7 @@ def _found(
     nothing = torch.zeros(0, dtype=torch.int32)
     pairs = [(None, None) if both is None else both for both in read]
     for item, (embedding, _) in zip(items, pairs, strict=True):
-        memory.write([Record(0, nothing, 0, len(item.abstract), item.abstract, embedding)])
+        memory.write([SegmentRecord(0, nothing, 0, len(item.abstract), item.abstract, embedding)])
     return [
         memory.search(item.question, count, summary=summary)
         for item, (_, summary) in zip(items, pairs, strict=True)
@@ -81,7 +81,7 @@ def _reranked(
     hits: Sequence[Sequence[Hit]],
     config: AskConfig,
     model: "HierMemModel",
-    journal: Journal,
+    journal: ResultLog,
 ) -> list[list[int]]:
     """The best records for each question, ranked again where scores leave open which is the best."""
 

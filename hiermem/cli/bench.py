@@ -86,7 +86,7 @@ def length(
 
         hiermem bench length --text book.txt --lengths 2048,8192,32768 --out speed.json
     """
-    from hiermem.eval.journal import Journal, data_hash
+    from hiermem.eval.result_log import ResultLog, data_hash
     from hiermem.eval.speed import SYSTEMS, Point, sweep
 
     chosen, wanted = [name.strip() for name in systems.split(",")], opt.whole_numbers(lengths, "--lengths")
@@ -110,7 +110,7 @@ def length(
     settings |= {"text": Path(text).name, "data": data, "limit": limit}
     settings |= {"model": model, "budget": budget, "chunk": chunk, "dtype": dtype, "device": where}
 
-    def run(journal: Journal) -> dict[str, Any]:
+    def run(journal: ResultLog) -> dict[str, Any]:
         return sweep(points, repeats, journal)
 
     results.run("length", run, settings, out, json, _length_words)
@@ -181,7 +181,7 @@ def flat(
     """
     import torch
 
-    from hiermem.eval.flatness import measure
+    from hiermem.eval.memory_growth import measure
     from hiermem.text import encode_document
 
     document = opt.read_document(text)

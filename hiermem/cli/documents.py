@@ -9,7 +9,7 @@ import typer
 
 from hiermem.cli import options as opt
 from hiermem.errors import InputError, MemoryMissingError
-from hiermem.machine import peak_rss_bytes
+from hiermem.resources import peak_rss_bytes
 
 if TYPE_CHECKING:
     from hiermem.asking import Answer

@@ -10,7 +10,7 @@ import typer
 from hiermem.cli import options as opt
 from hiermem.cli import results
 from hiermem.errors import InputError, first_line
-from hiermem.eval.journal import Journal, data_hash
+from hiermem.eval.result_log import ResultLog, data_hash
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -25,7 +25,7 @@ Keep = Annotated[
     float | None,
     typer.Option(min=0.0, max=1.0, help="Share of a text that --system pruned or compressed keeps."),
 ]
-System = Annotated[
+Method = Annotated[
     str,
     typer.Option(help="hiermem, or a peer: full, truncated, streaming, bm25, closed, pruned, compressed."),
 ]
@@ -89,7 +89,7 @@ def pg19(
     settings = {"books": list(texts), "split": split, **asdict(part)}
     settings["policy"] = policy or config.working.policy
 
-    def run(journal: Journal) -> dict[str, Any]:
+    def run(journal: ResultLog) -> dict[str, Any]:
         return task.evaluate(opt.load_model(model, config, dtype, device), texts, part, journal)
 
     known = results.settings(model, config, dtype, device, texts.values())
@@ -122,7 +122,7 @@ def interleaved(
     task.check(config, len(texts))
     settings = {"books": list(texts), "split": split, "segments": segments}
 
-    def run(journal: Journal) -> dict[str, Any]:
+    def run(journal: ResultLog) -> dict[str, Any]:
         return task.evaluate(opt.load_model(model, config, dtype, device), texts, segments, journal)
 
     known = results.settings(model, config, dtype, device, texts.values())
@@ -137,7 +137,7 @@ def passkey(
     ] = "1024,8192,32768",
     limit: Annotated[int, typer.Option(min=1, help="Examples per length.")] = 20,
     seed: opt.Seed = 0,
-    system: System = "hiermem",
+    system: Method = "hiermem",
     model: opt.Model = "smollm2",
     preset: opt.Preset = None,
     policy: opt.Policy = None,
@@ -160,7 +160,7 @@ def passkey(
 
         hiermem eval passkey --haystack book.txt --lengths 2048 --system full
     """
-    from hiermem.eval.systems import SYSTEMS, HierMem, check_system
+    from hiermem.eval.methods import SYSTEMS, HierMem, check_system
     from hiermem.eval.tasks import passkey as task
 
     wanted = opt.whole_numbers(lengths, "--lengths")
@@ -171,7 +171,7 @@ def passkey(
     settings |= results.kept(keep, system, config)
     settings |= {} if system == HierMem.name else {"system": system}  # as before there were others
 
-    def run(journal: Journal) -> dict[str, Any]:
+    def run(journal: ResultLog) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device)
         return task.evaluate(reader, system, text, wanted, limit, seed, journal, keep)
 
@@ -218,7 +218,7 @@ def needles(
         hiermem eval needles --data pg19 --limit 100 --dump prompts.jsonl
     """
     from hiermem.eval.haystack import Haystack
-    from hiermem.eval.systems import Compressed, Full, HierMem, Pruned, check_compressed, check_system
+    from hiermem.eval.methods import Compressed, Full, HierMem, Pruned, check_compressed, check_system
     from hiermem.eval.tasks import needles as task
     from hiermem.eval.tasks import pg19
 
@@ -245,7 +245,7 @@ def needles(
         opt.emit({"prompts": str(dump), "n": len(made)}, json, f"Wrote {len(made)} prompts to {dump}.")
         return
 
-    def run(journal: Journal) -> dict[str, Any]:
+    def run(journal: ResultLog) -> dict[str, Any]:
         reader, made = prepared()
         return task.evaluate(reader, system, keep, made, journal)
 
@@ -288,7 +288,7 @@ def pubmedqa(
 
         hiermem eval pubmedqa --data pubmedqa --together 50 --system bm25 --limit 100 --json
     """
-    from hiermem.eval.systems import SYSTEMS, check_system
+    from hiermem.eval.methods import SYSTEMS, check_system
     from hiermem.eval.tasks import pubmedqa as task
 
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k, evictor=evictor)
@@ -299,7 +299,7 @@ def pubmedqa(
     settings = {"split": split, **drawn, "together": together, "system": system}
     settings |= results.kept(keep, system, config)
 
-    def run(journal: Journal) -> dict[str, Any]:
+    def run(journal: ResultLog) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device)
         return task.evaluate(reader, system, items, together, journal, keep)
 
@@ -316,7 +316,7 @@ def babi_long(
     limit: Annotated[int, typer.Option(min=1, help="Texts per length.")] = 4,
     stories: Annotated[int, typer.Option(min=1, help="Stories of each of five kinds in a text.")] = 2,
     seed: opt.Seed = 0,
-    system: System = "hiermem",
+    system: Method = "hiermem",
     model: opt.Model = "smollm2",
     preset: opt.Preset = None,
     policy: opt.Policy = None,
@@ -338,7 +338,7 @@ def babi_long(
         hiermem eval babi-long --haystack book.txt --lengths 1000,8000 --limit 5 --seed 1
     """
     from hiermem.eval.haystack import Haystack
-    from hiermem.eval.systems import SYSTEMS, check_system
+    from hiermem.eval.methods import SYSTEMS, check_system
     from hiermem.eval.tasks import babilong as task
 
     wanted = opt.whole_numbers(lengths, "--lengths")
@@ -349,7 +349,7 @@ def babi_long(
     kept = results.kept(keep, system, config)
     settings = {"haystack": haystack.name, **asdict(size), "system": system, **kept}
 
-    def run(journal: Journal) -> dict[str, Any]:
+    def run(journal: ResultLog) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device)
         return task.evaluate(reader, system, Haystack(reader.tokenizer, text), size, journal, keep)
 
@@ -394,7 +394,7 @@ def retrieval(
     else:
         settings |= {"longterm": asdict(config.longterm), "data": data_hash(*map(str, items))}
 
-    def run(journal: Journal) -> dict[str, Any]:
+    def run(journal: ResultLog) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device) if reads else None
         return task.evaluate(items, config, reader, journal)
 

@@ -15,12 +15,12 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm.auto import tqdm
 
-from hiermem.asking import Prompt
+from hiermem.asking import PreparedPrompt
 from hiermem.cli import options as opt
 from hiermem.cli.written import WrittenPrompts
 from hiermem.errors import InputError
-from hiermem.eval.scoring import opened, score_tokens, stream_nll
-from hiermem.evictor import AUTO, NONE
+from hiermem.eval.scoring import prefill, score_tokens, stream_nll
+from hiermem.eviction_weights import AUTO, NONE
 from hiermem.templates import frames
 from hiermem.text import encode, encode_template, from_beginning
 
@@ -124,7 +124,7 @@ class HarnessModel(TemplateLM):
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         with tqdm(total=len(requests), desc="log-likelihood", disable=disable_tqdm) as bar:
             for context, indices in followed.items():
-                prompt = opened(self.model, self._prompt(list(context)))
+                prompt = prefill(self.model, self._prompt(list(context)))
                 for index in indices:
                     strings, _begun, answer = requests[index]
                     score = score_tokens(self.model, prompt.fork(), torch.tensor(answer))
@@ -171,7 +171,7 @@ class HarnessModel(TemplateLM):
         text = str(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
         return text[: min((text.index(stop) for stop in until if stop in text), default=len(text))]
 
-    def _prompt(self, ids: list[int]) -> Prompt:
+    def _prompt(self, ids: list[int]) -> PreparedPrompt:
         memory = self.model.new_recurrent_memory()
         whole = torch.tensor([from_beginning(self.tokenizer, ids)])
-        return Prompt(memory, whole.to(self.model.device), [])
+        return PreparedPrompt(memory, whole.to(self.model.device), [])

@@ -12,8 +12,8 @@ import typer
 from hiermem.cli import options as opt
 from hiermem.cli.signals import Stop, stoppable
 from hiermem.errors import InputError, MemoryFileError, MemoryMissingError
-from hiermem.machine import peak_rss_bytes
 from hiermem.progress import say
+from hiermem.resources import peak_rss_bytes
 
 if TYPE_CHECKING:
     from hiermem.memory.state import MemoryState

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hiermem.cli import options as opt
 from hiermem.cli.signals import stoppable
 from hiermem.errors import InputError
-from hiermem.eval.journal import Journal, data_hash
+from hiermem.eval.result_log import ResultLog, data_hash
 from hiermem.retrieval.disk import sha256_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ Report = dict[str, Any]
 
 def run(
     task: str,
-    measure: Callable[[Journal], Report],
+    measure: Callable[[ResultLog], Report],
     settings: dict[str, Any],
     out: Path | None,
     as_json: bool,
@@ -33,7 +33,7 @@ def run(
     """
     command = f"hiermem {shlex.join(sys.argv[1:])}"
     with stoppable():
-        report = Journal(out, {"task": task, **settings}).report(measure, command)
+        report = ResultLog(out, {"task": task, **settings}).report(measure, command)
     opt.emit(report, as_json, (words or _words)(report))
 
 
@@ -61,7 +61,7 @@ def drawn(limit: int | None, seed: int | None) -> dict[str, Any]:
 
 def kept(keep: float | None, system: str, config: "HierMemConfig") -> dict[str, float]:
     """The share that is kept, among the settings of a run, where one was given."""
-    from hiermem.eval.systems import check_compressed
+    from hiermem.eval.methods import check_compressed
 
     check_compressed(system, config.working, keep)
     if keep is not None and system not in ("pruned", "compressed"):
@@ -82,7 +82,7 @@ def settings(
     import torch
 
     from hiermem.config import HierMemConfig
-    from hiermem.evictor import find_evictor
+    from hiermem.eviction_weights import resolve_eviction_weights
     from hiermem.loading import native_dtype, saved_model
     from hiermem.lora import ADAPTER
 
@@ -100,7 +100,7 @@ def settings(
         del known["asking"]["rerank"], known["asking"]["margin"]
     folder = saved_model(model)
     backbone = model if folder is None else HierMemConfig.from_saved(folder).backbone
-    evictor = find_evictor(config.evictor, backbone, config.working.policy)
+    evictor = resolve_eviction_weights(config.evictor, backbone, config.working.policy)
     if evictor is not None:  # its head shares are in its digest
         depends["evictor"] = evictor.digest
         known["namm"] = config.with_evictor(evictor).to_dict()["namm"]

@@ -1,28 +1,29 @@
 """Eviction policies: each one short file; this is the one place that lists them."""
 
 from hiermem.memory.policies.attention import AttentionPolicy
-from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, Received, ShownQueries
-from hiermem.memory.policies.forget import ForgetPolicy
+from hiermem.memory.policies.base import AttentionStats, CacheStats, EvictionPolicy, ObservedQueries, Observer
+from hiermem.memory.policies.full_cache import FullCachePolicy
 from hiermem.memory.policies.namm import Namm, NammConfig, NammPolicy
-from hiermem.memory.policies.none import NoPolicy
+from hiermem.memory.policies.segment_local import SegmentLocalPolicy
 from hiermem.memory.policies.window import WindowPolicy
 
 POLICIES: dict[str, type[EvictionPolicy]] = {
-    policy.name: policy for policy in (NoPolicy, WindowPolicy, ForgetPolicy, AttentionPolicy, NammPolicy)
+    policy.name: policy
+    for policy in (FullCachePolicy, WindowPolicy, SegmentLocalPolicy, AttentionPolicy, NammPolicy)
 }
 
 __all__ = [
     "POLICIES",
     "AttentionPolicy",
-    "CacheView",
+    "AttentionStats",
+    "CacheStats",
     "EvictionPolicy",
-    "ForgetPolicy",
+    "FullCachePolicy",
     "Namm",
     "NammConfig",
     "NammPolicy",
-    "NoPolicy",
+    "ObservedQueries",
     "Observer",
-    "Received",
-    "ShownQueries",
+    "SegmentLocalPolicy",
     "WindowPolicy",
 ]

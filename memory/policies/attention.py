@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
-from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, Received, ShownQueries, grown
+from hiermem.memory.policies.base import (
+    AttentionStats,
+    CacheStats,
+    EvictionPolicy,
+    ObservedQueries,
+    Observer,
+    extend_state,
+)
 
 
 @dataclass(frozen=True)
@@ -43,31 +50,31 @@ class AttentionPolicy(EvictionPolicy):
     def period(self) -> int:
         return self.stride
 
-    def looks_at(self, positions: Tensor) -> Tensor:
+    def observed_mask(self, positions: Tensor) -> Tensor:
         return positions % self.stride == self.stride - 1
 
-    def observer(self, shown: ShownQueries) -> Observer:
+    def observer(self, shown: ObservedQueries) -> Observer:
         return _Observer(self, shown)
 
     def state(self, seen: int) -> dict[str, tuple[int, ...]]:
         return {"received": ()}
 
-    def scores(self, view: CacheView) -> Tensor:
+    def scores(self, view: CacheStats) -> Tensor:
         return view.state["received"]
 
 
 class _Observer:
-    def __init__(self, policy: AttentionPolicy, shown: ShownQueries) -> None:
+    def __init__(self, policy: AttentionPolicy, shown: ObservedQueries) -> None:
         real = torch.tensor(shown.valid, device=shown.columns.device).unsqueeze(1)
         ages = (real - 1 - shown.columns).clamp(min=0)
         self._near, self._queries = policy.near, shown.positions[:, None, :, None]
         self._weights = shown.counted * policy.stride * policy.decay ** ages.float()
         self._faded = policy.decay ** real.unsqueeze(-1).float()
 
-    def __call__(self, parts: Sequence[Received]) -> list[dict[str, Tensor]]:
+    def __call__(self, parts: Sequence[AttentionStats]) -> list[dict[str, Tensor]]:
         return [{"received": self._received(part)} for part in parts]
 
-    def _received(self, part: Received) -> Tensor:
+    def _received(self, part: AttentionStats) -> Tensor:
         attention, positions = part.attention, part.positions
         B, G, R, Q, T = attention.shape
         first = max(T - part.span - self._near, 0)  # slots are in order: all before are far from every query
@@ -75,4 +82,4 @@ class _Observer:
         attention[..., first:].masked_fill_(near.unsqueeze(2), 0.0)
         weights = (self._weights / R).to(attention.dtype)[:, None, None, None]
         received = (weights.expand(B, G, 1, R, Q).flatten(3) @ attention.flatten(2, 3)).squeeze(2)
-        return grown(part.state.get("received"), positions) * self._faded + received
+        return extend_state(part.state.get("received"), positions) * self._faded + received

@@ -15,7 +15,7 @@ from hiermem.errors import InputError
 
 
 @dataclass(frozen=True)
-class CacheView:
+class CacheStats:
     """What a policy may look at when it scores one layer's cache.
 
     Attributes:
@@ -29,12 +29,12 @@ class CacheView:
     positions: Tensor
     seen: Tensor
     state: Mapping[str, Tensor]
-    holes: bool = False
+    ragged: bool = False
     recent: int = 0
 
 
 @dataclass(frozen=True)
-class ShownQueries:
+class ObservedQueries:
     """Which of a chunk's queries a policy is shown.
 
     Attributes:
@@ -55,7 +55,7 @@ class ShownQueries:
 
 
 @dataclass(frozen=True)
-class Received:
+class AttentionStats:
     """What the cached tokens of a layer's part receive from one chunk's queries.
 
     Attributes:
@@ -76,7 +76,7 @@ class Received:
 class Observer(Protocol):
     """Takes note, layer by layer, of the attention that cached tokens receive from one chunk's queries."""
 
-    def __call__(self, parts: Sequence[Received]) -> list[dict[str, Tensor]]:
+    def __call__(self, parts: Sequence[AttentionStats]) -> list[dict[str, Tensor]]:
         """The per-token states of all parts of a layer after the chunk, each ``[B, G, T, …]``."""
 
 
@@ -95,7 +95,7 @@ class EvictionPolicy(ABC):
 
     name: ClassVar[str]
     evicts: ClassVar[bool] = True
-    forgets: ClassVar[bool] = False
+    clears_cache: ClassVar[bool] = False
     """Whether nothing outlives a decision."""
 
     def __post_init__(self) -> None:
@@ -103,7 +103,7 @@ class EvictionPolicy(ABC):
             raise InputError(f"Sinks must not be negative, not {self.sinks}.")
 
     @abstractmethod
-    def scores(self, view: CacheView) -> Tensor:
+    def scores(self, view: CacheStats) -> Tensor:
         """Value of every cached token, ``[B, G, T]`` float32; higher stays longer, -inf goes at once."""
 
     @property
@@ -120,15 +120,15 @@ class EvictionPolicy(ABC):
         """After how many queries the pattern of those it looks at repeats; 0 if it looks at none."""
         return 0
 
-    def looks_at(self, positions: Tensor) -> Tensor:
+    def observed_mask(self, positions: Tensor) -> Tensor:
         """Which queries it wants to see, by their true positions (int64, 0 or more)."""
         return torch.zeros_like(positions, dtype=torch.bool)
 
-    def observer(self, shown: ShownQueries) -> Observer:
+    def observer(self, shown: ObservedQueries) -> Observer:
         """What takes note of one chunk; asked for once a chunk by a policy with a period."""
         raise NotImplementedError
 
-    def protected_scores(self, view: CacheView) -> Tensor:
+    def protected_scores(self, view: CacheStats) -> Tensor:
         """`scores` with sinks and recent tokens at +inf and empty slots at -inf, ``[B, G, T]`` float32."""
         positions = view.positions
         protected = (positions < self.sinks) | (positions >= view.seen - view.recent)
@@ -136,7 +136,7 @@ class EvictionPolicy(ABC):
         return scores.masked_fill(positions < 0, -torch.inf)
 
 
-def grown(state: Tensor | None, positions: Tensor, *width: int) -> Tensor:
+def extend_state(state: Tensor | None, positions: Tensor, *width: int) -> Tensor:
     """A per-token state ``[B, G, T, …]`` with zeros for the tokens that have come since.
 
     Args:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from hiermem.errors import InputError
 from hiermem.memory.modules import AtLeastFloat32, Projection
-from hiermem.memory.policies.base import CacheView, EvictionPolicy, Observer, ShownQueries
+from hiermem.memory.policies.base import CacheStats, EvictionPolicy, ObservedQueries, Observer
 from hiermem.memory.policies.spectrogram import SpectrogramConfig, SpectrogramObserver
 
 
@@ -119,20 +119,20 @@ class NammPolicy(EvictionPolicy):
     def period(self) -> int:
         return self.network.config.spectrogram.hop
 
-    def looks_at(self, positions: Tensor) -> Tensor:
-        return self.network.config.spectrogram.looks_at(positions)
+    def observed_mask(self, positions: Tensor) -> Tensor:
+        return self.network.config.spectrogram.observed_mask(positions)
 
     def state(self, seen: int) -> dict[str, tuple[int, ...]]:
         spectrogram = self.network.config.spectrogram
         return {"average": (spectrogram.bins,), "tail": (spectrogram.pending(seen),)}
 
-    def observer(self, shown: ShownQueries) -> Observer:
+    def observer(self, shown: ObservedQueries) -> Observer:
         return SpectrogramObserver(self.network.config.spectrogram, shown)
 
     @torch.no_grad()
-    def scores(self, view: CacheView) -> Tensor:
+    def scores(self, view: CacheStats) -> Tensor:
         positions, average = view.positions, view.state["average"]
-        if view.holes:  # empty slots may lie between tokens: to the front, where no token looks
+        if view.ragged:  # empty slots may lie between tokens: to the front, where no token looks
             positions, order = positions.sort(dim=-1, stable=True)
             average = average.gather(2, order.unsqueeze(-1).expand_as(average))
         ages = (view.seen - 1 - positions).flatten(0, 1)
@@ -140,4 +140,4 @@ class NammPolicy(EvictionPolicy):
         threshold = self.network.config.threshold
         if threshold is not None:
             scores = scores.masked_fill(scores < threshold, -torch.inf)
-        return torch.empty_like(scores).scatter_(2, order, scores) if view.holes else scores
+        return torch.empty_like(scores).scatter_(2, order, scores) if view.ragged else scores

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
-from hiermem.memory.policies.base import Received, ShownQueries, grown
+from hiermem.memory.policies.base import AttentionStats, ObservedQueries, extend_state
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SpectrogramConfig:
         """Share of the moving average that is left after one more frame."""
         return self.decay**self.hop
 
-    def looks_at(self, positions: Tensor) -> Tensor:
+    def observed_mask(self, positions: Tensor) -> Tensor:
         """Which queries are part of a frame, by their true positions."""
         return positions % self.hop >= self.hop - self.width
 
@@ -68,7 +68,7 @@ class SpectrogramObserver:
     The state of a token is ``average [B, G, T, bins]`` and ``tail [B, G, T, K]``, both float32.
     """
 
-    def __init__(self, config: SpectrogramConfig, shown: ShownQueries) -> None:
+    def __init__(self, config: SpectrogramConfig, shown: ObservedQueries) -> None:
         self._config = config
         device = shown.columns.device
         spans = [(start, start + new) for start, new in zip(shown.starts, shown.valid, strict=True)]
@@ -99,18 +99,18 @@ class SpectrogramObserver:
         self._left = rows(valid + torch.arange(-pending, 0, device=device)) if pending else None  # [B, K]
         self._pending = pending
 
-    def __call__(self, parts: Sequence[Received]) -> list[dict[str, Tensor]]:
+    def __call__(self, parts: Sequence[AttentionStats]) -> list[dict[str, Tensor]]:
         signal = torch.cat([self._signal(part) for part in parts], dim=2)  # [B, K + Q, X]
         sizes = [part.positions[0].numel() for part in parts]
         new = self._averaged(signal).split(sizes, dim=2) if self._frames else [None] * len(parts)
         left = _picked(signal, self._left) if self._pending else signal[:, :0]
         return [self._state(*of_part) for of_part in zip(parts, new, left.split(sizes, dim=2), strict=True)]
 
-    def _signal(self, part: Received) -> Tensor:
+    def _signal(self, part: AttentionStats) -> Tensor:
         """Attention that a part's tokens receive from each query, that of the tail first."""
         signal = part.attention.mean(2, dtype=torch.float32)  # [B, G, Q, T]
         if self._known:
-            tail = grown(part.state.get("tail"), part.positions, self._known)
+            tail = extend_state(part.state.get("tail"), part.positions, self._known)
             tail = tail[..., tail.shape[3] - self._known :]  # rows that are gone may have needed a longer one
             signal = torch.cat((tail.transpose(2, 3), signal), dim=2)
         return signal.transpose(1, 2).flatten(2)
@@ -122,8 +122,8 @@ class SpectrogramObserver:
         magnitudes = parts.unflatten(2, (2, self._config.bins)).square_().sum(2).sqrt_()
         return (magnitudes * self._weights.view(len(signal), -1, 1, 1)).sum(1)
 
-    def _state(self, part: Received, new: Tensor | None, left: Tensor) -> dict[str, Tensor]:
-        average = grown(part.state.get("average"), part.positions, self._config.bins)
+    def _state(self, part: AttentionStats, new: Tensor | None, left: Tensor) -> dict[str, Tensor]:
+        average = extend_state(part.state.get("average"), part.positions, self._config.bins)
         G = part.positions.shape[1]
         if new is not None:
             average = average * self._faded + new.unflatten(2, (G, -1)).permute(0, 2, 3, 1)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from hiermem.memory.policies.base import CacheView, EvictionPolicy
+from hiermem.memory.policies.base import CacheStats, EvictionPolicy
 
 
 @dataclass(frozen=True)
@@ -14,5 +14,5 @@ class WindowPolicy(EvictionPolicy):
 
     name: ClassVar[str] = "window"
 
-    def scores(self, view: CacheView) -> Tensor:
+    def scores(self, view: CacheStats) -> Tensor:
         return view.positions.float()

@@ -1,0 +1,1 @@
+"""HMT's memory embeddings and what segments hand on (arXiv 2405.06067)."""

@@ -1,0 +1,1 @@
+"""Mamba heads in place of attention heads (RecurFormer, arXiv 2410.12850)."""

@@ -1,0 +1,278 @@
+"""Mamba heads in place of attention heads that only look near (RecurFormer, arXiv 2410.12850).
+
+No code of that paper is public, so this is our design from its idea: a replaced query head becomes a Mamba-2
+(SSD) head that starts from what the attention head computed (c from its query, b from its key, x from its
+value, all without positions), with a short convolution before, a learned decay, and a gate; beside it the
+few tokens that such heads look at most are still looked at (`nearby.py`).
+
+Dimension names: B batch, G' replaced KV groups of a layer, R query heads of a group, H = G' R, T columns,
+D head width, C = 3 D channels of the convolution, K its taps.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hiermem.errors import InputError
+from hiermem.memory.cache.layer import LayerGeometry
+from hiermem.memory.chunk import in_order
+from hiermem.memory.digest import digest
+from hiermem.memory.mamba.local_attention import SinkWindowKV
+from hiermem.memory.mamba.scan import scan
+from hiermem.memory.modules import AtLeastFloat32
+
+Carried = tuple[Tensor, Tensor]
+"""Tail and state; plain tensors go in and out of modules, as DeepSpeed wants to find them."""
+
+OPEN = 2.0
+"""Where gates start, before the sigmoid."""
+
+SMALL, SMALLER = -4.0, -6.0
+"""Where the logarithm of a scan's share starts, alone and beside attention to what is near: weights of linear
+attention do not sum to 1."""
+
+
+@dataclass
+class MambaConfig:
+    """Settings of the Mamba heads.
+
+    Attributes:
+        groups: the KV groups that are replaced, as pairs of layer and group; empty: none; None: those of the
+            saved model that is loaded, if it has any.
+        taps: K, of the short convolution.
+        span: tokens after which a head has forgotten all but 1/e, before training.
+        window: w, last tokens that a head still looks at; 0: it looks at nothing, and has its state alone.
+        sinks: s, first tokens of a document that it looks at beside those, where it looks at any.
+    """
+
+    groups: list[list[int]] | None = None
+    taps: int = 4
+    span: float = 16.0
+    window: int = 64
+    sinks: int = 4
+
+    def __post_init__(self) -> None:
+        if self.groups is not None:
+            try:
+                self.groups = sorted([int(layer), int(group)] for layer, group in self.groups)
+            except (TypeError, ValueError) as error:
+                raise InputError("Groups to be replaced are pairs of layer and KV group.") from error
+            if len({(layer, group) for layer, group in self.groups}) < len(self.groups):
+                raise InputError("A KV group is replaced twice: name every pair of layer and group once.")
+        if self.taps < 2 or self.span <= 0:
+            raise InputError("The convolution of Mamba heads needs at least 2 taps, and a span above 0.")
+        for name in ("window", "sinks"):
+            if not isinstance(count := getattr(self, name), int) or count < 0:
+                raise InputError(
+                    f"The {name} of Mamba heads must be a whole number, at least 0, not {count!r}."
+                )
+
+
+@dataclass(frozen=True)
+class MambaLayerState:
+    """What the Mamba heads of a layer carry from token to token.
+
+    Attributes:
+        tail: what the convolution saw last, ``[B, H, K - 1, C]`` float32.
+        state: of the scan, ``[B, H, D, D]`` float32.
+        near: what they still look at; None: nothing.
+    """
+
+    tail: Tensor
+    state: Tensor
+    near: SinkWindowKV | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "MambaLayerState":
+        """The same with every tensor changed."""
+        return MambaLayerState.from_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        near = {} if self.near is None else self.near.tensors()
+        return {"tail": self.tail, "state": self.state} | {f"near.{name}": t for name, t in near.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "MambaLayerState":
+        """The inverse of `tensors`."""
+        near = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("near.")}
+        return cls(tensors["tail"], tensors["state"], SinkWindowKV(**near) if near else None)
+
+
+@dataclass(frozen=True)
+class ScanOrder:
+    """How heads read the columns of a chunk.
+
+    Attributes:
+        order: in which order each row's columns are read, ``[B, T]`` int64; None: as they stand.
+        written: which of them, in that order, leave something in the state, ``[B, T]`` bool; None: all.
+        end: after how many columns each row's convolution will go on, ``[B]`` int64; None: all.
+    """
+
+    order: Tensor | None = None
+    written: Tensor | None = None
+    end: Tensor | None = None
+
+
+class MambaLayer(nn.Module):
+    """The Mamba heads of one layer, float32 whatever the backbone's dtype.
+
+    Of what the attention head computed for a token, q, k and v, each head makes, with SSD(u, a, b, c) the
+    recurrence S_t = exp(a_t) S_{t-1} + b_t u_tᵀ, y_t = S_tᵀ c_t (`scan.py`),
+
+        [c, b, x] = conv([W_c q / √D, W_b k, W_x v]),        [Δ, g] = W [q, k, v] + bias
+        y = σ(g) (e^s SSD(softplus(Δ) x, -softplus(Δ) e^A, b, c) + d x)
+
+    to which is added what it still looks at (`nearby.look`), where `MambaConfig.window`.
+
+    Args:
+        heads: H, replaced query heads.
+        width: D.
+    """
+
+    def __init__(self, heads: int, width: int, config: MambaConfig) -> None:
+        super().__init__()
+        self.width, self.taps = width, config.taps
+        same = torch.eye(width).repeat(heads, 1, 1)
+        self.query, self.key, self.value = (nn.Parameter(same.clone()) for _ in range(3))
+        newest = torch.zeros(heads, config.taps, 3 * width)
+        newest[:, -1] = 1
+        self.convolution = nn.Parameter(newest)
+        self.control = nn.Parameter(torch.zeros(heads, 3 * width, width + 1))
+        bias = torch.full((heads, width + 1), OPEN)
+        bias[:, 0] = math.log(math.expm1(1.0))  # a step of 1
+        self.bias = nn.Parameter(bias)
+        self.decay = nn.Parameter(torch.full((heads,), -math.log(config.span)))
+        self.scale = nn.Parameter(torch.full((heads,), SMALLER if config.window else SMALL))
+        self.skip = nn.Parameter(torch.zeros(heads, width))
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, columns: ScanOrder, before: Carried | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs ``[B, H, T, D]`` and what is carried on, tail and state.
+
+        Args:
+            query: ``[B, H, T, D]``, without positions; key, value: ``[B, G', T, D]``.
+            before: what was carried here, tail and state; None: nothing.
+        """
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
+        given = torch.cat((query, key, value), dim=-1).to(self.bias.dtype)
+        if columns.order is not None:
+            given = in_order(given, columns.order)
+        tail, state = self._nothing(given) if before is None else before
+        q, k, v = given.chunk(3, dim=-1)
+        mapped = torch.cat((q @ self.query / self.width**0.5, k @ self.key, v @ self.value), dim=-1)
+        mixed, tail = self._convolved(mapped, tail, columns.end)
+        c, b, x = mixed.chunk(3, dim=-1)
+        control = given @ self.control + self.bias.unsqueeze(1)
+        steps = F.softplus(control[..., 0])
+        if columns.written is not None:
+            steps = steps * columns.written.unsqueeze(1)
+        scanned, state = scan(x, steps, self.decay.exp(), b, c, state)
+        output = scanned * self.scale.exp().view(-1, 1, 1) + x * self.skip.unsqueeze(1)
+        output = output * control[..., 1:].sigmoid()
+        if columns.order is not None:
+            output = in_order(output, columns.order.argsort(dim=1))
+        return output, tail, state
+
+    def _nothing(self, given: Tensor) -> Carried:
+        B, H, _, channels = given.shape
+        tail = given.new_zeros(B, H, self.taps - 1, channels)
+        return tail, given.new_zeros(B, H, self.width, self.width)
+
+    def _convolved(self, inputs: Tensor, tail: Tensor, end: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The causal convolution of ``inputs [B, H, T, C]`` after ``tail``, and the next tail."""
+        T, past = inputs.shape[2], self.taps - 1
+        padded = torch.cat((tail, inputs), dim=2)
+        if T == 1 and end is None:
+            return (padded * self.convolution).sum(2, keepdim=True), padded[:, :, 1:].clone()
+        taps = self.convolution.unsqueeze(2)  # [H, K, 1, C]
+        mixed = padded[:, :, :T] * taps[:, 0]
+        for tap in range(1, self.taps):
+            mixed = torch.addcmul(mixed, padded[:, :, tap : tap + T], taps[:, tap])
+        if end is None:
+            return mixed, padded[:, :, T:].clone()  # a view would keep the whole chunk
+        last = end.unsqueeze(1) + torch.arange(past, device=end.device)
+        return mixed, in_order(padded, last)
+
+
+class MambaHeads(AtLeastFloat32):
+    """The Mamba heads of a backbone, layer by layer.
+
+    Args:
+        shapes: of the backbone's attention layers.
+
+    Raises:
+        InputError: a group that the backbone does not have is to be replaced, or all are.
+
+    Attributes:
+        config, shapes: the arguments.
+        groups: the KV groups that are replaced, as pairs of layer and group.
+    """
+
+    def __init__(self, config: MambaConfig, shapes: Sequence[LayerGeometry]) -> None:
+        super().__init__()
+        self.config, self.shapes = config, list(shapes)
+        self.groups = [(layer, group) for layer, group in config.groups or ()]
+        unknown = [
+            (layer, group)
+            for layer, group in self.groups
+            if not (0 <= layer < len(shapes) and 0 <= group < shapes[layer].heads)
+        ]
+        if unknown:
+            raise InputError(
+                f"The backbone has no KV group {unknown[0][1]} in layer {unknown[0][0]}: choose the groups "
+                f"that Mamba heads replace with `hiermem heads`."
+            )
+        if len(self.groups) == sum(shape.heads for shape in shapes):
+            raise InputError("Mamba heads cannot replace all KV groups: leave at least one.")
+        by_layer: dict[int, list[int]] = {}
+        for layer, group in self.groups:
+            by_layer.setdefault(layer, []).append(group)
+        self._of_layer = by_layer
+        self.layers = nn.ModuleDict(
+            {
+                str(layer): MambaLayer(len(own) * shapes[layer].repeats, shapes[layer].width, config)
+                for layer, own in by_layer.items()
+            }
+        )
+
+    def of_layer(self, layer: int) -> list[int]:
+        """Which KV groups of a layer are replaced."""
+        return self._of_layer.get(layer, [])
+
+    def only(self, groups: Sequence[tuple[int, int]]) -> "MambaHeads":
+        """Those of some of the groups, with the parameters that they have here."""
+        fewer = MambaHeads(replace(self.config, groups=[list(group) for group in groups]), self.shapes)
+        for layer, own in fewer._of_layer.items():
+            repeats, known = self.shapes[layer].repeats, self.of_layer(layer)
+            rows = [known.index(group) * repeats + head for group in own for head in range(repeats)]
+            parameters = self.layers[str(layer)].state_dict()
+            fewer.layers[str(layer)].load_state_dict(
+                {name: every[rows] for name, every in parameters.items()}
+            )
+        return fewer.to(next(self.parameters()).device)
+
+    @property
+    def digest(self) -> str:
+        """A short hash of what is replaced and of the parameters."""
+        own = self.config
+        replaced = (self.groups, own.window, own.sinks) if own.window else self.groups
+        return digest(repr(replaced), self.state_dict())
+
+    def forward(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        columns: ScanOrder,
+        before: Carried | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `MambaLayer.forward`, of a layer by its index."""
+        output: tuple[Tensor, Tensor, Tensor] = self.layers[str(layer)](query, key, value, columns, before)
+        return output

@@ -1,0 +1,20 @@
+"""Keep everything: the bare backbone, and the reference that the other policies are compared with."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hiermem.memory.policies.base import CacheStats, EvictionPolicy
+
+
+@dataclass(frozen=True)
+class FullCachePolicy(EvictionPolicy):
+    """All tokens are worth the same and none is evicted."""
+
+    name: ClassVar[str] = "none"
+    evicts: ClassVar[bool] = False
+
+    def scores(self, view: CacheStats) -> Tensor:
+        return torch.zeros(view.positions.shape, device=view.positions.device)

@@ -1,0 +1,27 @@
+"""Keep nothing: every interval is read by itself, as HMT reads its segments (arXiv 2405.06067)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hiermem.memory.policies.base import CacheStats, EvictionPolicy
+
+
+@dataclass(frozen=True)
+class SegmentLocalPolicy(EvictionPolicy):
+    """Nothing outlives a decision, neither sinks nor recent tokens."""
+
+    name: ClassVar[str] = "forget"
+    clears_cache: ClassVar[bool] = True
+
+    @property
+    def drops(self) -> bool:
+        return True
+
+    def scores(self, view: CacheStats) -> Tensor:
+        return torch.full(view.positions.shape, -torch.inf, device=view.positions.device)
+
+    def protected_scores(self, view: CacheStats) -> Tensor:
+        return self.scores(view)

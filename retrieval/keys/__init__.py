@@ -1,0 +1,1 @@
+"""Search keys of segments."""

@@ -1,0 +1,95 @@
+"""Which Mamba heads stay: those that change the backbone's predictions least, each KV group on its own.
+
+How near a head looks says that a Mamba head can stand in for it, not how well one has learned to. So more
+heads may be taught than are wanted, and attention takes the places of the others back.
+
+Dimension names: N tokens of a text, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hiermem.errors import InputError, NonFiniteError
+from hiermem.memory.mamba.cache import MambaCache
+from hiermem.memory.working import WorkingMemory, chunks
+from hiermem.model import HierMemModel
+from hiermem.training.distributed import broadcast_from_rank0
+from hiermem.training.samples import IGNORED, KINDS, Batch, Sample, TrainingDataset, collated
+
+
+@dataclass(frozen=True)
+class ChoiceConfig:
+    """How many Mamba heads stay.
+
+    Attributes:
+        share: of all KV groups of the backbone.
+        texts: samples of each kind of training data by which they are judged.
+    """
+
+    share: float = 1 / 3
+    texts: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1 or self.texts < 1:
+            raise InputError(
+                f"A share of the heads between 0 and 1 is kept, after at least 1 text: not {self.share} "
+                f"after {self.texts}."
+            )
+
+
+@torch.no_grad()
+def keep_best_heads(model: HierMemModel, samples: TrainingDataset, config: ChoiceConfig) -> None:
+    """Leave only the Mamba heads that change predictions least, with what they have learned.
+
+    Raises:
+        InputError: there are fewer than are to stay.
+        NonFiniteError: predictions are not finite.
+    """
+    groups = model.mamba.groups
+    wanted = round(config.share * sum(shape.heads for shape in model.adapter.shapes))
+    if not 0 < wanted <= len(groups):
+        raise InputError(
+            f"{wanted} KV groups are to have Mamba heads, and {len(groups)} have: change --share."
+        )
+    kinds = [kind for kind, share in zip(KINDS, samples.config.shares, strict=True) if share]
+    judges = [samples.of_kind(kind)[number] for kind in kinds for number in range(config.texts)]
+    costs = broadcast_from_rank0(divergences(model, judges))
+    if not all(map(math.isfinite, costs.values())):
+        raise NonFiniteError("Predictions are not finite, so heads cannot be chosen: compute in float32.")
+    kept = model.mamba.only(sorted(groups, key=lambda group: costs[group])[:wanted])
+    model.replace_heads(kept.config)
+    model.mamba.load_state_dict(kept.state_dict())
+
+
+@torch.no_grad()
+def divergences(model: HierMemModel, samples: Sequence[Sample]) -> dict[tuple[int, int], float]:
+    """Of every replaced group alone: the divergence from the backbone's own predictions, in nats a token of
+    those that count, the mean over samples."""
+    from tqdm.auto import tqdm
+
+    adapter, sums = model.adapter, dict.fromkeys(model.mamba.groups, 0.0)
+    with tqdm(total=len(samples) * len(sums), desc="choosing heads", disable=None) as bar:
+        for sample in samples:
+            batch = collated([sample], len(sample.ids)).to(model.device)
+            expected = _predictions(model, adapter.whole_memory(), batch)
+            for group in sums:
+                alone = adapter.whole_memory(fading=MambaCache(model.mamba.only([group])))
+                found = _predictions(model, alone, batch)
+                sums[group] += float(F.kl_div(found, expected, reduction="batchmean", log_target=True))
+                bar.update()
+    return {group: total / len(samples) for group, total in sums.items()}
+
+
+def _predictions(model: HierMemModel, memory: WorkingMemory, batch: Batch) -> Tensor:
+    """Log-probabilities of what counts in one sample, ``[n, V]`` float32."""
+    parts = []
+    for at, take in chunks(memory, [batch.ids.shape[1]], model.config.chunk):
+        part = slice(at, at + take)
+        logits = model.adapter.read_chunk(memory, batch.ids[:, part], [take], logits=take)[0]
+        parts.append(logits[batch.labels[0, part] != IGNORED].float().log_softmax(-1))
+    return torch.cat(parts)
