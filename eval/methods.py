@@ -15,7 +15,8 @@ from hiermem.errors import InputError
 from hiermem.memory.cache.head_groups import budget_that_keeps, kept_shares
 from hiermem.memory.policies import FullCachePolicy, SegmentLocalPolicy
 from hiermem.memory.state import MemoryState
-from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
+from hiermem.memory.working import WorkingMemory
+from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.prompts import PromptText, prompt_ids, prompt_text, split_prompt
 from hiermem.text import encode_with_spans
 

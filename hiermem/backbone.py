@@ -31,7 +31,8 @@ from hiermem.memory.hmt.segments import SegmentRecurrence, TextSummary
 from hiermem.memory.mamba.cache import MambaCache
 from hiermem.memory.mamba.module import MambaConfig, MambaHeads
 from hiermem.memory.policies import EvictionPolicy, Namm
-from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
+from hiermem.memory.working import WorkingMemory
+from hiermem.memory.working_config import WorkingMemoryConfig
 
 _locks: WeakKeyDictionary[PreTrainedModel, threading.RLock] = WeakKeyDictionary()
 

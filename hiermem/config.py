@@ -14,7 +14,7 @@ from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.mamba.module import MambaConfig
 from hiermem.memory.policies import NammConfig, NammPolicy, SegmentLocalPolicy
-from hiermem.memory.working import WorkingMemoryConfig
+from hiermem.memory.working_config import WorkingMemoryConfig
 
 FORMAT_VERSION = 3
 """1: Mamba heads looked at nothing. 2: the backbone by name alone, no seal."""

@@ -30,7 +30,8 @@ from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.mamba.module import MambaConfig
 from hiermem.memory.policies import Namm
 from hiermem.memory.state import MemoryState, check_fingerprint
-from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig, chunks
+from hiermem.memory.working import WorkingMemory, chunks
+from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.prompts import prompt_ids
 from hiermem.selfcheck import check_decoding
 from hiermem.text import encode

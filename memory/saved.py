@@ -5,7 +5,7 @@ from typing import Any
 
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.stored import MOST, exactly, read_bookkeeping, settings, whole, words
-from hiermem.memory.working import WorkingMemoryConfig
+from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.retrieval.keys.lexical import LexicalKeyConfig
 
 YOUNGER: dict[type, dict[str, Any]] = {

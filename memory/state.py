@@ -14,7 +14,8 @@ from hiermem.memory.hmt.module import HMTModule
 from hiermem.memory.longterm import Contents, LongTermMemory, SegmentRecord
 from hiermem.memory.saved import SavedInfo
 from hiermem.memory.stored import exactly
-from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
+from hiermem.memory.working import WorkingMemory
+from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.retrieval.files import load_directory, read_info, save_directory, verify_directory
 
 

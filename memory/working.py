@@ -13,7 +13,6 @@ D head width.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,95 +20,21 @@ from torch import Tensor
 
 from hiermem.errors import InputError
 from hiermem.memory.cache.decisions import Decider, Progress
-from hiermem.memory.cache.head_groups import HeadBudgets, HeadGroup, plan_head_groups
+from hiermem.memory.cache.head_groups import HeadGroup, plan_head_groups
 from hiermem.memory.cache.layer import LayerCache, LayerGeometry
-from hiermem.memory.cache.positions import POSITION_MODES
 from hiermem.memory.chunk import Chunk, additive, around_tokens, seen_causally, seen_exactly
 from hiermem.memory.hmt.segments import SegmentRecurrence
 from hiermem.memory.hmt.surroundings import Surroundings
 from hiermem.memory.mamba.cache import MambaCache
 from hiermem.memory.mamba.local_attention import Attend
 from hiermem.memory.policies import (
-    POLICIES,
     AttentionStats,
     EvictionPolicy,
-    Namm,
-    NammPolicy,
     ObservedQueries,
     Observer,
 )
 from hiermem.memory.stored import Stored, read_bookkeeping
-
-
-@dataclass
-class WorkingMemoryConfig:
-    """Settings of the working memory.
-
-    Attributes:
-        policy: name of the eviction policy, one of `hiermem.memory.policies.POLICIES`.
-        budget: tokens that each KV head keeps after a decision, in the mean. Between decisions the cache
-            grows by up to `update_interval` tokens more. The policies `none` and `forget` make no use of it.
-        sinks: first tokens of a document, never evicted.
-        recent_share: share of a head's budget that always goes to the newest tokens.
-        head_shares: what each KV head keeps in proportion to the others, layers x KV heads; None: all keep
-            the same. They belong to one backbone (`hiermem calibrate` measures them).
-        update_interval: tokens read between two decisions.
-        positions: `distance` keeps true distances up to the trained range and holds older tokens at its
-            far edge; `absolute` counts on for ever (as NAMM was published); `compact` closes the gaps
-            (as StreamingLLM does).
-        trained_range: positions the backbone was trained on; None asks the backbone's configuration.
-    """
-
-    policy: str = "window"
-    budget: int = 512
-    sinks: int = 4
-    recent_share: float = 0.5
-    update_interval: int = 512
-    positions: str = "distance"
-    trained_range: int | None = None
-    head_shares: HeadBudgets | None = None
-
-    def __post_init__(self) -> None:
-        if self.head_shares is not None:
-            self.head_shares = [[float(share) for share in row] for row in self.head_shares]  # as JSON has it
-            flat = [share for row in self.head_shares for share in row]
-            if not flat or not all(0 <= share < float("inf") for share in flat) or not any(flat):
-                raise InputError("Head shares must be finite, not negative and not all 0.")
-        if self.policy not in POLICIES:
-            raise InputError(f"Unknown policy {self.policy!r}: choose one of {', '.join(POLICIES)}.")
-        if self.positions not in POSITION_MODES:
-            raise InputError(
-                f"Unknown position mode {self.positions!r}: choose one of {', '.join(POSITION_MODES)}."
-            )
-        if self.budget < 1:
-            raise InputError(f"The budget must be at least 1 token per KV head, not {self.budget}.")
-        if self.trained_range is not None and self.trained_range < 1:
-            raise InputError(f"The trained range must be at least 1 position, not {self.trained_range}.")
-        if self.update_interval < 1:
-            raise InputError(f"Decisions must be at least 1 token apart, not {self.update_interval}.")
-        if self.sinks < 0 or not 0.0 <= self.recent_share <= 1.0:
-            raise InputError(
-                f"The sinks must not be negative and recent_share must lie in 0..1, "
-                f"not {self.sinks} and {self.recent_share}."
-            )
-        if self.sinks + self.recent(self.budget) > self.budget:
-            raise InputError(
-                f"{self.sinks} sinks and {self.recent(self.budget)} recent tokens exceed the budget of "
-                f"{self.budget}: raise the budget."
-            )
-
-    def recent(self, budget: int) -> int:
-        """Newest tokens that a head with this budget never loses."""
-        return int(budget * self.recent_share)
-
-    def new_policy(self, network: Namm | None = None) -> EvictionPolicy:
-        """The configured policy with its settings.
-
-        Args:
-            network: what `namm` scores with; None takes an untrained one of the published shape.
-        """
-        own = {"network": network} if network is not None and self.policy == NammPolicy.name else {}
-        return POLICIES[self.policy](sinks=self.sinks, **own)
+from hiermem.memory.working_config import WorkingMemoryConfig
 
 
 class WorkingMemory:

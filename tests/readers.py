@@ -18,7 +18,8 @@ from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.policies import POLICIES, AttentionPolicy, Namm, NammConfig, NammPolicy
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
 from hiermem.memory.state import MemoryState
-from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
+from hiermem.memory.working import WorkingMemory
+from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.model import HierMemModel
 from hiermem.retrieval.keys.lexical import LexicalKeyConfig
 

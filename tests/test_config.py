@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from hiermem.config import PRESETS, HierMemConfig
 from hiermem.errors import InputError
 from hiermem.memory.longterm import LongTermConfig
-from hiermem.memory.working import WorkingMemoryConfig
+from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.model import HierMemModel
 from hiermem.retrieval.keys.lexical import LexicalKeyConfig
 from hiermem.retrieval.store import StoreConfig

@@ -13,7 +13,8 @@ from readers import assert_same_working, backbone, ids_of, over, reader, text_of
 from hiermem.memory.cache.head_groups import budget_that_keeps, head_budgets, kept_shares, plan_head_groups
 from hiermem.memory.cache.layer import LayerGeometry
 from hiermem.memory.state import MemoryState
-from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
+from hiermem.memory.working import WorkingMemory
+from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.model import HierMemModel
 
 

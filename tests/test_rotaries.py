@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hiermem.backbone import Backbone
 from hiermem.errors import BackboneUnsupportedError
-from hiermem.memory.working import WorkingMemoryConfig
+from hiermem.memory.working_config import WorkingMemoryConfig
 
 COMMON: dict[str, Any] = {
     "vocab_size": 97,

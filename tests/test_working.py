@@ -12,7 +12,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from hiermem.memory.cache.layer import LayerCache, LayerGeometry
-from hiermem.memory.working import WorkingMemory, WorkingMemoryConfig
+from hiermem.memory.working import WorkingMemory
+from hiermem.memory.working_config import WorkingMemoryConfig
 
 POLICIES = ["none", "window", "keen", "lively"]
 
