@@ -1,0 +1,5 @@
+"""Needs hiermem: pip install hiermem-torch."""
+
+from hiermem.config import HierMemConfig
+
+__all__ = ["HierMemConfig"]
