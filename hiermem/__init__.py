@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hiermem.memory.mamba.module import MambaConfig
     from hiermem.memory.policies import NammConfig
     from hiermem.memory.state import MemoryState
-    from hiermem.memory.working import WorkingMemoryConfig
+    from hiermem.memory.working_config import WorkingMemoryConfig
     from hiermem.model import HierMemModel
     from hiermem.passages import Source
 
@@ -46,7 +46,7 @@ _HOME = {
     "NammConfig": "hiermem.memory.policies",
     "Source": "hiermem.passages",
     "SummaryConfig": "hiermem.memory.hmt.module",
-    "WorkingMemoryConfig": "hiermem.memory.working",
+    "WorkingMemoryConfig": "hiermem.memory.working_config",
 }
 
 
