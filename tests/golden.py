@@ -6,9 +6,10 @@
     python tests/golden.py --check-exact FOLDER   # compare bit for bit with figures that this machine wrote
 
 To prove that a change is none, write figures before it with one thread (`OMP_NUM_THREADS=1`), and compare
-after it in the same way. `--only PREFIX` takes some groups, such as `families/gemma2`; `--demo` adds the
-demo, which takes minutes. `test_golden.py` compares with what is committed, within the rounding of other
-processors.
+after it in the same way: exit status 1, and the names of figures that differ, where any does. Elsewhere than
+in the committed folder there are also figures in bfloat16. `--only PREFIX` takes some groups, such as
+`families/gemma2`; `--demo` adds the demo, which takes minutes. `test_golden.py` compares with what is
+committed, within the rounding of other processors.
 
 Saved models and memories are those of the code that wrote them first: they are never written again.
 """
@@ -54,8 +55,8 @@ def write(folder: Path, name: str, figures: Figures) -> None:
     """Keep the figures of a group: tensors, and all else as JSON."""
     path = folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.contiguous() for name, value in figures.items() if isinstance(value, Tensor)}
-    others = {name: value for name, value in figures.items() if name not in tensors}
+    tensors = {key: value.contiguous() for key, value in figures.items() if isinstance(value, Tensor)}
+    others = {key: value for key, value in figures.items() if key not in tensors}
     path.write_text(json.dumps(others, ensure_ascii=False, indent=1) + "\n", "utf-8")
     if tensors:
         save_file(tensors, path.with_suffix(".safetensors"))
