@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import golden_figures as of
+import golden_memories as kept
 import torch
 import transformers
 from families import CONFIGS
@@ -38,11 +39,11 @@ RELATIVE, ABSOLUTE = 1e-4, 1e-5
 GROUPS: dict[str, Callable[[], Figures]] = {
     **{f"families/{name}": partial(of.family, name) for name in CONFIGS},
     **{f"tiers/{name}": partial(of.tier, name) for name in of.TIERS},
-    **{f"saved/{name}": partial(of.saved, name) for name in of.SAVED_TIERS},
-    **{f"saved/format1-{name}": partial(of.first_format, name) for name in of.FIRST_TIERS},
-    **{f"saved/model-format{version}": partial(of.earlier_format, version) for version in (1, 2)},
-    "evaluation": of.evaluation,
-    "real": of.real,
+    **{f"saved/{name}": partial(kept.saved, name) for name in kept.SAVED_TIERS},
+    **{f"saved/format1-{name}": partial(kept.first_format, name) for name in kept.FIRST_TIERS},
+    **{f"saved/model-format{version}": partial(kept.earlier_format, version) for version in (1, 2)},
+    "evaluation": kept.evaluation,
+    "real": kept.real,
 }
 EXACT: dict[str, Callable[[], Figures]] = {
     f"bfloat16/{name}": partial(of.tier, name, torch.bfloat16)
@@ -111,11 +112,11 @@ def main() -> int:
     outside = given.write or given.check_exact
     torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()
-    groups = GROUPS | (EXACT if outside else {}) | ({"demo": of.demo} if given.demo else {})
+    groups = GROUPS | (EXACT if outside else {}) | ({"demo": kept.demo} if given.demo else {})
     failed = 0
     for name in [name for name in groups if name.startswith(given.only)]:
-        if not outside and (tier := name.removeprefix("saved/")) in of.SAVED_TIERS:
-            of.write_saved(tier)
+        if not outside and (tier := name.removeprefix("saved/")) in kept.SAVED_TIERS:
+            kept.write_saved(tier)
         try:
             figures = groups[name]()
         except Unavailable as error:
