@@ -13,6 +13,7 @@ from hiermem.memory.working import WorkingMemory
 from hiermem.passages import Asked, Source, select
 from hiermem.prompts import prompt_ids, prompt_text
 from hiermem.reranking import PREFIX, is_close, reranked
+from hiermem.settings import check_settings
 from hiermem.templates import without_thoughts
 from hiermem.text import check_text
 
@@ -47,6 +48,7 @@ class AskConfig:
     margin: float = 0.3
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.passage_characters < 0:
             raise InputError(f"passage_characters must not be negative, not {self.passage_characters}.")
         if not 0 <= self.least_score <= 1:

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, field, fields, replace
-from typing import Any, ClassVar
+from inspect import get_annotations
+from typing import Any, ClassVar, get_origin
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -15,6 +16,7 @@ from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.mamba.module import MambaConfig
 from hiermem.memory.policies import NammConfig, NammPolicy, SegmentLocalPolicy
 from hiermem.memory.working_config import WorkingMemoryConfig
+from hiermem.settings import check_settings
 
 FORMAT_VERSION = 3
 """1: Mamba heads looked at nothing. 2: the backbone by name alone, no seal."""
@@ -124,14 +126,11 @@ class HierMemConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if "model_type" not in kwargs:  # a file may hold what others noted there
             _check_names(kwargs)
+        check_settings(self, {"format_version": int})
         if self.format_version < 2 and isinstance(self.mamba, dict):
             self.mamba = MambaConfig(**{"window": 0, **self.mamba})
         self.format_version = FORMAT_VERSION
-        for name, kind in _PARTS.items():
-            if isinstance(getattr(self, name), dict):
-                setattr(self, name, kind(**getattr(self, name)))
-        if not isinstance(self.backbone, str):
-            raise InputError(f"The backbone is named by its hub id or folder, not by {self.backbone!r}.")
+        check_settings(self, {name: kind for name, kind in _OWN.items() if get_origin(kind) is not ClassVar})
         if self.chunk < 1 or self.segment < 1 or self.segment % self.chunk:
             raise InputError(
                 f"The segment must be a multiple of the chunk, not a segment of {self.segment} "
@@ -233,6 +232,9 @@ class HierMemConfig(PreTrainedConfig):
     def with_asking(self, **changes: Any) -> "HierMemConfig":
         """The same configuration with other settings of an answer."""
         return type(self)(**{**self.settings(), "asking": replace(self.asking, **changes)})
+
+
+_OWN = get_annotations(HierMemConfig)
 
 
 def _check_names(unknown: Iterable[str]) -> None:

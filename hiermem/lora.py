@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hiermem.errors import InputError, first_line
+from hiermem.settings import check_settings
 
 FOLDER = "adapter"
 ADAPTER = f"{FOLDER}/adapter_model.safetensors"
@@ -38,6 +39,7 @@ class LoraConfig:
     targets: str | tuple[str, ...] = "all-linear"
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.rank < 0 or self.alpha < 1:
             raise InputError("The rank of an adapter must not be negative and its alpha at least 1.")
 

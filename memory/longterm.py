@@ -14,6 +14,7 @@ from hiermem.memory.stored import MOST, Stored, exactly, in_range
 from hiermem.retrieval.arena import TensorArena
 from hiermem.retrieval.keys.lexical import LexicalKey, LexicalKeyConfig
 from hiermem.retrieval.store import RecallStore, StoreConfig, new_store
+from hiermem.settings import check_settings
 
 MOST_OF_A_KEY = 1e9
 """So large can no entry of a search key be, and products of two are still finite."""
@@ -37,12 +38,9 @@ class LongTermConfig:
     lexical: LexicalKeyConfig = field(default_factory=LexicalKeyConfig)
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.top_k < 0:
             raise InputError(f"top_k must not be negative, not {self.top_k}.")
-        if isinstance(self.store, dict):
-            self.store = StoreConfig(**self.store)
-        if isinstance(self.lexical, dict):
-            self.lexical = LexicalKeyConfig(**self.lexical)
         if self.lexical.dim > WIDEST or self.lexical.saturation > WIDEST:
             raise InputError(f"LexicalKeyConfig.dim and .saturation must be at most {WIDEST}.")
 

@@ -6,15 +6,15 @@ of which memory.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
-from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
+from hiermem.settings import fits
 
 MOST = 2**31 - 1
 """Of a whole number in settings."""
@@ -155,22 +155,18 @@ def settings(kind: type[_T], given: Any, younger: Mapping[type, Mapping[str, Any
 def _setting(hint: Any, value: Any, name: str, younger: Mapping[type, Mapping[str, Any]]) -> Any:
     if is_dataclass(hint) and isinstance(hint, type):
         return settings(hint, value, younger)
-    if get_origin(hint) in (Union, UnionType):
-        if value is None and NoneType in get_args(hint):
-            return None
-        (hint,) = (one for one in get_args(hint) if one is not NoneType)
-        return _setting(hint, value, name, younger)
-    if get_origin(hint) is not None and issubclass(get_origin(hint), Sequence) and isinstance(value, list):
-        return [_setting(get_args(hint)[0], one, name, younger) for one in value]
-    good = {
-        bool: lambda: type(value) is bool,
-        int: lambda: type(value) is int and abs(value) <= MOST,
-        float: lambda: type(value) in (int, float) and math.isfinite(value),
-        str: lambda: isinstance(value, str) and len(value) <= LONGEST,
-    }
-    if hint not in good or not good[hint]():
+    if not (fits(value, hint) and _is_bounded(value)):
         raise InputError(f"The setting {name} cannot have the value {shortened(value)}.")
     return value
+
+
+def _is_bounded(value: Any) -> bool:
+    """Whether all numbers and texts of a setting are of a size that one could have."""
+    if isinstance(value, list):
+        return all(map(_is_bounded, value))
+    if isinstance(value, str):
+        return len(value) <= LONGEST
+    return value is None or (abs(value) <= MOST if isinstance(value, int) else math.isfinite(value))
 
 
 def shortened(value: Any) -> str:

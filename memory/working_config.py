@@ -6,6 +6,7 @@ from hiermem.errors import InputError
 from hiermem.memory.cache.head_groups import HeadBudgets
 from hiermem.memory.cache.positions import POSITION_MODES
 from hiermem.memory.policies import POLICIES, EvictionPolicy, Namm, NammPolicy
+from hiermem.settings import check_settings
 
 
 @dataclass
@@ -37,6 +38,7 @@ class WorkingMemoryConfig:
     head_shares: HeadBudgets | None = None
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.head_shares is not None:
             self.head_shares = [[float(share) for share in row] for row in self.head_shares]  # as JSON has it
             flat = [share for row in self.head_shares for share in row]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.retrieval.arena import TensorArena
+from hiermem.settings import check_settings
 
 INDEX_KINDS = ("flat", "hnsw", "ivf", "torch")
 
@@ -46,6 +47,7 @@ class StoreConfig:
     ivf_probes: int = 16
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.kind not in INDEX_KINDS:
             raise InputError(f"Unknown index {self.kind!r}: choose one of {', '.join(INDEX_KINDS)}.")
         if not 2 <= self.hnsw_links <= MOST_LINKS:

@@ -106,7 +106,7 @@ def test_with_working_changes_that_alone() -> None:
         ({"budget": 256}, r"part working: give working=WorkingMemoryConfig\(budget=…\)"),
         ({"top_k": 3}, "part longterm"),
         ({"chunks": 3}, "no setting 'chunks': choose one of backbone"),
-        ({"backbone": 3}, "hub id or folder"),
+        ({"backbone": 3}, "HierMemConfig.backbone must be a text, not 3"),
         ({"working": {"policy": "no such"}}, "choose one of"),
         ({"working": {"budget": -3}}, "at least 1 token per KV head, not -3"),
         ({"longterm": {"top_k": -1}}, "must not be negative, not -1"),

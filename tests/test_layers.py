@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("hiermem", "memory", "retrieval", "training", "eval")
 LAYERS = (
     "hiermem.errors",
+    "hiermem.settings",
     "hiermem.retrieval",
     "hiermem.memory",
     "hiermem",

@@ -23,6 +23,7 @@ from hiermem.memory.policies.base import (
     Observer,
     extend_state,
 )
+from hiermem.settings import check_settings
 from hiermem.text import beginning, encode
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class CalibrationConfig:
     power: float = 0.75
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.tokens < 64 or self.texts < 1:
             raise InputError(
                 f"A calibration needs a text of at least 64 tokens, not {self.texts} of {self.tokens}."

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from hiermem.errors import InputError
+from hiermem.settings import check_settings
 from hiermem.training.checkpoints import begin, damaged, finish, newest, place, read_state, write_state
 
 WORST = 0.0
@@ -50,6 +51,7 @@ class StageConfig:
     pressure: float = 0.0
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if min(self.prompts, self.generations) < 1 or self.population < 4 or not self.tasks:
             raise InputError(
                 f"Stage {self.name} needs a task, a prompt, a generation and at least 4 candidates."

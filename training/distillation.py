@@ -19,6 +19,7 @@ from hiermem.memory.mamba.cache import MambaCache
 from hiermem.memory.mamba.module import MambaHeads
 from hiermem.memory.working import chunks
 from hiermem.model import HierMemModel
+from hiermem.settings import check_settings
 from hiermem.training.distributed import broadcast_from_rank0
 from hiermem.training.objective import Losses, TrainingObjective
 from hiermem.training.recency import RecencyConfig, choose, mean, recency_ratios
@@ -40,6 +41,7 @@ class ReplacementConfig:
     recency: RecencyConfig = field(default_factory=lambda: RecencyConfig(tokens=2048))
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not 0 < self.share < 1 or self.texts < 1:
             raise InputError(
                 f"A share of the heads between 0 and 1 is replaced, after at least 1 text: not {self.share} "

@@ -20,6 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.model import HierMemModel
+from hiermem.settings import check_settings
 from hiermem.training.checkpoints import damaged
 from hiermem.training.distributed import all_reduce_sum, world
 from hiermem.training.objective import Losses, TrainingObjective
@@ -51,6 +52,7 @@ class OptimizerConfig:
     micro: int = 2
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if min(self.memory_rate, self.lora_rate, self.clip) <= 0 or self.weight_decay < 0:
             raise InputError("Learning rates and the clip must be above 0, the weight decay not below it.")
         if min(self.batch, self.micro) < 1 or self.batch % self.micro:

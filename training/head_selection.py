@@ -18,6 +18,7 @@ from hiermem.errors import InputError, NonFiniteError
 from hiermem.memory.mamba.cache import MambaCache
 from hiermem.memory.working import WorkingMemory, chunks
 from hiermem.model import HierMemModel
+from hiermem.settings import check_settings
 from hiermem.training.distributed import broadcast_from_rank0
 from hiermem.training.samples import IGNORED, KINDS, Batch, Sample, TrainingDataset, collated
 
@@ -35,6 +36,7 @@ class ChoiceConfig:
     texts: int = 1
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not 0 < self.share < 1 or self.texts < 1:
             raise InputError(
                 f"A share of the heads between 0 and 1 is kept, after at least 1 text: not {self.share} "

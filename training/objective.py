@@ -22,6 +22,7 @@ from hiermem.errors import InputError
 from hiermem.lora import has_lora
 from hiermem.memory.working import WorkingMemory, chunks
 from hiermem.model import HierMemModel
+from hiermem.settings import check_settings
 from hiermem.training.samples import IGNORED, Batch
 
 
@@ -46,6 +47,7 @@ class ObjectiveConfig:
     whole: bool = False
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if min(self.language, self.teacher) < 0 or self.language + self.teacher <= 0:
             raise InputError("The weights of the losses must not be negative and not all 0.")
         if self.depth < 0:

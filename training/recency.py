@@ -26,6 +26,7 @@ from hiermem.memory.policies.base import (
     Observer,
     extend_state,
 )
+from hiermem.settings import check_settings
 from hiermem.text import from_beginning
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class RecencyConfig:
     sinks: int = 4
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.window < 1 or self.sinks < 0 or self.tokens <= self.window + self.sinks:
             raise InputError(
                 f"A local range of {self.window} tokens after {self.sinks} sinks needs a longer text than "

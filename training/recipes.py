@@ -11,6 +11,7 @@ from hiermem.lora import LoraConfig
 from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.policies import NammConfig
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
+from hiermem.settings import check_settings
 from hiermem.training.calibration import CalibrationConfig
 from hiermem.training.cma_es import StageConfig
 from hiermem.training.distillation import ReplacementConfig
@@ -40,6 +41,9 @@ class EvolveConfig:
     length: int = 2000
     pool: int = 16
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def small() -> EvolveConfig:
@@ -125,6 +129,7 @@ class TrainConfig:
     save_every: int = 25
 
     def __post_init__(self) -> None:
+        check_settings(self)
         counts = (self.evaluated, self.evaluate_every, self.save_every)
         least = 0 if self.fitted or self.choice else 1
         if min(counts) < 1 or self.warmup < 0 or self.steps < least:

@@ -20,6 +20,7 @@ from hiermem.errors import InputError
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.prompts import prompt_ids
 from hiermem.retrieval.keys.lexical import LexicalKey
+from hiermem.settings import check_settings
 from hiermem.training.samples import questions
 
 KINDS = ("questions", "conclusions", "sentences")
@@ -49,6 +50,7 @@ class PairConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_settings(self)
         shares = (self.questions, self.conclusions, self.sentences)
         if min(shares) < 0 or not any(shares) or not 0 <= self.dropped < 1:
             raise InputError(

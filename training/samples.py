@@ -26,6 +26,7 @@ from hiermem.eval import hub
 from hiermem.eval.haystack import SHORTEST
 from hiermem.eval.tasks import needles, pg19, pubmedqa
 from hiermem.prompts import prompt_ids, prompt_text
+from hiermem.settings import check_settings
 from hiermem.text import beginning, encode, from_beginning
 
 KINDS = ("books", "questions", "facts")
@@ -61,6 +62,7 @@ class SampleConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if (
             min(self.shares) < 0
             or sum(self.shares) <= 0

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from hiermem.errors import InputError
 from hiermem.memory.digest import digest
 from hiermem.memory.modules import AtLeastFloat32, Projection
+from hiermem.settings import check_settings
 
 QUERIES = ("half", "previous")
 RIDGE = 1.0
@@ -62,6 +63,7 @@ class SummaryConfig:
     search: int = 0
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if min(self.tokens, self.sensory, self.search) < 0 or min(self.width, self.last) < 1:
             raise InputError(
                 "tokens, sensory and search of the summaries must not be negative, width and last at least 1."

@@ -24,6 +24,7 @@ from hiermem.memory.digest import digest
 from hiermem.memory.mamba.local_attention import SinkWindowKV
 from hiermem.memory.mamba.scan import scan
 from hiermem.memory.modules import AtLeastFloat32
+from hiermem.settings import check_settings
 
 Carried = tuple[Tensor, Tensor]
 """Tail and state; plain tensors go in and out of modules, as DeepSpeed wants to find them."""
@@ -56,20 +57,20 @@ class MambaConfig:
     sinks: int = 4
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.groups is not None:
-            try:
-                self.groups = sorted([int(layer), int(group)] for layer, group in self.groups)
-            except (TypeError, ValueError) as error:
-                raise InputError("Groups to be replaced are pairs of layer and KV group.") from error
+            if any(len(pair) != 2 for pair in self.groups):
+                raise InputError("Groups to be replaced are pairs of layer and KV group.")
+            self.groups = sorted([layer, group] for layer, group in self.groups)
             if len({(layer, group) for layer, group in self.groups}) < len(self.groups):
                 raise InputError("A KV group is replaced twice: name every pair of layer and group once.")
         if self.taps < 2 or self.span <= 0:
             raise InputError("The convolution of Mamba heads needs at least 2 taps, and a span above 0.")
-        for name in ("window", "sinks"):
-            if not isinstance(count := getattr(self, name), int) or count < 0:
-                raise InputError(
-                    f"The {name} of Mamba heads must be a whole number, at least 0, not {count!r}."
-                )
+        if min(self.window, self.sinks) < 0:
+            raise InputError(
+                f"The window and sinks of Mamba heads must not be negative, not {self.window} and "
+                f"{self.sinks}."
+            )
 
 
 @dataclass(frozen=True)

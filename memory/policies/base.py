@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
+from hiermem.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class EvictionPolicy(ABC):
     """Whether nothing outlives a decision."""
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.sinks < 0:
             raise InputError(f"Sinks must not be negative, not {self.sinks}.")
 

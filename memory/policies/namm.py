@@ -18,6 +18,7 @@ from hiermem.errors import InputError
 from hiermem.memory.modules import AtLeastFloat32, Projection
 from hiermem.memory.policies.base import CacheStats, EvictionPolicy, ObservedQueries, Observer
 from hiermem.memory.policies.spectrogram import SpectrogramConfig, SpectrogramObserver
+from hiermem.settings import check_settings
 
 
 @dataclass
@@ -38,8 +39,7 @@ class NammConfig:
     threshold: float | None = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.spectrogram, dict):
-            self.spectrogram = SpectrogramConfig(**self.spectrogram)
+        check_settings(self)
         if self.frequencies < 1 or self.hidden < 0:
             raise InputError(
                 f"NAMM needs at least one frequency and no negative hidden width, not {self.frequencies} and "

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hiermem.errors import InputError
 from hiermem.memory.policies.base import AttentionStats, ObservedQueries, extend_state
+from hiermem.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class SpectrogramConfig:
     decay: float = 0.99
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.width < 2 or self.hop < 1 or not 0.0 < self.decay < 1.0:
             raise InputError(
                 f"A spectrogram needs a width of at least 2, a hop of at least 1 and a decay between 0 and "

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from hiermem.errors import InputError
 from hiermem.retrieval.words import UNSPACED, VERSION, words
+from hiermem.settings import check_settings
 
 _NONZEROS = 8  # signed positions in the vector of one unit
 _COUNTED_AT_ONCE = 64  # segments, so that reading does not copy the table of all units for each
@@ -60,6 +61,7 @@ class LexicalKeyConfig:
     version: int = VERSION
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if min(self.dim, self.prefix) < 1:
             raise InputError("LexicalKeyConfig.dim and .prefix must be at least 1.")
         if not (0 <= self.saturation < np.inf and self.cancelled >= 0):
