@@ -40,6 +40,7 @@ from hiermem.loading import (
 from hiermem.memory.policies import NammPolicy
 from hiermem.model_files import read_json
 from hiermem.model_folder import CARD, SEAL, check, finish, replacing
+from hiermem.retrieval.files import is_memory
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -310,7 +311,7 @@ def save(
 ) -> None:
     """Write a model's folder anew, old or new as a whole; see `HierMemModel.save_pretrained`."""
     folder = Path(save_directory)
-    _check_target(folder)
+    check_target(folder)
     parts = _parts(model, model.state_dict() if state_dict is None else state_dict)
     with replacing(folder) as staging:
         _write_config(model, staging)
@@ -358,10 +359,16 @@ def save_and_push(model: "HierMemModel", repo_id: str, max_shard_size: int | str
         return push(folder, options)
 
 
-def _check_target(folder: Path) -> None:
-    """Refuse a folder with another model, which would be overwritten."""
+def check_target(folder: Path) -> None:
+    """Refuse a folder with another model, which would be overwritten, or with a memory.
+
+    Raises:
+        InputError: so it is.
+    """
     if folder.is_file():
         raise InputError(f"{folder} is a file: give a folder.")
+    if is_memory(folder):
+        raise InputError(f"{folder} holds the memory of a document: give a folder of its own.")
     finish(folder)
     if (folder / SEAL).is_file():
         return

@@ -4,19 +4,26 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from hiermem.errors import InputError, MemoryCorruptError, MemoryFileError, MemoryIncompatibleError
+from hiermem.errors import (
+    InputError,
+    MemoryCorruptError,
+    MemoryFileError,
+    MemoryIncompatibleError,
+    MemoryMissingError,
+)
 from hiermem.memory.hmt.module import HMTModule
 from hiermem.memory.longterm import Contents, LongTermMemory, SegmentRecord
 from hiermem.memory.saved import SavedInfo
 from hiermem.memory.stored import exactly
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
-from hiermem.retrieval.files import load_directory, read_info, save_directory, verify_directory
+from hiermem.retrieval.files import load_directory, load_part, read_info, save_directory, verify_directory
 
 
 class Reader(Protocol):
@@ -152,8 +159,11 @@ class MemoryState:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save as one directory: the old memory or the new one survives a crash at any instant.
 
+        What is there may be an older state of the same document, of which nothing is lost.
+
         Raises:
-            MemoryFileError: it could not be written; what was there before is untouched.
+            MemoryFileError: it could not be written, or the memory of another document is there, which is
+                untouched.
         """
         files = {"working": self.working.state_dict(), **self.longterm.tensors()}
         info = {
@@ -166,7 +176,7 @@ class MemoryState:
             "working": {"config": asdict(self.working.config), "bookkeeping": self.working.bookkeeping()},
             "longterm": {"config": asdict(self.longterm.config)},
         }
-        save_directory(path, files, info)
+        save_directory(path, files, info, partial(_check_goes_on, path, files["records"]["text"]))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Reader) -> "MemoryState":
@@ -245,6 +255,21 @@ class MemoryState:
             if (None if record.embedding is None else record.embedding.shape) != shape:
                 raise ValueError("the embeddings have another shape")
         return contents
+
+
+def _check_goes_on(path: str | os.PathLike[str], text: Tensor) -> None:
+    """Refuse to replace a memory of anything but the beginning of this text, ``[bytes]`` uint8."""
+    try:
+        before = load_part(path, "records").get("text")
+    except (MemoryMissingError, MemoryCorruptError):  # nothing there that could be lost
+        return
+    if before is None or before.dtype != text.dtype:  # nor here: it could not be loaded
+        return
+    if not torch.equal(before, text[: before.numel()]):
+        raise MemoryFileError(
+            f"The memory at {path} is of another text, or of more of this one: give another folder, or "
+            f"remove it first."
+        )
 
 
 @contextmanager

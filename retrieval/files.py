@@ -23,6 +23,7 @@ from hiermem.errors import (
     MemoryFileError,
     MemoryLockedError,
     MemoryMissingError,
+    MemoryTooNewError,
 )
 from hiermem.retrieval.disk import sync_folder
 from hiermem.retrieval.manifest import (
@@ -48,8 +49,11 @@ def save_directory(
     path: str | os.PathLike[str],
     tensors: Mapping[str, Mapping[str, torch.Tensor]],
     info: Mapping[str, Any],
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Save ``tensors``, one file for each logical name, and the JSON dict ``info`` at ``path``.
+
+    ``check`` is called as the only writer, before anything is written; what it raises ends the save.
 
     When this returns, the new memory is on disk and the old one is gone. When it raises, the new
     files are gone and the old memory stands. Files in the directory that no save made are kept.
@@ -68,6 +72,8 @@ def save_directory(
         check_target(directory)
         _make_directory(directory)
         with _writer_lock(directory):
+            if check is not None:
+                check()
             _write_and_commit(directory, tensors, info)
             with plainly(f"The memory at {directory} is saved but may not survive a power failure"):
                 sync_folder(directory)
@@ -93,6 +99,19 @@ def load_directory(
     return tensors, info
 
 
+def load_part(path: str | os.PathLike[str], name: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of one logical name at ``path``, on the CPU, verified; the others are not looked at.
+
+    Raises:
+        MemoryMissingError, MemoryCorruptError, MemoryTooNewError, MemoryFileError: as `load_directory`.
+    """
+    directory = Path(path)
+    if (entry := read_manifest(directory).files.get(name)) is None:
+        raise MemoryCorruptError(f"The memory at {directory} has no file {name}; {RESTORE}")
+    _check_size(directory, [entry])
+    return _read_tensors(directory, entry)
+
+
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the info at ``path`` alone, verified as the manifest is; files with tensors are not looked at.
 
@@ -100,6 +119,21 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
         MemoryMissingError, MemoryCorruptError, MemoryTooNewError, MemoryFileError: as `load_directory`.
     """
     return read_manifest(Path(path)).info
+
+
+def is_memory(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a memory at ``path``, also one that is newer than this version.
+
+    Raises:
+        MemoryFileError: the disk refused to say.
+    """
+    try:
+        read_manifest(Path(path))
+    except (MemoryMissingError, MemoryCorruptError):
+        return False
+    except MemoryTooNewError:
+        return True
+    return True
 
 
 def verify_directory(path: str | os.PathLike[str]) -> list[str]:

@@ -364,7 +364,7 @@ def test_a_saved_model_comes_back_with_its_heads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [{"window": -1}, {"sinks": -1}, {"window": 2.5}, {"sinks": "4"}])
 def test_heads_look_at_whole_numbers_of_tokens(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="must be a whole number|must not be negative"):
+    with pytest.raises(InputError, match=r"must be a whole number|must not be negative"):
         MambaConfig(**wrong)
 
 

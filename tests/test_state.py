@@ -1,6 +1,7 @@
 """A memory on disk is the memory; one that does not fit is refused before anything is touched."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,13 @@ import torch
 from readers import assert_same_memory, backbone, reader, settings, text_of, tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from hiermem.errors import MemoryCorruptError, MemoryIncompatibleError, MemoryMissingError
+from hiermem.errors import (
+    InputError,
+    MemoryCorruptError,
+    MemoryFileError,
+    MemoryIncompatibleError,
+    MemoryMissingError,
+)
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 from hiermem.retrieval.files import load_directory, save_directory
@@ -62,6 +69,52 @@ def test_saving_again_replaces_what_was_there(tmp_path: Path) -> None:
     model.read(text_of(60, seed=2), memory)
     memory.save(tmp_path / "memory")
     assert_same_memory(MemoryState.load(tmp_path / "memory", model), memory, atol=0.0)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_memory_of_another_text_is_not_replaced(tmp_path: Path) -> None:
+    model, place = reader(), tmp_path / "memory"
+    short, other = model.read(text_of(60)), model.read(text_of(60, seed=2))
+    longer = model.read(text_of(40, seed=3), deepcopy(short))
+    model.new_memory().save(place)
+    for memory in (short, short, longer, longer):  # what is there goes on
+        memory.save(place)
+    before = files_of(place)
+    for memory in (other, short, model.new_memory()):
+        with pytest.raises(MemoryFileError, match="of another text, or of more of this one: give another"):
+            memory.save(place)
+        assert files_of(place) == before
+    reader(config=settings(policy="window")).read(longer.text).save(place)  # the same text, read otherwise
+    assert MemoryState.load(place, model).text == longer.text
+
+
+def test_a_damaged_memory_may_be_replaced(tmp_path: Path) -> None:
+    model, place = reader(), tmp_path / "memory"
+    model.read(text_of(60)).save(place)
+    next(place.glob("records-*")).write_bytes(b"nothing")
+    model.read(text_of(60, seed=2)).save(place)
+    assert MemoryState.verify(place) == []
+
+
+def test_memories_and_models_do_not_mix(tmp_path: Path) -> None:
+    model = reader()
+    memory = model.read(text_of(60))
+    memory.save(tmp_path / "memory")
+    before = files_of(tmp_path / "memory")
+    with pytest.raises(InputError, match="holds the memory of a document: give a folder of its own"):
+        model.save_pretrained(tmp_path / "memory")
+    assert files_of(tmp_path / "memory") == before
+    model.loaded_weights = None
+    model.save_pretrained(tmp_path / "model")
+    sealed = {file.name for file in (tmp_path / "model").iterdir()}
+    with pytest.raises(MemoryFileError, match="holds other files and no memory; give a new"):
+        memory.save(tmp_path / "model")
+    assert {file.name for file in (tmp_path / "model").iterdir()} == sealed
+    (tmp_path / "model" / "manifest.json").write_text("{}")  # a file of one's own, of a common name
+    model.save_pretrained(tmp_path / "model")
 
 
 def test_a_memory_keeps_its_own_settings(tmp_path: Path) -> None:
