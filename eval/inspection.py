@@ -18,6 +18,10 @@ from hiermem.text import beginning, stream_tokens
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
 
+_PAGE = files("hiermem.eval").joinpath("inspection.html").read_text("utf-8")
+BEGINS = _PAGE.partition("$")[0].encode()
+"""How every page begins."""
+
 
 class Size(NamedTuple):
     """The cache at one moment.
@@ -142,8 +146,7 @@ def page(inspection: Inspection) -> str:
         "heads": inspection.heads,
         "sizes": inspection.sizes,
     }
-    template = Template(files("hiermem.eval").joinpath("inspection.html").read_text("utf-8"))
-    return template.substitute(
+    return Template(_PAGE).substitute(
         name=_as_html(inspection.name),
         summary=_as_html(summary),
         text=_as_html("".join(inspection.tokens)),

@@ -17,6 +17,10 @@ Report = dict[str, Any]
 _ODD = (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """Errors that come of results that are none."""
 
+PNG = b"\x89PNG\r\n\x1a\n"
+"""How every picture begins."""
+
+_TITLE = b"# Results"
 _WITHOUT_BUDGET = ("full", "none", "forget")
 
 
@@ -32,8 +36,8 @@ def build(folder: Path, page: Path) -> list[Path]:
         by_task[report["task"]].append(report)
     if not by_task:
         raise InputError(f"There are no results in {folder}: make some with `hiermem eval … --out`.")
-    writable(page)
-    lines, plots = ["# Results", ""], []
+    writable(page, "--page", _TITLE)
+    lines, plots = [_TITLE.decode(), ""], []
     for task in [*(name for name in _SECTIONS if name in by_task), *sorted(set(by_task) - set(_SECTIONS))]:
         try:
             made, drawn = _part(task, by_task[task], page.parent)
@@ -55,7 +59,7 @@ def _part(task: str, reports: Sequence[Report], folder: Path) -> tuple[list[str]
     title, section = _section(task)
     lines, plots, plot = [f"## {title}", "", *section(reports)], [], _PLOTS.get(task)
     if plot is not None:
-        plots.append(folder / f"{task}.png")
+        plots.append(writable(folder / f"{task}.png", "--page", PNG))
         plot(reports, plots[0])
         lines += ["", f"![{title}]({plots[0].name})"]
     return [*lines, "", *_commands(reports), ""], plots

@@ -125,24 +125,51 @@ def data_hash(*texts: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def writable(path: Path) -> Path:
+def writable(path: Path, option: str = "--out", begins: bytes = b"") -> Path:
     """The path of a file that is going to be written, once its folder is there.
 
+    Args:
+        option: by which it was given.
+        begins: how every such file begins; what is there and begins otherwise is another file.
+
     Raises:
-        InputError: nothing can be written there.
+        InputError: nothing can be written there, or another file would be written over.
     """
     if not path.name or path.is_dir():
-        raise InputError(f"{path} is a folder: give a file to --out.")
+        raise InputError(f"{path} is a folder: give a file to {option}.")
     if path.exists() and not path.is_file():  # a device, say, which a file would take the place of
-        raise InputError(f"{path} is no plain file: give another to --out.")
+        raise InputError(f"{path} is no plain file: give another to {option}.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         check_room(path.parent, 1)
+        there = _beginning(path, len(begins))
     except OSError as error:
         raise InputError(
-            f"Nothing can be written into {path.parent} ({error.strerror or error}): check --out."
+            f"Nothing can be written into {path.parent} ({error.strerror or error}): check {option}."
         ) from error
+    if there not in (b"", begins):
+        raise InputError(f"{path} is no earlier result and would be lost: give another to {option}.")
     return path
+
+
+def _beginning(path: Path, size: int) -> bytes:
+    """The first bytes of a file; none where there is no file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(size)
+    except FileNotFoundError:
+        return b""
+
+
+def check_apart(path: Path, option: str, *inputs: str | os.PathLike[str]) -> None:
+    """Refuse to write to what is read.
+
+    Raises:
+        InputError: ``path`` is one of the inputs, which are names of files and folders or of anything else.
+    """
+    for given in map(os.fspath, inputs):
+        if path.exists() and os.path.exists(given) and os.path.samefile(path, given):
+            raise InputError(f"{path} is what is read, and would be written over: give another to {option}.")
 
 
 def replaced(path: Path, text: str) -> None:

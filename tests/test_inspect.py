@@ -14,7 +14,7 @@ from commands import assert_refused, run
 from readers import reader, settings, text_of, uneven
 
 from hiermem.errors import InputError
-from hiermem.eval.inspection import Inspection, inspect, page
+from hiermem.eval.inspection import BEGINS, Inspection, inspect, page
 from hiermem.model import HierMemModel
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -168,7 +168,7 @@ SMALL = ["--policy", "window", "--budget", "24", "--chunk", "16", "--limit", "10
 def test_command_writes_the_page(tiny_model: Path, tmp_path: Path) -> None:
     book, out = tmp_path / "<b>ook.txt", tmp_path / "page.html"
     book.write_text(text_of(200), "utf-8")
-    out.write_text("an older page")
+    out.write_bytes(BEGINS + b"an older page")
     done = run("inspect", book, "--out", out, "--model", tiny_model, *SMALL, "--json")
     assert done.returncode == 0, done.stderr.decode()
     assert json.loads(done.stdout) == {"out": str(out), "tokens": 100, "live_tokens_mean": 24.0, "layers": 3}
@@ -185,6 +185,8 @@ def test_command_writes_the_page(tiny_model: Path, tmp_path: Path) -> None:
         (["missing.txt", "--out", "OUT"], "cannot be read"),
         (["EMPTY", "--out", "OUT"], "is empty"),
         (["BOOK", "--out", "FOLDER"], "is a folder: give a file to --out"),
+        (["BOOK", "--out", "BOOK"], "is what is read, and would be written over"),
+        (["BOOK", "--out", "EMPTY"], "is no earlier result and would be lost: give another to --out"),
         (["BOOK", "--out", "BOOK/page.html"], "Nothing can be written into"),
         (["BOOK", "--out", "FOLDER/" + "x" * 255, "--chunk", "16"], "cannot be written"),
         (["BOOK", "--out", "OUT", "--limit", "0"], "'--limit'"),

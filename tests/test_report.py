@@ -220,6 +220,19 @@ def test_other_prompts_are_compared_on_those_that_all_have(tmp_path: Path) -> No
     assert "| kvpress snapkv | 1.00 | 3.00 | 0.500 | 3.00 | 1.00 | 2 |" in page
 
 
+@pytest.mark.parametrize("name", ["page.md", "pg19.png", "full.json"])
+def test_files_of_ones_own_are_not_written_over(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("matplotlib")
+    given = pg19("full", 512, 28.0)
+    write(tmp_path, "full", "pg19", given["metrics"], given["config"], rows=given["rows"])
+    if name != "full.json":
+        (tmp_path / name).write_text("mine")
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(InputError, match=f"{name} is no earlier result and would be lost"):
+        build(tmp_path, tmp_path / (name if name != "pg19.png" else "page.md"))
+    assert (tmp_path / name).read_bytes() == before
+
+
 def test_tables_line_up() -> None:
     assert table(["a", "b"], [[1, None], [0.12345, "x"]]) == [
         "| a | b |",

@@ -23,9 +23,11 @@ from safetensors.torch import load_file, save_file
 from hiermem.config import HierMemConfig
 from hiermem.ending import end
 from hiermem.errors import HierMemError, InputError
+from hiermem.eval.result_log import check_apart
 from hiermem.loading import saved_model
 from hiermem.lora import add_lora, has_lora
 from hiermem.model import HierMemModel
+from hiermem.saving import check_target
 from hiermem.training.checkpoints import (
     begin,
     damaged,
@@ -124,7 +126,9 @@ def train(config: TrainConfig, run: Run) -> dict[str, Any]:
 
 
 def _check(config: TrainConfig, run: Run) -> None:
-    """Refuse a folder that lacks what the training needs before anything is loaded."""
+    """Refuse folders that lack what is needed, or are not to be written to, before anything is loaded."""
+    check_apart(run.output, "--out", run.model, run.data)
+    check_target(run.output)
     if config.pairs is None:
         check_samples(run.data, config.samples)
     else:

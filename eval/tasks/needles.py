@@ -23,6 +23,9 @@ from hiermem.prompts import split_prompt
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
 
+DUMPED = b'{"context": '
+"""How every file of prompts begins."""
+
 NEEDLES = 4
 KINDS = ("locker", "vault", "safe", "gate", "cabin", "wagon")
 SENTENCE = "The code of {kind} {number} is {code}."

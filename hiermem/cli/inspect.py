@@ -35,11 +35,12 @@ def inspect(
         hiermem inspect book.txt --policy namm --budget 256 --limit 2048 --out namm.html
     """
     from hiermem.eval import inspection
-    from hiermem.eval.result_log import replaced, writable
+    from hiermem.eval.result_log import check_apart, replaced, writable
 
     config = opt.configuration(model, preset, policy, budget, None, chunk, positions, evictor=evictor)
     text = opt.read_document(doc)
-    writable(out)
+    check_apart(out, "--out", doc)
+    writable(out, begins=inspection.BEGINS)
     reader = opt.load_model(model, config, dtype, device)
     name = "standard input" if doc == "-" else Path(doc).name
     seen = inspection.inspect(reader, text, limit, name)

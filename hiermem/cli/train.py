@@ -11,7 +11,7 @@ from hiermem.errors import InputError
 
 
 def calibrate(
-    doc: Annotated[str, typer.Argument(help="A UTF-8 text file, - for standard input, or python-reference.")],
+    doc: opt.Document,
     out: Annotated[Path, typer.Option(help="Folder to write the evictor into.")],
     model: opt.Model = "smollm2",
     tokens: Annotated[
@@ -37,6 +37,7 @@ def calibrate(
 
         hiermem read book.txt --model HuggingFaceTB/SmolLM2-360M-Instruct --evictor evictor --out book.hmem
     """
+    from hiermem.eval.result_log import check_apart
     from hiermem.eviction_weights import FILE, EvictionWeights
     from hiermem.text import encode
     from hiermem.training.calibration import CalibrationConfig
@@ -46,6 +47,7 @@ def calibrate(
     config = CalibrationConfig(**{name: value for name, value in given.items() if value is not None})
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: give a folder to --out.")
+    check_apart(out, "--out", model)
     text = opt.read_document(doc)
     reader = opt.load_model(model, None, dtype, device)
     ids = encode(reader.tokenizer, text)
@@ -64,7 +66,10 @@ def calibrate(
 def heads(
     text: Annotated[
         list[str],
-        typer.Option(help="A UTF-8 text file, - or python-reference; given several times, ratios are means."),
+        typer.Option(
+            help="A UTF-8 text file, - or python-reference; given several times, ratios are means.",
+            callback=opt.checked_documents,
+        ),
     ],
     model: opt.Model = "smollm2",
     share: Annotated[
@@ -88,7 +93,7 @@ def heads(
 
         hiermem heads --text book.txt --text other.txt --threshold 0.9 --json
     """
-    from hiermem.eval.report import new_figure
+    from hiermem.eval.report import PNG, new_figure
     from hiermem.eval.result_log import writable
     from hiermem.text import encode
     from hiermem.training.recency import RecencyConfig, choose, heat_map, mean, overlap, recency_ratios
@@ -101,7 +106,7 @@ def heads(
     if plot is not None:
         if plot.suffix.lower() != ".png":
             raise InputError(f"--plot draws a PNG: give a name that ends in .png, not {str(plot)!r}.")
-        writable(plot)
+        writable(plot, "--plot", PNG)
         new_figure()  # before anything is measured
     reader = opt.load_model(model, None, dtype, device)
     encoded = [encode(reader.tokenizer, document) for document in documents]
@@ -151,6 +156,7 @@ def evolve(
 
         hiermem eval needles --data data/pg19 --policy namm --evictor runs/evictor --keep 0.25
     """
+    from hiermem.eval.result_log import check_apart
     from hiermem.training.distributed import one_of_many
     from hiermem.training.evolve import evolve as run
     from hiermem.training.recipes import EVOLUTIONS
@@ -158,6 +164,7 @@ def evolve(
     if recipe not in EVOLUTIONS:
         raise InputError(f"There is no recipe {recipe!r}: choose one of {', '.join(EVOLUTIONS)}.")
     _check_folders(data, out)
+    check_apart(out, "--out", data, model)
     config = replace(EVOLUTIONS[recipe](), seed=seed)
     if generations is not None:
         stages = tuple(replace(stage, generations=generations) for stage in config.stages)
