@@ -5,7 +5,7 @@ import platform
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +104,35 @@ def saved_model(name: str) -> Path | None:
     return None
 
 
+def as_reachable(name: str, options: LoadOptions) -> LoadOptions:
+    """The options to load a model of this name with: where the hub does not answer, from its cache alone.
+
+    It is asked once: the library would repeat each of many questions for half a minute.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not _is_of_hub(name) or options.hub.get("local_files_only"):
+        return options
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), token=options.hub.get("token"))
+    except (HfHubHTTPError, ValueError):  # it answers; whoever loads the model says what is wrong
+        return options
+    except Exception:
+        return replace(options, hub={**options.hub, "local_files_only": True})
+    return options
+
+
+def _is_of_hub(name: str) -> bool:
+    """Whether nothing here is called so, and a model on the hub may be."""
+    return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists() and name not in BUNDLED_MODELS
+
+
 def saved_on_hub(name: str, options: LoadOptions) -> Path | None:
     """The local copy of a model on the hub that `HierMemModel.save_pretrained` wrote; None: it is another."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    if not _HUB_ID.fullmatch(name) or Path(name).exists() or name in BUNDLED_MODELS:
+    if not _is_of_hub(name):
         return None
     hub = {key: value for key, value in options.hub.items() if key not in ("subfolder", "proxies")}
     if "subfolder" in options.hub:

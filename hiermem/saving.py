@@ -29,6 +29,7 @@ from hiermem.eviction_weights import AUTO, NONE, bundled, is_evolved, resolve_ev
 from hiermem.fingerprint import WeightsDigest, is_elsewhere
 from hiermem.loading import (
     LoadOptions,
+    as_reachable,
     check_reference,
     load_backbone,
     load_tokenizer,
@@ -93,6 +94,7 @@ def load(
             raise InputError(f"The model at {folder} has no revisions: leave revision out.")
         own = options.without("subfolder")
     else:
+        options = as_reachable(name, options)
         saved, own = saved_on_hub(name, options), options.without("revision")
     if saved is None:
         name = str(folder.resolve()) if local else name  # a saved model must find its backbone from anywhere
@@ -161,7 +163,7 @@ def _from_saved(
                 options.backbone,
                 options.trust_remote_code,
             )
-            model = _from_backbone(kind, saved.backbone, config, named)
+            model = _from_backbone(kind, saved.backbone, config, as_reachable(saved.backbone, named))
             _say_where_from(model, folder)
         model.load_memory_parameters(parameters)
         lora.load_adapters(model.backbone, folder)

@@ -1,6 +1,7 @@
 """The command line: what it prints, and how it refuses."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -171,7 +172,7 @@ def test_interrupted_reading_is_saved_and_goes_on(tiny_model: Path, tmp_path: Pa
         (["read", "BOOK"], "--out"),
         (["ask", "MEMORY", " "], "question is empty"),
         (["ask", "OUT", "Why?"], "There is no memory"),
-        (["ask", "MEMORY", "Why?", "--model", "OTHER"], "another"),
+        (["ask", "MEMORY", "Why?", "--model", "OTHER"], "not read with this model's backbone"),
         (["ask", "MEMORY", "Why?", "--rerank", "5"], "give a top_k below 5"),
         (["ask", "MEMORY", "Why?", "--rerank", "1"], "0 or at least 2"),
         (["verify", "OUT"], "There is no memory"),
@@ -217,6 +218,18 @@ def test_interrupted_reading_is_saved_and_goes_on(tiny_model: Path, tmp_path: Pa
         (["evolve", "--data", "missing", "--out", "OUT"], "missing"),
         (["evolve", "--data", "missing", "--out", "OUT", "--generations", "0"], "'--generations'"),
         (["report", "missing"], "no folder missing"),
+        (["heads", "--text", "BOOK", "--plot", "PICTURE"], "would be lost: give another to --plot"),
+        (["eval", "needles", "--data", "BOOK", "--dump", "BOOK"], "would be lost: give another to --dump"),
+        (["eval", "pg19", "--data", "BOOK", "--out", "BOOK"], "is no result"),
+        (
+            ["calibrate", "BOOK", "--out", "OTHER", "--model", "OTHER"],
+            "is what is read, and would be written",
+        ),
+        (["evolve", "--data", "FULL", "--out", "FULL"], "is what is read, and would be written over"),
+        (["evolve", "--data", "FULL", "--out", "OTHER", "--model", "OTHER"], "is what is read"),
+        (["train", "--data", "FULL", "--out", "FULL"], "is what is read, and would be written over"),
+        (["train", "--data", "FULL", "--out", "OTHER", "--model", "OTHER"], "is what is read"),
+        (["train", "--data", "FULL", "--out", "MEMORY"], "holds the memory of a document"),
         (["train", "--data", "missing", "--out", "OUT"], "no folder missing"),
         (["train", "--data", "FULL", "--out", "EMPTY"], "is a file"),
         (["train", "--data", "FULL", "--out", "OUT", "--dtype", "int8"], "no dtype 'int8'"),
@@ -240,6 +253,7 @@ def test_bad_input_gets_one_sentence(
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.doc").write_text("mine")
+    (tmp_path / "full" / "mine.png").write_text("mine")
     other = tmp_path / "other"
     backbone(seed=1).save_pretrained(other)
     tokenizer().save_pretrained(other)
@@ -248,6 +262,7 @@ def test_bad_input_gets_one_sentence(
         "EMPTY": tmp_path / "empty.txt",
         "BINARY": tmp_path / "binary.txt",
         "FULL": tmp_path / "full",
+        "PICTURE": tmp_path / "full" / "mine.png",
         "BOOK": book,
         "MEMORY": memory,
         "OTHER": other,
@@ -377,3 +392,40 @@ def test_every_help_has_an_example() -> None:
     for words in every:
         done = run(*words, "--help")
         assert done.returncode == 0 and b"Example" in done.stdout, words
+
+
+def test_bad_documents_are_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
+    commands = [
+        ["read", "DOC", "--out", "m.hmem"],
+        ["inspect", "DOC"],
+        ["calibrate", "DOC", "--out", "evictor"],
+        ["heads", "--text", "DOC"],
+        ["eval", "passkey", "--haystack", "DOC"],
+        ["eval", "babi-long", "--haystack", "DOC"],
+        ["bench", "overhead", "--text", "DOC"],
+        ["bench", "length", "--text", "DOC"],
+        ["bench", "flat", "--text", "DOC"],
+    ]
+    bad = ("missing.txt", str(tmp_path), str(tmp_path / "binary.txt"))
+    given = [[doc if part == "DOC" else part for part in command] for command in commands for doc in bad]
+    code = """
+import json, sys
+from hiermem.cli.main import _status
+for given in json.loads(sys.argv[1]):
+    sys.argv = ["hiermem", *given]
+    assert _status() == 2, given
+    assert not {"torch", "transformers", "numpy"} & set(sys.modules), given
+"""
+    start = [sys.executable, "-c", code, json.dumps(given)]
+    done = subprocess.run(start, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("The document '") == len(given)
+
+
+def test_a_document_from_a_pipe_is_read_once(tiny_model: Path, tmp_path: Path) -> None:
+    pipe, out = tmp_path / "pipe", tmp_path / "m.hmem"
+    os.mkfifo(pipe)
+    writer = subprocess.Popen([sys.executable, "-c", f"open({str(pipe)!r}, 'w').write({text_of(40)!r})"])
+    assert result("read", pipe, "--out", out, "--model", tiny_model, *SMALL)["tokens"] > 20
+    assert writer.wait(timeout=60) == 0

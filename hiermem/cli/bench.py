@@ -12,7 +12,10 @@ from hiermem.errors import InputError
 
 app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
 
-Document = Annotated[str, typer.Option("--text", help="Text file to read, or python-reference.")]
+Document = Annotated[
+    str,
+    typer.Option("--text", help="Text file to read, or python-reference.", callback=opt.checked_document),
+]
 
 
 @app.command()

@@ -10,7 +10,7 @@ import typer
 from hiermem.cli import options as opt
 from hiermem.cli import results
 from hiermem.errors import InputError, first_line
-from hiermem.eval.result_log import ResultLog, data_hash
+from hiermem.eval.result_log import ResultLog, data_hash, writable
 
 if TYPE_CHECKING:
     from hiermem.model import HierMemModel
@@ -131,7 +131,9 @@ def interleaved(
 
 @app.command()
 def passkey(
-    haystack: Annotated[Path, typer.Option(help="Text file that the sentence is hidden in.")],
+    haystack: Annotated[
+        str, typer.Option(help="Text file that the sentence is hidden in.", callback=opt.checked_document)
+    ],
     lengths: Annotated[
         str, typer.Option(help="Text lengths in tokens, comma-separated.")
     ] = "1024,8192,32768",
@@ -164,10 +166,10 @@ def passkey(
     from hiermem.eval.tasks import passkey as task
 
     wanted = opt.whole_numbers(lengths, "--lengths")
-    text = opt.read_document(str(haystack))
+    text = opt.read_document(haystack)
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k, evictor=evictor)
     check_system(system, tuple(SYSTEMS))
-    settings = {"haystack": haystack.name, "lengths": wanted, "limit": limit, "seed": seed}
+    settings = {"haystack": Path(haystack).name, "lengths": wanted, "limit": limit, "seed": seed}
     settings |= results.kept(keep, system, config)
     settings |= {} if system == HierMem.name else {"system": system}  # as before there were others
 
@@ -240,6 +242,7 @@ def needles(
     if dump is not None:
         if out is not None:
             raise InputError("--dump measures nothing: leave --out away.")
+        writable(dump, "--dump", task.DUMPED)
         reader, made = prepared()
         task.dump(reader, made, dump)
         opt.emit({"prompts": str(dump), "n": len(made)}, json, f"Wrote {len(made)} prompts to {dump}.")
@@ -309,7 +312,9 @@ def pubmedqa(
 
 @app.command("babi-long")
 def babi_long(
-    haystack: Annotated[Path, typer.Option(help="Text file that the facts are scattered in.")],
+    haystack: Annotated[
+        str, typer.Option(help="Text file that the facts are scattered in.", callback=opt.checked_document)
+    ],
     lengths: Annotated[
         str, typer.Option(help="Text lengths in tokens, comma-separated; 0: the stories alone.")
     ] = "0,1000,8000,32000",
@@ -342,12 +347,12 @@ def babi_long(
     from hiermem.eval.tasks import babilong as task
 
     wanted = opt.whole_numbers(lengths, "--lengths")
-    text = opt.read_document(str(haystack))
+    text = opt.read_document(haystack)
     config = opt.configuration(model, preset, policy, budget, segment, chunk, top_k=top_k, evictor=evictor)
     check_system(system, tuple(SYSTEMS))
     size = task.Size(lengths=wanted, texts=limit, rounds=stories, seed=seed)
     kept = results.kept(keep, system, config)
-    settings = {"haystack": haystack.name, **asdict(size), "system": system, **kept}
+    settings = {"haystack": Path(haystack).name, **asdict(size), "system": system, **kept}
 
     def run(journal: ResultLog) -> dict[str, Any]:
         reader = opt.load_model(model, config, dtype, device)

@@ -1,5 +1,6 @@
 """Options that several commands share, and the model they describe."""
 
+import os
 import sys
 from contextvars import ContextVar
 from dataclasses import replace
@@ -17,8 +18,29 @@ if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
     from hiermem.model import HierMemModel
 
+
+def checked_document(doc: str) -> str:
+    """The name of a document, refused where it cannot be read: before a command imports what takes seconds.
+
+    Raises:
+        InputError: it is missing, empty or not a UTF-8 text.
+    """
+    can_be_read_again = os.path.isfile(doc) or os.path.isdir(doc) or not os.path.exists(doc)
+    if doc != "-" and can_be_read_again:
+        read_document(doc)
+    return doc
+
+
+def checked_documents(docs: list[str]) -> list[str]:
+    """The same of several."""
+    return [checked_document(doc) for doc in docs]
+
+
 Document = Annotated[
-    str, typer.Argument(help="A UTF-8 text file, - for standard input, or python-reference.")
+    str,
+    typer.Argument(
+        help="A UTF-8 text file, - for standard input, or python-reference.", callback=checked_document
+    ),
 ]
 Model = Annotated[str, typer.Option(help="Hub id or folder of a model, or smollm2 (bundled).")]
 Preset = Annotated[
