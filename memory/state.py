@@ -308,6 +308,6 @@ def check_fingerprint(saved: dict[str, str], present: dict[str, str], memory: st
                 f"load the model with dtype {value}" if name == "dtype" else "load the model that made it"
             )
             raise MemoryIncompatibleError(
-                f"{memory} was read with another {name} ({value}, this model has {own}): "
+                f"{memory} was not read with this model's {name} ({value}, this model has {own}): "
                 f"{remedy}, or read the document again."
             )

@@ -105,7 +105,7 @@ def test_a_memory_stays_with_the_network_that_pruned_it(tmp_path: Path) -> None:
     assert MemoryState.load(tmp_path / "m.hmem", other).fingerprint == memory.fingerprint
     with torch.no_grad():
         other.namm.score.bias += 1
-    with pytest.raises(MemoryIncompatibleError, match="another network"):
+    with pytest.raises(MemoryIncompatibleError, match="this model's network"):
         MemoryState.load(tmp_path / "m.hmem", other)
     with pytest.raises(MemoryIncompatibleError):
         other.read(text_of(5), memory)

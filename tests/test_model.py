@@ -436,7 +436,7 @@ def test_a_memory_of_another_geometry_is_refused() -> None:
         if hasattr(module, "inv_freq"):
             module.inv_freq = module.inv_freq * 0.5
     other = HierMemModel(other.config, other.backbone, other.tokenizer)
-    with pytest.raises(MemoryIncompatibleError, match="another backbone"):
+    with pytest.raises(MemoryIncompatibleError, match="this model's backbone"):
         other.read("more", one.read(text_of(20)))
 
 

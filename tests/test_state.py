@@ -141,7 +141,7 @@ def other_tokenizer() -> PreTrainedTokenizerFast:
 )
 def test_a_memory_of_another_model_is_refused(tmp_path: Path, other: Any, what: str) -> None:
     reader().read(text_of(60)).save(tmp_path / "memory")
-    with pytest.raises(MemoryIncompatibleError, match=f"another ({what}) "):
+    with pytest.raises(MemoryIncompatibleError, match=f"not read with this model's ({what}) "):
         MemoryState.load(tmp_path / "memory", other())
 
 
@@ -152,7 +152,7 @@ def test_a_memory_of_another_dtype_is_refused(tmp_path: Path) -> None:
     one, other = (HierMemModel(settings(), model, tokenizer()) for model in (half, full))
     assert one.fingerprint()["backbone"] == other.fingerprint()["backbone"]
     one.read(text_of(40)).save(tmp_path / "memory")
-    with pytest.raises(MemoryIncompatibleError, match="another dtype"):
+    with pytest.raises(MemoryIncompatibleError, match="this model's dtype"):
         MemoryState.load(tmp_path / "memory", other)
 
 
