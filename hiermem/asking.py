@@ -10,7 +10,7 @@ from hiermem.errors import InputError
 from hiermem.memory.longterm import Hit, SegmentRecord
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
-from hiermem.passages import Asked, Source, select
+from hiermem.passages import Asked, Source, select, with_forms
 from hiermem.prompts import prompt_ids, prompt_text
 from hiermem.reranking import PREFIX, is_close, reranked
 from hiermem.settings import check_settings
@@ -65,10 +65,11 @@ class Answer:
 
     Attributes:
         complete: whether the answer ended by itself, not at the length limit or in a loop.
-        found: whether the document has a word of the question, other than English function words: in a
-            passage that is shown, or, where the working memory stands before the question, anywhere. If not,
-            nothing is generated and the text says that the document does not say, unless the working memory
-            stands there: it may answer what shares no word, such as a summary.
+        found: whether the document has a word of the question, other than English function words, or at least
+            another form of one (`hiermem.retrieval.words.are_forms`): in a passage that is shown, or, where
+            the working memory stands before the question, anywhere. If not, nothing is generated and the text
+            says that the document does not say, unless the working memory stands there: it may answer what
+            shares no word, such as a summary.
     """
 
     text: str
@@ -128,9 +129,12 @@ def prepare(
         raise InputError("The question is empty: ask something.")
     config = model.config.asking
     k = model.config.longterm.top_k if top_k is None else top_k
-    hits = recall(model, memory, question, k, leave_out_held=config.working)
-    asked = Asked(memory.longterm.key, question)
-    sources = select(hits, memory.records(), asked, config.passage_characters, config.least_score)
+    records, asked, wanted = memory.records(), Asked(memory.longterm.key, question), question
+    if not asked.are_known(memory.longterm.open):
+        wanted = with_forms(asked, question, records)
+        asked = Asked(memory.longterm.key, wanted)
+    hits = recall(model, memory, wanted, k, leave_out_held=config.working)
+    sources = select(hits, records, asked, config.passage_characters, config.least_score)
     alone = bool(hits) and not config.working
     working = model.new_working_memory(memory.working.config) if alone else memory.working.copy()
     found = bool(sources) or (not alone and asked.are_known(memory.longterm.open))

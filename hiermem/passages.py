@@ -9,13 +9,14 @@ those of the matter, the second tells the rows of one table apart.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiermem.memory.longterm import Hit, SegmentRecord
 from hiermem.retrieval.keys.lexical import LexicalKey, idf
+from hiermem.retrieval.words import are_forms, words
 from hiermem.units import LONGEST, Unit, split
 
 _Place = tuple[int, tuple[int, int] | None]  # of a header
@@ -79,6 +80,15 @@ class Asked:
     def are_known(self, record: SegmentRecord | None) -> bool:
         """Whether any segment so far has one of the units, or the ``record`` that is still open."""
         return self.key.knows(self.ids) or (record is not None and self.are_in(record.text))
+
+
+def with_forms(asked: Asked, question: str, records: Sequence[SegmentRecord]) -> str:
+    """A question of which no word stands in the document, with the forms of its words that do."""
+    version = asked.key.config.version
+    wanted = set(words(question, version)) - set(words(FUNCTION_WORDS, version))
+    known = set(chain.from_iterable(words(record.text, version) for record in records))
+    forms = [word for word in sorted(known) if any(are_forms(word, own) for own in wanted)]
+    return " ".join([question, *forms])
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,18 @@ def words(text: str, version: int = VERSION) -> list[str]:
     return found + [match.replace(" ", "") for match in _SPACED.findall(folded)]
 
 
+def are_forms(one: str, other: str) -> bool:
+    """Whether two folded words look like forms of one: `sail` and `sailed`, `story` and `stories`.
+
+    The shorter one, but for its last letter at most, is how the longer one begins: at least 4 letters, and
+    the longer one has at most 3 more. Words with digits have no forms.
+    """
+    short, long = sorted((one, other), key=len)
+    stem = short if long.startswith(short) else short[:-1]
+    alike = len(stem) >= 4 and long.startswith(stem) and len(long) <= len(stem) + 3
+    return alike and not any(character.isdigit() for character in short + long)
+
+
 def _folded(text: str) -> str:
     """Without case, points and what is not seen."""
     if not text.isascii():

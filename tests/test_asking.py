@@ -107,6 +107,18 @@ def test_what_the_document_does_not_say_is_not_made_up() -> None:
     assert model.ask(memory, "Where is the captain?").found
 
 
+def test_other_forms_of_words_are_found_where_no_word_is() -> None:
+    model = reader(config=settings(top_k=1))
+    model.config.asking = AskConfig(passage_characters=60)
+    memory = model.read(text_of(150) + "The schooner anchored off Zanzibar. " + text_of(150, seed=1))
+    assert len(memory.records()) > 6
+    for question in ("Who anchors?", "Which schooners?", "When did they anchor?"):
+        answer = model.ask(memory, question)
+        assert answer.found and "schooner anchored" in answer.sources[0].text
+    for question in ("Who was an anchorite?", "Who is the president of France?", "Where are the scholars?"):
+        assert model.ask(memory, question).text == NOT_FOUND
+
+
 def test_a_working_memory_answers_what_shares_no_word_and_says_so() -> None:
     model = reader(config=settings(top_k=0))
     memory = model.read(text_of(150))

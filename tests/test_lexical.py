@@ -19,7 +19,7 @@ from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.saved import SavedInfo
 from hiermem.retrieval.files import load_directory
 from hiermem.retrieval.keys.lexical import LexicalKey, LexicalKeyConfig
-from hiermem.retrieval.words import words
+from hiermem.retrieval.words import are_forms, words
 
 VOCABULARY = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "prstvz"]
 
@@ -287,3 +287,27 @@ def test_memories_without_a_version_go_on_with_the_keys_that_they_have() -> None
 @given(st.text(st.sampled_from("aÉ -\u00ad\u200b\n\u0301\u064eم東٤_"), max_size=200))
 def test_folding_takes_any_text(text: str) -> None:
     assert all(word and not word.isspace() for version in (1, 2) for word in words(text, version))
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "sail sailed", "barrel barrels", "load loading", "story stories", "carried carry", "write writing",
+        "child children", "häuser häusern", "maison maisons", "корабль корабля", "discover discovery",
+    ],
+)  # fmt: skip
+def test_forms_of_a_word_are_alike(pair: str) -> None:
+    one, other = pair.split()
+    assert are_forms(one, other) and are_forms(other, one) and are_forms(one, one)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "sail said", "port portrait", "president present", "capital captain", "run runs", "contract contrast",
+        "1847 18475", "general generous", "zanzibar bar", "car cartography",
+    ],
+)  # fmt: skip
+def test_other_words_are_not(pair: str) -> None:
+    one, other = pair.split()
+    assert not are_forms(one, other) and not are_forms(other, one)
