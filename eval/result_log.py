@@ -167,7 +167,7 @@ def check_apart(path: Path, option: str, *inputs: str | os.PathLike[str]) -> Non
     Raises:
         InputError: ``path`` is one of the inputs, which are names of files and folders or of anything else.
     """
-    for given in map(os.fspath, inputs):
+    for given in inputs:
         if path.exists() and os.path.exists(given) and os.path.samefile(path, given):
             raise InputError(f"{path} is what is read, and would be written over: give another to {option}.")
 

@@ -15,7 +15,7 @@ _brief = Repr()
 _brief.maxother = _brief.maxstring = 60
 
 
-def check_settings(config: object, kinds: Mapping[str, Any] | None = None) -> None:
+def check_settings(config: Any, kinds: Mapping[str, Any] | None = None) -> None:
     """Refuse settings of a wrong type; a part that is given as a dict, as JSON has it, becomes what it is.
 
     Whole numbers are numbers, truth values are not, and a tuple may be a list.
@@ -53,10 +53,10 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 @cache
-def _kinds(config: type) -> dict[str, Any]:
+def _kinds(config: Any) -> dict[str, Any]:
     """The types of a dataclass's settings."""
     hints = get_type_hints(config)
-    return {one.name: hints[one.name] for one in fields(config)}  # type: ignore[arg-type]
+    return {one.name: hints[one.name] for one in fields(config)}
 
 
 def _part(kind: Any) -> Any:
