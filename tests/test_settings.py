@@ -11,11 +11,11 @@ import pytest
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.memory.longterm import LongTermConfig
-from hiermem.memory.mamba import MambaConfig
+from hiermem.memory.mamba.module import MambaConfig
 from hiermem.memory.policies import POLICIES
-from hiermem.memory.working import WorkingMemoryConfig
+from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.settings import check_settings
-from hiermem.training.evolution import StageConfig
+from hiermem.training.cma_es import StageConfig
 from hiermem.training.recipes import EVOLUTIONS, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
