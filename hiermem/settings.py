@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from functools import cache
 from reprlib import Repr
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -52,7 +51,6 @@ def fits(value: Any, kind: Any) -> bool:
     return wanted is Any or not isinstance(wanted, type) or isinstance(value, wanted)
 
 
-@cache
 def _kinds(config: Any) -> dict[str, Any]:
     """The types of a dataclass's settings."""
     hints = get_type_hints(config)
