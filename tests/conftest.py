@@ -21,3 +21,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone().save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny backbone that reads segments of the usual length."""
+    folder = tmp_path_factory.mktemp("wide-model")
+    model = backbone()
+    model.config.max_position_embeddings = 2048
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder

@@ -302,17 +302,6 @@ def test_the_search_is_taught_by_contrast_with_all_texts(data: Path) -> None:
 # ---- whole trainings
 
 
-@pytest.fixture(scope="module")
-def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny backbone that reads segments of the usual length."""
-    folder = tmp_path_factory.mktemp("wide-model")
-    model = backbone()
-    model.config.max_position_embeddings = 2048
-    model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
-
-
 def config_of(tmp_steps: int = 4) -> TrainConfig:
     smoke = TRAININGS["smoke"]()
     return replace(

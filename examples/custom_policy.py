@@ -1,0 +1,46 @@
+"""An eviction policy of your own in one class, compared with those that ship on the same text.
+
+python examples/custom_policy.py --budget 256
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import typer
+from torch import Tensor
+
+from hiermem import HierMemConfig, HierMemModel
+from hiermem.bundled import python_reference
+from hiermem.memory.policies import POLICIES, CacheView, EvictionPolicy
+
+
+@dataclass(frozen=True)
+class ThinningPolicy(EvictionPolicy):
+    """Every `stride`-th token outlives the others, so that old text gets thinner instead of being cut off."""
+
+    stride: int = 4
+
+    name: ClassVar[str] = "thinning"
+
+    def scores(self, view: CacheView) -> Tensor:
+        """Positions ``[B, G, T]`` to scores of the same shape: higher stays longer."""
+        chosen = view.positions % self.stride == 0
+        return view.positions.float() + torch.where(chosen, 1e6, 0.0)
+
+
+POLICIES[ThinningPolicy.name] = ThinningPolicy
+
+
+def main(model: str = "smollm2", budget: int = 256, tokens: int = 2048) -> None:
+    for policy in ("window", "attention", "thinning"):
+        config = HierMemConfig.preset("full").with_working(policy=policy, budget=budget)
+        reader = HierMemModel.from_pretrained(model, config=config)
+        ids = reader.tokenizer(python_reference()[: 8 * tokens], return_tensors="pt").input_ids[:, :tokens]
+        with torch.inference_mode():
+            loss = reader(ids, labels=ids).loss
+        print(f"{policy:>10}: perplexity {loss.exp():.2f}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,47 @@
+"""The scripts in examples/, each as a user runs it, over a tiny model."""
+
+import runpy
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from hiermem.memory.policies import POLICIES
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+SMALLEST = {
+    "read_and_ask.py": ["--question", "What is an assert statement?"],
+    "resume_memory.py": ["--folder", "example.hmem", "--characters", "4000"],
+    "custom_policy.py": ["--budget", "64", "--tokens", "700"],
+    "train_memory.py": ["--steps", "1", "--tokens", "1024", "--output", "run"],
+}
+"""What each is called with beside `--model`."""
+
+SAID = {
+    "read_and_ask.py": ("tokens in", "characters "),
+    "resume_memory.py": ("search keys as if read at once: True",),
+    "custom_policy.py": ("window: perplexity", "attention: perplexity", "thinning: perplexity"),
+    "train_memory.py": ("held-out loss", "after 1 steps"),
+}
+
+
+def test_every_example_is_run() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(SMALLEST) == set(SAID)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_an_example_runs(
+    name: str,
+    wide_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, "--model", str(wide_model), *SMALLEST[name]])
+    with pytest.raises(SystemExit) as end, patch.dict(POLICIES):  # what an example registers goes with it
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert all(words in said for words in SAID[name]), said
