@@ -10,7 +10,7 @@ ENDS   := $(addprefix tests/test_,$(addsuffix .py,interface decoding threads bac
 DATA   ?= ../shared/data
 RESULTS ?= results
 
-.PHONY: setup lock demo test lint docs ends bench report peers clean
+.PHONY: setup lock demo test lint types docs ends bench report peers clean
 
 setup: $(VENV)/ready
 
@@ -58,6 +58,9 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) types
+
+types: setup
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy
