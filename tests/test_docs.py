@@ -14,6 +14,7 @@ import hiermem
 from hiermem.cli.main import app
 from hiermem.config import PRESETS
 from hiermem.memory.policies import POLICIES
+from hiermem.training.recipes import TRAININGS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -85,8 +86,10 @@ def test_python_blocks_import_what_exists(page: Path) -> None:
 
 
 def test_what_can_be_chosen_by_name_is_documented() -> None:
-    start, concepts = ((ROOT / "docs" / name).read_text("utf-8") for name in ("index.md", "concepts.md"))
+    names = ("index.md", "concepts.md", "training.md")
+    start, concepts, training = ((ROOT / "docs" / name).read_text("utf-8") for name in names)
     assert all(f"| `{name}` |" in start for name in PRESETS)
+    assert all(f"| `{name}` |" in training for name in TRAININGS)
     own = {policy.name for policy in POLICIES.values() if policy.__module__.startswith("hiermem.")}
     assert all(f"`{name}`" in concepts for name in own)
 
