@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hiermem import HierMemConfig, HierMemModel
 from hiermem.bundled import python_reference
-from hiermem.memory.policies import POLICIES, CacheView, EvictionPolicy
+from hiermem.memory.policies import POLICIES, CacheStats, EvictionPolicy
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class ThinningPolicy(EvictionPolicy):
 
     name: ClassVar[str] = "thinning"
 
-    def scores(self, view: CacheView) -> Tensor:
+    def scores(self, stats: CacheStats) -> Tensor:
         """Positions ``[B, G, T]`` to scores of the same shape: higher stays longer."""
-        chosen = view.positions % self.stride == 0
-        return view.positions.float() + torch.where(chosen, 1e6, 0.0)
+        chosen = stats.positions % self.stride == 0
+        return stats.positions.float() + torch.where(chosen, 1e6, 0.0)
 
 
 POLICIES[ThinningPolicy.name] = ThinningPolicy
