@@ -1,8 +1,8 @@
 """Commands that are stopped at any moment: what is left on disk, and whether the same command goes on.
 
-As a program: `python tests/stops.py --count 200 --alone 20`. Workers are forks of one process that has
-imported everything and loaded a tiny model, so that hundreds of stops take minutes; ``--alone`` of each kind
-are fresh processes beside that.
+As a program: `python tests/stops.py --count 200 --alone 0`. Workers are forks of one process that has
+imported everything and loaded a tiny model, so that hundreds of stops take minutes. Fresh processes are
+stopped by `--count 0 --alone 20 --words 3000`: of a short text all is read before they are.
 """
 
 import argparse
@@ -305,9 +305,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Stop reading and appending at random moments.")
     parser.add_argument("--count", type=int, default=200, help="stops of each kind in forked workers")
     parser.add_argument("--alone", type=int, default=20, help="stops of each kind in fresh processes")
+    parser.add_argument("--words", type=int, default=250, help="of each text; fresh processes need thousands")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     half = given.count // 2
     wanted = {"SIGTERM": given.count, "SIGINT": half, "SIGINT twice": half, "SIGHUP": given.count // 4}
     with tempfile.TemporaryDirectory() as name:
-        soak(Stops(Path(name), seed=given.seed), {**wanted, "SIGKILL": given.count}, given.alone)
+        soak(Stops(Path(name), given.words, given.seed), {**wanted, "SIGKILL": given.count}, given.alone)
