@@ -218,7 +218,7 @@ def recall(model: HierMemModel, made: Texts, **working: Any) -> Iterator[dict[st
     memory = model.new_working_memory(replace(model.config.working, **working), batch)
     for at, take in chunks(memory, [length] * batch, model.config.chunk):
         model.adapter.read_chunk(memory, made.ids[:, at : at + take], [take] * batch)
-    memory.settle()
+    memory.evict()
     kept, asked = memory.mean_tokens / length, made.asks.shape[1]
     logits = model.adapter.read_chunk(memory, made.asks, [asked] * batch, logits=asked)[:, 1::3]
     answers = made.asks[:, 2::3]

@@ -93,7 +93,7 @@ def inspect(
             model.read_ids(memory, chunk)
             sizes.append(_size(memory))
             bar.update(chunk.shape[1])
-        memory.settle()
+        memory.evict()
     sizes.append(_size(memory))
     counts, heads = _held(memory)
     backbone = model.config.backbone or model.backbone.config.model_type
@@ -116,17 +116,17 @@ def _first_tokens(tokenizer: Any, text: str, limit: int) -> tuple[Tensor, list[s
 
 
 def _size(memory: WorkingMemory) -> Size:
-    return Size(memory.seen[0], memory.mean_tokens, memory.nbytes)
+    return Size(memory.num_tokens[0], memory.mean_tokens, memory.nbytes)
 
 
 def _held(memory: WorkingMemory) -> tuple[list[list[int]], list[int]]:
     """For each layer how many KV heads hold each token of row 0, and how many there are."""
-    counts = torch.zeros(len(memory.shapes), memory.seen[0], dtype=torch.int64)
-    heads = [0] * len(memory.shapes)
-    for part, cache in zip(memory.parts, memory.caches, strict=True):
+    counts = torch.zeros(len(memory.geometries), memory.num_tokens[0], dtype=torch.int64)
+    heads = [0] * len(memory.geometries)
+    for part, cache in zip(memory.head_groups, memory.caches, strict=True):
         assert cache.positions is not None
         held = cache.positions[0].cpu()  # [G, T]
-        counts[part.layer] += torch.bincount(held[held >= 0], minlength=memory.seen[0])
+        counts[part.layer] += torch.bincount(held[held >= 0], minlength=memory.num_tokens[0])
         heads[part.layer] += held.shape[0]
     return counts.tolist(), heads
 

@@ -130,7 +130,7 @@ class Pruned(InContext):
 
     def read(self, text: str) -> PrefilledContext:
         prefill = super().read(text)
-        prefill.working.settle()
+        prefill.working.evict()
         return prefill
 
 

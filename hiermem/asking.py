@@ -113,7 +113,7 @@ def ask(
 
 def answered(model: "HierMemModel", prompt: PreparedPrompt, max_new_tokens: int) -> Answer:
     """The greedy answer to a prompt, whose memory moves on."""
-    if not prompt.found and not any(prompt.working.seen):
+    if not prompt.found and not any(prompt.working.num_tokens):
         return Answer(NOT_FOUND, [], found=False)
     text, ended = model.continue_from(prompt.working, prompt.ids, max_new_tokens)
     answer, *others = without_thoughts(model.tokenizer, text).split(PREFIX)

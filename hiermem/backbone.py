@@ -17,15 +17,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
-from transformers.cache_utils import get_layer_types_and_kwargs
 
-from hiermem.attention import attention_over, is_reading, reading
-from hiermem.cache import BackboneCache, cache_argument
+from hiermem.attention import attention_over, is_reading, reading, tracing
+from hiermem.cache import ChunkCache, cache_argument
 from hiermem.errors import BackboneUnsupportedError, InputError
-from hiermem.memory.cache.layer import LayerCache, LayerGeometry
-from hiermem.memory.cache.positions import Rotary
+from hiermem.geometry import GeometryProbe
+from hiermem.memory.chunk import Chunk
+from hiermem.memory.chunk_state import ChunkState
 from hiermem.memory.hmt.module import HMTModule, SoftPrompt
 from hiermem.memory.hmt.segments import SegmentRecurrence, TextSummary
 from hiermem.memory.mamba.cache import MambaCache
@@ -102,20 +101,10 @@ class Backbone:
             )
         self._cache_argument = cache_argument(model.base_model)
         self._keeps_logits = "logits_to_keep" in signature(model.forward).parameters
-        self.trained_range = _trained_range(self.config)
-        windows = _windows(model, self.config)
-        self.shapes = tuple(LayerGeometry(window=window) for window in windows)
-        origin = self._alone(0)
         self.mamba: MambaHeads | None = None
-        self.shapes = tuple(map(self._shape, windows, self._rotaries(origin), origin))
-
-    def _shape(self, window: int | None, rotary: Rotary | None, cache: LayerCache) -> LayerGeometry:
-        assert cache.keys is not None and cache.values is not None
-        heads, width = cache.keys.shape[1], cache.keys.shape[3]
-        queries = getattr(self.config, "num_attention_heads", 0)
-        repeats = queries // heads if isinstance(queries, int) else 0
-        widths = (width, cache.values.shape[3])
-        return LayerGeometry(window, rotary, heads, repeats, width if width == widths[1] else 0, widths)
+        probe = GeometryProbe(model, self.config, self.read_chunk)
+        self.trained_range = probe.trained_range
+        self.shapes = probe.geometries()
 
     def replace_heads(self, config: MambaConfig) -> MambaHeads:
         """Let Mamba heads take the place of some heads, wherever the model is read from here.
@@ -132,9 +121,6 @@ class Backbone:
             )
         self.mamba = heads if heads.groups else None
         return heads
-
-    def _new_fading(self) -> MambaCache | None:
-        return None if self.mamba is None else MambaCache(self.mamba)
 
     def new_memory(
         self,
@@ -158,30 +144,31 @@ class Backbone:
                 f"leave trained_range out."
             )
         trained_range, policy = config.trained_range or self.trained_range, config.new_policy(network)
-        return WorkingMemory(
-            config, self.shapes, trained_range, batch, policy, recurrence, self._new_fading()
-        )
+        beside: list[ChunkState] = [] if recurrence is None else [recurrence]
+        beside += [] if self.mamba is None else [MambaCache(self.mamba)]
+        return WorkingMemory(config, self.shapes, trained_range, batch, policy, beside)
 
     def whole_memory(
-        self, batch: int = 1, policy: EvictionPolicy | None = None, fading: MambaCache | None = None
+        self, batch: int = 1, policy: EvictionPolicy | None = None, mamba: MambaCache | None = None
     ) -> WorkingMemory:
         """An empty cache that keeps everything in place, of the model with all its own heads.
 
         Args:
             policy: what takes note of the attention; it evicts nothing.
-            fading: Mamba heads beside them.
+            mamba: Mamba heads in place of some of them.
         """
         settings = WorkingMemoryConfig(policy="none", positions="absolute")
-        return WorkingMemory(settings, self.shapes, self.trained_range, batch, policy, fading=fading)
+        beside = [] if mamba is None else [mamba]
+        return WorkingMemory(settings, self.shapes, self.trained_range, batch, policy, beside)
 
     @contextmanager
-    def attached(self, memory: WorkingMemory) -> Iterator[BackboneCache]:
+    def attached(self, memory: WorkingMemory) -> Iterator[None]:
         """Route this thread's attention in the model through ``memory``; all is set back on any exit."""
         with _locks.setdefault(self.model, threading.RLock()), reading(memory):
             before = self.model.config._attn_implementation
             self.model.config._attn_implementation = attention_over(before)
             try:
-                yield BackboneCache(memory)
+                yield
             finally:
                 self.model.config._attn_implementation = before
 
@@ -195,9 +182,6 @@ class Backbone:
     ) -> Tensor:
         """Read one chunk ``input_ids [B, Q] int64`` of which each row's first ``valid`` tokens are real.
 
-        A segment that recalls by its first half, and was begun with less than that, is read again with what
-        comes: so the pieces of a text are read as the whole of it up to there.
-
         Args:
             logits: of how many last positions the logits are wanted.
             layers: where to add, if wanted, what goes into and comes out of every layer, ``[B, Q, width]``.
@@ -205,83 +189,75 @@ class Backbone:
         Returns:
             the final hidden states ``[B, Q, width]``, or logits ``[B, logits, vocabulary]``.
         """
-        if memory.recurrence is not None and memory.recurrence.falls_short(valid):
-            return self._read_again(memory, input_ids, valid, logits, layers)
-        with self.attached(memory) as cache:
-            chunk = memory.begin(valid, input_ids.shape[1], input_ids.device)
-            arguments: dict[str, Any] = {
-                **self._inputs(memory, input_ids, valid),
-                "position_ids": chunk.frames,
-                self._cache_argument: cache,
-                "use_cache": True,
-            }
-            if layers is not None:
-                arguments["output_hidden_states"] = True
-            if logits:
-                if self._keeps_logits:
-                    arguments["logits_to_keep"] = logits + chunk.tail
-                with _head_inputs(self.model, memory, wanted=chunk.tail > 0) as states:
-                    given = self.model(**arguments)
-                output = given.logits[:, -(logits + chunk.tail) :][:, :logits]
-            else:
-                given = self.model.base_model(**arguments)
-                states = [given.last_hidden_state]
-                output = states[0][:, chunk.tokens]
-            if layers is not None:
-                around = chunk.lead or chunk.tail
-                own = (state[:, chunk.tokens] if around else state for state in given.hidden_states)
-                layers.append(tuple(own))
-            if not memory.complete or cache.updates != len(memory.shapes):
-                raise BackboneUnsupportedError(
-                    f"{type(self.model).__name__} did not send all its layers through the working memory: "
-                    f"choose a decoder-only model, and switch gradient checkpointing off"
-                )
-            if memory.surroundings is not None:
-                ends = states[0][:, -chunk.tail :] if chunk.tail else None
-                memory.surroundings.hand_on(chunk, input_ids, ends)
-            memory.commit()
-        return output
-
-    def _read_again(
-        self,
-        memory: WorkingMemory,
-        input_ids: Tensor,
-        valid: list[int],
-        logits: int,
-        layers: list[tuple[Tensor, ...]] | None,
-    ) -> Tensor:
-        """The same for a chunk that goes on with segments which are read again from where they began."""
-        before, Q = memory.copy(), input_ids.shape[1]
-        states: list[tuple[Tensor, ...]] | None = None if layers is None else []
-        try:
-            begun = memory.rewind()
-            rows = [torch.cat((own, new[:n])) for own, new, n in zip(begun, input_ids, valid, strict=True)]
-            ids, shift = pad_sequence(rows, batch_first=True), torch.tensor([len(own) for own in begun])
-            # Where each row's columns are now; those of padding do not matter.
-            columns = (shift.unsqueeze(1) + torch.arange(Q)).clamp(max=ids.shape[1] - 1)
-            asked = columns[:, Q - (logits or Q) :]
-            first = int(asked.min()) if logits else 0
-            wanted = ids.shape[1] - first if logits else 0
-            output = self.read_chunk(memory, ids, [len(own) for own in rows], wanted, states)
-        except BaseException:
-            memory.restore(before)
-            raise
-        memory.columns = before.columns + Q
+        with self.attached(memory):
+            try:
+                chunk = memory.begin(input_ids, valid, self)
+                output, states = self.step(memory, chunk, chunk.needed(logits), layers is not None)
+            except BaseException:
+                memory.rollback()
+                raise
         if layers is not None:
-            layers += [tuple(_at(state, columns) for state in own) for own in states or ()]
-        return _at(output, asked - first)
+            layers.append(tuple(chunk.answer(state) for state in states))
+        return chunk.answer(output, logits)
 
-    def _inputs(self, memory: WorkingMemory, input_ids: Tensor, valid: list[int]) -> dict[str, Tensor]:
-        """What the model is given of a chunk: its tokens, or embeddings where more is read around them."""
-        chunk, surroundings = memory.chunk, memory.surroundings
-        if surroundings is None or not (chunk.lead or chunk.tail):
-            return {"input_ids": input_ids}
-        embed, summary, recurrence = self.model.get_input_embeddings(), None, surroundings.recurrence
-        if chunk.lead and recurrence.looks_ahead:
-            half = recurrence.looks_ahead
-            module, first = recurrence.module, [min(count, half) for count in valid]
-            summary = self.summary(module, module.summary_prompt, input_ids[:, :half], first)
-        return {"inputs_embeds": surroundings.embeddings(chunk, embed(input_ids), embed, summary)}
+    def step(
+        self, memory: WorkingMemory, chunk: Chunk, logits: int = 0, layers: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One chunk through the model: from its tensors and those of the memory to the memory's next ones.
+
+        Nothing here depends on the chunk's place in the document but through tensors. Once the cache is full,
+        one compiled step serves each kind of chunk (`compile`).
+
+        Args:
+            chunk: what `WorkingMemory.begin` made of it.
+            logits: of how many last tokens the logits are wanted.
+            layers: whether the states of all layers are wanted.
+
+        Returns:
+            the final hidden states ``[B, Q, width]``, or logits ``[B, logits, vocabulary]``, and the states
+            of all layers, if wanted.
+        """
+        cache = ChunkCache(len(memory.geometries))
+        arguments: dict[str, Any] = {
+            "position_ids": chunk.position_ids,
+            self._cache_argument: cache,
+            "use_cache": True,
+        }
+        if chunk.embeddings is None:
+            arguments["input_ids"] = chunk.ids
+        else:
+            arguments["inputs_embeds"] = chunk.embeddings
+        if layers:
+            arguments["output_hidden_states"] = True
+        with tracing(memory):
+            output, hidden, every = self._run(memory, chunk, logits, arguments)
+        if not memory.complete or cache.updates != len(memory.geometries):
+            raise BackboneUnsupportedError(
+                f"{type(self.model).__name__} did not send all its layers through the working memory: "
+                f"choose a decoder-only model, and switch gradient checkpointing off"
+            )
+        memory.commit(hidden)
+        return output, tuple(state[:, chunk.tokens] if chunk.around else state for state in every)
+
+    def _run(
+        self, memory: WorkingMemory, chunk: Chunk, logits: int, arguments: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """The wanted output, final states of the last columns, and the states of all layers, if asked for."""
+        if not logits:
+            found = self.model.base_model(**arguments)
+            hidden = found.last_hidden_state
+            return hidden[:, chunk.tokens], hidden, found.hidden_states or ()
+        last = logits + chunk.suffix
+        if self._keeps_logits:
+            arguments["logits_to_keep"] = last
+        with _head_inputs(self.model, memory, wanted=chunk.suffix > 0) as states:
+            found = self.model(**arguments)
+        return found.logits[:, -last:][:, :logits], states[0] if states else None, found.hidden_states or ()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The model's input embeddings ``[B, n, d]`` of token ids ``[B, n]``."""
+        embeddings: Tensor = self.model.get_input_embeddings()(ids)
+        return embeddings
 
     def summary(self, module: HMTModule, prompt: SoftPrompt, input_ids: Tensor, valid: list[int]) -> Tensor:
         """Summaries ``[B, m, d]`` of texts ``input_ids [B, n]``, of each row's first ``valid`` tokens.
@@ -291,116 +267,7 @@ class Backbone:
         """
         recurrence = TextSummary(module, prompt, len(valid), input_ids.device)
         config = WorkingMemoryConfig(policy="none", update_interval=self.trained_range, positions="compact")
-        trained_range, fading = self.trained_range, self._new_fading()
-        memory = WorkingMemory(config, self.shapes, trained_range, len(valid), None, recurrence, fading)
+        memory = self.new_memory(config, len(valid), recurrence=recurrence)
         self.read_chunk(memory, input_ids, valid)
-        return torch.stack([own[-1] if own else recurrence.after()[0] for own in recurrence.past])
-
-    def _rotaries(self, origin: list[LayerCache]) -> list[Rotary | None]:
-        """How each layer rotates its keys, found by reading single tokens at two positions.
-
-        A token alone sees itself only, so whatever the position its keys differ by the rotation, in all
-        layers. None for a layer that does not rotate, and for all layers of a model with learned positions.
-
-        Args:
-            origin: what `_alone` finds at position 0.
-        """
-        place = min(self.trained_range, 1024) - 1
-        tables = _frequency_tables(self.model)
-        if not tables:
-            return [None] * len(self.shapes)
-        signed = [*tables, *(-table for table in tables)]
-        candidates: list[Rotary | None] = [None]
-        candidates += [Rotary(table, interleaved) for table in signed for interleaved in (False, True)]
-        return [
-            self._fitting(candidates, one, other, place)
-            for one, other in zip(origin, self._alone(place), strict=True)
-        ]
-
-    def _alone(self, place: int) -> list[LayerCache]:
-        """What every layer caches of a few tokens, each read alone at position ``place``."""
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        ids = torch.tensor([[1], [2], [3], [vocabulary // 2]], device=self.model.device) % vocabulary
-        memory = self.whole_memory(len(ids))
-        memory.seen = [place] * len(ids)
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                self.read_chunk(memory, ids, [1] * len(ids))
-        finally:
-            self.model.train(training)
-        return memory.caches
-
-    def _fitting(
-        self, candidates: list[Rotary | None], one: LayerCache, other: LayerCache, place: int
-    ) -> Rotary | None:
-        origin, moved = one.keys, other.keys
-        assert (
-            origin is not None and moved is not None and one.values is not None and other.values is not None
-        )
-        still = torch.allclose(one.values.float(), other.values.float(), rtol=0.05, atol=0.05)
-        shift = torch.full(origin.shape[:3], place, device=origin.device)
-        turned = [origin if rotary is None else rotary.turn(origin, shift) for rotary in candidates]
-        errors = (
-            torch.stack([(keys.float() - moved.float()).norm() for keys in turned]) / moved.float().norm()
-        )
-        best = int(errors.argmin())
-        if not (still and errors[best] < 0.05):  # rounding alone stays far below, another rotation far above
-            raise BackboneUnsupportedError(
-                f"{type(self.model).__name__} rotates its keys in a way hiermem does not know: "
-                f"choose a model with plain or partial rotary positions"
-            )
-        return candidates[best]
-
-
-def _at(values: Tensor, columns: Tensor) -> Tensor:
-    """Of ``values [B, n, width]`` those at ``columns [B, q]``."""
-    index = columns.to(values.device).unsqueeze(-1)
-    return values.gather(1, index.expand(-1, -1, values.shape[-1]))
-
-
-def _trained_range(config: Any) -> int:
-    """Positions the model was trained on; long-rope models are kept where their frequencies do not switch."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        if parameters.get("rope_type") == "longrope" and "original_max_position_embeddings" in parameters:
-            return int(parameters["original_max_position_embeddings"])
-    known = getattr(config, "max_position_embeddings", None)
-    if known is None:
-        raise BackboneUnsupportedError(
-            f"{type(config).__name__} does not say how many positions the model was trained on: "
-            f"hiermem supports decoder-only models with attention over positions"
-        )
-    return int(known)
-
-
-def _windows(model: PreTrainedModel, config: Any) -> list[int | None]:
-    """Width of every layer's sliding window in tokens, None for full attention."""
-    try:
-        types, arguments = get_layer_types_and_kwargs(config)
-    except (ValueError, AttributeError) as error:
-        raise BackboneUnsupportedError(
-            f"{type(model).__name__} has layers of unknown type: {error}"
-        ) from error
-    unknown = set(types) - {"full_attention", "sliding_attention"}
-    if unknown:
-        raise BackboneUnsupportedError(
-            f"{type(model).__name__} has layers of type {', '.join(sorted(unknown))}: "
-            f"hiermem supports full and sliding-window attention"
-        )
-    per_layer = [arguments] * len(types) if isinstance(arguments, dict) else arguments  # a dict up to 5.18
-    return [
-        own.get("sliding_window") if kind == "sliding_attention" else None
-        for kind, own in zip(types, per_layer, strict=True)
-    ]
-
-
-def _frequency_tables(model: PreTrainedModel) -> list[Tensor]:
-    """The rotary frequencies that the model's modules hold, in radians per position; none where learned."""
-    tables: dict[str, Tensor] = {}
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name == "inv_freq" or name.endswith("_attention_inv_freq"):
-                tables.setdefault(name, buffer.float())
-    return list(tables.values())
+        left = zip(recurrence.memory_embeddings, recurrence.suffix_embeddings(), strict=True)
+        return torch.stack([prompt if embeddings is None else embeddings[-1] for embeddings, prompt in left])

@@ -15,7 +15,7 @@ from hiermem.memory.working import WorkingMemory
 CACHE_NAMES = ("cache", "past_key_values")
 """What models call a cache: the first from transformers 5.24 on, the second before."""
 
-_FIELDS = {own.name for own in fields(CausalLMOutputWithPast)}
+_FIELDS = {field.name for field in fields(CausalLMOutputWithPast)}
 CACHE_NAME = next(name for name in CACHE_NAMES if name in _FIELDS)
 """Of the two, the one that this version's `generate` hands on and finds in outputs."""
 
@@ -31,9 +31,13 @@ class _CacheLayer(CacheLayerMixin):
 
     It knows the memory and not the cache that it is part of: in a cycle of references what was read, with its
     gradients, would stay until Python looks for such cycles.
+
+    Args:
+        memory: None for a single chunk, whose masks and positions the memory makes itself: so nothing that a
+            model computes depends on how much was read before.
     """
 
-    def __init__(self, memory: WorkingMemory) -> None:
+    def __init__(self, memory: WorkingMemory | None = None) -> None:
         super().__init__()
         self._memory, self.updates = memory, 0
 
@@ -44,16 +48,28 @@ class _CacheLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         self.updates += 1
-        return key_states, value_states  # `_attend` takes them into the memory
+        return key_states, value_states  # `WorkingMemory.attend` takes them
 
     def get_seq_length(self) -> int:
-        return self._memory.columns
+        return 0 if self._memory is None else self._memory.frames.columns
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._memory.columns + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
         return -1
+
+
+class ChunkCache(Cache):
+    """What a model is given as its cache while a chunk goes through it."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__(layers=[_CacheLayer() for _ in range(layers)])
+
+    @property
+    def updates(self) -> int:
+        """How often layers have handed on keys and values."""
+        return sum(layer.updates for layer in self.layers if isinstance(layer, _CacheLayer))
 
 
 class BackboneCache(Cache):
@@ -65,18 +81,13 @@ class BackboneCache(Cache):
 
     def __init__(self, memory: WorkingMemory) -> None:
         self.memory = memory
-        super().__init__(layers=[_CacheLayer(memory) for _ in memory.shapes])
-
-    @property
-    def updates(self) -> int:
-        """How often layers have asked it for what they may see."""
-        return sum(layer.updates for layer in self.layers if isinstance(layer, _CacheLayer))
+        super().__init__(layers=[_CacheLayer(memory) for _ in memory.geometries])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.memory.select_rows(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        rows = torch.arange(len(self.memory.seen))
+        rows = torch.arange(len(self.memory.num_tokens))
         self.memory.select_rows(rows.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:

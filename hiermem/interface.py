@@ -130,7 +130,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
     ) -> tuple[WorkingMemory, Layout]:
         """The memory that an input is read into, and how its texts lie in it."""
         memory = self.new_recurrent_memory() if past is None else past.memory if keep else past.memory.copy()
-        seen = memory.seen if any(memory.seen) else None
+        seen = memory.num_tokens if any(memory.num_tokens) else None
         if seen is not None:
             memory.take_rows(len(input_ids))
         layout = layout_of(input_ids, attention_mask, position_ids, seen)

@@ -342,9 +342,10 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         for at, take in chunks(memory, [ids.shape[1]], self.config.chunk):
             hidden = self.adapter.read_chunk(memory, ids[:, at : at + take], [take])
             if not hidden.isfinite().all():
+                end = memory.num_tokens[0]
                 raise NonFiniteError(
-                    f"The backbone's states of tokens {memory.seen[0] - take} to {memory.seen[0]} are not "
-                    f"finite: read with dtype float32, or leave that passage out."
+                    f"The backbone's states of tokens {end - take} to {end} are not finite: read with dtype "
+                    f"float32, or leave that passage out."
                 )
         return hidden
 

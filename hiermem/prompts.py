@@ -66,5 +66,5 @@ def split_prompt(tokenizer: Any, text: str, question: str, instruction: str) -> 
 def prompt_ids(tokenizer: Any, prompt: PromptText | str, working: WorkingMemory | None = None) -> Tensor:
     """Ids ``[1, n]`` of a prompt; where nothing was read before it, it begins as every text does."""
     ids = encode(tokenizer, prompt) if isinstance(prompt, str) else prompt.ids(tokenizer)
-    follows = working is not None and any(working.seen)
+    follows = working is not None and any(working.num_tokens)
     return torch.tensor([ids if follows else from_beginning(tokenizer, ids)])

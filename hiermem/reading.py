@@ -157,7 +157,9 @@ def _embedding(moment: Moment) -> Tensor | None:
     recurrence = moment.working.recurrence
     if recurrence is None:
         return None
-    embedding = recurrence.past[0][-1].cpu()
+    (left,) = recurrence.memory_embeddings
+    assert left is not None
+    embedding = left[-1].cpu()
     if not embedding.isfinite().all():
         raise NonFiniteError(
             f"The memory embedding of segment {len(moment.longterm)} is not finite: read with dtype float32."

@@ -36,7 +36,9 @@ def check_decoding(model: "HierMemModel") -> None:
         error = _error(model, memory)
     except (AttributeError, TypeError, ValueError) as cause:
         raise _unsupported(kind) from cause
-    if memory.seen != [len(PROMPT) + 1] or error > TOLERANCE:  # what is not finite is named once it is read
+    if (
+        memory.num_tokens != (len(PROMPT) + 1,) or error > TOLERANCE
+    ):  # what is not finite is named once it is read
         raise _unsupported(kind)
     _checked.add(kind)
 

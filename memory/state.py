@@ -69,7 +69,7 @@ class Moment:
     @property
     def tokens(self) -> int:
         """Tokens read so far."""
-        return self.working.seen[0]
+        return self.working.num_tokens[0]
 
     def copy(self) -> "Moment":
         """An independent one, to read on in; costs nothing."""
@@ -200,7 +200,7 @@ class MemoryState:
             working.load_state(tensors, saved.bookkeeping, model.dtype, model.vocabulary)
             longterm = LongTermMemory.from_contents(saved.longterm, contents, model.summary)
             if working.recurrence is not None and longterm.open is not None:
-                working.recurrence.go_on([model.to_device(longterm.open.ids.long())])
+                working.recurrence.resume([model.to_device(longterm.open.ids.long())])
         return cls(working, longterm, saved.segment, saved.fingerprint, model.name_or_path or saved.model)
 
     @staticmethod

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from hiermem.errors import InputError
+from hiermem.memory.cache.frames import POSITION_MODES
 from hiermem.memory.cache.head_groups import HeadBudgets
-from hiermem.memory.cache.positions import POSITION_MODES
 from hiermem.memory.policies import POLICIES, EvictionPolicy, Namm, NammPolicy
 from hiermem.settings import check_settings
 

@@ -14,10 +14,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from hiermem.config import HierMemConfig
 from hiermem.memory.cache.head_groups import HeadBudgets
+from hiermem.memory.cache.layer import LayerCache
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.policies import POLICIES, AttentionPolicy, Namm, NammConfig, NammPolicy
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
 from hiermem.memory.state import MemoryState
+from hiermem.memory.tensor_state import named as named_tensors
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.model import HierMemModel
@@ -146,11 +148,16 @@ def ids_of(length: int, rows: int = 1, seed: int = 1) -> Tensor:
     return torch.randint(3, 97, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
+def tokens_of(cache: LayerCache) -> dict[str, Tensor]:
+    """All tensors of a cache that have a slot for each token, by name."""
+    return {name: t for name, t in named_tensors(cache) if not name.startswith(("prefix", "queries"))}
+
+
 def assert_same_working(one: WorkingMemory, other: WorkingMemory, atol: float = 1e-5) -> None:
     """Equal bookkeeping and, up to rounding, equal tensors; slots that are empty may differ."""
     assert one.bookkeeping() == other.bookkeeping()
     for ours, theirs in zip(one.caches, other.caches, strict=True):
-        named, same = ours.tensors(), theirs.tensors()
+        named, same = tokens_of(ours), tokens_of(theirs)
         assert named.keys() == same.keys()
         assert torch.equal(named["positions"], same["positions"])
         real = named["positions"] >= 0

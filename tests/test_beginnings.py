@@ -37,7 +37,7 @@ def begins(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def read(self: Backbone, memory: WorkingMemory, ids: Tensor, *rest: Any, **named: Any) -> Tensor:
         alone = ids.shape[1] == 1  # single tokens, by which a model's rotation is found
-        if not alone and not any(memory.seen) and not isinstance(memory.recurrence, TextSummary):
+        if not alone and not any(memory.num_tokens) and not isinstance(memory.recurrence, TextSummary):
             found.extend(ids[:, 0].tolist())
         return real(self, memory, ids, *rest, **named)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import CONFIGS
-from readers import ids_of, lively, lively_namm, reader, settings, text_of
+from readers import ids_of, lively, lively_namm, reader, settings, text_of, tokens_of
 from test_mamba import isolated, replaced, with_mamba
 from test_summary import CARRIED, carried, published
 from torch import Tensor
@@ -97,8 +97,8 @@ def test_a_memory_goes_from_the_gpu_to_the_disk_and_to_the_processor(kind: str, 
     assert there.text == text and there.working.bookkeeping() == memory.working.bookkeeping()
     assert processor.ask(there, "Why did Orion sail?", max_new_tokens=8).sources == answer.sources
     for ours, theirs in zip(memory.working.caches, there.working.caches, strict=True):
-        for name, tensor in ours.tensors().items():
-            torch.testing.assert_close(tensor.cpu(), theirs.tensors()[name])
+        for name, tensor in tokens_of(ours).items():
+            torch.testing.assert_close(tensor.cpu(), tokens_of(theirs)[name])
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

@@ -194,7 +194,7 @@ def test_a_candidate_is_judged_as_the_model_it_makes_would_do() -> None:
             config = replace(model.config.working, policy=name, budget=25, update_interval=64, **changes)
             memory = model.new_working_memory(config)
             model.read_ids(memory, torch.tensor([one.text]))
-            memory.settle()
+            memory.evict()
             with torch.no_grad():
                 model.adapter.read_chunk(memory, torch.tensor([one.rest[:2]]), [2])
                 logits = model.adapter.read_chunk(memory, torch.tensor([one.rest[2:-1]]), [5], logits=5)

@@ -71,7 +71,7 @@ def read_whole(model: HierMemModel, text: str) -> Any:
     ids = model.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
     with torch.inference_mode():
         model.read_ids(memory, ids)
-    memory.settle()
+    memory.evict()
     return memory
 
 
@@ -85,16 +85,16 @@ def made(name: str = "text", text: str = HOSTILE) -> Inspection:
 def test_counts_are_what_the_memory_holds(policy: str, shares: bool) -> None:
     model, text = model_with(policy, shares), text_of(60)
     seen, memory = inspect(model, text, progress=False), read_whole(model, text)
-    n = memory.seen[0]
+    n = memory.num_tokens[0]
     assert n % model.config.chunk  # the reading ends within an interval, where settling decides
-    expected = [[0] * n for _ in memory.shapes]
-    for part, cache in zip(memory.parts, memory.caches, strict=True):
+    expected = [[0] * n for _ in memory.geometries]
+    for part, cache in zip(memory.head_groups, memory.caches, strict=True):
         for head in cache.positions[0].tolist():
             for position in head:
                 if position >= 0:
                     expected[part.layer][position] += 1
     assert seen.counts == expected
-    assert seen.heads == [shape.heads for shape in memory.shapes]
+    assert seen.heads == [shape.heads for shape in memory.geometries]
     assert seen.sizes[-1] == (n, memory.mean_tokens, memory.nbytes)
     assert sum(map(sum, seen.counts)) == pytest.approx(seen.sizes[-1].tokens * sum(seen.heads))
 

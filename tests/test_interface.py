@@ -268,7 +268,7 @@ def test_an_answer_is_the_greedy_continuation_up_to_an_end_token() -> None:
         memory = model.new_recurrent_memory()
         text, ended = model.continue_from(memory, ids, 8)
         assert (text, ended) == (model.tokenizer.decode(greedy[:at], skip_special_tokens=True), True)
-        assert memory.seen == [20 + at]
+        assert memory.num_tokens == (20 + at,)
 
 
 def test_an_answer_from_nothing_finite_is_named() -> None:

@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import pytest
@@ -10,8 +9,9 @@ import torch
 from readers import ids_of, lively, reader, settings
 from torch import Tensor
 
-from hiermem.attention import _over_cache
+from hiermem.attention import SoftmaxAttention
 from hiermem.config import HierMemConfig
+from hiermem.memory.attention import QKV
 from hiermem.memory.chunk import Chunk
 from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.mamba.local_attention import SinkWindowKV, local_attention, plan_local_attention
@@ -24,7 +24,7 @@ FIRST, LAST = 3, 7
 def chunk_of(seen: int, tokens: int) -> Chunk:
     """The next tokens of one row."""
     positions = torch.arange(seen, seen + tokens)[None]
-    return Chunk(positions, positions, (tokens,), (seen,), False)
+    return Chunk(positions, positions, positions, (tokens,), (seen,), False)
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, softcap: float | None, sliding: int | None) -> Tensor:
@@ -49,12 +49,12 @@ def test_looking_in_blocks_is_attention_under_a_mask(
     ours, theirs = ([torch.randn(s, generator=draw).requires_grad_() for s in shapes] for _ in range(2))
     for one, other in zip(ours, theirs, strict=True):
         other.data.copy_(one.data)
-    attend = partial(_over_cache, scaling=0.3, softcap=softcap, dropout=0.0)
+    attention = SoftmaxAttention(0.3, softcap)
     near, said, at = SinkWindowKV.nothing(torch.cat(ours[1:], -1), FIRST, LAST), [], 0
     for take in cuts:
         query, key, value = (tensor[:, :, at : at + take] for tensor in ours)
-        view = plan_local_attention(chunk_of(at, take), FIRST, LAST, 0, None, sliding)
-        output, near = local_attention(query, key, value, view, near, attend)
+        plan = plan_local_attention(chunk_of(at, take), FIRST, LAST, 0, sliding)
+        output, near = local_attention(QKV(query, key, value), plan, near, attention)
         said.append(output)
         at += take
     expected = plain(*theirs, softcap, sliding)
@@ -101,7 +101,7 @@ def test_rows_at_different_places_see_what_they_should(seed: int) -> None:
     B, sinks, window = draw.choice([1, 3]), draw.choice([0, 1, 5]), draw.choice([1, 2, 4, 20])
     sliding, m = draw.choice([None, None, 3, 9]), draw.choice([0, 3])
     lead = m + draw.choice([0, 2]) * (m > 0)
-    attend = partial(_over_cache, scaling=0.3, softcap=None, dropout=0.0)
+    attention = SoftmaxAttention(0.3)
     documents, there = [Document() for _ in range(B)], None
     near = SinkWindowKV.nothing(torch.zeros(B, G, 1, 2 * D), sinks, window)
     for step in range(4):
@@ -117,12 +117,14 @@ def test_rows_at_different_places_see_what_they_should(seed: int) -> None:
             new = torch.ones(B, lead, dtype=torch.bool)
             new[:, m:] = torch.rand(B, lead - m, generator=generator) < 0.5
             there = new if there is None else torch.where(torch.tensor(starting)[:, None], new, there)
-        around = (tuple(starting), tuple(ending)) if before or after else ((), ())
+        around: dict[str, Any] = {"prefix": before, "suffix": after, "prefix_mask": there}
+        if before or after:
+            around |= {"starting": tuple(starting), "ending": tuple(ending)}
         seen = tuple(len(document.tokens) for document in documents)
         columns = torch.zeros(B, Q, dtype=torch.int64)
-        chunk = Chunk(columns, columns, tuple(valid), seen, min(valid) < Q, before, after, *around)
-        view = plan_local_attention(chunk, sinks, window, before or near.prompt.shape[2], there, sliding)
-        said, near = local_attention(query, key, value, view, near, attend)
+        chunk = Chunk(columns, columns, columns, tuple(valid), seen, min(valid) < Q, **around)
+        plan = plan_local_attention(chunk, sinks, window, before or near.prompt.shape[2], sliding)
+        said, near = local_attention(QKV(query, key, value), plan, near, attention)
         for row, document in enumerate(documents):
             pairs = torch.cat((key, value), -1)[row].transpose(0, 1)  # [T, G', E]
             if starting[row]:
@@ -144,7 +146,7 @@ def test_rows_at_different_places_see_what_they_should(seed: int) -> None:
 def test_states_do_not_hold_on_to_the_chunks_they_were_made_of() -> None:
     model = silent(reader(config=looking([[0, 1], [1, 0]], 6, SummaryConfig(tokens=3, width=8))))
     with torch.no_grad():
-        states = model(ids_of(60)).past_key_values.memory.fading.tensors()
+        states = model(ids_of(60)).past_key_values.memory.mamba.tensors()
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in states.values())
 
 
@@ -188,7 +190,7 @@ def test_keys_move_with_the_frame_as_those_of_a_cache_do(positions: str) -> None
     own: dict[str, Any] = {"policy": "window", "positions": positions}
     ids, width = ids_of(150 if positions != "absolute" else 60), 6
     with torch.no_grad():
-        near = silent(reader(config=looking([[0, 1]], width, None, **own)))(ids).past_key_values.memory.fading
+        near = silent(reader(config=looking([[0, 1]], width, None, **own)))(ids).past_key_values.memory.mamba
         cache = reader(config=looking([], width, None, **own))(ids).past_key_values.memory.caches[0]
     first, last = near.states[0].near.first[:, 0], near.states[0].near.last[:, 0]
     torch.testing.assert_close(last, torch.cat((cache.keys, cache.values), -1)[:, 1, 1 - width :])

@@ -18,6 +18,7 @@ from readers import (
     settings,
     text_of,
     tokenizer,
+    tokens_of,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -71,8 +72,8 @@ def replaced(config: HierMemConfig, family: str = "llama", seed: int = 0) -> Hie
 
 def assert_same_states(one: WorkingMemory, other: WorkingMemory, atol: float = 1e-5) -> None:
     """Equal states of the Mamba heads, up to rounding."""
-    assert one.fading is not None and other.fading is not None
-    named, same = one.fading.tensors(), other.fading.tensors()
+    assert one.mamba is not None and other.mamba is not None
+    named, same = one.mamba.tensors(), other.mamba.tensors()
     assert named.keys() == same.keys() and named
     for name, tensor in named.items():
         torch.testing.assert_close(tensor, same[name], atol=atol, rtol=1e-3, msg=name)
@@ -177,21 +178,21 @@ def test_replaced_heads_keep_no_cache_and_the_others_are_untouched(policy: str) 
     with torch.no_grad():
         memory = model(ids).past_key_values.memory
         full = reader(config=settings(policy=policy))(ids).past_key_values.memory
-    assert [(part.layer, part.heads) for part in memory.parts] == [
+    assert [(part.layer, part.heads) for part in memory.head_groups] == [
         (0, slice(0, 1)),
         (1, slice(0, 2)),
     ]
     assert [cache.keys.shape[1] for cache in memory.caches] == [1, 2]
-    first, same = memory.caches[0].tensors(), full.caches[0].tensors()
+    first, same = tokens_of(memory.caches[0]), tokens_of(full.caches[0])
     if policy == "window":  # nothing before the first layer differs
         torch.testing.assert_close(first["keys"], same["keys"][:, :1])
-    cached = sum(tensor.numel() for cache in memory.caches for tensor in cache.tensors().values())
-    whole = sum(tensor.numel() for cache in full.caches for tensor in cache.tensors().values())
+    cached = sum(tensor.numel() for cache in memory.caches for tensor in tokens_of(cache).values())
+    whole = sum(tensor.numel() for cache in full.caches for tensor in tokens_of(cache).values())
     if policy != "lively":
         assert cached == whole // 2
-    states = sum(tensor.nbytes for tensor in memory.fading.tensors().values())
+    states = sum(tensor.nbytes for tensor in memory.mamba.tensors().values())
     assert memory.nbytes == states + sum(
-        t.nbytes for cache in memory.caches for t in cache.tensors().values()
+        t.nbytes for cache in memory.caches for t in tokens_of(cache).values()
     )
 
 
@@ -288,7 +289,7 @@ def test_gradients_flow_through_states_and_stop_where_they_are_cut() -> None:
         model.adapter.read_chunk(memory, ids[:, :16], [16])
         if cut:
             memory.detach()
-        memory.caches = [cache.detached() for cache in memory.caches]
+        memory.cache.detach()
         model.adapter.read_chunk(memory, ids[:, 16:], [16]).square().sum().backward()
         hook.remove()
         assert (embeddings.grad is None or not embeddings.grad.any()) == cut
@@ -390,7 +391,7 @@ def test_in_bfloat16_states_stay_exact() -> None:
     ids = ids_of(60)
     with torch.no_grad():
         ours, wanted = model(ids), plain(ids)
-    states = ours.past_key_values.memory.fading.tensors()
+    states = ours.past_key_values.memory.mamba.tensors()
     assert {t.dtype for name, t in states.items() if ".near." not in name} == {torch.float32}
     assert {t.dtype for name, t in states.items() if ".near." in name} == {torch.bfloat16}
     assert (ours.logits - wanted.logits).abs().mean() <= 0.02 * wanted.logits.abs().max()

@@ -97,14 +97,14 @@ def test_a_piece_that_fails_leaves_the_memory_as_it_was(monkeypatch: pytest.Monk
     model, ids = handing_on(published()), ids_of(60)
     cache = model(ids[:, :35]).past_key_values
     before, expected = cache.memory.copy(), model(ids[:, :40]).logits[:, 35:]
-    real = Backbone._inputs
+    real = Backbone.step
 
     def fails(*_: object) -> dict[str, Tensor]:
         raise MemoryError
 
-    monkeypatch.setattr(Backbone, "_inputs", fails)
+    monkeypatch.setattr(Backbone, "step", fails)
     with pytest.raises(MemoryError):
         model(ids[:, 35:40], past_key_values=cache)
     assert_same(cache.memory, before)
-    monkeypatch.setattr(Backbone, "_inputs", real)
+    monkeypatch.setattr(Backbone, "step", real)
     torch.testing.assert_close(model(ids[:, 35:40], past_key_values=cache).logits, expected, **NEAR)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from readers import ids_of, over
 from torch import Tensor
 
-from hiermem.memory.cache.positions import FRAME_STEP_SHARE, Rotary, frame_start
+from hiermem.memory.cache.frames import FRAME_STEP_SHARE, frame_start
+from hiermem.memory.cache.rope import Rotary
 
 
 @st.composite
@@ -88,14 +89,14 @@ def test_what_a_model_sees_of_distances(policy: str, interval: int) -> None:
     for token in ids_of(300)[0].split(3):
         with torch.no_grad():
             model.read_ids(memory, token[None])
-        query = memory.seen[0] - 1
+        query = memory.num_tokens[0] - 1
         if query % interval == interval - 1:
             continue  # the frame has already moved on to the next interval
         position = query - frame_start(query, interval, RANGE)
         for layer in memory.caches:
-            assert layer.positions is not None and layer.frames is not None
+            assert layer.positions is not None and layer.position_ids is not None
             real = layer.positions >= 0
-            true, frames = query - layer.positions[real], layer.frames[real]
+            true, frames = query - layer.positions[real], layer.position_ids[real]
             shown = position - frames
             assert (frames >= 0).all() and (frames < RANGE).all()
             assert torch.equal(shown[true <= exact], true[true <= exact].int())
@@ -122,9 +123,9 @@ def test_compact_positions_have_no_gaps() -> None:
         for part in ids_of(208)[0].split(16):
             model.read_ids(memory, part[None])
             for layer in memory.caches:
-                assert layer.frames is not None
-                assert torch.equal(layer.frames[0, 0], torch.arange(layer.tokens, dtype=torch.int32))
-    assert memory.next_frame == [20]
+                assert layer.position_ids is not None
+                assert torch.equal(layer.position_ids[0, 0], torch.arange(layer.tokens, dtype=torch.int32))
+    assert memory.frames.next_frame == (20,)
 
 
 def test_absolute_positions_count_on_for_ever() -> None:
@@ -133,9 +134,9 @@ def test_absolute_positions_count_on_for_ever() -> None:
     with torch.no_grad():
         model.read_ids(memory, ids_of(208))
     for layer in memory.caches:
-        assert layer.frames is not None and layer.positions is not None
-        assert torch.equal(layer.frames, layer.positions.int())
-        assert int(layer.frames.max()) == 207
+        assert layer.position_ids is not None and layer.positions is not None
+        assert torch.equal(layer.position_ids, layer.positions.int())
+        assert int(layer.position_ids.max()) == 207
 
 
 # ---- turning keys

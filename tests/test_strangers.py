@@ -18,7 +18,7 @@ from fuzz_memories import MORE, QUESTION, Case, tried
 from readers import assert_same_memory, assert_same_working, ids_of, reader, settings, text_of
 from tiers import MEMORIES, TEXT, TIERS, model_of
 
-from hiermem.backbone import BackboneCache
+from hiermem.cache import BackboneCache
 from hiermem.errors import InputError, MemoryFileError
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.state import MemoryState
@@ -139,7 +139,7 @@ NONSENSE = {
     "seen": (lambda _, info: info["working"]["bookkeeping"].update(seen=[96]), "seen and columns differ"),
     "tokens": (lambda _, info: info.update(tokens=96), "tokens and seen differ"),
     "rows": (lambda _, info: info["working"]["bookkeeping"].update(next_frame=[1, 2]), "not of one row"),
-    "holes": (lambda _, info: info["working"]["bookkeeping"].update(ragged=[0, 0, 0]), "truth values"),
+    "holes": (lambda _, info: info["working"]["bookkeeping"].update(holes=[0, 0, 0]), "truth values"),
     "segment": (lambda _, info: info.update(segment=47), "another number of tokens"),
     "characters": (lambda _, info: info.update(characters=7), "of another document"),
     "recurrent": (lambda _, info: info.update(recurrent=True), "recurrent is not"),
@@ -332,7 +332,7 @@ def test_copies_of_memories_go_on_by_themselves(name: str, how: Any) -> None:
 def test_a_copy_has_the_parameters_of_the_model() -> None:
     model = model_of("isolated")
     twin = copy.deepcopy(model.read(TEXT))
-    assert twin.working.fading is not None and twin.working.fading.heads is model.mamba
+    assert twin.working.mamba is not None and twin.working.mamba.heads is model.mamba
     assert twin.working.recurrence is not None and twin.working.recurrence.module is model.summary
 
 

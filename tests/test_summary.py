@@ -82,7 +82,7 @@ def test_the_published_preset_is_the_papers_equations(family: str) -> None:
     memory = output.past_key_values.memory
     torch.testing.assert_close(output.logits, expected, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(
-        torch.stack(memory.recurrence.past[0]), torch.stack(past[-4:]), atol=1e-5, rtol=1e-4
+        memory.recurrence.memory_embeddings[0], torch.stack(past[-4:]), atol=1e-5, rtol=1e-4
     )
 
 
@@ -157,7 +157,8 @@ def test_an_untrained_neutral_memory_changes_nothing_from_segment_to_segment() -
     with torch.no_grad():
         memory = model(ids).past_key_values.memory
         other = model(ids.flip(1)).past_key_values.memory
-    assert not torch.allclose(memory.recurrence.past[0][0], other.recurrence.past[0][0])
+    (left,), (flipped,) = memory.recurrence.memory_embeddings, other.recurrence.memory_embeddings
+    assert not torch.allclose(left[0], flipped[0])
     torch.testing.assert_close(memory.recurrence.prompt, other.recurrence.prompt)
 
 
@@ -218,8 +219,8 @@ def test_what_is_read_before_a_segment_sees_nothing_else() -> None:
     values = []
     with torch.no_grad():
         for length in (90, 150):  # at the very beginning there is no room for it to stand apart
-            surroundings = model(ids[:, :length]).past_key_values.memory.surroundings
-            values.append(torch.stack([prefix.values for prefix in surroundings.prefixes]))
+            caches = model(ids[:, :length]).past_key_values.memory.caches
+            values.append(torch.stack([cache.prefix.values for cache in caches]))
     torch.testing.assert_close(values[1], values[0], atol=1e-5, rtol=1e-4)
 
 

@@ -127,7 +127,7 @@ def test_full_attention_refuses_what_does_not_fit_and_truncation_cuts_it() -> No
     model.adapter.trained_range = Truncated.room + 40
     with pytest.raises(InputError, match="does not fit"):
         Full(model).read(text)
-    kept = Truncated(model).read(text).working.seen[0]
+    kept = Truncated(model).read(text).working.num_tokens[0]
     assert 40 <= kept <= Truncated.room + 40
 
 
@@ -143,7 +143,7 @@ def test_what_is_pruned_hands_on_a_trained_memory() -> None:
     with torch.inference_mode():
         left = Pruned(model).read(text_of(100)).working
         assert left.recurrence is not None
-        assert len(left.recurrence.past[0]) == left.seen[0] // config.segment > 1
+        assert len(left.recurrence.memory_embeddings[0]) == left.num_tokens[0] // config.segment > 1
         assert InContext(model).read(text_of(100)).working.recurrence is None
 
 
@@ -153,10 +153,10 @@ def test_compression_decides_once_after_all_was_read() -> None:
     shares = uneven(model)
     model.config = settings(policy="window", head_shares=shares, update_interval=16)
     compressed, whole = Compressed(model, keep).read(text).working, Full(model).read(text).working
-    assert keep - 0.05 < compressed.mean_tokens / compressed.seen[0] <= keep
-    for part, memory in zip(compressed.parts, compressed.caches, strict=True):
+    assert keep - 0.05 < compressed.mean_tokens / compressed.num_tokens[0] <= keep
+    for part, memory in zip(compressed.head_groups, compressed.caches, strict=True):
         values, kept = whole.caches[part.layer].values, memory.positions
-        assert values is not None and kept is not None and memory.tokens < whole.seen[0]
+        assert values is not None and kept is not None and memory.tokens < whole.num_tokens[0]
         index = kept.unsqueeze(-1).expand(*kept.shape, values.shape[-1])
         expected = values[:, part.heads].gather(2, index)
         torch.testing.assert_close(memory.values, expected, atol=1e-5, rtol=1e-4)
@@ -365,7 +365,7 @@ def test_half_of_a_text_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def read(self: Pruned, text: str) -> PrefilledContext:
         prefill = real(self, text)
-        kept.append(prefill.working.mean_tokens / sum(prefill.working.seen))
+        kept.append(prefill.working.mean_tokens / sum(prefill.working.num_tokens))
         return prefill
 
     monkeypatch.setattr(Pruned, "read", read)

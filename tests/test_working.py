@@ -11,7 +11,10 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
+from hiermem.attention import SoftmaxAttention
+from hiermem.memory.attention import numbers
 from hiermem.memory.cache.layer import LayerCache, LayerGeometry
+from hiermem.memory.tensor_state import named
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
 
@@ -25,10 +28,10 @@ def live(memory: WorkingMemory) -> list[Tensor]:
 
 def cache_of(memory: WorkingMemory, layer: int, head: int, heads: int) -> tuple[LayerCache, int]:
     """The cache of one KV head of a layer with ``heads`` of them, and its place there."""
-    for part in memory.parts_of(layer):
-        own = range(heads)[memory.parts[part].heads]
-        if head in own:
-            return memory.caches[part], own.index(head)
+    for group, cache in zip(memory.head_groups, memory.caches, strict=True):
+        own = numbers(group.heads, heads)
+        if group.layer == layer and head in own:
+            return cache, own.index(head)
     raise AssertionError("every head has a cache")
 
 
@@ -75,7 +78,7 @@ class SlowTwin:
     def _attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        layer, shape = module.layer_idx, self.memory.shapes
+        layer, shape = module.layer_idx, self.memory.geometries
         heads, width = key.shape[1], key.shape[2]
         plain = [self._rotate(key[:, g : g + 1], self.frames, layer, back=True) for g in range(heads)]
         key = torch.cat(plain, dim=1)
@@ -88,10 +91,10 @@ class SlowTwin:
             group = head // (query.shape[1] // heads)
             frames, kept = torch.zeros(key.shape[2], dtype=torch.int64), torch.zeros(key.shape[2]).bool()
             memory, own = cache_of(self.memory, layer, group, heads)
-            if memory.positions is not None and memory.frames is not None:
+            if memory.positions is not None and memory.position_ids is not None:
                 there = memory.positions[0, own] >= 0
                 places = memory.positions[0, own][there]
-                frames[places], kept[places] = memory.frames[0, own][there].long(), True
+                frames[places], kept[places] = memory.position_ids[0, own][there].long(), True
             frames[self.first :], kept[self.first :] = self.frames[0], True
             turned = self._rotate(key[:, group : group + 1], frames[None], layer)[0, 0]
             logits = query[0, head] @ turned.T * kwargs["scaling"]
@@ -122,7 +125,7 @@ def test_evicted_attention_is_masked_attention_over_everything(family: str, mode
         if learned and mode == "distance" and at >= 64:
             break  # learned positions cannot be turned: values were made where their tokens stood
         part = ids[:, at : at + 8]
-        start = at - memory._frame_starts(memory.seen)[0]
+        start = at - memory.frames.starts()[0]
         expected = slow.read(part, at, torch.arange(at, at + 8)[None] - at + start)
         logits = ours.adapter.read_chunk(memory, part, [8], logits=8)
         torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-3)  # angles are float32
@@ -144,11 +147,9 @@ def test_bytes_are_given_back(family: str, policy: str) -> None:
     for part in ids_of(320)[0].split(8):
         model.read_ids(memory, part[None])
         stored = sum(
-            tensor.untyped_storage().nbytes()
-            for layer in memory.caches
-            for tensor in layer.tensors().values()
+            tensor.untyped_storage().nbytes() for layer in memory.caches for _, tensor in named(layer)
         )
-        if memory.seen[0] > 8:  # the first chunk may be a view of a fused projection
+        if memory.num_tokens[0] > 8:  # the first chunk may be a view of a fused projection
             assert stored == memory.nbytes
         sizes.append(stored)
     before, after = sizes[-2], sizes[-1]  # the last chunk completes an interval
@@ -174,9 +175,11 @@ def test_a_head_never_holds_more_than_budget_and_interval(
     for part in ids_of(160)[0].split(5):
         model.read_ids(memory, part[None])
         assert memory.live_tokens <= budget + interval
-        if memory.seen[0] % interval == 0:
+        if memory.num_tokens[0] % interval == 0:
             assert memory.live_tokens <= budget
-    assert memory.peak_tokens <= budget + interval and (memory.policy.drops or memory.peak_tokens > budget)
+    assert memory.frames.peak_tokens <= budget + interval and (
+        memory.policy.drops or memory.frames.peak_tokens > budget
+    )
 
 
 @pytest.mark.parametrize("policy", ["window", "keen", "lively"])
@@ -186,7 +189,7 @@ def test_sinks_and_the_newest_are_always_held(policy: str) -> None:
     memory = model.new_working_memory(model.config.working, 1)
     for part in ids_of(200)[0].split(8):
         model.read_ids(memory, part[None])
-        seen = memory.seen[0]
+        seen = memory.num_tokens[0]
         wanted = {*range(min(3, seen)), *range(max(seen - 8, 0), seen)}
         for held in live(memory):
             assert all(wanted <= set(row.tolist()) for row in held[0])
@@ -208,10 +211,10 @@ def test_each_head_keeps_its_own_best_tokens() -> None:
     ids = ids_of(64)
     for at in range(0, 48, 16):
         model.read_ids(memory, ids[:, at : at + 16])
-    evict, memory._decide = memory._decide, lambda *_: None  # type: ignore[method-assign]
+    evict, memory.cache.evict = memory.cache.evict, lambda _: None  # type: ignore[method-assign]
     model.read_ids(memory, ids[:, 48:])
-    full = [layer.tensors() for layer in memory.caches]
-    evict([True], memory._frame_starts([48]))
+    full = [dict(named(layer)) for layer in memory.caches]
+    evict(memory.frames.decision([True], memory.frames.starts(), ids.device))
     kept_sets = []
     for layer, tensors in zip(memory.caches, full, strict=True):
         assert layer.positions is not None
@@ -248,7 +251,7 @@ def test_rows_can_be_chosen_repeated_and_reordered() -> None:
     mask[1, :32] = 0
     past = model(ids, attention_mask=mask).past_key_values
     past.reorder_cache(torch.tensor([2, 1, 1, 0]))
-    assert past.memory.seen == [96, 64, 64, 96]
+    assert past.memory.num_tokens == (96, 64, 64, 96)
     more = ids_of(40, seed=9).expand(4, -1)
     logits = model(more, past_key_values=past).logits
     for row, logit in zip((2, 1, 1, 0), logits, strict=True):
@@ -301,11 +304,12 @@ def test_chunks_are_begun_read_and_committed_in_order() -> None:
     memory = WorkingMemory(WorkingMemoryConfig(), [LayerGeometry(), LayerGeometry()], 1024)
     with pytest.raises(RuntimeError, match="begin first"):
         memory.commit()
-    memory.begin([4], 4, torch.device("cpu"))
-    memory.append(0, torch.zeros(1, 2, 4, 8), torch.zeros(1, 2, 4, 8))
+    memory.begin(ids_of(4), [4])
+    one = torch.zeros(1, 2, 4, 8)
+    memory.attend(0, one, one, one, SoftmaxAttention(1.0))
     with pytest.raises(RuntimeError, match="not every layer"):
         memory.commit()
-    assert memory.seen == [0] and memory.live_tokens == 0
+    assert memory.num_tokens == (0,) and memory.live_tokens == 0
 
 
 def test_an_interval_must_fit_the_range() -> None:

@@ -7,17 +7,18 @@ little more than reading.
 Dimension names: B batch, H query heads of a layer, G KV heads, R = H / G, T columns, D head width.
 """
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
-from hiermem.memory.cache.head_groups import Heads
+from hiermem.memory.attention import QKV, Attention
+from hiermem.memory.chunk import Chunk
+from hiermem.memory.hmt.segments import Encoder
 from hiermem.memory.mamba.cache import MambaCache
-from hiermem.memory.mamba.module import MambaHeads
-from hiermem.memory.working import chunks
+from hiermem.memory.working import WorkingMemory, chunks
 from hiermem.model import HierMemModel
 from hiermem.settings import check_settings
 from hiermem.training.distributed import broadcast_from_rank0
@@ -60,32 +61,52 @@ def replace_recent(model: HierMemModel, samples: TrainingDataset, config: Replac
     model.replace_heads(replace(model.config.mamba, groups=groups))
 
 
-class HeadDistillation(MambaCache):
-    """Mamba heads beside the attention heads that they are to replace, which go on working.
+class HeadDistillation(WorkingMemory):
+    """A whole memory with Mamba heads beside the attention heads that they are to replace, which go on
+    working.
+
+    Args:
+        model: the backbone and the heads.
+        batch: rows.
 
     Attributes:
         counted: which columns of the present chunk are held against attention, ``[B, T]`` float32.
         apart: of every layer, squared differences ``[B, G']`` of its replaced groups, summed up to here.
-        power: the same of what attention said.
+        power: the same of what attention put out.
     """
 
-    def __init__(self, heads: MambaHeads) -> None:
-        super().__init__(heads)
-        self.replaced: Collection[tuple[int, int]] = ()
+    def __init__(self, model: HierMemModel, batch: int) -> None:
+        whole = model.adapter.whole_memory(batch)
+        super().__init__(whole.config, whole.geometries, whole.trained_range, batch)
+        self.learner = MambaCache(model.mamba)
         self.counted = torch.ones(1, 1)
         self.apart: dict[int, Tensor] = {}
         self.power: dict[int, Tensor] = {}
 
-    def placed(
-        self, outputs: list[tuple[Heads, Tensor]], groups: list[int], own: Tensor, layer: int
-    ) -> list[tuple[Heads, Tensor]]:
-        said = outputs[0][1][:, groups].float().detach()
-        counted = self.counted.repeat(1, said.shape[2] // self.counted.shape[1])[:, None, :, None]
-        apart = ((own.float() - said).square() * counted).sum((2, 3))
-        power = (said.square() * counted).sum((2, 3))
+    def begin(self, ids: Tensor, valid: Sequence[int], encoder: Encoder | None = None) -> Chunk:
+        chunk = super().begin(ids, valid, encoder)
+        self.learner.begin(chunk)
+        self._chunk_of_learner = chunk
+        return chunk
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attention: Attention) -> Tensor:
+        output = super().attend(layer, query, key, value, attention)
+        for groups, learned in self.learner.attend(layer, QKV(query, key, value), attention):
+            taught = output.permute(0, 2, 1, 3).unflatten(1, (key.shape[1], -1)).flatten(2, 3)[:, groups]
+            self._compare(layer, learned.float(), taught.float().detach().contiguous())
+        return output
+
+    def _compare(self, layer: int, learned: Tensor, taught: Tensor) -> None:
+        """Add up how far apart outputs ``[B, G', R * T, D]`` are, and how large the taught ones."""
+        counted = self.counted.repeat(1, taught.shape[2] // self.counted.shape[1])[:, None, :, None]
+        apart = ((learned - taught).square() * counted).sum((2, 3))
+        power = (taught.square() * counted).sum((2, 3))
         for sums, found in ((self.apart, apart), (self.power, power)):
             sums[layer] = sums[layer] + found if layer in sums else found
-        return outputs
+
+    def commit(self, hidden: Tensor | None = None) -> None:
+        super().commit(hidden)
+        self.learner.commit(self._chunk_of_learner, hidden)
 
 
 class HeadObjective(TrainingObjective):
@@ -105,15 +126,14 @@ class HeadObjective(TrainingObjective):
         same of each sample, ``[B, 1]``."""
         model = self.model
         B, N = batch.ids.shape
-        teaching = HeadDistillation(model.mamba)
-        memory = model.adapter.whole_memory(B, fading=teaching)
-        own = torch.tensor(batch.lengths, device=batch.ids.device).unsqueeze(1)
+        memory = HeadDistillation(model, B)
+        lengths = torch.tensor(batch.lengths, device=batch.ids.device).unsqueeze(1)
         for at, take in chunks(memory, [N] * B, model.config.chunk):
-            columns = torch.arange(at, at + take, device=own.device)
-            teaching.counted = (columns < own).float()
+            columns = torch.arange(at, at + take, device=lengths.device)
+            memory.counted = (columns < lengths).float()
             model.adapter.read_chunk(memory, batch.ids[:, at : at + take], [take] * B)
         errors = torch.cat(
-            [teaching.apart[layer] / power.clamp(min=1e-12) for layer, power in teaching.power.items()], dim=1
+            [memory.apart[layer] / power.clamp(min=1e-12) for layer, power in memory.power.items()], dim=1
         )
         each = errors.mean(dim=1)
         total = each.mean()

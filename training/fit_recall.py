@@ -40,13 +40,15 @@ def _left(model: HierMemModel, segments: Tensor) -> tuple[Tensor, Tensor]:
     """What segments ``[n, L]``, read one after the other, leave, and what recalls for them, ``[n, m, d]``."""
     summary, memory = model.summary, model.new_recurrent_memory()
     assert summary is not None and memory.recurrence is not None
-    half = memory.recurrence.looks_ahead
+    half = memory.recurrence.summary_tokens
     queries: list[Tensor] = []
     left: list[Tensor] = []
     for segment in segments.split(1):
         if half:
             queries += model.adapter.summary(summary, summary.summary_prompt, segment[:, :half], [half])
         model.read_ids(memory, segment)
-        left.append(memory.recurrence.past[0][-1])
+        (past,) = memory.recurrence.memory_embeddings
+        assert past is not None
+        left.append(past[-1])
     embeddings = torch.stack(left)
     return embeddings, torch.stack(queries) if half else embeddings

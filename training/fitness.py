@@ -14,6 +14,7 @@ from hiermem import asking
 from hiermem.eval.scoring import score_tokens
 from hiermem.memory.policies import Namm, NammConfig
 from hiermem.memory.working import WorkingMemory
+from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.training.cma_es import Vector
 from hiermem.training.prompts import FitnessPrompt
 
@@ -82,8 +83,7 @@ class FitnessEvaluator:
         whole, reference = self._reading(prompt)
         budget = max(round(prompt.keep * len(prompt.text)), 1)
         config = replace(whole.config, budget=budget, head_shares=shares)
-        memory = whole.under(config, config.new_policy(network))
-        memory.settle()
+        memory = pruned(whole, config, network)
         kept = memory.mean_tokens / len(prompt.text)
         return relative_likelihood(self._nll(memory, prompt), reference), kept
 
@@ -103,6 +103,21 @@ class FitnessEvaluator:
         scored = min(prompt.scored, ids.shape[1] - 1)
         asked = asking.PreparedPrompt(memory, ids[:, :-scored], [])
         return float(score_tokens(self.model, asked, ids[0, -scored:]).nll.mean())
+
+
+def pruned(whole: WorkingMemory, config: WorkingMemoryConfig, network: Namm) -> WorkingMemory:
+    """The same content under other settings, pruned to their budget; ``whole`` stays as it is.
+
+    Args:
+        whole: a memory in which all heads of a layer share a cache, as `read_whole` gives it.
+    """
+    memory = WorkingMemory(config, whole.geometries, whole.trained_range, policy=config.new_policy(network))
+    for group, cache in enumerate(memory.head_groups):
+        layer = whole.caches[cache.layer]
+        memory.caches[group] = layer.of_tokens(lambda tensor, heads=cache.heads: tensor[:, heads])
+    memory.frames = whole.frames
+    memory.evict()
+    return memory
 
 
 def read_whole(model: "HierMemModel", namm: NammConfig, prompt: FitnessPrompt) -> WorkingMemory:

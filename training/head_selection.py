@@ -80,7 +80,7 @@ def divergences(model: HierMemModel, samples: Sequence[Sample]) -> dict[tuple[in
             batch = collated([sample], len(sample.ids)).to(model.device)
             expected = _predictions(model, adapter.whole_memory(), batch)
             for group in sums:
-                alone = adapter.whole_memory(fading=MambaCache(model.mamba.only([group])))
+                alone = adapter.whole_memory(mamba=MambaCache(model.mamba.only([group])))
                 found = _predictions(model, alone, batch)
                 sums[group] += float(F.kl_div(found, expected, reduction="batchmean", log_target=True))
                 bar.update()

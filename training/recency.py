@@ -108,7 +108,7 @@ def recency_ratios(model: "HierMemModel", ids: Sequence[int], config: RecencyCon
             bar.update(some.shape[1])
     layers = [_mean(cache.positions, cache.state["near"], config) for cache in memory.caches]
     both = torch.stack(layers).cpu()  # [L, 2, H]
-    return Ratios(both[:, 0], both[:, 1], memory.shapes[0].heads)
+    return Ratios(both[:, 0], both[:, 1], memory.geometries[0].heads)
 
 
 def _mean(positions: Tensor | None, near: Tensor, config: RecencyConfig) -> Tensor:

@@ -108,7 +108,7 @@ def _nll(model: "HierMemModel", read: Tensor, recall: bool) -> Tensor:
     rows = []
     for segment in read:
         if not recall:
-            memory.recurrence.past = [[]]
+            memory.recurrence.forget()
         rows.append(torch.cat(list(stream_nll(model, memory, segment))))
     return torch.stack(rows)
 

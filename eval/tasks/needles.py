@@ -105,7 +105,7 @@ def evaluate(
         context = asked.read(example.text)
         kept = None
         if isinstance(context, PrefilledContext):
-            kept = context.working.mean_tokens / context.working.seen[0]
+            kept = context.working.mean_tokens / context.working.num_tokens[0]
         score = score_answer(model, asked.prompt(context, example.question), example.answer, example.lead)
         return {"nll": float(score.nll.mean()), "exact": score.exact, "kept": kept}
 

@@ -1,7 +1,7 @@
 """How many tokens each KV head keeps: which heads need a long memory is a property of the backbone.
 
-Heads of one layer that keep equally many tokens make one part, whose cache is one rectangle; a layer whose
-heads are all alike is one part.
+Heads of one layer that keep equally many tokens make one group, whose cache is one rectangle; a layer whose
+heads are all alike is one group.
 """
 
 from collections.abc import Collection, Sequence
@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from hiermem.errors import InputError
+from hiermem.memory.attention import Heads, numbers
 from hiermem.memory.cache.layer import LayerGeometry
 
 LEAST = 16
 """Every head keeps the sinks and, of the newest tokens, this part of the budget at least (512: 32)."""
 
 STEP = 32
-"""Heads keep multiples of this part of the budget (512: 16) more, so that neighbours often make one part."""
+"""Heads keep multiples of this part of the budget (512: 16) more, so that neighbours often make one group."""
 
 HeadBudgets = Sequence[Sequence[float]]
-Heads = slice | list[int]
-"""Some KV heads of a layer, as an index."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,19 @@ class HeadGroup:
     heads: Heads
     budget: int
 
+    def size(self, heads: int) -> int:
+        """How many they are, of a layer's ``heads``."""
+        return len(numbers(self.heads, heads))
+
 
 def plan_head_groups(
-    shapes: Sequence[LayerGeometry],
+    geometries: Sequence[LayerGeometry],
     budget: int,
     shares: HeadBudgets | None,
     sinks: int,
     replaced: Collection[tuple[int, int]] = (),
 ) -> tuple[HeadGroup, ...]:
-    """All parts, layer by layer.
+    """All groups, layer by layer.
 
     Args:
         budget: tokens that a head keeps in the mean.
@@ -54,26 +57,26 @@ def plan_head_groups(
     Raises:
         InputError: the shares are of a backbone with other layers or heads.
     """
-    known = [shape.heads for shape in shapes]
-    if shares is not None and [len(row) for row in shares] != known:
+    heads = [shape.heads for shape in geometries]
+    if shares is not None and [len(row) for row in shares] != heads:
         raise InputError(
             f"The head shares are of {len(shares)} layers with {len(shares[0])} KV heads, the backbone has "
-            f"{len(known)} with {known[0]}: calibrate them for this backbone."
+            f"{len(heads)} with {heads[0]}: calibrate them for this backbone."
         )
     if shares is None and not replaced:
-        return tuple(HeadGroup(layer, slice(None), budget) for layer in range(len(shapes)))
+        return tuple(HeadGroup(layer, slice(None), budget) for layer in range(len(geometries)))
     kept = [
-        [head for head in range(heads) if (layer, head) not in replaced] for layer, heads in enumerate(known)
+        [head for head in range(count) if (layer, head) not in replaced] for layer, count in enumerate(heads)
     ]
     if shares is None:
         budgets = [[budget] * len(heads) for heads in kept]
     else:
         budgets = head_budgets(kept_shares(shares, replaced), budget, sinks)
-    parts = []
+    groups = []
     for layer, row in enumerate(budgets):
         for tokens, run in groupby(zip(row, kept[layer], strict=True), key=lambda pair: pair[0]):
-            parts.append(HeadGroup(layer, _index([head for _, head in run]), tokens))
-    return tuple(parts)
+            groups.append(HeadGroup(layer, _index([head for _, head in run]), tokens))
+    return tuple(groups)
 
 
 def kept_shares(shares: HeadBudgets, replaced: Collection[tuple[int, int]]) -> HeadBudgets:

@@ -1,16 +1,186 @@
-"""The cache of KV heads of one attention layer: plain tensors, and what may be done to whole rows of them.
+"""The cache of KV heads of one attention layer: plain tensors, and what may be done to its tokens.
 
-Dimension names: B batch, G KV heads, T cached tokens, D head width.
+Dimension names: B batch, G KV heads, R query heads per KV head, P keys of a prefix, Q new tokens, T cached
+tokens, D head width.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from hiermem.memory.cache.positions import Rotary
-from hiermem.memory.stored import Stored, in_range
+from hiermem.memory.cache.rope import Rotary
+from hiermem.memory.chunk import Chunk
+from hiermem.memory.stored import in_range
+from hiermem.memory.tensor_state import TensorSpec, mapped
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What is read before a segment: seen by all its tokens, never evicted, replaced by the next.
+
+    Attributes:
+        keys, values: ``[B, G, P, D]``.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """The cache of some KV heads of one layer; all tensors are None until the first chunk.
+
+    A subclass may keep keys and values in another form: it overrides `held`, `holding` and `specs`, and adds
+    fields, whose tensors are ``[B, G, T, …]``.
+
+    Attributes:
+        keys: ``[B, G, T, D]``, rotated at `position_ids`.
+        values: ``[B, G, T, D]``.
+        positions: true positions, ``[B, G, T]`` int64, ascending, -1 where a slot is empty.
+        position_ids: frame positions that the keys are rotated at, ``[B, G, T]`` int32.
+        state: the policy's per-token tensors, ``[B, G, T, …]``.
+        ragged: whether any slot may be empty (known without asking the device).
+        prefix: what was read before the present segment.
+        queries: the last n queries, rotated as keys are, ``[B, G, R, n, D]``; 0 where fewer were read.
+    """
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    positions: Tensor | None = None
+    position_ids: Tensor | None = field(default=None, metadata={"file": "frames"})
+    state: dict[str, Tensor] = field(default_factory=dict)
+    ragged: bool = False
+    prefix: Prefix | None = None
+    queries: Tensor | None = None
+
+    # ---- what another form overrides
+
+    def held(self) -> tuple[Tensor, Tensor] | None:
+        """Keys and values as attention takes them, ``[B, G, T, D]`` each; None before the first chunk."""
+        return None if self.keys is None or self.values is None else (self.keys, self.values)
+
+    def holding(self, keys: Tensor, values: Tensor) -> Self:
+        """The same with other keys and values, as `held` gives them."""
+        return replace(self, keys=keys, values=values)
+
+    @classmethod
+    def specs(cls, heads: int, widths: tuple[int, int], dtype: torch.dtype, size: str) -> dict[str, Any]:
+        """What its keys and values are in a file, of one row.
+
+        Args:
+            heads: G.
+            widths: D of keys and of values; 0: any.
+            dtype: of the backbone's states.
+            size: what T is called.
+        """
+        keys, values = (TensorSpec(dtype, (1, heads, size, width or None)) for width in widths)
+        return {"keys": keys, "values": values}
+
+    # ---- for all forms
+
+    @classmethod
+    def stored(
+        cls,
+        heads: int,
+        widths: tuple[int, int],
+        dtype: torch.dtype,
+        size: str,
+        state: Mapping[str, tuple[int, ...]],
+    ) -> Self:
+        """What it is in a file, of one row: a tree of specs.
+
+        Args:
+            heads, widths, dtype, size: as in `specs`.
+            state: shape of a token's state of each name.
+        """
+        slots, kinds = (1, heads, size), (torch.float32, torch.promote_types(torch.float32, dtype))
+        own: dict[str, Any] = cls.specs(heads, widths, dtype, size)
+        own["positions"], own["position_ids"] = TensorSpec(torch.int64, slots), TensorSpec(torch.int32, slots)
+        own["state"] = {name: TensorSpec(kinds, (*slots, *shape)) for name, shape in state.items()}
+        return cls(**own)
+
+    @property
+    def tokens(self) -> int:
+        """T, the slots of each KV head."""
+        return 0 if self.positions is None else self.positions.shape[2]
+
+    def extended(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values that are held, and new ones behind them."""
+        if (held := self.held()) is None:
+            return keys, values
+        return torch.cat((held[0], keys), dim=2), torch.cat((held[1], values), dim=2)
+
+    def with_chunk(
+        self, chunk: Chunk, keys: Tensor, values: Tensor, state: dict[str, Tensor]
+    ) -> "LayerCache":
+        """The cache with a chunk's tokens.
+
+        Args:
+            keys, values: those of all tokens, as `extended` gives them.
+            state: the policy's tensors of all tokens.
+        """
+        shape = (*keys.shape[:2], chunk.width)
+        positions = chunk.positions.unsqueeze(1).expand(shape)
+        frames = chunk.position_ids[:, chunk.tokens].to(torch.int32).unsqueeze(1).expand(shape)
+        if self.positions is not None and self.position_ids is not None:
+            positions = torch.cat((self.positions, positions), dim=2)
+            frames = torch.cat((self.position_ids, frames), dim=2)
+        ragged = self.ragged or chunk.padded
+        longer = replace(self, positions=positions, position_ids=frames, state=state, ragged=ragged)
+        return longer.holding(keys, values)
+
+    def of_tokens(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The cache with every tensor that has a slot for each token changed."""
+        names = [own.name for own in fields(self) if own.name not in ("prefix", "queries")]
+        return replace(self, **{name: mapped(change, getattr(self, name)) for name in names})
+
+    def gathered(self, slots: Tensor, empty: Tensor | None, ragged: bool = False) -> Self:
+        """Some of the slots, ``[B, G, T'] int64``, in new and smaller tensors.
+
+        Args:
+            empty: which of them hold nothing, ``[B, G, T']`` bool; None: none does.
+            ragged: whether any may.
+        """
+        B, G, T = slots.shape
+        base = torch.arange(B * G, device=slots.device).view(B, G, 1) * self.tokens
+        rows = (base + slots).flatten()
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor.flatten(0, 2).index_select(0, rows).unflatten(0, (B, G, T))
+
+        smaller = self.of_tokens(pick)
+        if empty is None or smaller.positions is None:
+            return replace(smaller, ragged=False)
+        return replace(smaller, positions=smaller.positions.masked_fill(empty, -1), ragged=ragged)
+
+    def turned(self, rotary: Rotary | None, position_ids: Tensor) -> Self:
+        """The keys turned to stand at other frame positions, ``[B, G, T]`` int64."""
+        held = self.held()
+        assert held is not None and self.position_ids is not None
+        moved = replace(self, position_ids=position_ids.to(torch.int32))
+        if rotary is None:
+            return moved
+        return moved.holding(rotary.turn(held[0], position_ids - self.position_ids), held[1])
+
+    def check_slots(self, num_tokens: int, highest: int) -> None:
+        """Refuse positions that are not those of some of the first ``num_tokens`` in order, and frame
+        positions above ``highest``.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if self.positions is None or self.position_ids is None:
+            return
+        in_range(self.positions, -1, num_tokens - 1, "a position")
+        in_range(self.position_ids, 0, highest, "a frame")
+        before, after = self.positions[..., :-1], self.positions[..., 1:]
+        if not bool(((after > before) | (after == -1) & (before == -1)).all()):
+            raise ValueError("positions are not in order")
+        if not self.ragged and bool((self.positions < 0).any()):
+            raise ValueError("there are empty slots")
 
 
 @dataclass(frozen=True)
@@ -24,6 +194,7 @@ class LayerGeometry:
         repeats: number of query heads of each KV head; 0 where that is not known.
         width: of a head; 0 where that of keys and values differs.
         widths: of keys and of values; 0 where nothing depends on them.
+        cache: what its heads' cache is before the first chunk.
     """
 
     window: int | None = None
@@ -32,115 +203,4 @@ class LayerGeometry:
     repeats: int = 1
     width: int = 0
     widths: tuple[int, int] = (0, 0)
-
-
-@dataclass
-class LayerCache:
-    """The cache of some KV heads of one layer; all tensors are None until the first chunk.
-
-    Attributes:
-        keys: ``[B, G, T, D]``, rotated at `frames`.
-        values: ``[B, G, T, D]``.
-        positions: true positions, ``[B, G, T]`` int64, ascending, -1 where a slot is empty.
-        frames: positions that the keys are rotated at, ``[B, G, T]`` int32.
-        state: the policy's per-token tensors.
-        holes: whether any slot may be empty (known without asking the device).
-    """
-
-    keys: Tensor | None = None
-    values: Tensor | None = None
-    positions: Tensor | None = None
-    frames: Tensor | None = None
-    state: dict[str, Tensor] = field(default_factory=dict)
-    ragged: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """T, the slots of each KV head."""
-        return 0 if self.keys is None else self.keys.shape[2]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name; empty before the first chunk."""
-        if self.keys is None:
-            return {}
-        assert self.values is not None and self.positions is not None and self.frames is not None
-        named = {
-            "keys": self.keys,
-            "values": self.values,
-            "positions": self.positions,
-            "frames": self.frames,
-        }
-        return named | {f"state.{name}": value for name, value in self.state.items()}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], ragged: bool) -> "LayerCache":
-        """The inverse of `tensors`."""
-        fields = {name: value for name, value in tensors.items() if not name.startswith("state.")}
-        state = {name[6:]: value for name, value in tensors.items() if name.startswith("state.")}
-        return cls(**fields, state=state, ragged=ragged)
-
-    @classmethod
-    def load(
-        cls,
-        stored: Stored,
-        heads: int,
-        widths: tuple[int, int],
-        state: Mapping[str, tuple[int, ...]],
-        dtype: torch.dtype,
-        ragged: bool,
-    ) -> "LayerCache":
-        """The inverse of `tensors`, of one row; nothing where nothing is stored.
-
-        Args:
-            heads: G.
-            widths: D of keys and of values; 0: any.
-            state: shape of a token's state of each name.
-
-        Raises:
-            ValueError: something is missing or of another kind.
-        """
-        if not stored:
-            return cls(ragged=ragged)
-        keys = stored.take("keys", dtype, 1, heads, None, widths[0] or None)
-        slots = (1, heads, keys.shape[2])
-        kinds = (torch.float32, torch.promote_types(torch.float32, dtype))
-        memory = cls(
-            keys,
-            stored.take("values", dtype, *slots, widths[1] or None),
-            stored.take("positions", torch.int64, *slots),
-            stored.take("frames", torch.int32, *slots),
-            {name: stored.take(f"state.{name}", kinds, *slots, *own) for name, own in state.items()},
-            ragged,
-        )
-        stored.done()
-        return memory
-
-    def check_slots(self, seen: int, highest: int) -> None:
-        """Refuse positions that are not those of some of the first ``seen`` tokens in order, and frames above
-        ``highest``.
-
-        Raises:
-            ValueError: they are not.
-        """
-        if self.positions is None or self.frames is None:
-            return
-        in_range(self.positions, -1, seen - 1, "a position")
-        in_range(self.frames, 0, highest, "a frame")
-        before, after = self.positions[..., :-1], self.positions[..., 1:]
-        if not bool(((after > before) | (after == -1) & (before == -1)).all()):
-            raise ValueError("positions are not in order")
-        if not self.ragged and bool((self.positions < 0).any()):
-            raise ValueError("there are empty slots")
-
-    def of_heads(self, heads: "slice | list[int]") -> "LayerCache":
-        """The memory of some of the KV heads alone; shares storage."""
-        return LayerCache.from_tensors({name: t[:, heads] for name, t in self.tensors().items()}, self.ragged)
-
-    def detached(self) -> "LayerCache":
-        """The same content without gradients."""
-        return LayerCache.from_tensors({name: t.detach() for name, t in self.tensors().items()}, self.ragged)
-
-    def rows(self, index: Tensor) -> "LayerCache":
-        """The memory of other batch rows, ``index [B'] int64``."""
-        tensors = {name: t.index_select(0, index.to(t.device)) for name, t in self.tensors().items()}
-        return LayerCache.from_tensors(tensors, self.ragged)
+    cache: LayerCache = LayerCache()

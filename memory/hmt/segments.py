@@ -1,67 +1,96 @@
-"""What is handed from segment to segment beside the cache: memory embeddings, prompts, sensory tokens (HMT).
+"""HMT's recurrence: memory embeddings, memory prompt and sensory tokens that the next segment reads.
 
 Rows of a batch may be at different places of their segments.
 
-Dimension names: B batch, m memory embeddings of a segment, k sensory tokens, Q new tokens, d backbone width.
+Dimension names: B batch, m memory embeddings of a segment, n segments, k sensory tokens, Q new tokens,
+P = m + k embeddings of a prefix, d backbone width.
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from copy import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hiermem.errors import InputError
+from hiermem.memory.cache.frames import PositionFrames
+from hiermem.memory.chunk import Chunk
+from hiermem.memory.chunk_state import ChunkState
 from hiermem.memory.hmt.module import HMTModule, SoftPrompt
-from hiermem.memory.stored import Stored, in_range
-
-Embed = Callable[[Tensor], Tensor]
-"""From token ids ``[B, n]`` to the backbone's input embeddings ``[B, n, d]``."""
+from hiermem.memory.stored import in_range
+from hiermem.memory.tensor_state import TensorSpec
 
 
-class SegmentRecurrence:
+class Encoder(Protocol):
+    """What the recurrence needs of the backbone."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings ``[B, n, d]`` of token ids ``[B, n]``."""
+
+    def summary(self, module: HMTModule, prompt: SoftPrompt, input_ids: Tensor, valid: list[int]) -> Tensor:
+        """Summaries ``[B, m, d]`` of texts ``input_ids [B, n]``, of each row's first ``valid`` tokens."""
+
+
+class SegmentRecurrence(ChunkState):
     """P_n ‖ sensory tokens ‖ segment ‖ P_n: the end of a segment leaves its memory embeddings (section 3.3).
-
-    Tensors are replaced, never written in place.
 
     Args:
         module: the parameters.
         segment: tokens of a segment.
 
     Attributes:
-        lead: embeddings that are read before a segment.
-        tail: embeddings that are read after a segment.
-        looks_ahead: how many of a segment's own tokens are summarised to recall for it; 0: none.
-        past: memory embeddings ``[m, d]`` of each row's segments, the newest `SummaryConfig.last`.
-        begun: token ids of each row's present segment, kept where `looks_ahead`.
-        recent: each row's last k token ids ``[B, k]`` int64, -1 where there are none yet.
+        prefix: embeddings that are read before a segment.
+        suffix: embeddings that are read after a segment.
+        summary_tokens: how many of a segment's own tokens are summarised to recall for it; 0: none.
+        memory_embeddings: M, of each row's newest segments ``[n, m, d]``; None: none.
+        segment_ids: token ids of each row's present segment, kept where `summary_tokens`.
+        recent: each row's last k token ids ``[B, k]`` int64, -1 where there are none yet; None where k is 0.
         sensory: what they were where the present segment began.
         prompt: P_n of each row's present segment, ``[B, m, d]``; None before the first.
+        prefix_mask: which columns before the present segment may be seen, ``[B, P]`` bool; None: all.
     """
+
+    batched: ClassVar = {
+        "recent": "recurrence.recent",
+        "sensory": "recurrence.sensory",
+        "prompt": "recurrence.prompt",
+        "prefix_mask": "prefix.there",
+    }
+    by_row: ClassVar = {"memory_embeddings": "recurrence.past", "segment_ids": None}
 
     def __init__(self, module: HMTModule, segment: int, batch: int, device: torch.device) -> None:
         config = module.config
-        self.module, self.segment = module, segment
-        self.lead, self.tail = config.tokens + config.sensory, config.tokens
-        self.looks_ahead = segment // 2 if config.query == "half" else 0
-        self.past: list[list[Tensor]] = [[] for _ in range(batch)]
-        self.begun = [torch.empty(0, dtype=torch.int64, device=device)] * batch
-        self.recent = self.sensory = torch.full((batch, config.sensory), -1, device=device)
+        self.module, self.segment, self.device = module, segment, device
+        self.prefix, self.suffix = config.tokens + config.sensory, config.tokens
+        self.summary_tokens = segment // 2 if config.query == "half" else 0
         self.prompt: Tensor | None = None
+        self.prefix_mask: Tensor | None = None
+        self.take_rows(batch)
 
-    def starts(self, seen: int) -> bool:
-        """Whether a segment begins after ``seen`` tokens of a row."""
-        return seen % self.segment == 0
+    def take_rows(self, batch: int) -> None:
+        """Set the number of rows, of which nothing was read yet."""
+        self.memory_embeddings: list[Tensor | None] = [None] * batch
+        self.segment_ids = [torch.empty(0, dtype=torch.int64, device=self.device)] * batch
+        k = self.module.config.sensory
+        self.recent = torch.full((batch, k), -1, device=self.device) if k else None
+        self.sensory = self.recent
 
-    def ends(self, seen: int) -> bool:
-        """Whether a segment ends with the row's token number ``seen``."""
-        return seen % self.segment == 0
+    # ---- where segments begin and end
 
-    def room(self, seen: int) -> int:
+    def starts(self, num_tokens: int) -> bool:
+        """Whether a segment begins after so many tokens of a row."""
+        return num_tokens % self.segment == 0
+
+    def ends(self, num_tokens: int) -> bool:
+        """Whether a segment ends with a row's token of this number."""
+        return num_tokens % self.segment == 0
+
+    def room(self, num_tokens: int) -> int:
         """How many tokens are left until a segment ends."""
-        return self.segment - seen % self.segment
+        return self.segment - num_tokens % self.segment
 
     def falls_short(self, valid: Sequence[int]) -> bool:
         """Whether a segment that goes on was begun with fewer tokens than it recalls by.
@@ -69,8 +98,11 @@ class SegmentRecurrence:
         Args:
             valid: how many tokens are to come in each row.
         """
-        rows = zip(self.begun, self.past, valid, strict=True)
-        return any(past and new and 0 < len(begun) < self.looks_ahead for begun, past, new in rows)
+        rows = zip(self.segment_ids, self.memory_embeddings, valid, strict=True)
+        return any(
+            left is not None and bool(new) and 0 < len(begun) < self.summary_tokens
+            for begun, left, new in rows
+        )
 
     def check_begins(self, left: Sequence[int], take: int) -> None:
         """Refuse to begin a segment with fewer tokens than are summarised for it where more are at hand, as
@@ -83,139 +115,187 @@ class SegmentRecurrence:
         Raises:
             InputError: so it would be.
         """
-        for past, begun, tokens in zip(self.past, self.begun, left, strict=True):
-            wanted = min(self.looks_ahead, len(begun) + tokens)
-            if past and len(begun) + min(take, tokens) < wanted:
+        for past, begun, tokens in zip(self.memory_embeddings, self.segment_ids, left, strict=True):
+            summarised = min(self.summary_tokens, len(begun) + tokens)
+            if past is not None and len(begun) + min(take, tokens) < summarised:
                 raise InputError(
                     "With the query half, rows that are read on by many tokens must be at the same place of "
                     "their segments: read them one by one."
                 )
 
-    def offsets(self, seen: int) -> list[int]:
-        """How far before the first token of a segment that begins after ``seen`` tokens its lead stands."""
-        k = self.recent.shape[1]
-        before = self.tail + min(k, seen)
-        return [*range(-before, self.tail - before), *range(-k, 0)]
+    def offsets(self, num_tokens: int) -> list[int]:
+        """How far before the first token of a segment that begins after so many tokens its prefix stands."""
+        k = self.module.config.sensory
+        before = self.suffix + min(k, num_tokens)
+        return [*range(-before, self.suffix - before), *range(-k, 0)]
 
-    def before(
-        self, starting: Sequence[bool], embed: Embed, summary: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Embeddings before the segments of the ``starting`` rows, and which of them may be seen.
+    # ---- reading one chunk
+
+    def surround(self, chunk: Chunk, frames: PositionFrames, encoder: Encoder) -> Chunk:
+        """The chunk with what is read before and after the segments that begin or end in it.
 
         Args:
-            summary: S_n of those rows, ``[B, m, d]``, where `looks_ahead`.
-
-        Returns:
-            ``[B, lead, d]`` and ``[B, lead]`` bool, None where all; the other rows' values do not matter.
+            frames: where the chunk's rows stand.
+            encoder: the backbone.
         """
-        begins = torch.tensor(starting, device=self.recent.device).unsqueeze(1)
+        rows = [
+            (count, count + new, new > 0) for count, new in zip(chunk.num_tokens, chunk.valid, strict=True)
+        ]
+        starting = tuple(real and self.starts(before) for before, _, real in rows)
+        ending = tuple(real and self.ends(after) for _, after, real in rows)
+        prefix, suffix = self.prefix * any(starting), self.suffix * any(ending)
+        if not (prefix or suffix):
+            return replace(chunk, prefix_mask=self.prefix_mask)
+        device, highest = chunk.ids.device, frames.trained_range - 1
+        first = torch.tensor(frames.first(), device=device).unsqueeze(1)
+        end = first + torch.tensor(chunk.valid, device=device).unsqueeze(1)
+        offsets = [self.offsets(before)[:prefix] for before in chunk.num_tokens]
+        before = (first + torch.tensor(offsets, device=device, dtype=torch.int64)).clamp(0, highest)
+        after = (end + torch.arange(suffix, device=device)).clamp(0, highest)
+        chunk = replace(
+            chunk,
+            position_ids=torch.cat((before, chunk.position_ids, after), dim=1),
+            prefix=prefix,
+            suffix=suffix,
+            starting=starting,
+            ending=ending,
+        )
+        embeddings = self._embeddings(chunk, encoder)
+        return replace(chunk, embeddings=embeddings, prefix_mask=self.prefix_mask)
+
+    def _embeddings(self, chunk: Chunk, encoder: Encoder) -> Tensor:
+        """The input embeddings of a chunk, ``[B, prefix + Q + suffix, d]``."""
+        summary = None
+        if chunk.prefix and (half := self.summary_tokens):
+            first = [min(count, half) for count in chunk.valid]
+            summary = encoder.summary(self.module, self.module.summary_prompt, chunk.ids[:, :half], first)
+        columns = [encoder.embed(chunk.ids)]
+        if chunk.prefix:
+            columns.insert(0, self.prefix_embeddings(chunk.starting, encoder, summary))
+        if chunk.suffix:
+            columns.append(self.suffix_embeddings())
+        dtype = columns[bool(chunk.prefix)].dtype
+        return torch.cat([part.to(dtype) for part in columns], dim=1)  # prompts are float32
+
+    def prefix_embeddings(self, starting: Sequence[bool], encoder: Encoder, summary: Tensor | None) -> Tensor:
+        """Embeddings before the segments of the ``starting`` rows, ``[B, P, d]``; those of other rows do not
+        matter.
+
+        Args:
+            summary: S_n of those rows, ``[B, m, d]``, where `summary_tokens`.
+        """
+        begins = torch.tensor(starting, device=self.device).unsqueeze(1)
+        if self.recent is None or self.sensory is None:
+            none = encoder.embed(torch.empty(len(starting), 0, dtype=torch.int64, device=self.device))
+            self.prompt = self._prompt(begins, summary, none)
+            return self.prompt
         self.sensory = torch.where(begins, self.recent, self.sensory)
-        sensory = embed(self.sensory.clamp(min=0))
-        new = self._recalled(summary, sensory)
-        self.prompt = new if self.prompt is None else torch.where(begins.unsqueeze(2), new, self.prompt)
-        if not self.sensory.shape[1]:
-            return self.prompt, None
-        there = torch.cat((torch.ones_like(new[..., 0], dtype=torch.bool), self.sensory >= 0), dim=1)
-        return torch.cat((self.prompt, sensory), dim=1), there
+        sensory = encoder.embed(self.sensory.clamp(min=0))
+        self.prompt = self._prompt(begins, summary, sensory)
+        always = torch.ones_like(self.prompt[..., 0], dtype=torch.bool)
+        mask = torch.cat((always, self.sensory >= 0), dim=1)
+        self.prefix_mask = mask if self.prefix_mask is None else torch.where(begins, mask, self.prefix_mask)
+        return torch.cat((self.prompt, sensory), dim=1)
+
+    def _prompt(self, begins: Tensor, summary: Tensor | None, like: Tensor) -> Tensor:
+        """P_n of the rows whose segment ``begins [B, 1]``; that of the others stays."""
+        new = self._recalled(summary, like)
+        return new if self.prompt is None else torch.where(begins.unsqueeze(2), new, self.prompt)
 
     def _recalled(self, summary: Tensor | None, like: Tensor) -> Tensor:
-        """P_n from all rows' pasts, on the device of ``like``."""
+        """P_n from what all rows' segments left, on the device of ``like``."""
         empty = like.new_zeros(0, like.shape[-1])
-        rows = [torch.cat([empty, *embeddings]) for embeddings in self.past]
-        past = pad_sequence(rows, batch_first=True)
+        rows = [
+            empty if left is None else torch.cat((empty, left.flatten(0, 1)))
+            for left in self.memory_embeddings
+        ]
+        past = pad_sequence(rows, batch_first=True)  # M
         counts = torch.tensor([len(row) for row in rows], device=like.device).unsqueeze(1)
-        there = torch.arange(past.shape[1], device=like.device) < counts
-        if summary is None:
-            none = like.new_zeros(self.tail, like.shape[-1])
-            summary = torch.stack([embeddings[-1] if embeddings else none for embeddings in self.past])
-        return self.module(summary, past, there)
+        real = torch.arange(past.shape[1], device=like.device) < counts
+        if summary is None:  # S_n is what the segment before has left
+            none = like.new_zeros(self.suffix, like.shape[-1])
+            summary = torch.stack([none if left is None else left[-1] for left in self.memory_embeddings])
+        prompt: Tensor = self.module(summary, past, real)
+        return prompt
 
-    def after(self) -> Tensor:
-        """Embeddings that end the segments, ``[B, tail, d]``."""
+    def suffix_embeddings(self) -> Tensor:
+        """Embeddings that end the segments, ``[B, m, d]``."""
         assert self.prompt is not None
         return self.prompt
 
-    def saw(self, ids: Tensor, valid: Sequence[int]) -> None:
+    def commit(self, chunk: Chunk, hidden: Tensor | None) -> None:
+        self.observe_tokens(chunk.ids, chunk.valid)
+        if chunk.suffix:
+            assert hidden is not None
+            self.store_embeddings(hidden[:, -chunk.suffix :], chunk.ending)
+
+    def observe_tokens(self, ids: Tensor, valid: Sequence[int]) -> None:
         """Take note of new tokens ``ids [B, Q] int64``, of which each row's first ``valid`` are real."""
-        k = self.recent.shape[1]
-        if k:
+        if self.recent is not None:
+            k = self.recent.shape[1]
             columns = torch.tensor(valid, device=ids.device).unsqueeze(1) + torch.arange(k, device=ids.device)
             self.recent = torch.cat((self.recent, ids), dim=1).gather(1, columns)
-        if self.looks_ahead:
-            rows = zip(self.begun, ids, valid, strict=True)
-            extend_state = [torch.cat((own, new[:count])) for own, new, count in rows]
-            self.begun = [own if len(own) < self.segment else own[:0] for own in extend_state]
+        if self.summary_tokens:
+            rows = zip(self.segment_ids, ids, valid, strict=True)
+            longer = [torch.cat((begun, new[:count])) for begun, new, count in rows]
+            self.segment_ids = [begun if len(begun) < self.segment else begun[:0] for begun in longer]
 
-    def keep(self, states: Tensor, ending: Sequence[bool]) -> None:
-        """Take the final states ``[B, tail, d]`` at the end of the segments of the ``ending`` rows."""
-        last = self.module.config.last
-        self.past = [
-            [*embeddings, own][-last:] if ends else embeddings
-            for embeddings, own, ends in zip(self.past, states, ending, strict=True)
-        ]
+    def store_embeddings(self, states: Tensor, ending: Sequence[bool]) -> None:
+        """Take the final states ``[B, m, d]`` at the end of the segments of the ``ending`` rows."""
+        rows = zip(self.memory_embeddings, states.unsqueeze(1), ending, strict=True)
+        self.memory_embeddings = [self._longer(left, new) if ends else left for left, new, ends in rows]
+
+    def _longer(self, left: Tensor | None, new: Tensor) -> Tensor:
+        """What was left, and ``new [1, m, d]``; only the newest are kept."""
+        return new if left is None else torch.cat((left, new))[-self.module.config.last :]
 
     # ---- whole-memory operations
 
-    def copy(self) -> "SegmentRecurrence":
-        """An independent one with the same content."""
-        twin = copy(self)
-        twin.past, twin.begun = list(self.past), list(self.begun)
-        return twin
+    def forget(self) -> None:
+        """Leave nothing to be recalled."""
+        self.memory_embeddings = [None] * len(self.memory_embeddings)
 
-    def detach(self) -> None:
-        """Cut the gradients: what was handed on so far is a constant from here."""
-        self.past = [[embedding.detach() for embedding in embeddings] for embeddings in self.past]
-        self.prompt = None if self.prompt is None else self.prompt.detach()
-
-    def go_on(self, begun: Sequence[Tensor]) -> None:
+    def resume(self, segment_ids: Sequence[Tensor]) -> None:
         """Go on with segments of which these token ids were read, ``[n]`` int64 a row; they are in no saved
         tensors."""
-        self.begun = list(begun) if self.looks_ahead else self.begun
+        self.segment_ids = list(segment_ids) if self.summary_tokens else self.segment_ids
 
     def rewind(self) -> None:
         """Go back to where the present segments began."""
-        began = torch.tensor([len(own) > 0 for own in self.begun], device=self.recent.device)
-        self.recent = torch.where(began.unsqueeze(1), self.sensory, self.recent)
-        self.begun = [own[:0] for own in self.begun]
+        if self.recent is not None and self.sensory is not None:
+            began = torch.tensor([len(begun) > 0 for begun in self.segment_ids], device=self.device)
+            self.recent = torch.where(began.unsqueeze(1), self.sensory, self.recent)
+        self.segment_ids = [begun[:0] for begun in self.segment_ids]
 
-    def take_rows(self, batch: int) -> None:
-        """Set the number of rows, of which nothing was read yet."""
-        self.past, self.begun = [[] for _ in range(batch)], self.begun[:1] * batch
-        self.recent = self.sensory = self.recent[:1].repeat(batch, 1)
-
-    def select_rows(self, index: Tensor) -> None:
-        """Row i becomes old row ``index[i]`` (int64)."""
-        rows = index.tolist()
-        self.past, self.begun = [self.past[row] for row in rows], [self.begun[row] for row in rows]
-        self.recent, self.sensory = (own[index.to(own.device)] for own in (self.recent, self.sensory))
-        self.prompt = None if self.prompt is None else self.prompt[index.to(self.prompt.device)]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything as tensors, by name."""
-        named = {f"past.{row}": torch.stack(own) for row, own in enumerate(self.past) if own}
-        named |= {"recent": self.recent, "sensory": self.sensory} if self.recent.shape[1] else {}
-        return named | ({} if self.prompt is None else {"prompt": self.prompt})
-
-    def load(self, stored: Stored, seen: int, dtype: torch.dtype, vocabulary: int) -> None:
-        """The inverse of `tensors`, of one row after ``seen`` tokens.
+    def stored(self, num_tokens: int, dtype: torch.dtype) -> dict[str, Any]:
+        """Specs for `load`, of one row after so many tokens.
 
         Args:
             dtype: of the backbone's states.
-            vocabulary: how many tokens there are.
-
-        Raises:
-            ValueError: something is missing or of another kind.
         """
         m, d = self.module.summary_prompt.weight.shape
-        k, kinds = self.recent.shape[1], {dtype, torch.float32}
-        if ended := min(seen // self.segment, self.module.config.last):
-            self.past = [list(stored.take("past.0", kinds, ended, m, d))]
+        k, kinds = self.module.config.sensory, (dtype, torch.float32)
+        ended = min(num_tokens // self.segment, self.module.config.last)
+        specs: dict[str, Any] = {}
+        if ended:
+            specs["memory_embeddings"] = [TensorSpec(kinds, (ended, m, d))]
         if k:
-            recent, sensory = (stored.take(name, torch.int64, 1, k) for name in ("recent", "sensory"))
-            self.recent = in_range(recent, -1, vocabulary - 1, "a sensory token")
-            self.sensory = in_range(sensory, -1, vocabulary - 1, "a sensory token")
-        self.prompt = stored.take("prompt", kinds, 1, m, d) if seen else None
-        stored.done()
+            specs |= {name: TensorSpec(torch.int64, (1, k)) for name in ("recent", "sensory")}
+        if num_tokens:
+            specs["prompt"] = TensorSpec(kinds, (1, m, d))
+        if num_tokens and k:
+            specs["prefix_mask"] = TensorSpec(torch.bool, (1, self.prefix))
+        return specs
+
+    def check_ids(self, vocabulary: int) -> None:
+        """Refuse sensory tokens that the backbone does not know.
+
+        Raises:
+            ValueError: there are some.
+        """
+        for ids in (self.recent, self.sensory):
+            if ids is not None:
+                in_range(ids, -1, vocabulary - 1, "a sensory token")
 
 
 class TextSummary(SegmentRecurrence):
@@ -226,14 +306,14 @@ class TextSummary(SegmentRecurrence):
 
     def __init__(self, module: HMTModule, prompt: SoftPrompt, batch: int, device: torch.device) -> None:
         super().__init__(module, 1, batch, device)
-        self.lead, self.looks_ahead = self.tail, 0
+        self.prefix, self.summary_tokens = self.suffix, 0
         self.prompt = prompt(batch)
 
-    def starts(self, seen: int) -> bool:
-        return seen == 0
+    def starts(self, num_tokens: int) -> bool:
+        return num_tokens == 0
 
-    def room(self, seen: int) -> int:
+    def room(self, num_tokens: int) -> int:
         return sys.maxsize
 
-    def before(self, starting: Sequence[bool], embed: Embed, summary: Tensor | None) -> tuple[Tensor, None]:
-        return self.after(), None
+    def prefix_embeddings(self, starting: Sequence[bool], encoder: Encoder, summary: Tensor | None) -> Tensor:
+        return self.suffix_embeddings()

@@ -3,15 +3,15 @@
 No code of that paper is public, so this is our design from its idea: a replaced query head becomes a Mamba-2
 (SSD) head that starts from what the attention head computed (c from its query, b from its key, x from its
 value, all without positions), with a short convolution before, a learned decay, and a gate; beside it the
-few tokens that such heads look at most are still looked at (`nearby.py`).
+few tokens that such heads look at most are still looked at (`local_attention.py`).
 
 Dimension names: B batch, G' replaced KV groups of a layer, R query heads of a group, H = G' R, T columns,
 D head width, C = 3 D channels of the convolution, K its taps.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ from hiermem.memory.modules import AtLeastFloat32
 from hiermem.settings import check_settings
 
 Carried = tuple[Tensor, Tensor]
-"""Tail and state; plain tensors go in and out of modules, as DeepSpeed wants to find them."""
+"""States of the convolution and of the scan; plain tensors go in and out of modules, as DeepSpeed wants to
+find them."""
 
 OPEN = 2.0
 """Where gates start, before the sigmoid."""
@@ -78,29 +79,14 @@ class MambaLayerState:
     """What the Mamba heads of a layer carry from token to token.
 
     Attributes:
-        tail: what the convolution saw last, ``[B, H, K - 1, C]`` float32.
-        state: of the scan, ``[B, H, D, D]`` float32.
+        conv_state: what the convolution saw last, ``[B, H, K - 1, C]`` float32.
+        ssm_state: of the scan (S), ``[B, H, D, D]`` float32.
         near: what they still look at; None: nothing.
     """
 
-    tail: Tensor
-    state: Tensor
+    conv_state: Tensor = field(metadata={"file": "tail"})
+    ssm_state: Tensor = field(metadata={"file": "state"})
     near: SinkWindowKV | None = None
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> "MambaLayerState":
-        """The same with every tensor changed."""
-        return MambaLayerState.from_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name."""
-        near = {} if self.near is None else self.near.tensors()
-        return {"tail": self.tail, "state": self.state} | {f"near.{name}": t for name, t in near.items()}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "MambaLayerState":
-        """The inverse of `tensors`."""
-        near = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("near.")}
-        return cls(tensors["tail"], tensors["state"], SinkWindowKV(**near) if near else None)
 
 
 @dataclass(frozen=True)
@@ -127,7 +113,7 @@ class MambaLayer(nn.Module):
         [c, b, x] = conv([W_c q / √D, W_b k, W_x v]),        [Δ, g] = W [q, k, v] + bias
         y = σ(g) (e^s SSD(softplus(Δ) x, -softplus(Δ) e^A, b, c) + d x)
 
-    to which is added what it still looks at (`nearby.look`), where `MambaConfig.window`.
+    to which is added what it still looks at (`local_attention`), where `MambaConfig.window`.
 
     Args:
         heads: H, replaced query heads.
@@ -151,49 +137,51 @@ class MambaLayer(nn.Module):
         self.skip = nn.Parameter(torch.zeros(heads, width))
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, columns: ScanOrder, before: Carried | None
+        self, query: Tensor, key: Tensor, value: Tensor, scan_order: ScanOrder, before: Carried | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs ``[B, H, T, D]`` and what is carried on, tail and state.
+        """Outputs ``[B, H, T, D]`` and what is carried on, states of the convolution and of the scan.
 
         Args:
             query: ``[B, H, T, D]``, without positions; key, value: ``[B, G', T, D]``.
-            before: what was carried here, tail and state; None: nothing.
+            before: what was carried here, in this order; None: nothing.
         """
         repeats = query.shape[1] // key.shape[1]
         key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
-        given = torch.cat((query, key, value), dim=-1).to(self.bias.dtype)
-        if columns.order is not None:
-            given = in_order(given, columns.order)
-        tail, state = self._nothing(given) if before is None else before
-        q, k, v = given.chunk(3, dim=-1)
+        inputs = torch.cat((query, key, value), dim=-1).to(self.bias.dtype)
+        if scan_order.order is not None:
+            inputs = in_order(inputs, scan_order.order)
+        conv_state, ssm_state = self._nothing(inputs) if before is None else before
+        q, k, v = inputs.chunk(3, dim=-1)
         mapped = torch.cat((q @ self.query / self.width**0.5, k @ self.key, v @ self.value), dim=-1)
-        mixed, tail = self._convolved(mapped, tail, columns.end)
+        mixed, conv_state = self._convolved(
+            mapped, conv_state, scan_order.end
+        )  # conv([W_c q / √D, W_b k, W_x v])
         c, b, x = mixed.chunk(3, dim=-1)
-        control = given @ self.control + self.bias.unsqueeze(1)
+        control = inputs @ self.control + self.bias.unsqueeze(1)  # [Δ, g]
         steps = F.softplus(control[..., 0])
-        if columns.written is not None:
-            steps = steps * columns.written.unsqueeze(1)
-        scanned, state = scan(x, steps, self.decay.exp(), b, c, state)
-        output = scanned * self.scale.exp().view(-1, 1, 1) + x * self.skip.unsqueeze(1)
-        output = output * control[..., 1:].sigmoid()
-        if columns.order is not None:
-            output = in_order(output, columns.order.argsort(dim=1))
-        return output, tail, state
+        if scan_order.written is not None:  # a step of 0 neither reads nor decays
+            steps = steps * scan_order.written.unsqueeze(1)
+        scanned, ssm_state = scan(x, steps, self.decay.exp(), b, c, ssm_state)
+        output = scanned * self.scale.exp().view(-1, 1, 1) + x * self.skip.unsqueeze(1)  # e^s SSD(…) + d x
+        output = output * control[..., 1:].sigmoid()  # σ(g)
+        if scan_order.order is not None:
+            output = in_order(output, scan_order.order.argsort(dim=1))
+        return output, conv_state, ssm_state
 
-    def _nothing(self, given: Tensor) -> Carried:
-        B, H, _, channels = given.shape
-        tail = given.new_zeros(B, H, self.taps - 1, channels)
-        return tail, given.new_zeros(B, H, self.width, self.width)
+    def _nothing(self, inputs: Tensor) -> Carried:
+        B, H, _, channels = inputs.shape
+        conv_state = inputs.new_zeros(B, H, self.taps - 1, channels)
+        return conv_state, inputs.new_zeros(B, H, self.width, self.width)
 
-    def _convolved(self, inputs: Tensor, tail: Tensor, end: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The causal convolution of ``inputs [B, H, T, C]`` after ``tail``, and the next tail."""
+    def _convolved(self, inputs: Tensor, conv_state: Tensor, end: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The causal convolution of ``inputs [B, H, T, C]`` after ``conv_state``, and the next one."""
         T, past = inputs.shape[2], self.taps - 1
-        padded = torch.cat((tail, inputs), dim=2)
+        padded = torch.cat((conv_state, inputs), dim=2)
         if T == 1 and end is None:
             return (padded * self.convolution).sum(2, keepdim=True), padded[:, :, 1:].clone()
         taps = self.convolution.unsqueeze(2)  # [H, K, 1, C]
         mixed = padded[:, :, :T] * taps[:, 0]
-        for tap in range(1, self.taps):
+        for tap in range(1, self.taps):  # K products are faster than a grouped convolution of so few taps
             mixed = torch.addcmul(mixed, padded[:, :, tap : tap + T], taps[:, tap])
         if end is None:
             return mixed, padded[:, :, T:].clone()  # a view would keep the whole chunk
@@ -271,9 +259,9 @@ class MambaHeads(AtLeastFloat32):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        columns: ScanOrder,
+        scan_order: ScanOrder,
         before: Carried | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `MambaLayer.forward`, of a layer by its index."""
-        output: tuple[Tensor, Tensor, Tensor] = self.layers[str(layer)](query, key, value, columns, before)
+        output: tuple[Tensor, Tensor, Tensor] = self.layers[str(layer)](query, key, value, scan_order, before)
         return output

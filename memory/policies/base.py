@@ -32,6 +32,9 @@ class CacheStats:
     state: Mapping[str, Tensor]
     ragged: bool = False
     recent: int = 0
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    queries: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,11 @@ class EvictionPolicy(ABC):
     @property
     def period(self) -> int:
         """After how many queries the pattern of those it looks at repeats; 0 if it looks at none."""
+        return 0
+
+    @property
+    def num_queries(self) -> int:
+        """How many last queries it wants to see when it scores."""
         return 0
 
     def observed_mask(self, positions: Tensor) -> Tensor:

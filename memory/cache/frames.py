@@ -1,0 +1,217 @@
+"""Where tokens stand for the rotary embedding once the document outgrows the trained range.
+
+Every token has a *true position*: its index among the tokens that were read. The backbone sees *frame
+positions*: true positions measured from the start of a frame that moves along with the document, so that
+they never leave the range the backbone was trained on. A key is cached rotated at its frame position; when
+the frame moves, the cached keys are turned by the difference, which is exact because rotations add up.
+
+Dimension names: B batch, Q new tokens, T cached tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiermem.errors import InputError
+from hiermem.memory.chunk import Chunk
+
+POSITION_MODES = ("distance", "absolute", "compact")
+
+# The frame moves in steps of this share of the range: rarely enough that a key is rounded to its dtype a
+# handful of times before it reaches the far edge (where it stays), and that turning keys costs nothing.
+FRAME_STEP_SHARE = 8
+
+
+@dataclass(frozen=True)
+class FrameMove:
+    """Where cached tokens stand from here; each is ``[B, 1, 1]`` int64.
+
+    Attributes:
+        origin: true position of frame position 0; None: tokens stand side by side, without gaps.
+        end: frame position of the next token, where there are no gaps.
+        shift: what the frame positions of the newest tokens change by; None: by nothing.
+    """
+
+    origin: Tensor | None = None
+    end: Tensor | None = None
+    shift: Tensor | None = None
+
+    def position_ids(self, positions: Tensor) -> Tensor:
+        """Frame positions of cached tokens ``[B, G, T]`` from their true ones; none lies before the frame."""
+        if self.origin is not None:
+            return (positions - self.origin).clamp(min=0)  # what lies before is held at the frame's edge
+        assert self.end is not None
+        tokens = positions.shape[2]
+        place = torch.arange(tokens, device=positions.device)
+        return (place + self.end - tokens).clamp(min=0).expand_as(positions)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An eviction, made after a chunk in some rows.
+
+    Attributes:
+        rows: in which.
+        num_tokens: tokens that each row has read by then, ``[B, 1, 1]`` int64.
+        move: where cached tokens stand from there; None: where they stood, or side by side.
+    """
+
+    rows: tuple[bool, ...]
+    num_tokens: Tensor
+    move: FrameMove | None
+
+
+@dataclass(frozen=True)
+class PositionFrames:
+    """How far the rows of a batch have come, and from where the next tokens' frame positions count.
+
+    Attributes:
+        mode: one of `POSITION_MODES`.
+        interval: tokens between two evictions.
+        trained_range: positions that the backbone was trained on.
+        num_tokens: tokens read so far, per row.
+        next_frame: frame position of the next token where there are no gaps, per row.
+        columns: width of the input read so far, padding included.
+        peak_tokens: most tokens that any KV head held so far.
+    """
+
+    mode: str
+    interval: int
+    trained_range: int
+    num_tokens: tuple[int, ...]
+    next_frame: tuple[int, ...]
+    columns: int = 0
+    peak_tokens: int = 0
+
+    def starts(self) -> list[int]:
+        """True position of frame position 0 in each row; without gaps the row's own running offset."""
+        if self.mode == "absolute":
+            return [0] * len(self.num_tokens)
+        if self.mode == "compact":
+            return [count - frame for count, frame in zip(self.num_tokens, self.next_frame, strict=True)]
+        return [frame_start(count, self.interval, self.trained_range) for count in self.num_tokens]
+
+    def first(self) -> list[int]:
+        """Frame position of each row's next token."""
+        return [count - start for count, start in zip(self.num_tokens, self.starts(), strict=True)]
+
+    def room(self, rows: Sequence[bool]) -> int:
+        """How many tokens may be read until an eviction is due in one of the chosen rows."""
+        chosen = (count for count, reads in zip(self.num_tokens, rows, strict=True) if reads)
+        return min(self.interval - count % self.interval for count in chosen)
+
+    def chunk(self, ids: Tensor, valid: Sequence[int], learned: bool) -> Chunk:
+        """The next tokens ``ids [B, Q]``, of which each row's first ``valid`` are real.
+
+        Args:
+            learned: whether positions are learned, so that there are no others than `trained_range`.
+
+        Raises:
+            InputError: they would leave the learned positions.
+        """
+        first, width, device = self.first(), ids.shape[1], ids.device
+        if learned and max(a + n for a, n in zip(first, valid, strict=True)) > self.trained_range:
+            raise InputError(
+                f"This backbone has learned positions, which end at {self.trained_range}: use the position "
+                f"mode distance, or compact with a budget that leaves room for {width} new tokens."
+            )
+        columns = torch.arange(width, device=device)
+        positions = torch.tensor(self.num_tokens, device=device).unsqueeze(1) + columns
+        position_ids = torch.tensor(first, device=device).unsqueeze(1) + columns
+        if padded := any(count < width for count in valid):
+            real = columns < torch.tensor(valid, device=device).unsqueeze(1)
+            positions = positions.masked_fill(~real, -1)
+            position_ids = position_ids.masked_fill(~real, 0)
+        return Chunk(ids, positions, position_ids, tuple(valid), self.num_tokens, padded)
+
+    def after(self, chunk: Chunk, columns: int, held: int) -> "PositionFrames":
+        """How far rows have come once a chunk was read.
+
+        Args:
+            columns: of the input that it was asked for.
+            held: most tokens that any KV head holds then.
+        """
+        return replace(
+            self,
+            num_tokens=tuple(a + b for a, b in zip(chunk.num_tokens, chunk.valid, strict=True)),
+            next_frame=tuple(a + b for a, b in zip(self.next_frame, chunk.valid, strict=True)),
+            columns=self.columns + columns,
+            peak_tokens=max(self.peak_tokens, held),
+        )
+
+    def due(self, valid: Sequence[int]) -> tuple[bool, ...]:
+        """In which rows an interval ended with the last ``valid`` tokens."""
+        rows = zip(self.num_tokens, valid, strict=True)
+        return tuple(new > 0 and count % self.interval == 0 for count, new in rows)
+
+    def decision(self, rows: Sequence[bool], before: list[int], device: torch.device) -> Decision:
+        """An eviction in some rows, after the present tokens.
+
+        Args:
+            before: `starts` of the frames that the cached keys are rotated in.
+        """
+        num_tokens, after = torch.tensor(self.num_tokens, device=device).view(-1, 1, 1), self.starts()
+        if self.mode == "compact" or after == before:
+            return Decision(tuple(rows), num_tokens, None)
+        shift = [old - new for old, new in zip(before, after, strict=True)]
+        origin, by = (torch.tensor(own, device=device).view(-1, 1, 1) for own in (after, shift))
+        return Decision(tuple(rows), num_tokens, FrameMove(origin, None, by))
+
+    def close_gaps(self, held: Sequence[int], least: Sequence[int], rows: Sequence[bool]) -> "PositionFrames":
+        """The next tokens right after those that are held, in the chosen rows.
+
+        Args:
+            held: most tokens that any KV head holds, per row.
+            least: the least frame position of the next token: what is read before a segment needs room.
+        """
+        every = zip(held, least, rows, self.next_frame, strict=True)
+        frames = tuple(max(tokens, low) if due else frame for tokens, low, due, frame in every)
+        return replace(self, next_frame=frames)
+
+    def closed(self, before: "PositionFrames", device: torch.device) -> FrameMove:
+        """Where tokens stand after `close_gaps`, which was called on ``before``."""
+        shift = [new - old for new, old in zip(self.next_frame, before.next_frame, strict=True)]
+        end = torch.tensor(self.next_frame, device=device).view(-1, 1, 1)
+        return FrameMove(None, end, torch.tensor(shift, device=device).view(-1, 1, 1) if any(shift) else None)
+
+    def bookkeeping(self) -> dict[str, Any]:
+        """What files hold of it."""
+        return {
+            "seen": list(self.num_tokens),
+            "columns": self.columns,
+            "peak_tokens": self.peak_tokens,
+            "next_frame": list(self.next_frame),
+        }
+
+    def restored(self, counts: Mapping[str, Any]) -> "PositionFrames":
+        """The inverse of `bookkeeping`, checked."""
+        return replace(
+            self,
+            num_tokens=tuple(counts["seen"]),
+            next_frame=tuple(counts["next_frame"]),
+            columns=counts["columns"],
+            peak_tokens=counts["peak_tokens"],
+        )
+
+    def select_rows(self, rows: Sequence[int]) -> "PositionFrames":
+        """Row i becomes old row ``rows[i]``."""
+        counts, frames = (tuple(own[row] for row in rows) for own in (self.num_tokens, self.next_frame))
+        return replace(self, num_tokens=counts, next_frame=frames)
+
+
+def frame_start(num_tokens: int, interval: int, trained_range: int) -> int:
+    """True position of frame position 0 while the interval that holds token ``num_tokens`` is read.
+
+    The frame depends on the interval alone, not on how it is cut into chunks, so reading whole, in pieces
+    or resumed gives the same positions. Within an interval no frame position reaches ``trained_range``.
+    """
+    interval_end = (num_tokens // interval + 1) * interval
+    excess = interval_end - trained_range
+    if excess <= 0:
+        return 0
+    step = max(trained_range // FRAME_STEP_SHARE, interval)
+    step = min(step, max(trained_range - interval, 1))
+    return -(-excess // step) * step
