@@ -222,7 +222,7 @@ def evaluate(
         context, rows = asked.read(made.text), []
         for told in made.stories:
             prompt = asked.prompt(context, told.question)
-            score = score_answer(model, prompt, f" {told.answer}", told.lead)
+            score = score_answer(model.reader, prompt, f" {told.answer}", told.lead)
             rows.append({"kind": told.kind, "nll": float(score.nll.sum()), "exact": score.exact})
         return {"answers": rows}
 

@@ -18,7 +18,7 @@ from hiermem.errors import InputError
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.scoring import stream_nll
 from hiermem.memory.policies import SegmentLocalPolicy
-from hiermem.text import encode_document
+from hiermem.text import encode
 
 if TYPE_CHECKING:
     from hiermem.memory.hmt.module import HMTModule
@@ -72,7 +72,7 @@ def evaluate(
 def _segments(model: "HierMemModel", name: str, text: str, count: int) -> Tensor:
     """The first segments of a book, which begins as every text does, ``[count, L]`` int64."""
     L = model.config.segment
-    ids = encode_document(model.tokenizer, text)
+    ids = encode(model.tokenizer, text, begins=True)
     if len(ids) < count * L:
         raise InputError(
             f"Book {name} has {len(ids)} tokens, {count} segments take {count * L}: lower --segments."
@@ -109,7 +109,7 @@ def _nll(model: "HierMemModel", read: Tensor, recall: bool) -> Tensor:
     for segment in read:
         if not recall:
             memory.recurrence.forget()
-        rows.append(torch.cat(list(stream_nll(model, memory, segment))))
+        rows.append(torch.cat(list(stream_nll(model.reader, memory, segment))))
     return torch.stack(rows)
 
 

@@ -106,7 +106,9 @@ def evaluate(
         kept = None
         if isinstance(context, PrefilledContext):
             kept = context.working.mean_tokens / context.working.num_tokens[0]
-        score = score_answer(model, asked.prompt(context, example.question), example.answer, example.lead)
+        score = score_answer(
+            model.reader, asked.prompt(context, example.question), example.answer, example.lead
+        )
         return {"nll": float(score.nll.mean()), "exact": score.exact, "kept": kept}
 
     bar = tqdm(made, desc="needles", disable=None, delay=2)

@@ -73,7 +73,7 @@ def evaluate(
 
     def row(example: Example) -> dict[str, Any]:
         prompt = asked.prompt(asked.read(example.text), QUESTION)
-        answer = answered(model, prompt, max_new_tokens=16)
+        answer = answered(model.reader, prompt, max_new_tokens=16)
         scored = {"answer": answer.text, "right": is_right(answer.text, example.key)}
         if system == HierMem.name:
             scored["recalled"] = any(example.key in source.text for source in answer.sources)

@@ -161,6 +161,6 @@ def _windows(
         known, before = min(part.overlap, start), first if start else first[:0]  # the text has its own
         memory = model.new_recurrent_memory()
         unscored = max(len(before) + known - 1, 0)
-        for block in stream_nll(model, memory, torch.cat((before, ids[start - known : start + step]))):
+        for block in stream_nll(model.reader, memory, torch.cat((before, ids[start - known : start + step]))):
             yield memory, block[unscored:]
             unscored = max(unscored - len(block), 0)

@@ -190,9 +190,9 @@ def _row(
     item: Item,
     span: tuple[int, int],
 ) -> dict[str, Any]:
-    prompt = prefill(model, system.prompt(read(text), item.question))
-    options = score_options(model, prompt.fork(), OPTIONS, LEAD)
-    answer = score_answer(model, prompt, item.long_answer)
+    prompt = prefill(model.reader, system.prompt(read(text), item.question))
+    options = score_options(model.reader, prompt.fork(), OPTIONS, LEAD)
+    answer = score_answer(model.reader, prompt, item.long_answer)
     recalled = None
     if prompt.sources:
         recalled = any(source.start < span[1] and source.end > span[0] for source in prompt.sources)
