@@ -23,8 +23,13 @@ class CacheStats:
         positions: true position of every cached token, ``[B, G, T]`` int64, ascending, -1 where empty.
         seen: number of tokens read so far in each row, ``[B, 1, 1]`` int64.
         state: the policy's own per-token tensors, ``[B, G, T, …]``, moved along with the survivors.
-        holes: whether any slot may be empty.
+        ragged: whether any slot may be empty.
         recent: newest tokens that are never evicted.
+        keys: of the cached tokens, ``[B, G, T, D]`` in the backbone's dtype, rotated to their frames; None
+            where a caller has none.
+        values: of the cached tokens, ``[B, G, T, D']``; None where a caller has none.
+        queries: the last `EvictionPolicy.num_queries` queries of each row, oldest first, or as many as
+            there were, ``[B, G, R, n, D]``, rotated as the keys; None where the policy wants none.
     """
 
     positions: Tensor
@@ -101,6 +106,8 @@ class EvictionPolicy(ABC):
     evicts: ClassVar[bool] = True
     clears_cache: ClassVar[bool] = False
     """Whether nothing outlives a decision."""
+    num_queries: ClassVar[int] = 0
+    """How many last queries `CacheStats.queries` holds when tokens are scored; 0: none are kept."""
 
     def __post_init__(self) -> None:
         check_settings(self)
