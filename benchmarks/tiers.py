@@ -27,7 +27,7 @@ def combined(policy: str, memory: str | None, heads: str | None, recall: int) ->
     """
     config = HierMemConfig.preset("full")
     changes: dict[str, Any] = {
-        "working": replace(config.working, policy=policy),
+        "working": config.working.with_policy(policy),
         "longterm": replace(config.longterm, top_k=recall),
     }
     parameters: dict[str, Tensor] = {}

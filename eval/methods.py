@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from hiermem.asking import PreparedPrompt
 from hiermem.errors import InputError
 from hiermem.memory.cache.head_groups import budget_that_keeps, kept_shares
-from hiermem.memory.policies import FullCachePolicy, SegmentLocalPolicy
+from hiermem.memory.policies import FullCachePolicy, SegmentLocalPolicy, WindowPolicy
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
@@ -191,7 +191,8 @@ class Streaming(InContext):
     name = "streaming"
 
     def working(self, tokens: int) -> WorkingMemoryConfig:
-        return replace(self.model.config.working, policy="window", positions="compact", head_shares=None)
+        window = self.model.config.working.with_policy(WindowPolicy.name)
+        return replace(window, positions="compact", head_shares=None)
 
 
 @dataclass(frozen=True)

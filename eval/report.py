@@ -21,7 +21,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 """How every picture begins."""
 
 _TITLE = b"# Results"
-_WITHOUT_BUDGET = ("full", "none", "forget")
+_WITHOUT_BUDGET = ("full", "full_cache", "segment_local", "none", "forget")
 
 
 def build(folder: Path, page: Path) -> list[Path]:

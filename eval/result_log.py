@@ -74,7 +74,7 @@ class ResultLog:
             raise InputError(
                 f"{self.path} is no result ({first_line(error)}): give another file to --out."
             ) from error
-        if not isinstance(report, dict) or report.get("config") != self.settings:
+        if not isinstance(report, dict) or _as_now(report.get("config")) != self.settings:
             raise InputError(f"{self.path} is of a run with other settings: give another file to --out.")
         return report
 
@@ -108,13 +108,24 @@ class ResultLog:
             seconds = sum(line["seconds"] for line in lines[1:])
         except (ValueError, LookupError, TypeError) as error:
             raise InputError(f"{part} is no journal of a run: delete it, or give another --out.") from error
-        if settings != self.settings:
+        if _as_now(settings) != self.settings:
             raise InputError(
                 f"{part} is of a run with other settings: delete it, or give another file to --out."
             )
         self._rows, self._seconds = rows, seconds
         if not data.endswith(b"\n"):  # the last line was cut short by a kill
             part.write_bytes(data[: data.rindex(b"\n") + 1])
+
+
+def _as_now(settings: Any) -> Any:
+    """Settings of a run with policies by the names that they have now."""
+    from hiermem.memory.policies import POLICIES  # which imports torch
+
+    if not isinstance(settings, dict):
+        return settings
+    parts = {"working": _as_now(settings["working"])} if "working" in settings else {}
+    policy = {"policy": POLICIES.renamed(settings["policy"])} if "policy" in settings else {}
+    return {**settings, **parts, **policy}
 
 
 def data_hash(*texts: str) -> str:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, field, fields, replace
+from dataclasses import field, fields, replace
 from inspect import get_annotations
 from typing import Any, ClassVar, get_origin
 
@@ -14,7 +14,14 @@ from hiermem.eviction_weights import AUTO, NONE, EvictionWeights
 from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.mamba.module import MambaConfig
-from hiermem.memory.policies import NammConfig, NammPolicy, SegmentLocalPolicy
+from hiermem.memory.policies import (
+    POLICIES,
+    FullCachePolicy,
+    NammConfig,
+    NammPolicy,
+    SegmentLocalPolicy,
+)
+from hiermem.memory.saved import plain_settings
 from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.settings import check_settings
 
@@ -140,14 +147,14 @@ class HierMemConfig(PreTrainedConfig):
             alone = self.working.policy == SegmentLocalPolicy.name and self.chunk == self.segment
             if not alone or self.working.update_interval != self.segment:
                 raise InputError(
-                    "The query half reads segments one by one: set the policy forget, and chunk and "
-                    "update_interval to the segment."
+                    f"The query half reads segments one by one: set the policy {SegmentLocalPolicy.name}, "
+                    f"and chunk and update_interval to the segment."
                 )
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain JSON types."""
-        settings = {**super().to_dict(), **{name: asdict(getattr(self, name)) for name in _PARTS}}
+        settings = {**super().to_dict(), **{name: plain_settings(getattr(self, name)) for name in _PARTS}}
         return {name: value for name, value in settings.items() if name != "_backbone"}
 
     @classmethod
@@ -194,8 +201,16 @@ class HierMemConfig(PreTrainedConfig):
         return {name: getattr(self, name) for name in names}
 
     def with_working(self, **changes: Any) -> "HierMemConfig":
-        """The same configuration with other settings of the working memory."""
-        return type(self)(**{**self.settings(), "working": replace(self.working, **changes)})
+        """The same configuration with other settings of the working memory.
+
+        With another policy, settings of the present one go.
+        """
+        policy = changes.pop("policy", self.working.policy)
+        working = self.working
+        if POLICIES.canonical(policy) != working.policy:
+            working = working.with_policy(policy)
+        working = replace(working, **changes)
+        return type(self)(**{**self.settings(), "working": working})
 
     def with_evictor(self, evictor: EvictionWeights) -> "HierMemConfig":
         """The same configuration with an evictor's head shares, where it has none, and network settings."""
@@ -290,7 +305,7 @@ def hmt() -> HierMemConfig:
     """HMT as published (arXiv 2405.06067), its memory still to be trained: segments of 1,024 tokens over no
     cache, each with its memory prompt and the last 32 tokens of the one before, recall of the last 300."""
     working = WorkingMemoryConfig(
-        policy="forget", sinks=0, recent_share=0.0, update_interval=1024, positions="compact"
+        policy=SegmentLocalPolicy.name, sinks=0, recent_share=0.0, update_interval=1024, positions="compact"
     )
     summary = SummaryConfig(tokens=1, sensory=32, width=1536, last=300, query="half", neutral=False, words="")
     longterm = LongTermConfig(top_k=0)
@@ -299,7 +314,7 @@ def hmt() -> HierMemConfig:
 
 def bare() -> HierMemConfig:
     """Every tier off: the backbone, exactly, with its full cache."""
-    working = WorkingMemoryConfig(policy="none", positions="absolute")
+    working = WorkingMemoryConfig(policy=FullCachePolicy.name, positions="absolute")
     return HierMemConfig(working=working, longterm=LongTermConfig(top_k=0), mamba=MambaConfig(groups=[]))
 
 

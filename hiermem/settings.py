@@ -10,8 +10,8 @@ from hiermem.errors import InputError
 
 _NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", NoneType: "None"}
 
-_brief = Repr()
-_brief.maxother = _brief.maxstring = 60
+brief = Repr()
+brief.maxother = brief.maxstring = 60
 
 
 def check_settings(config: Any, kinds: Mapping[str, Any] | None = None) -> None:
@@ -33,7 +33,7 @@ def check_settings(config: Any, kinds: Mapping[str, Any] | None = None) -> None:
             object.__setattr__(config, name, value)  # which a frozen one forbids otherwise
         if not fits(value, kind):
             raise InputError(
-                f"{type(config).__name__}.{name} must be {_words(kind)}, not {_brief.repr(value)}."
+                f"{type(config).__name__}.{name} must be {words(kind)}, not {brief.repr(value)}."
             )
 
 
@@ -66,15 +66,15 @@ def _made(part: Any, given: dict[str, Any]) -> Any:
     known = {one.name for one in fields(part)}
     for unknown in given.keys() - known:
         choice = ", ".join(sorted(known))
-        raise InputError(f"{part.__name__} has no setting {_brief.repr(unknown)}: choose one of {choice}.")
+        raise InputError(f"{part.__name__} has no setting {brief.repr(unknown)}: choose one of {choice}.")
     return part(**given)
 
 
-def _words(kind: Any) -> str:
+def words(kind: Any) -> str:
     """A type as an error calls it."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return " or ".join(map(_words, inner))
+        return " or ".join(map(words, inner))
     if origin is not None and issubclass(origin, Sequence):
-        return f"a list with entries that are each {_words(inner[0])}"
+        return f"a list with entries that are each {words(inner[0])}"
     return _NAMES.get(kind) or f"of the type {kind.__name__}"

@@ -1,6 +1,6 @@
-"""What the manifest of a saved memory says of it, checked by itself."""
+"""Settings and facts in the manifest of a saved memory, checked by themselves."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hiermem.memory.longterm import LongTermConfig
@@ -9,10 +9,20 @@ from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.retrieval.keys.lexical import LexicalKeyConfig
 
 YOUNGER: dict[type, dict[str, Any]] = {
-    WorkingMemoryConfig: {"head_shares": None},
+    WorkingMemoryConfig: {"head_shares": None, "policy_settings": {}},
     LexicalKeyConfig: {"version": 1},
 }
 """Settings that came after the first release of the format, and what memories from before were read with."""
+
+WHERE_USED: dict[type, tuple[str, ...]] = {WorkingMemoryConfig: ("policy_settings",)}
+"""Of these, the ones that files hold where they are set: others read them as they did before."""
+
+
+def plain_settings(config: Any) -> dict[str, Any]:
+    """Settings of a part as plain JSON types, as files hold them."""
+    kind = type(config)
+    unused = [name for name in WHERE_USED.get(kind, ()) if getattr(config, name) == YOUNGER[kind][name]]
+    return {name: value for name, value in asdict(config).items() if name not in unused}
 
 
 @dataclass(frozen=True)

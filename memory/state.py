@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from hiermem.errors import (
 )
 from hiermem.memory.hmt.module import HMTModule
 from hiermem.memory.longterm import Contents, LongTermMemory, SegmentRecord
-from hiermem.memory.saved import SavedInfo
+from hiermem.memory.saved import SavedInfo, plain_settings
 from hiermem.memory.stored import exactly
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
@@ -168,6 +168,7 @@ class MemoryState:
                 untouched.
         """
         files = {"working": self.working.state_dict(), **self.longterm.tensors()}
+        working, longterm = plain_settings(self.working.config), plain_settings(self.longterm.config)
         info = {
             "fingerprint": self.fingerprint,
             "model": self.model,
@@ -175,8 +176,8 @@ class MemoryState:
             "tokens": self.tokens,
             "characters": self.characters,
             "recurrent": self.working.recurrence is not None,
-            "working": {"config": asdict(self.working.config), "bookkeeping": self.working.bookkeeping()},
-            "longterm": {"config": asdict(self.longterm.config)},
+            "working": {"config": working, "bookkeeping": self.working.bookkeeping()},
+            "longterm": {"config": longterm},
         }
         save_directory(path, files, info, partial(_check_goes_on, path, files["records"]["text"]))
 

@@ -162,6 +162,8 @@ def _setting(hint: Any, value: Any, name: str, younger: Mapping[type, Mapping[st
 
 def _is_bounded(value: Any) -> bool:
     """Whether all numbers and texts of a setting are of a size that one could have."""
+    if isinstance(value, dict):
+        return all(map(_is_bounded, (*value, *value.values())))
     if isinstance(value, list):
         return all(map(_is_bounded, value))
     if isinstance(value, str):

@@ -359,7 +359,7 @@ def check_range(
             f"{interval} tokens between two evictions exceed the backbone's trained range "
             f"of {trained_range} positions: lower the chunk (update_interval)."
         )
-    if config.positions != "compact" or config.policy == "none":
+    if config.positions != "compact" or not policy.evicts:
         return
     if policy.clears_cache:  # the budget, of which it makes no use, needs no room
         if interval + around > trained_range:

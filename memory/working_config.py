@@ -1,6 +1,7 @@
 """Settings of the working memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hiermem.errors import InputError
 from hiermem.memory.cache.frames import POSITION_MODES
@@ -14,9 +15,10 @@ class WorkingMemoryConfig:
     """Settings of the working memory.
 
     Attributes:
-        policy: name of the eviction policy, one of `hiermem.memory.policies.POLICIES`.
+        policy: name of the eviction policy, one of `hiermem.memory.policies.POLICIES`, or an alias of one.
         budget: tokens that each KV head keeps after a decision, in the mean. Between decisions the cache
-            grows by up to `update_interval` tokens more. The policies `none` and `forget` make no use of it.
+            grows by up to `update_interval` tokens more. The policies `full_cache` and
+            `segment_local` make no use of it.
         sinks: first tokens of a document, never evicted.
         recent_share: share of a head's budget that always goes to the newest tokens.
         head_shares: what each KV head keeps in proportion to the others, layers x KV heads; None: all keep
@@ -26,6 +28,7 @@ class WorkingMemoryConfig:
             far edge; `absolute` counts on for ever (as NAMM was published); `compact` closes the gaps
             (as StreamingLLM does).
         trained_range: positions the backbone was trained on; None asks the backbone's configuration.
+        policy_settings: settings of the policy by name, those that differ from its own defaults.
     """
 
     policy: str = "window"
@@ -36,16 +39,17 @@ class WorkingMemoryConfig:
     positions: str = "distance"
     trained_range: int | None = None
     head_shares: HeadBudgets | None = None
+    policy_settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_settings(self)
+        self.policy = POLICIES.canonical(self.policy)
+        self.policy_settings = POLICIES.check(self.policy, self.policy_settings)
         if self.head_shares is not None:
             self.head_shares = [[float(share) for share in row] for row in self.head_shares]  # as JSON has it
             flat = [share for row in self.head_shares for share in row]
             if not flat or not all(0 <= share < float("inf") for share in flat) or not any(flat):
                 raise InputError("Head shares must be finite, not negative and not all 0.")
-        if self.policy not in POLICIES:
-            raise InputError(f"Unknown policy {self.policy!r}: choose one of {', '.join(POLICIES)}.")
         if self.positions not in POSITION_MODES:
             raise InputError(
                 f"Unknown position mode {self.positions!r}: choose one of {', '.join(POSITION_MODES)}."
@@ -66,6 +70,8 @@ class WorkingMemoryConfig:
                 f"{self.sinks} sinks and {self.recent(self.budget)} recent tokens exceed the budget of "
                 f"{self.budget}: raise the budget."
             )
+        if self.policy_settings:
+            self.new_policy()  # which refuses values
 
     def recent(self, budget: int) -> int:
         """Newest tokens that a head with this budget never loses."""
@@ -78,4 +84,8 @@ class WorkingMemoryConfig:
             network: what `namm` scores with; None takes an untrained one of the published shape.
         """
         own = {"network": network} if network is not None and self.policy == NammPolicy.name else {}
-        return POLICIES[self.policy](sinks=self.sinks, **own)
+        return POLICIES.build(self.policy, self.policy_settings, sinks=self.sinks, **own)
+
+    def with_policy(self, policy: str, **settings: Any) -> "WorkingMemoryConfig":
+        """The same configuration with another policy and its settings; those of the present one go."""
+        return replace(self, policy=policy, policy_settings=settings)

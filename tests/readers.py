@@ -16,7 +16,7 @@ from hiermem.config import HierMemConfig
 from hiermem.memory.cache.head_groups import HeadBudgets
 from hiermem.memory.cache.layer import LayerCache
 from hiermem.memory.longterm import LongTermConfig
-from hiermem.memory.policies import POLICIES, AttentionPolicy, Namm, NammConfig, NammPolicy
+from hiermem.memory.policies import AttentionPolicy, Namm, NammConfig, NammPolicy, register_policy
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
 from hiermem.memory.state import MemoryState
 from hiermem.memory.tensor_state import named as named_tensors
@@ -57,8 +57,8 @@ class LivelyNamm(NammPolicy):
     name: ClassVar[str] = "lively"
 
 
-POLICIES["keen"] = KeenPolicy
-POLICIES["lively"] = LivelyNamm
+register_policy(KeenPolicy)
+register_policy(LivelyNamm)
 
 
 def text_of(words: int, seed: int = 0) -> str:

@@ -42,7 +42,7 @@ def test_presets_differ_as_they_say() -> None:
     for name in ("bare", "streaming", "namm"):
         assert HierMemConfig.preset(name).longterm.top_k == 0
     bare, streaming = HierMemConfig.preset("bare").working, HierMemConfig.preset("streaming").working
-    assert (bare.policy, bare.positions) == ("none", "absolute")
+    assert (bare.policy, bare.positions) == ("full_cache", "absolute")
     assert (streaming.policy, streaming.positions) == ("window", "compact")
 
 

@@ -18,6 +18,7 @@ FOLDERS = ("hiermem", "memory", "retrieval", "training", "eval")
 LAYERS = (
     "hiermem.errors",
     "hiermem.settings",
+    "hiermem.registry",
     "hiermem.retrieval",
     "hiermem.memory",
     "hiermem",

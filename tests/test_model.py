@@ -375,7 +375,7 @@ def test_a_saved_model_holds_no_backbone_weights(plain_folder: Path, tmp_path: P
 def test_settings_may_change_when_loading(plain_folder: Path, tmp_path: Path) -> None:
     HierMemModel.from_pretrained(plain_folder).save_pretrained(tmp_path)
     again = HierMemModel.from_pretrained(tmp_path, config=HierMemConfig.preset("bare"))
-    assert again.config.working.policy == "none"
+    assert again.config.working.policy == "full_cache"
 
 
 def test_a_newer_format_is_refused(plain_folder: Path, tmp_path: Path) -> None:

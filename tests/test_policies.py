@@ -128,7 +128,7 @@ def view(positions: list[int], seen: int, recent: int = 0, **state: Tensor) -> C
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in POLICIES if name not in ("lively", "forget")]
+    "name", [name for name in POLICIES if name not in ("lively", "segment_local")]
 )  # which drop more
 def test_sinks_and_recent_are_worth_everything_and_empty_slots_nothing(name: str) -> None:
     policy: EvictionPolicy = POLICIES[name](sinks=2)

@@ -370,7 +370,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
     for wrong in ({"tokens": -1}, {"width": 0}, {"query": "third"}):
         with pytest.raises(InputError):
             SummaryConfig(**wrong)
-    with pytest.raises(InputError, match="forget"):
+    with pytest.raises(InputError, match="segment_local"):
         carried(summary=PUBLISHED)
 
 

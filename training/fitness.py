@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hiermem import asking
 from hiermem.eval.scoring import score_tokens
-from hiermem.memory.policies import Namm, NammConfig
+from hiermem.memory.policies import Namm, NammConfig, NammPolicy
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.model import HierMemModel
@@ -120,7 +120,8 @@ def pruned(whole: WorkingMemory, config: WorkingMemoryConfig, network: Namm) -> 
 def read_whole(model: HierMemModel, namm: NammConfig, prompt: FitnessPrompt) -> WorkingMemory:
     """A prompt's text in a cache that has kept all of it, with the spectrogram of every token."""
     interval = model.adapter.trained_range  # no decision falls within the text
-    config = replace(model.config.working, policy="namm", update_interval=interval, head_shares=None)
+    working = model.config.working.with_policy(NammPolicy.name)
+    config = replace(working, update_interval=interval, head_shares=None)
     memory = model.adapter.new_memory(config, network=Namm(namm))
     model.read_ids(memory, torch.tensor([prompt.text], device=model.device))
     return memory

@@ -39,7 +39,7 @@ def check(config: HierMemConfig, books: int) -> None:
     if config.working.policy != SegmentLocalPolicy.name:
         raise InputError(
             "This model carries a cache from segment to segment, which holds both books: give one to --model "
-            "whose policy is forget."
+            f"whose policy is {SegmentLocalPolicy.name}."
         )
     if books < 2:
         raise InputError("Two books are needed to tell one from the other: give --data or --limit more.")

@@ -74,6 +74,7 @@ def length(
     limit: Annotated[float, typer.Option(min=1, help="Seconds after which a point is given up.")] = 600,
     model: opt.Model = "smollm2",
     policy: opt.Policy = None,
+    policy_set: opt.PolicySet = None,
     budget: Annotated[int, typer.Option(min=1, help="Live tokens per KV head.")] = 512,
     chunk: Annotated[int, typer.Option(min=1, help="Tokens read at once.")] = 512,
     dtype: opt.Dtype = None,
@@ -97,10 +98,11 @@ def length(
         raise InputError(f"There is no system {name!r}: choose of {', '.join(SYSTEMS)}.")
     if min(wanted) < 2 * chunk:
         raise InputError(f"--lengths must be at least two chunks, which is {2 * chunk}.")
-    config = opt.configuration(model, None, policy, budget, chunk=chunk)
+    config = opt.configuration(model, None, policy, budget, chunk=chunk, policy_set=policy_set)
     data = data_hash(opt.read_document(text))
     where = opt.usable_device(device).type
     common = ["--text", text, "--model", model, "--policy", config.working.policy]
+    common += [word for setting in policy_set or () for word in ("--policy-set", setting)]
     common += ["--budget", str(budget), "--chunk", str(chunk), "--limit", str(limit)]
     common += [*(["--dtype", dtype] if dtype else []), *(["--device", device] if device else [])]
     start = [sys.executable, "-m", "hiermem.cli.main", "bench", "point"]
@@ -110,6 +112,7 @@ def length(
         for name in chosen
     ]
     settings = {"lengths": wanted, "systems": chosen, "repeats": repeats, "policy": config.working.policy}
+    settings |= {"policy_settings": own} if (own := config.working.policy_settings) else {}
     settings |= {"text": Path(text).name, "data": data, "limit": limit}
     settings |= {"model": model, "budget": budget, "chunk": chunk, "dtype": dtype, "device": where}
 
@@ -146,6 +149,7 @@ def point(
     policy: opt.Policy,
     budget: opt.Budget,
     chunk: opt.Chunk,
+    policy_set: opt.PolicySet = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
 ) -> None:
@@ -156,7 +160,7 @@ def point(
     from hiermem.text import encode
 
     document = opt.read_document(text)
-    config = opt.configuration(model, None, policy, budget, chunk=chunk)
+    config = opt.configuration(model, None, policy, budget, chunk=chunk, policy_set=policy_set)
     reader = opt.load_model(model, config, dtype, device)
     ids = torch.tensor(encode(reader.tokenizer, document, begins=True))
     ids = ids.repeat(-(-tokens // len(ids)))[:tokens]
@@ -169,6 +173,7 @@ def flat(
     model: opt.Model = "smollm2",
     preset: opt.Preset = None,
     policy: opt.Policy = None,
+    policy_set: opt.PolicySet = None,
     budget: opt.Budget = None,
     chunk: opt.Chunk = None,
     settle: Annotated[int, typer.Option(min=1, help="Growth is counted after so many tokens.")] = 16384,
@@ -188,7 +193,7 @@ def flat(
     from hiermem.text import encode
 
     document = opt.read_document(text)
-    config = opt.configuration(model, preset, policy, budget, chunk=chunk)
+    config = opt.configuration(model, preset, policy, budget, chunk=chunk, policy_set=policy_set)
     reader = opt.load_model(model, config, dtype, device)
     ids = torch.tensor(encode(reader.tokenizer, document, begins=True))
     needed = max(2 * settle, 20 * config.chunk)

@@ -13,6 +13,7 @@ from hiermem.resources import peak_rss_bytes
 
 if TYPE_CHECKING:
     from hiermem.asking import Answer
+    from hiermem.memory.working_config import WorkingMemoryConfig
 
 MemoryDir = Annotated[Path, typer.Argument(help="Folder of a saved memory.")]
 
@@ -26,6 +27,7 @@ def ask(
     ] = None,
     preset: opt.Preset = None,
     policy: opt.Policy = None,
+    policy_set: opt.PolicySet = None,
     evictor: Annotated[
         str | None, typer.Option(help="As the memory was read with; default: the model's own.")
     ] = None,
@@ -40,7 +42,7 @@ def ask(
 ) -> None:
     """Answer a question from a saved memory, with sources.
 
-    A memory that was read with a --preset, --policy or --evictor is asked with the same ones.
+    A memory that was read with a --preset, --policy, --policy-set or --evictor is asked with the same ones.
 
     Examples:
 
@@ -61,16 +63,12 @@ def ask(
     opt.check_numbers(dtype, device)
     name, number = MemoryState.read_with(memory_dir)
     chosen = model or _own_model(memory_dir, name)
-    config = opt.configuration(chosen, preset, policy, evictor=evictor)
+    config = opt.configuration(chosen, preset, policy, evictor=evictor, policy_set=policy_set)
     reader = opt.load_model(chosen, config, dtype or number or None, device)
     reader.config.asking = opt.reranking(reader.config, rerank).asking
     memory = MemoryState.load(memory_dir, reader)
-    own, given = memory.working.config.policy, reader.config.working.policy
-    if (preset or policy) and own != given:
-        raise InputError(
-            f"The memory at {memory_dir} was read with the policy {own}, not {given}: leave --preset and "
-            f"--policy as they were when it was read."
-        )
+    if preset or policy or policy_set:
+        _check_policy(memory_dir, memory.working.config, reader.config.working)
     start = time.perf_counter()
     answer = reader.ask(memory, question, top_k=top_k, max_new_tokens=max_new_tokens)
     sources = [vars(source) for source in answer.sources]
@@ -82,6 +80,24 @@ def ask(
     }
     result["seconds"] = time.perf_counter() - start
     opt.emit(result, json, _words(answer))
+
+
+def _check_policy(memory_dir: Path, read_with: "WorkingMemoryConfig", asked: "WorkingMemoryConfig") -> None:
+    """Refuse a policy on the command line that is not the memory's own, which it goes on with.
+
+    Raises:
+        InputError: so it is.
+    """
+    if read_with.policy != asked.policy:
+        raise InputError(
+            f"The memory at {memory_dir} was read with the policy {read_with.policy}, not {asked.policy}: "
+            f"leave --preset and --policy as they were when it was read."
+        )
+    if read_with.policy_settings != asked.policy_settings:
+        raise InputError(
+            f"The memory at {memory_dir} was read with other settings of the policy {read_with.policy}: "
+            f"leave --policy-set as it was when it was read."
+        )
 
 
 def _own_model(memory_dir: Path, name: str) -> str:

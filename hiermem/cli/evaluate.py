@@ -87,7 +87,7 @@ def pg19(
             model, None, policy, budget, chunk=chunk, positions=positions, evictor=evictor
         )
     settings = {"books": list(texts), "split": split, **asdict(part)}
-    settings["policy"] = policy or config.working.policy
+    settings["policy"] = "full" if policy == "full" else config.working.policy
 
     def run(journal: ResultLog) -> dict[str, Any]:
         return task.evaluate(opt.load_model(model, config, dtype, device), texts, part, journal)

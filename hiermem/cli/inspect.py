@@ -14,6 +14,7 @@ def inspect(
     model: opt.Model = "smollm2",
     preset: opt.Preset = None,
     policy: opt.Policy = None,
+    policy_set: opt.PolicySet = None,
     budget: opt.Budget = None,
     chunk: opt.Chunk = None,
     positions: opt.Positions = None,
@@ -37,7 +38,9 @@ def inspect(
     from hiermem.eval import inspection
     from hiermem.eval.result_log import check_apart, replaced, writable
 
-    config = opt.configuration(model, preset, policy, budget, None, chunk, positions, evictor=evictor)
+    config = opt.configuration(
+        model, preset, policy, budget, None, chunk, positions, evictor=evictor, policy_set=policy_set
+    )
     text = opt.read_document(doc)
     check_apart(out, "--out", doc)
     writable(out, begins=inspection.BEGINS)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from hiermem.config import HierMemConfig
+    from hiermem.memory.working_config import WorkingMemoryConfig
     from hiermem.model import HierMemModel
 
 
@@ -50,7 +52,14 @@ Preset = Annotated[
     ),
 ]
 Policy = Annotated[
-    str | None, typer.Option(help="What the working memory keeps: window, attention, namm, none or forget.")
+    str | None,
+    typer.Option(help="What the working memory keeps: window, attention, namm, full_cache or segment_local."),
+]
+PolicySet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy-set", metavar="NAME=VALUE", help="A setting of the policy, such as decay=0.99; repeatable."
+    ),
 ]
 Budget = Annotated[int | None, typer.Option(min=1, help="Live tokens per KV head after each decision.")]
 Segment = Annotated[
@@ -108,8 +117,13 @@ def configuration(
     positions: str | None = None,
     top_k: int | None = None,
     evictor: str | None = None,
+    policy_set: Sequence[str] | None = None,
 ) -> "HierMemConfig":
-    """The preset, or a saved model's own settings, with what was given on the command line in its place."""
+    """The preset, or a saved model's own settings, with what was given on the command line in its place.
+
+    Raises:
+        InputError: there is no such preset, policy or setting, or a value is refused.
+    """
     from hiermem.config import HierMemConfig
     from hiermem.loading import saved_model
 
@@ -119,13 +133,9 @@ def configuration(
     else:
         config = HierMemConfig.preset(preset or "full")
         config = config if saved is None else config.with_heads_of(saved)
-    changes: dict[str, Any] = {
-        "policy": policy,
-        "budget": budget,
-        "positions": positions,
-        "update_interval": chunk,
-    }
+    changes: dict[str, Any] = {"budget": budget, "positions": positions, "update_interval": chunk}
     working = replace(config.working, **{name: v for name, v in changes.items() if v is not None})
+    working = _with_policy(working, policy, policy_set or ())
     if chunk is None:
         chunk = config.chunk if segment is None else _chunk_of(segment, config.chunk)
     if segment is None:
@@ -134,6 +144,21 @@ def configuration(
     settings = {"working": working, "longterm": longterm, "chunk": chunk, "segment": segment}
     settings |= {} if evictor is None else {"evictor": evictor}
     return HierMemConfig(**{**config.settings(), **settings})
+
+
+def _with_policy(
+    working: "WorkingMemoryConfig", policy: str | None, assignments: Sequence[str]
+) -> "WorkingMemoryConfig":
+    """The same settings with the policy and its settings of the command line; others of the same policy stay.
+
+    Raises:
+        InputError: there is no such policy or setting, or a value is refused.
+    """
+    from hiermem.memory.policies import POLICIES
+
+    name = working.policy if policy is None else POLICIES.canonical(policy)
+    known = working.policy_settings if name == working.policy else {}
+    return working.with_policy(name, **{**known, **POLICIES.parse(name, assignments, "--policy-set")})
 
 
 def _chunk_of(segment: int, usual: int) -> int:

@@ -36,6 +36,7 @@ def read(
     model: opt.Model = "smollm2",
     preset: opt.Preset = None,
     policy: opt.Policy = None,
+    policy_set: opt.PolicySet = None,
     budget: opt.Budget = None,
     segment: opt.Segment = None,
     chunk: opt.Chunk = None,
@@ -61,7 +62,9 @@ def read(
     """
     from hiermem.retrieval.files import check_target, only_writer
 
-    config = opt.configuration(model, preset, policy, budget, segment, chunk, positions, evictor=evictor)
+    config = opt.configuration(
+        model, preset, policy, budget, segment, chunk, positions, evictor=evictor, policy_set=policy_set
+    )
     opt.check_numbers(dtype, device)
     check_target(out)
     text = opt.read_document(doc)
@@ -179,8 +182,9 @@ def _check_settings(reader: "HierMemModel", memory: "MemoryState", place: Path) 
     wanted = reader.config
     if (memory.working.config, memory.segment) != (wanted.working, wanted.segment):
         raise InputError(
-            f"The memory at {place} was read with other settings: leave --policy, --budget, --segment, "
-            f"--chunk, --positions, --evictor and --preset as they were, or give a new folder to --out."
+            f"The memory at {place} was read with other settings: leave --policy, --policy-set, --budget, "
+            f"--segment, --chunk, --positions, --evictor and --preset as they were, or give a new folder to "
+            f"--out."
         )
 
 
@@ -226,11 +230,14 @@ def _kept(task: Task) -> str:
 
 def _final_size(reader: "HierMemModel", task: Task) -> int:
     """About how many bytes the memory's files will have in the end."""
+    from hiermem.memory.policies import FullCachePolicy
+
     config, memory = reader.config, task.memory
     characters = memory.characters + len(task.rest)
     tokens, width = characters // 3, config.longterm.lexical.dim + config.summary.search
     working, number = config.working, reader.dtype.itemsize
-    live = tokens if working.policy == "none" else min(working.budget + working.update_interval, tokens)
+    keeps_all = working.policy == FullCachePolicy.name
+    live = tokens if keeps_all else min(working.budget + working.update_interval, tokens)
     cache = sum(2 * shape.heads * shape.width * number + 12 * shape.heads for shape in reader.adapter.shapes)
     return live * cache + tokens // memory.segment * width * 4 + 3 * characters
 

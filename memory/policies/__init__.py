@@ -1,4 +1,7 @@
-"""Eviction policies: each one short file; this is the one place that lists them."""
+"""Eviction policies: each one short file; this is the one place that lists them.
+
+`register_policy` adds one from outside.
+"""
 
 from hiermem.memory.policies.attention import AttentionPolicy
 from hiermem.memory.policies.base import AttentionStats, CacheStats, EvictionPolicy, ObservedQueries, Observer
@@ -6,11 +9,16 @@ from hiermem.memory.policies.full_cache import FullCachePolicy
 from hiermem.memory.policies.namm import Namm, NammConfig, NammPolicy
 from hiermem.memory.policies.segment_local import SegmentLocalPolicy
 from hiermem.memory.policies.window import WindowPolicy
+from hiermem.registry import Registry
 
-POLICIES: dict[str, type[EvictionPolicy]] = {
-    policy.name: policy
-    for policy in (FullCachePolicy, WindowPolicy, SegmentLocalPolicy, AttentionPolicy, NammPolicy)
-}
+POLICIES: Registry[EvictionPolicy] = Registry("policy")
+register_policy = POLICIES.register
+
+register_policy(FullCachePolicy)
+register_policy(WindowPolicy)
+register_policy(SegmentLocalPolicy)
+register_policy(AttentionPolicy)
+register_policy(NammPolicy)
 
 __all__ = [
     "POLICIES",
@@ -26,4 +34,5 @@ __all__ = [
     "Observer",
     "SegmentLocalPolicy",
     "WindowPolicy",
+    "register_policy",
 ]

@@ -1,4 +1,4 @@
-"""What an eviction policy is: a few settings and one function from a view of the cache to scores.
+"""Eviction policy: a few settings and one function from a view of the cache to scores.
 
 Dimension names: B batch, G KV heads, R query heads per KV head, Q shown queries, T cached tokens.
 """
@@ -17,7 +17,7 @@ from hiermem.settings import check_settings
 
 @dataclass(frozen=True)
 class CacheStats:
-    """What a policy may look at when it scores one layer's cache.
+    """Cached tokens of one layer as a policy sees them when it scores them.
 
     Attributes:
         positions: true position of every cached token, ``[B, G, T]`` int64, ascending, -1 where empty.
@@ -28,8 +28,8 @@ class CacheStats:
         keys: of the cached tokens, ``[B, G, T, D]`` in the backbone's dtype, rotated to their frames; None
             where a caller has none.
         values: of the cached tokens, ``[B, G, T, D']``; None where a caller has none.
-        queries: the last `EvictionPolicy.num_queries` queries of each row, oldest first, or as many as
-            there were, ``[B, G, R, n, D]``, rotated as the keys; None where the policy wants none.
+        queries: the last n = `EvictionPolicy.num_queries` queries of each row, oldest first, 0 before the
+            first, ``[B, G, R, n, D]``, rotated as the keys; None where the policy wants none.
     """
 
     positions: Tensor
@@ -44,7 +44,7 @@ class CacheStats:
 
 @dataclass(frozen=True)
 class ObservedQueries:
-    """Which of a chunk's queries a policy is shown.
+    """Queries of a chunk that a policy is shown.
 
     Attributes:
         columns: their columns in the chunk, ``[Q]`` int64.
@@ -65,7 +65,7 @@ class ObservedQueries:
 
 @dataclass(frozen=True)
 class AttentionStats:
-    """What the cached tokens of a layer's part receive from one chunk's queries.
+    """Attention that the cached tokens of a head group receive from one chunk's queries.
 
     Attributes:
         state: the part's per-token state before the chunk, of the tokens that were cached then; empty in a
@@ -93,8 +93,8 @@ class Observer(Protocol):
 class EvictionPolicy(ABC):
     """Scores cached tokens; the working memory keeps the best ones within its budget.
 
-    A subclass is one file: its fields are its settings. Protection of sinks and of recent tokens is done
-    here, for all policies alike.
+    A subclass is one file, and one line in `hiermem.memory.policies`: its fields are its settings. Protection
+    of sinks and of recent tokens is done here, for all policies alike.
 
     Attributes:
         sinks: first tokens of the document that are never evicted (StreamingLLM, arXiv 2309.17453).
@@ -103,6 +103,9 @@ class EvictionPolicy(ABC):
     sinks: int = 4
 
     name: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    supplied: ClassVar[frozenset[str]] = frozenset({"sinks"})
+    """Fields that are no settings by name: the working memory fills them."""
     evicts: ClassVar[bool] = True
     clears_cache: ClassVar[bool] = False
     """Whether nothing outlives a decision."""
@@ -132,17 +135,12 @@ class EvictionPolicy(ABC):
         """After how many queries the pattern of those it looks at repeats; 0 if it looks at none."""
         return 0
 
-    @property
-    def num_queries(self) -> int:
-        """How many last queries it wants to see when it scores."""
-        return 0
-
     def observed_mask(self, positions: Tensor) -> Tensor:
         """Which queries it wants to see, by their true positions (int64, 0 or more)."""
         return torch.zeros_like(positions, dtype=torch.bool)
 
     def observer(self, shown: ObservedQueries) -> Observer:
-        """What takes note of one chunk; asked for once a chunk by a policy with a period."""
+        """An observer of one chunk; asked for once a chunk where the policy has a period."""
         raise NotImplementedError
 
     def protected_scores(self, view: CacheStats) -> Tensor:

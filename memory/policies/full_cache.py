@@ -13,7 +13,8 @@ from hiermem.memory.policies.base import CacheStats, EvictionPolicy
 class FullCachePolicy(EvictionPolicy):
     """All tokens are worth the same and none is evicted."""
 
-    name: ClassVar[str] = "none"
+    name: ClassVar[str] = "full_cache"
+    aliases: ClassVar[tuple[str, ...]] = ("none",)
     evicts: ClassVar[bool] = False
 
     def scores(self, view: CacheStats) -> Tensor:

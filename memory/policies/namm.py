@@ -110,6 +110,7 @@ class NammPolicy(EvictionPolicy):
     network: Namm = field(default_factory=lambda: Namm(NammConfig()))
 
     name: ClassVar[str] = "namm"
+    supplied: ClassVar[frozenset[str]] = EvictionPolicy.supplied | {"network"}
 
     @property
     def drops(self) -> bool:

@@ -13,7 +13,8 @@ from hiermem.memory.policies.base import CacheStats, EvictionPolicy
 class SegmentLocalPolicy(EvictionPolicy):
     """Nothing outlives a decision, neither sinks nor recent tokens."""
 
-    name: ClassVar[str] = "forget"
+    name: ClassVar[str] = "segment_local"
+    aliases: ClassVar[tuple[str, ...]] = ("forget",)
     clears_cache: ClassVar[bool] = True
 
     @property
