@@ -14,6 +14,7 @@ from hiermem.passages import QueryTerms, Source, select, with_forms
 from hiermem.prompts import prompt_text
 from hiermem.reader import Reader
 from hiermem.reranking import PREFIX, is_close, reranked
+from hiermem.retrieval.keys import Question
 from hiermem.templates import without_thoughts
 from hiermem.text import check_text
 
@@ -91,14 +92,14 @@ def prepare(
         raise InputError("The question is empty: ask something.")
     records, terms = memory.records(), QueryTerms(memory.longterm.key, question)
     query = question
-    if not terms.are_known(memory.longterm.open):
+    if not terms.are_known(memory.longterm.partial):
         query = with_forms(terms, question, records)
         terms = QueryTerms(memory.longterm.key, query)
     hits = recall(reader, memory, query, config, top_k, leave_out_held=config.working)
     sources = select(hits, records, terms, config.passage_characters, config.least_score)
     alone = bool(hits) and not config.working
     working = reader.new_working_memory(memory.working.config) if alone else memory.working.copy()
-    found = bool(sources) or (not alone and terms.are_known(memory.longterm.open))
+    found = bool(sources) or (not alone and terms.are_known(memory.longterm.partial))
     texts = [source.text.strip() for source in sorted(sources, key=lambda source: source.start)]
     text = prompt_text(reader.tokenizer, texts, question.strip(), config.instruction)
     ids = reader.encode(text, begins=not any(working.num_tokens))
@@ -133,11 +134,13 @@ def recall(
             f"Reranking {config.rerank} segments changes nothing where {top_k} are recalled: give a top_k "
             f"below {config.rerank}."
         )
-    chosen = is_gone if leave_out_held else lambda _: True
+    eligible = is_gone if leave_out_held else lambda _: True
     longterm, summary = memory.longterm, None
     if longterm.summary is not None:
         summary = reader.summarise(question)
-        if longterm.open is not None and longterm.open.embedding is None:
-            longterm.open.embedding = reader.embed(longterm.open.text).cpu()
-    hits = longterm.search(question, max(top_k, config.rerank), chosen, summary)
-    return (reranked(reader, hits, question) if is_close(hits, top_k, config.margin) else hits)[:top_k]
+        if longterm.partial is not None and longterm.partial.embedding is None:
+            longterm.partial.embedding = reader.embed(longterm.partial.text).cpu()
+    query = Question(question, summary)
+    hits = longterm.recall(query, max(top_k, config.rerank), eligible)
+    hits = (reranked(reader, hits, question) if is_close(hits, top_k, config.margin) else hits)[:top_k]
+    return hits + memory.recalled_beside(query, top_k, hits, eligible)

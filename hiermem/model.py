@@ -27,6 +27,7 @@ from hiermem.memory.hmt.module import HMTModule
 from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.policies import Namm
 from hiermem.memory.state import MemoryState, check_fingerprint
+from hiermem.memory.tier import new_tiers
 from hiermem.memory.working import WorkingMemory
 from hiermem.selfcheck import check_decoding
 from hiermem.text import encode
@@ -232,8 +233,10 @@ class HierMemModel(BackboneAdapters, LanguageModel):
     def new_memory(self) -> MemoryState:
         """The memory of a document of which nothing has been read."""
         working = self.new_recurrent_memory()
-        longterm = LongTermMemory(self.config.longterm, self.summary)
-        return MemoryState(working, longterm, self.config.segment, self.fingerprint(), self.name_or_path)
+        config = self.config.longterm
+        longterm, tiers = LongTermMemory(config, self.summary), new_tiers(config.tiers)
+        known, name = self.fingerprint(), self.name_or_path
+        return MemoryState(working, longterm, self.config.segment, known, name, tiers)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

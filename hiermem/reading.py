@@ -132,12 +132,12 @@ def _read_piece(reader: Reader, moment: Moment, piece: Piece, segment: int) -> M
         reader.read(working, torch.tensor([piece.ids], device=reader.device))
     except NonFiniteError as error:
         raise NonFiniteError(f"Segment {first // segment} cannot be read. {error}") from error
-    record = _extended(longterm.open, piece, first)
+    record = _extended(longterm.partial, piece, first)
     if moment.tokens % segment == 0:
         record.embedding = _embedding(moment)
-        longterm.write([record])
+        moment.write(record)
     else:
-        longterm.open = record
+        longterm.partial = record
     return moment
 
 

@@ -106,6 +106,19 @@ class Registry(Mapping[str, type[_Named]], Generic[_Named]):
         types = {setting: self._type(name, setting) for setting in settings}
         return {setting: self._checked(name, setting, types[setting], settings[setting]) for setting in types}
 
+    def check_all(self, chosen: Any) -> dict[str, dict[str, Any]]:
+        """Settings of several classes by name, or by an alias, sorted by name.
+
+        Raises:
+            InputError: as `canonical` and `check`, or one class is named twice.
+        """
+        if not isinstance(chosen, Mapping):
+            raise InputError(f"Each {self.kind} is chosen by its name with its settings, not by {chosen!r}.")
+        names = {given: self.canonical(given) for given in chosen}
+        if len(set(names.values())) < len(names):
+            raise InputError(f"One {self.kind} of {', '.join(names)} is named twice: leave an alias out.")
+        return {name: self.check(name, chosen[given]) for given, name in sorted(names.items(), key=_second)}
+
     def parse(self, name: str, assignments: Sequence[str], option: str) -> dict[str, Any]:
         """The same from ``NAME=VALUE``.
 
@@ -149,6 +162,10 @@ class Registry(Mapping[str, type[_Named]], Generic[_Named]):
                 f"{brief.repr(value)}."
             )
         return float(value) if _unwrapped(kind)[0] is float and value is not None else value
+
+
+def _second(pair: tuple[str, str]) -> str:
+    return pair[1]
 
 
 def _settings_of(cls: Any) -> dict[str, Any]:

@@ -3,18 +3,22 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hiermem.memory.longterm import LongTermConfig
+from hiermem.memory.longterm import KEYS, LongTermConfig
 from hiermem.memory.stored import MOST, exactly, read_bookkeeping, settings, whole, words
 from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.retrieval.keys.lexical import LexicalKeyConfig
 
 YOUNGER: dict[type, dict[str, Any]] = {
     WorkingMemoryConfig: {"head_shares": None, "policy_settings": {}},
+    LongTermConfig: {"keys": KEYS, "tiers": {}},
     LexicalKeyConfig: {"version": 1},
 }
 """Settings that came after the first release of the format, and what memories from before were read with."""
 
-WHERE_USED: dict[type, tuple[str, ...]] = {WorkingMemoryConfig: ("policy_settings",)}
+WHERE_USED: dict[type, tuple[str, ...]] = {
+    WorkingMemoryConfig: ("policy_settings",),
+    LongTermConfig: ("keys", "tiers"),
+}
 """Of these, the ones that files hold where they are set: others read them as they did before."""
 
 
@@ -35,6 +39,7 @@ class SavedInfo:
         recurrent: whether segments hand on memory embeddings.
         working, longterm: settings of the two memories.
         bookkeeping: as `WorkingMemory.bookkeeping` has it.
+        digests: as `LongTermMemory.digests` has them.
     """
 
     fingerprint: dict[str, str]
@@ -46,6 +51,7 @@ class SavedInfo:
     working: WorkingMemoryConfig
     longterm: LongTermConfig
     bookkeeping: dict[str, Any]
+    digests: dict[str, str]
 
     @classmethod
     def read(cls, info: Any) -> "SavedInfo":
@@ -58,20 +64,14 @@ class SavedInfo:
         names = ("fingerprint", "segment", "tokens", "characters", "working", "longterm")
         exactly(info, names, "the manifest", optional=("model", "recurrent"))  # younger than the format
         working = exactly(info["working"], ("config", "bookkeeping"), "the working memory")
-        longterm = exactly(info["longterm"], ("config",), "the long-term memory")
+        longterm = exactly(info["longterm"], ("config",), "the long-term memory", optional=("digests",))
         bookkeeping = read_bookkeeping(working["bookkeeping"])
         if [whole(info["tokens"], "tokens")] != bookkeeping["seen"]:
             raise ValueError("tokens and seen differ")
         if type(recurrent := info.get("recurrent", False)) is not bool:
             raise ValueError("recurrent is not a truth value")
-        fingerprint = info["fingerprint"]
-        if not isinstance(fingerprint, dict):
-            raise ValueError("the fingerprint is not one")
         return cls(
-            {
-                words(name, "the fingerprint"): words(own, "the fingerprint")
-                for name, own in fingerprint.items()
-            },
+            _hashes(info["fingerprint"], "the fingerprint"),
             words(info.get("model", ""), "the model's name"),
             whole(info["segment"], "segment", 1, MOST),
             info["tokens"],
@@ -80,4 +80,16 @@ class SavedInfo:
             settings(WorkingMemoryConfig, working["config"], YOUNGER),
             settings(LongTermConfig, longterm["config"], YOUNGER),
             bookkeeping,
+            _hashes(longterm.get("digests", {}), "the digest of a search key"),
         )
+
+
+def _hashes(values: Any, name: str) -> dict[str, str]:
+    """Short texts by name.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} is not one")
+    return {words(key, name): words(value, name) for key, value in values.items()}

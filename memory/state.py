@@ -1,11 +1,11 @@
-"""Everything that reading a document has left behind, in memory and on disk."""
+"""Memory of a document: everything that reading it has left behind, in memory and on disk."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,13 +17,17 @@ from hiermem.errors import (
     MemoryIncompatibleError,
     MemoryMissingError,
 )
+from hiermem.memory.contents import Contents
 from hiermem.memory.hmt.module import HMTModule
-from hiermem.memory.longterm import Contents, LongTermMemory, SegmentRecord
+from hiermem.memory.longterm import LongTermMemory
+from hiermem.memory.records import Hit, SegmentRecord
 from hiermem.memory.saved import SavedInfo, plain_settings
 from hiermem.memory.stored import exactly
+from hiermem.memory.tier import EvictionHook, Tier, new_tiers
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.retrieval.files import load_directory, load_part, read_info, save_directory, verify_directory
+from hiermem.retrieval.keys import Question
 
 
 class MemoryOwner(Protocol):
@@ -44,7 +48,7 @@ class MemoryOwner(Protocol):
     def num_embeddings(self) -> int: ...
 
     def fingerprint(self, policy: str | None = None) -> dict[str, str]:
-        """What must be the same for a memory with this policy to fit: name → value, in words or as a hash."""
+        """Facts that a memory with this policy must match: name → value, in words or as a hash."""
 
     def new_working_memory(
         self, config: WorkingMemoryConfig, *, recurrent: bool = False, segment: int | None = None
@@ -58,15 +62,23 @@ class MemoryOwner(Protocol):
 
 @dataclass(frozen=True)
 class Moment:
-    """What both memories held at one moment of the document.
+    """Content of all tiers at one moment of the document.
 
     Attributes:
         working: the KV cache.
         longterm: one record per segment.
+        tiers: further tiers of the long-term memory.
     """
 
     working: WorkingMemory
     longterm: LongTermMemory
+    tiers: tuple[Tier, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.working.on_evicted = EvictionHook.of(self.tiers)
+
+    def __reduce__(self) -> tuple[type["Moment"], tuple[Any, ...]]:
+        return type(self), (self.working, self.longterm, self.tiers)
 
     @property
     def tokens(self) -> int:
@@ -75,7 +87,14 @@ class Moment:
 
     def copy(self) -> "Moment":
         """An independent one, to read on in; costs nothing."""
-        return Moment(self.working.copy(), self.longterm.copy())
+        tiers = tuple(tier.copy() for tier in self.tiers)
+        return Moment(self.working.copy(), self.longterm.copy(), tiers)
+
+    def write(self, record: SegmentRecord) -> None:
+        """Keep a complete segment in every tier that has records."""
+        self.longterm.write([record])
+        for tier in self.tiers:
+            tier.write([record])
 
 
 class MemoryState:
@@ -96,8 +115,9 @@ class MemoryState:
         segment: int,
         fingerprint: dict[str, str],
         model: str = "",
+        tiers: tuple[Tier, ...] = (),
     ) -> None:
-        self.moment = Moment(working, longterm)
+        self.moment = Moment(working, longterm, tiers)
         self.segment = segment
         self.fingerprint = fingerprint
         self.model = model
@@ -117,6 +137,11 @@ class MemoryState:
         return self.moment.longterm
 
     @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Further tiers of the long-term memory."""
+        return self.moment.tiers
+
+    @property
     def tokens(self) -> int:
         """Tokens read so far."""
         return self.moment.tokens
@@ -129,7 +154,7 @@ class MemoryState:
     @property
     def characters(self) -> int:
         """Characters read so far."""
-        last = self.longterm.open or (self.longterm.records[-1] if self.longterm.records else None)
+        last = self.longterm.partial or (self.longterm.records[-1] if self.longterm.records else None)
         return last.end if last else 0
 
     @property
@@ -148,13 +173,25 @@ class MemoryState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the working memory and of the search keys."""
-        keys = self.longterm.store.keys
-        return self.working.nbytes + keys.numel() * keys.element_size()
+        """Bytes of the working memory, of the search keys and of further tiers."""
+        keys, tiers = self.longterm.store.keys, sum(tier.nbytes for tier in self.tiers)
+        return self.working.nbytes + keys.numel() * keys.element_size() + tiers
 
     def records(self) -> list[SegmentRecord]:
         """All records, an incomplete last one included."""
-        return [*self.longterm.records, *([self.longterm.open] if self.longterm.open else [])]
+        return [*self.longterm.records, *([self.longterm.partial] if self.longterm.partial else [])]
+
+    def recalled_beside(
+        self, question: Question, k: int, known: Sequence[Hit], eligible: Callable[[SegmentRecord], bool]
+    ) -> list[Hit]:
+        """Records that further tiers recall for a question, at most ``k`` each, but those ``known``."""
+        segments, hits = {hit.segment for hit in known}, []
+        for tier in self.tiers:
+            for hit in tier.recall(question, k):
+                if hit.segment not in segments and eligible(hit.record):
+                    segments.add(hit.segment)
+                    hits.append(hit)
+        return hits
 
     # ---- disk
 
@@ -168,7 +205,9 @@ class MemoryState:
                 untouched.
         """
         files = {"working": self.working.state_dict(), **self.longterm.tensors()}
+        files |= {_tier_file(tier.name): tier.tensors() for tier in self.tiers}
         working, longterm = plain_settings(self.working.config), plain_settings(self.longterm.config)
+        digests = self.longterm.digests
         info = {
             "fingerprint": self.fingerprint,
             "model": self.model,
@@ -177,7 +216,7 @@ class MemoryState:
             "characters": self.characters,
             "recurrent": self.working.recurrence is not None,
             "working": {"config": working, "bookkeeping": self.working.bookkeeping()},
-            "longterm": {"config": longterm},
+            "longterm": {"config": longterm, **({"digests": digests} if digests else {})},
         }
         save_directory(path, files, info, partial(_check_goes_on, path, files["records"]["text"]))
 
@@ -202,9 +241,12 @@ class MemoryState:
             tensors = {name: model.to_device(tensor) for name, tensor in files["working"].items()}
             working.load_state(tensors, saved.bookkeeping, model.dtype, model.num_embeddings)
             longterm = LongTermMemory.from_contents(saved.longterm, contents, model.summary)
-            if working.recurrence is not None and longterm.open is not None:
-                working.recurrence.resume([model.to_device(longterm.open.ids.long())])
-        return cls(working, longterm, saved.segment, saved.fingerprint, model.name_or_path or saved.model)
+            tiers = _read_tiers(files, saved, longterm.records)
+            if working.recurrence is not None and longterm.partial is not None:
+                working.recurrence.resume([model.to_device(longterm.partial.ids.long())])
+        check_fingerprint(saved.digests, longterm.digests, f"The memory at {path}")
+        name = model.name_or_path or saved.model
+        return cls(working, longterm, saved.segment, saved.fingerprint, name, tiers)
 
     @staticmethod
     def read_with(path: str | os.PathLike[str]) -> tuple[str, str]:
@@ -234,7 +276,8 @@ class MemoryState:
             with _named(path):
                 saved = SavedInfo.read(info)
             with _named(path, MemoryCorruptError):
-                cls._contents(files, saved)
+                contents = cls._contents(files, saved)
+                _read_tiers(files, saved, contents.records[: len(contents.keys)])
         except MemoryFileError as error:
             return [str(error)]
         return []
@@ -243,10 +286,11 @@ class MemoryState:
     def _contents(
         files: dict[str, dict[str, Tensor]], saved: SavedInfo, model: MemoryOwner | None = None
     ) -> Contents:
-        """What the long-term memory holds, refused where it is not of such a memory; without a model, as far
+        """Content of the long-term memory, refused where it is not of such a memory; without a model, as far
         as can be told."""
-        exactly(files, ("working", "records", "keys", "embeddings"), "the memory")
-        contents = Contents.read({name: own for name, own in files.items() if name != "working"})
+        tiers = [*map(_tier_file, saved.longterm.tiers)]
+        exactly(files, ("working", "records", "keys", "embeddings", *tiers), "the memory")
+        contents = Contents.read({name: files[name] for name in ("records", "keys", "embeddings")})
         vocabulary = None if model is None else model.num_embeddings
         contents.check(saved.segment, saved.tokens, saved.characters, vocabulary, saved.recurrent)
         if model is None:
@@ -273,6 +317,24 @@ def _check_goes_on(path: str | os.PathLike[str], text: Tensor) -> None:
             f"The memory at {path} is of another text, or of more of this one: give another folder, or "
             f"remove it first."
         )
+
+
+def _tier_file(name: str) -> str:
+    return f"tier-{name}"
+
+
+def _read_tiers(
+    files: dict[str, dict[str, Tensor]], saved: SavedInfo, records: Sequence[SegmentRecord]
+) -> tuple[Tier, ...]:
+    """The further tiers of a memory.
+
+    Raises:
+        ValueError: their tensors are not as they leave them.
+    """
+    tiers = new_tiers(saved.longterm.tiers)
+    for tier in tiers:
+        tier.load(files[_tier_file(tier.name)], records)
+    return tiers
 
 
 @contextmanager

@@ -49,6 +49,11 @@ class Stored:
         start = len(group) + 1
         return Stored({name[start:]: t for name, t in own.items()}, f"{self._of}{group}.")
 
+    def all(self) -> dict[str, Tensor]:
+        """All that are left, by name, taken as they are."""
+        left, self._left = self._left, {}
+        return left
+
     def take(self, name: str, dtype: torch.dtype | Collection[torch.dtype], *shape: int | None) -> Tensor:
         """One of them, of the dtype, or of one of several, and of the shape, where None stands for any size.
 

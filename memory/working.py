@@ -31,6 +31,7 @@ from hiermem.memory.hmt.segments import Encoder, SegmentRecurrence
 from hiermem.memory.mamba.cache import MambaCache
 from hiermem.memory.policies import EvictionPolicy
 from hiermem.memory.stored import Stored, read_bookkeeping
+from hiermem.memory.tier import EvictionHook
 from hiermem.memory.working_config import WorkingMemoryConfig
 
 
@@ -56,6 +57,7 @@ class WorkingMemory:
         recurrence: what segments hand on; None: nothing.
         mamba: states of Mamba heads, in place of the cache of the heads they replace; None: there are none.
         frames: how far the rows have come.
+        on_evicted: hears what is evicted; None: nobody asks.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class WorkingMemory:
         self.cache = KVCache(self.geometries, groups, self.policy, config.recent)
         start = (0,) * batch, (self._least_frame(0),) * batch
         self.frames = PositionFrames(config.positions, config.update_interval, trained_range, *start)
+        self.on_evicted: EvictionHook | None = None
         self._end_chunk()
 
     @property
@@ -203,7 +206,7 @@ class WorkingMemory:
     def rollback(self) -> None:
         """Drop the chunk that was begun: the memory is as it was before."""
         if self._before is not None:
-            vars(self).update(vars(self._before))
+            vars(self).update({**vars(self._before), "on_evicted": self.on_evicted})
         self._end_chunk()
 
     def _end_chunk(self) -> None:
@@ -222,7 +225,11 @@ class WorkingMemory:
         self._decide(self.frames.decision(rows, self.frames.starts(), device))
 
     def _decide(self, decision: Decision) -> None:
+        before = self.caches
         self.cache.evict(decision)
+        if self.on_evicted is not None:
+            for moments in zip(self.head_groups, before, self.caches, strict=True):
+                self.on_evicted(*moments)
         move = decision.move
         if self.config.positions == "compact":
             held = self.cache.most_held(len(self.num_tokens))
@@ -273,12 +280,16 @@ class WorkingMemory:
         return self.cache.held_everywhere(start, end)
 
     def copy(self) -> "WorkingMemory":
-        """An independent memory with the same content; shares tensors, which are never written in place."""
+        """An independent memory with the same content; shares tensors, which are never written in place.
+
+        Nobody hears what it evicts.
+        """
         twin = object.__new__(type(self))
         vars(twin).update(vars(self))
         twin.cache = self.cache.copy()
         twin.recurrence = None if self.recurrence is None else self.recurrence.copy()
         twin.mamba = None if self.mamba is None else self.mamba.copy()
+        twin.on_evicted = None
         twin._end_chunk()
         return twin
 

@@ -18,6 +18,7 @@ from hiermem.memory.longterm import LongTermConfig, LongTermMemory, SegmentRecor
 from hiermem.model import HierMemModel
 from hiermem.passages import QueryTerms, select
 from hiermem.prompts import prompt_text
+from hiermem.retrieval.keys import Question
 
 
 def chatty(
@@ -61,7 +62,8 @@ def test_the_right_row_of_a_table_is_shown_and_few_others(kind: str) -> None:
     longterm.write(records)
     right, characters = 0, 0
     for question, row in draw.sample(pairs, 20):
-        sources = select(longterm.search(question, 8), records, QueryTerms(longterm.key, question), 600, 0.7)
+        hits = longterm.recall(Question(question), 8)
+        sources = select(hits, records, QueryTerms(longterm.key, question), 600, 0.7)
         assert all(text[source.start : source.end] == source.text for source in sources)
         right += row in sources[0].text
         characters += sum(len(source.text) for source in sources)

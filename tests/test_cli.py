@@ -115,7 +115,7 @@ def test_reading_again_reads_nothing_and_a_longer_text_goes_on(
     assert_refused(run("read", book, *common), "holds this text and more")
     assert_refused(run("read", "-", *common, stdin=b"Another text altogether."), "another text")
     asked = run("ask", out, "What is the end?", "--model", tiny_model, "--preset", "bare")
-    assert_refused(asked, "was read with the policy attention, not none")
+    assert_refused(asked, "was read with the policy attention, not full_cache")
 
 
 def test_verify_names_the_damaged_file(memory: Path, tmp_path: Path) -> None:

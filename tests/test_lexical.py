@@ -18,7 +18,7 @@ from hiermem.errors import InputError
 from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.saved import SavedInfo
 from hiermem.retrieval.files import load_directory
-from hiermem.retrieval.keys.lexical import LexicalKey, LexicalKeyConfig
+from hiermem.retrieval.keys import LexicalKey, LexicalKeyConfig, Question, Text
 from hiermem.retrieval.words import are_forms, words
 
 VOCABULARY = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "prstvz"]
@@ -35,7 +35,7 @@ def reader(texts: list[str], config: LexicalKeyConfig | None = None) -> LexicalK
     """A key that has observed ``texts``."""
     lexical = LexicalKey(config)
     for text in texts:
-        lexical.observe(text)
+        lexical.observe([Text(text)])
     return lexical
 
 
@@ -58,12 +58,15 @@ def test_scores_are_bm25_within_the_noise_of_the_sketch() -> None:
     exact = torch.tensor(exact_scores(query, texts, wide.saturation))
     lexical = reader(texts, wide)
     torch.testing.assert_close(
-        lexical.document_keys(texts) @ lexical.query_key(query), exact, atol=0.5, rtol=0.02
+        lexical.document_keys([*map(Text, texts)]) @ lexical.query_key(Question(query)),
+        exact,
+        atol=0.5,
+        rtol=0.02,
     )
 
     narrow = LexicalKeyConfig(dim=1024, cancelled=0)
     lexical = reader(texts, narrow)
-    keys, key = lexical.document_keys(texts), lexical.query_key(query)
+    keys, key = lexical.document_keys([*map(Text, texts)]), lexical.query_key(Question(query))
     noise = keys.norm(dim=1) * key.norm() / math.sqrt(narrow.dim)
     assert bool(((keys @ key - exact).abs() < 4 * noise).all())
 
@@ -74,7 +77,9 @@ def test_cancelling_common_words_brings_scores_nearer_to_bm25() -> None:
     correlation = {}
     for cancelled in (0, 4096):
         lexical = reader(texts, LexicalKeyConfig(dim=512, cancelled=cancelled))
-        scores = lexical.document_keys(texts) @ lexical.query_key(" ".join(VOCABULARY[20:220:25]))
+        scores = lexical.document_keys([*map(Text, texts)]) @ lexical.query_key(
+            Question(" ".join(VOCABULARY[20:220:25]))
+        )
         correlation[cancelled] = float(torch.corrcoef(torch.stack([scores, exact]))[0, 1])
     assert correlation[4096] > max(0.95, correlation[0])
 
@@ -84,7 +89,7 @@ def test_a_rare_shared_word_wins_over_common_words() -> None:
     texts[7] += " zanzibar"
     texts[8] += " the of and the of and"
     lexical = reader(texts)
-    scores = lexical.document_keys(texts) @ lexical.query_key("the of and Zanzibar?")
+    scores = lexical.document_keys([*map(Text, texts)]) @ lexical.query_key(Question("the of and Zanzibar?"))
     assert int(scores.argmax()) == 7
 
 
@@ -92,29 +97,29 @@ def test_a_fact_is_found_among_many_segments() -> None:
     texts = segments(300, words=300)
     texts[123] += ". The pass key is 48213. Remember it."
     lexical = reader(texts)
-    scores = lexical.document_keys(texts) @ lexical.query_key("What is the pass key?")
+    scores = lexical.document_keys([*map(Text, texts)]) @ lexical.query_key(Question("What is the pass key?"))
     assert int(scores.argmax()) == 123
 
 
 def test_document_keys_never_change_while_the_document_grows() -> None:
     texts = segments(30)
     lexical = LexicalKey()
-    before = lexical.document_keys(texts)
-    first_query = lexical.query_key(texts[3])
+    before = lexical.document_keys([*map(Text, texts)])
+    first_query = lexical.query_key(Question(texts[3]))
     for text in texts:
-        lexical.observe(text)
-    assert torch.equal(lexical.document_keys(texts), before)
-    assert torch.equal(torch.cat([lexical.document_keys([text]) for text in texts]), before)
-    assert not torch.equal(lexical.query_key(texts[3]), first_query)
+        lexical.observe([Text(text)])
+    assert torch.equal(lexical.document_keys([*map(Text, texts)]), before)
+    assert torch.equal(torch.cat([lexical.document_keys([Text(text)]) for text in texts]), before)
+    assert not torch.equal(lexical.query_key(Question(texts[3])), first_query)
 
 
 def test_query_keys_do_not_depend_on_when_questions_were_asked() -> None:
     texts = segments(30)
     asked = LexicalKey()
     for text in texts:
-        asked.observe(text)
-        asked.query_key("a question in between")
-    assert torch.equal(asked.query_key(texts[5]), reader(texts).query_key(texts[5]))
+        asked.observe([Text(text)])
+        asked.query_key(Question("a question in between"))
+    assert torch.equal(asked.query_key(Question(texts[5])), reader(texts).query_key(Question(texts[5])))
 
 
 def test_state_round_trip_and_reading_in_pieces() -> None:
@@ -123,20 +128,22 @@ def test_state_round_trip_and_reading_in_pieces() -> None:
     pieces = LexicalKey()
     pieces.load_state_dict(load(save(reader(texts[:11]).state_dict())))
     for text in texts[11:]:
-        pieces.observe(text)
+        pieces.observe([Text(text)])
     state = pieces.state_dict()
     assert all(value.dtype == torch.int64 for value in state.values())
     assert bool((state["unit_ids"].diff() > 0).all())
     for name, value in whole.state_dict().items():
         assert torch.equal(state[name], value)
-    assert torch.equal(pieces.query_key(texts[5]), whole.query_key(texts[5]))
+    assert torch.equal(pieces.query_key(Question(texts[5])), whole.query_key(Question(texts[5])))
 
 
 def test_query_keys_do_not_depend_on_the_order_of_reading() -> None:
     texts = segments(30)
     config = LexicalKeyConfig(cancelled=50)
     backwards = reader(texts[::-1], config)
-    assert torch.equal(backwards.query_key(texts[5]), reader(texts, config).query_key(texts[5]))
+    assert torch.equal(
+        backwards.query_key(Question(texts[5])), reader(texts, config).query_key(Question(texts[5]))
+    )
 
 
 def test_empty_state_round_trip() -> None:
@@ -148,9 +155,9 @@ def test_empty_state_round_trip() -> None:
 
 def test_same_keys_in_every_process() -> None:
     code = (
-        "import hashlib; from hiermem.retrieval.keys.lexical import LexicalKey; k = LexicalKey();"
-        "[k.observe(t) for t in ('one two', 'two three', 'vier f\\u00fcnf')];"
-        "x = k.document_keys(['one two'])[0]; q = k.query_key('two vier');"
+        "import hashlib; from hiermem.retrieval.keys import LexicalKey, Question, Text; k = LexicalKey();"
+        "[k.observe([Text(t)]) for t in ('one two', 'two three', 'vier f\\u00fcnf')];"
+        "x = k.document_keys([Text('one two')])[0]; q = k.query_key(Question('two vier'));"
         "print(hashlib.sha256(x.numpy().tobytes() + q.numpy().tobytes()).hexdigest())"
     )
     root = str(Path(hiermem.__file__).parent.parent)
@@ -177,18 +184,18 @@ def test_hashes_are_the_ones_on_disk() -> None:
 @pytest.mark.parametrize("text", ["", " \n", "?! ... --", "_"])
 def test_text_without_words_gives_zeros(text: str) -> None:
     lexical = reader([*segments(3), text])
-    assert torch.equal(lexical.document_keys([text]), torch.zeros(1, 2048))
-    assert torch.equal(lexical.query_key(text), torch.zeros(2048))
+    assert torch.equal(lexical.document_keys([Text(text)]), torch.zeros(1, 2048))
+    assert torch.equal(lexical.query_key(Question(text)), torch.zeros(2048))
     assert lexical.document_keys([]).shape == (0, 2048)
 
 
 def test_query_before_anything_was_read_is_finite() -> None:
-    key = LexicalKey().query_key("Who hid the lantern?")
+    key = LexicalKey().query_key(Question("Who hid the lantern?"))
     assert key.dtype == torch.float32
     assert bool(key.isfinite().all())
     assert float(key.norm()) > 0
     one = reader(["The lantern was hidden."])
-    assert bool(one.query_key("Who hid the lantern?").isfinite().all())
+    assert bool(one.query_key(Question("Who hid the lantern?")).isfinite().all())
 
 
 def test_scripts_without_spaces_are_cut_into_bigrams() -> None:
@@ -199,7 +206,7 @@ def test_scripts_without_spaces_are_cut_into_bigrams() -> None:
     assert len(lexical.units("ა" * 5 + "ბ" * 20)[0]) == 3
     texts = ["今日は天気がいいです。", "船長は橋の下に青い提灯を隠した。", "猫が庭で寝ている。"]
     lexical = reader(texts)
-    scores = lexical.document_keys(texts) @ lexical.query_key("青い提灯はどこですか")
+    scores = lexical.document_keys([*map(Text, texts)]) @ lexical.query_key(Question("青い提灯はどこですか"))
     assert int(scores.argmax()) == 1
 
 
@@ -276,11 +283,13 @@ def test_memories_without_a_version_go_on_with_the_keys_that_they_have() -> None
     del files["working"]
     memory = LongTermMemory.from_tensors(config, files)
     texts = [record.text for record in memory.records]
-    assert torch.equal(memory.key.document_keys(texts), files["keys"]["keys"])
+    assert torch.equal(memory.key.document_keys([*map(Text, texts)]), files["keys"]["keys"])
     again = reader(texts, config.lexical)
-    assert torch.equal(again.query_key("password"), memory.key.query_key("password"))
-    assert not torch.equal(LexicalKey(LexicalKeyConfig(dim=256)).document_keys(texts), files["keys"]["keys"])
-    assert any("Αθήνα" in hit.record.text for hit in memory.search("Where is Αθήνα?", 3))
+    assert torch.equal(again.query_key(Question("password")), memory.key.query_key(Question("password")))
+    assert not torch.equal(
+        LexicalKey(LexicalKeyConfig(dim=256)).document_keys([*map(Text, texts)]), files["keys"]["keys"]
+    )
+    assert any("Αθήνα" in hit.record.text for hit in memory.recall(Question("Where is Αθήνα?"), 3))
 
 
 @settings(deadline=None, max_examples=150)

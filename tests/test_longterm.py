@@ -6,6 +6,7 @@ from readers import reader, settings, text_of
 
 from hiermem.asking import recall
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, SegmentRecord
+from hiermem.retrieval.keys import Question
 from hiermem.retrieval.keys.lexical import LexicalKeyConfig
 from hiermem.retrieval.store import INDEX_KINDS, StoreConfig
 
@@ -29,7 +30,7 @@ def memory_of(texts: list[str], open_text: str | None = None, kind: str = "flat"
     for index, text in enumerate(texts):
         memory.write([record(text, 100 * index)])
     if open_text is not None:
-        memory.open = record(open_text, 100 * len(texts))
+        memory.partial = record(open_text, 100 * len(texts))
     return memory
 
 
@@ -38,7 +39,7 @@ def memory_of(texts: list[str], open_text: str | None = None, kind: str = "flat"
     ("question", "segment"), [("Who is Ahab?", 0), ("Where is the salt?", 1), ("Miriam", 2)]
 )
 def test_a_segment_is_found_by_its_words(kind: str, question: str, segment: int) -> None:
-    hits = memory_of(TEXTS, kind=kind).search(question, 2)
+    hits = memory_of(TEXTS, kind=kind).recall(Question(question), 2)
     assert hits[0].segment == segment and hits[0].record.text == TEXTS[segment]
     assert hits[0].score > hits[1].score
 
@@ -46,23 +47,23 @@ def test_a_segment_is_found_by_its_words(kind: str, question: str, segment: int)
 def test_an_open_segment_is_found_as_a_complete_one_is() -> None:
     memory = memory_of(TEXTS[:3], open_text=TEXTS[3])
     assert len(memory) == 4 and len(memory.store) == 3
-    hit = memory.search("Where did the compass point?", 1)[0]
+    hit = memory.recall(Question("Where did the compass point?"), 1)[0]
     assert (hit.segment, hit.record.text) == (3, TEXTS[3])
     memory.write([record(TEXTS[3])])
-    assert memory.open is None and len(memory) == 4
-    assert memory.search("Where did the compass point?", 1)[0].segment == 3
+    assert memory.partial is None and len(memory) == 4
+    assert memory.recall(Question("Where did the compass point?"), 1)[0].segment == 3
 
 
 def test_an_open_segment_alone_is_found() -> None:
-    assert memory_of([], open_text=TEXTS[0]).search("Ahab", 3)[0].segment == 0
-    assert memory_of([]).search("Ahab", 3) == []
+    assert memory_of([], open_text=TEXTS[0]).recall(Question("Ahab"), 3)[0].segment == 0
+    assert memory_of([]).recall(Question("Ahab"), 3) == []
 
 
 def test_only_what_is_wanted_is_found_and_as_much_as_there_is() -> None:
     texts = [f"{TEXTS[0]} Day {i}." for i in range(60)]
     memory = memory_of(texts, open_text="Ahab, Ahab, Ahab.")
     for wanted in ({3}, {57, 58, 59}, set(range(0, 60, 7)), set()):
-        hits = memory.search("Ahab", 3, wanted=lambda r, wanted=wanted: r.first_token // 100 in wanted)
+        hits = memory.recall(Question("Ahab"), 3, lambda r, wanted=wanted: r.first_token // 100 in wanted)
         assert len(hits) == min(3, len(wanted))
         assert {hit.segment for hit in hits} <= wanted
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
@@ -74,7 +75,7 @@ def test_a_copy_and_its_original_go_ways_of_their_own(kind: str) -> None:
     for searched in (False, True):
         memory = memory_of(TEXTS[:2], kind=kind)
         if searched:
-            memory.search("Ahab", 2)
+            memory.recall(Question("Ahab"), 2)
         twin = memory.copy()
         twin.write([record(TEXTS[2])])
         memory.write([record(TEXTS[3])])
@@ -84,7 +85,7 @@ def test_a_copy_and_its_original_go_ways_of_their_own(kind: str) -> None:
             assert torch.equal(one.store.keys, fresh.store.keys)
             ours, theirs = one.key.state_dict(), fresh.key.state_dict()
             assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-            found, expected = (longterm.search("compass Ahab", 3) for longterm in (one, fresh))
+            found, expected = (longterm.recall(Question("compass Ahab"), 3) for longterm in (one, fresh))
             assert [(h.segment, h.score) for h in found] == [(h.segment, h.score) for h in expected]
 
 
@@ -93,8 +94,8 @@ def test_a_copy_and_its_original_go_ways_of_their_own(kind: str) -> None:
 def test_tensors_hold_everything(texts: list[str], open_text: str | None) -> None:
     memory = memory_of(texts, open_text)
     again = LongTermMemory.from_tensors(memory.config, memory.tensors())
-    assert len(again) == len(memory) and (again.open is None) == (open_text is None)
-    pairs = zip([*again.records, again.open], [*memory.records, memory.open], strict=True)
+    assert len(again) == len(memory) and (again.partial is None) == (open_text is None)
+    pairs = zip([*again.records, again.partial], [*memory.records, memory.partial], strict=True)
     for one, other in pairs:
         if one is None or other is None:
             assert one is other
@@ -108,8 +109,8 @@ def test_tensors_hold_everything(texts: list[str], open_text: str | None) -> Non
         assert torch.equal(one.ids, other.ids) and one.ids.dtype == torch.int32
     assert torch.equal(again.store.keys, memory.store.keys)
     question = "Where did the compass point? 東京"
-    assert [(h.segment, h.score) for h in again.search(question, 3)] == [
-        (h.segment, h.score) for h in memory.search(question, 3)
+    assert [(h.segment, h.score) for h in again.recall(Question(question), 3)] == [
+        (h.segment, h.score) for h in memory.recall(Question(question), 3)
     ]
 
 

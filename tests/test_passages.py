@@ -5,7 +5,7 @@ import torch
 
 from hiermem.memory.longterm import Hit, SegmentRecord
 from hiermem.passages import QueryTerms, Source, select
-from hiermem.retrieval.keys.lexical import LexicalKey
+from hiermem.retrieval.keys import LexicalKey, Text
 
 FACT = "The brass key hangs behind the green clock. "
 QUESTION = "Where hangs the brass key?"
@@ -18,7 +18,7 @@ def recalled(*texts: str) -> tuple[list[Hit], LexicalKey]:
     for index, text in enumerate(texts):
         record = SegmentRecord(0, torch.zeros(1, dtype=torch.int32), at, at + len(text), text)
         hits.append(Hit(index, 9.0 - index, record))
-        key.observe(text)
+        key.observe([Text(text)])
         at += len(text)
     return hits, key
 

@@ -25,6 +25,7 @@ from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 from hiermem.retrieval import manifest as manifests
 from hiermem.retrieval.files import load_directory, save_directory
+from hiermem.retrieval.keys import Question
 from hiermem.retrieval.keys.lexical import LexicalKeyConfig
 from hiermem.retrieval.staging import Staging
 from hiermem.retrieval.store import StoreConfig
@@ -346,9 +347,9 @@ def test_copies_search_alike(kind: str) -> None:
     config = settings()
     config.longterm = LongTermConfig(store=StoreConfig(kind=kind), lexical=LexicalKeyConfig(dim=64))
     memory = reader(config=config).read(text_of(100)).longterm
-    found = memory.search("captain Orion", 2)
+    found = memory.recall(Question("captain Orion"), 2)
     for other in (copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))):
-        assert [(hit.segment, hit.score) for hit in other.search("captain Orion", 2)] == [
+        assert [(hit.segment, hit.score) for hit in other.recall(Question("captain Orion"), 2)] == [
             (hit.segment, hit.score) for hit in found
         ]
 

@@ -26,6 +26,7 @@ from hiermem.memory.hmt.module import SHARPNESS, HMTModule, SummaryConfig
 from hiermem.memory.longterm import Hit
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
+from hiermem.retrieval.keys import Question
 
 PUBLISHED = SummaryConfig(tokens=1, sensory=5, width=8, last=4, query="half", neutral=False)
 CARRIED = SummaryConfig(tokens=2, width=8, last=3)
@@ -287,17 +288,17 @@ def test_a_search_adds_the_trained_part(tmp_path: Path) -> None:
     summary, question = replace(CARRIED, search=6), "Where did the captain find salt?"
     text = text_of(200)
     plain = handing_on(carried()).read(text)
-    lexical = {hit.segment: hit.score for hit in plain.longterm.search(question, plain.segments)}
+    lexical = {hit.segment: hit.score for hit in plain.longterm.recall(Question(question), plain.segments)}
     known = torch.tensor([lexical[segment] for segment in range(len(lexical))])
     untrained = reader(config=carried(summary=summary))
     hits = every_hit(untrained, untrained.read(text), question)
     assert {hit.segment: hit.score for hit in hits} == pytest.approx(lexical, abs=1e-4)
     model = handing_on(carried(summary=summary))
     memory, hmt = model.read(text), model.summary
-    assert hmt is not None and memory.longterm.open is not None
+    assert hmt is not None and memory.longterm.partial is not None
     embeddings = [record.embedding for record in memory.longterm.records]
     with torch.no_grad():
-        embeddings = torch.stack([*embeddings, model.embed(memory.longterm.open.text)])
+        embeddings = torch.stack([*embeddings, model.embed(memory.longterm.partial.text)])
         assert not torch.allclose(model.summarise(question), model.summarise("Who?"))
         key, query = hmt.search_key(embeddings[:, -1]), hmt.search_query(model.summarise(question)[-1])
         trained = hmt.search_weight * nn.functional.cosine_similarity(key, query[None])

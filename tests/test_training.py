@@ -28,6 +28,7 @@ from hiermem.memory.hmt.module import HMTModule, SummaryConfig
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, SegmentRecord
 from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
+from hiermem.retrieval.keys import Question
 from hiermem.training import finetune
 from hiermem.training.engine import OptimizerConfig, TorchEngine, declare, declared
 from hiermem.training.objective import LanguageObjective, ObjectiveConfig
@@ -269,7 +270,7 @@ def test_queries_depend_on_seed_and_number_alone_and_leave_out_what_is_held_out(
     assert held_out.targets.tolist() == [5, 6]
     memory = LongTermMemory(longterm)
     memory.write([SegmentRecord(0, first.ids[0], 0, len(text), text) for text in one.texts])
-    scores = {hit.segment: hit.score for hit in memory.search("Is 5 odd?", 7)}
+    scores = {hit.segment: hit.score for hit in memory.recall(Question("Is 5 odd?"), 7)}
     assert held_out.lexical[0].tolist() == pytest.approx([scores[text] for text in range(7)], abs=1e-4)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hiermem.errors import InputError
 from hiermem.memory.longterm import LongTermConfig
-from hiermem.retrieval.keys.lexical import LexicalKey
+from hiermem.retrieval.keys import LexicalKey, Question, Text
 from hiermem.settings import check_settings
 from hiermem.text import encode
 from hiermem.training.samples import questions
@@ -107,9 +107,9 @@ class RetrievalPairs:
         self.texts = [item.abstract for item in self._items]
         self.questions = [item.question for item in self._items[: -config.held_out]]
         self._lexical = LexicalKey(longterm.lexical)
-        for text in self.texts:
-            self._lexical.observe(text)
-        self._keys = self._lexical.document_keys(self.texts)
+        texts = [*map(Text, self.texts)]
+        self._lexical.observe(texts)
+        self._keys = self._lexical.document_keys(texts)
 
     def of_held_out(self) -> "RetrievalPairs":
         """The same texts with the held-out texts' questions as queries, in place of the others'."""
@@ -126,7 +126,7 @@ class RetrievalPairs:
             query = encode(self.tokenizer, text, begins=True)[: self.config.tokens]
             ids[row, : len(query)] = torch.tensor(query)
             valid.append(len(query))
-        lexical = torch.stack([self._lexical.query_key(text) for _, text in drawn]) @ self._keys.T
+        lexical = torch.stack([self._lexical.query_key(Question(text)) for _, text in drawn]) @ self._keys.T
         targets = [target for target, _ in drawn]
         names = [f"a query to {self._items[target].id}" for target in targets]
         return Queries(names, ids, valid, lexical, torch.tensor(targets))

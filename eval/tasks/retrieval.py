@@ -14,6 +14,7 @@ from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tasks.pubmedqa import Item
 from hiermem.memory.longterm import Hit, LongTermMemory, SegmentRecord
 from hiermem.reranking import is_close, reranked
+from hiermem.retrieval.keys import Question
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
@@ -67,7 +68,7 @@ def _found(
     for item, (embedding, _) in zip(items, pairs, strict=True):
         memory.write([SegmentRecord(0, nothing, 0, len(item.abstract), item.abstract, embedding)])
     return [
-        memory.search(item.question, count, summary=summary)
+        memory.recall(Question(item.question, summary), count)
         for item, (_, summary) in zip(items, pairs, strict=True)
     ]
 

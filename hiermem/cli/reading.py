@@ -234,7 +234,7 @@ def _final_size(reader: "HierMemModel", task: Task) -> int:
 
     config, memory = reader.config, task.memory
     characters = memory.characters + len(task.rest)
-    tokens, width = characters // 3, config.longterm.lexical.dim + config.summary.search
+    tokens, width = characters // 3, memory.longterm.store.dim
     working, number = config.working, reader.dtype.itemsize
     keeps_all = working.policy == FullCachePolicy.name
     live = tokens if keeps_all else min(working.budget + working.update_interval, tokens)

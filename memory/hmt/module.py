@@ -169,6 +169,11 @@ class HMTModule(AtLeastFloat32):
         if self.content is not None and self.value is not None and not self.value.weight.any():
             _whiten([(self.content, embeddings[:, :, -1].flatten(0, 1))], CONTENT_RIDGE)
 
+    @property
+    def search_width(self) -> int:
+        """Numbers of the trained part of a search key."""
+        return self.config.search
+
     def search_keys(self, embeddings: Tensor) -> Tensor:
         """The trained part of search keys, ``[n, search]`` float32, from embeddings ``[n, m, d]``."""
         states = embeddings[:, -1].to(self.search_key.weight)

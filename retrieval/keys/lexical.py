@@ -17,18 +17,18 @@ the units that vary most between segments (compare Lupas and Verdu 1989).
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain, repeat
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from hiermem.errors import InputError
+from hiermem.retrieval.keys.base import Keyed, Question, SearchKey
 from hiermem.retrieval.words import UNSPACED, VERSION, words
 from hiermem.settings import check_settings
 
@@ -90,15 +90,23 @@ class _Sketch(NamedTuple):
         return np.bincount(self.positions.ravel(), spread.ravel(), self.dim).astype(np.float64)
 
 
-class LexicalKey:
-    """Makes search keys; reading a document only counts in how many segments each unit stands."""
+class LexicalKey(SearchKey):
+    """Search key of words; reading a document only counts in how many segments each unit stands."""
 
-    def __init__(self, config: LexicalKeyConfig | None = None) -> None:
+    name: ClassVar[str] = "lexical"
+    supplied: ClassVar[frozenset[str]] = frozenset({"config"})
+
+    def __init__(self, config: LexicalKeyConfig | None = None, weight: float = 1.0) -> None:
+        super().__init__(weight)
         self.config = config or LexicalKeyConfig()
         self._segments = 0
         # How many segments each unit stands in, but for the newest ones, whose units stand beside.
         self._counts: tuple[Counter[int], tuple[list[int], ...]] = (Counter(), ())
         self._common: tuple[_Sketch, _Floats, float] | None = None
+
+    @property
+    def width(self) -> int:
+        return self.config.dim
 
     def units(self, text: str) -> tuple[_Ints, _Floats]:
         """The distinct units of ``text``: int64 hashes [U] and float64 counts [U]."""
@@ -106,8 +114,12 @@ class LexicalKey:
         counts = Counter(chain.from_iterable(map(_unit_ids, found, repeat(self.config.prefix))))
         return np.array([*counts], np.int64), np.array([*counts.values()], np.float64)
 
-    def observe(self, text: str) -> None:
-        """Count a finished segment; later query keys change by it, document keys never do."""
+    def observe(self, records: Sequence[Keyed]) -> None:
+        """Count finished segments; later query keys change by it, document keys never do."""
+        for record in records:
+            self._observe(record.text)
+
+    def _observe(self, text: str) -> None:
         units, (counted, newest) = self.units(text)[0].tolist(), self._counts
         if len(newest) == _COUNTED_AT_ONCE:
             counted, newest = self._frequency, ()
@@ -125,21 +137,17 @@ class LexicalKey:
             self._counts = counted, ()
         return counted
 
-    def copy(self) -> "LexicalKey":
-        """An independent one with the same statistics; costs nothing."""
-        return copy(self)
-
-    def document_keys(self, texts: Sequence[str]) -> torch.Tensor:
+    def document_keys(self, records: Sequence[Keyed]) -> torch.Tensor:
         """Keys of segments, each of its own text alone: float32 [N, D]; an empty text gives 0."""
-        keys = np.zeros((len(texts), self.config.dim), np.float32)
-        for key, text in zip(keys, texts, strict=True):
-            ids, counts = self.units(text)
+        keys = np.zeros((len(records), self.config.dim), np.float32)
+        for key, record in zip(keys, records, strict=True):
+            ids, counts = self.units(record.text)
             key[:] = self._sketch(ids).total(self.saturated(counts))
         return torch.from_numpy(keys)
 
-    def query_key(self, text: str) -> torch.Tensor:
+    def query_key(self, question: Question) -> torch.Tensor:
         """Key of a question under the statistics so far: float32 [D]; an empty text gives 0."""
-        ids, counts = self.units(text)
+        ids, counts = self.units(question.text)
         return torch.from_numpy(self._clean(self._sketch(ids), counts * self.idf(ids)).astype(np.float32))
 
     def saturated(self, counts: _Floats) -> _Floats:

@@ -1,0 +1,46 @@
+"""Records: what segments leave in the long-term memory, and how they are found again."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class SegmentRecord:
+    """Record of a segment: its tokens, its text, its memory embeddings.
+
+    Attributes:
+        first_token: true position of its first token in the document.
+        ids: its tokens, ``[n]`` int32.
+        start, end: its character span in the document.
+        utf8: the characters of that span, exactly, ``[bytes]`` uint8.
+        embedding: its memory embeddings ``[m, width]``, where the model makes them.
+    """
+
+    def __init__(
+        self, first_token: int, ids: Tensor, start: int, end: int, text: str, embedding: Tensor | None = None
+    ) -> None:
+        self.first_token, self.ids, self.start, self.end = first_token, ids, start, end
+        utf8 = bytearray(text.encode("utf-8", "surrogatepass"))
+        self.utf8 = torch.frombuffer(utf8, dtype=torch.uint8) if utf8 else torch.zeros(0, dtype=torch.uint8)
+        self.embedding = embedding
+
+    @property
+    def text(self) -> str:
+        """The characters of its span."""
+        return bytes(self.utf8.numpy()).decode("utf-8", "surrogatepass")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A recalled record.
+
+    Attributes:
+        segment: its index.
+        score: how well it fits the question, against others of the same tier; from the records, inner product
+            of the question's key and the record's.
+    """
+
+    segment: int
+    score: float
+    record: SegmentRecord

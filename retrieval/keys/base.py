@@ -1,0 +1,120 @@
+"""Search key: numbers of a text by which the inner product with a question's finds it.
+
+The keys of a text stand side by side in one index. Weights are the question's, so the index stays as it is
+when they change.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self
+
+from torch import Tensor
+
+from hiermem.errors import InputError
+
+WIDEST = 1 << 20
+"""Numbers of a search key."""
+
+
+class Keyed(Protocol):
+    """Text that gets a key, such as a record of the long-term memory.
+
+    Attributes:
+        text: its characters.
+        embedding: its memory embeddings, ``[m, d]``; None where the model makes none.
+    """
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def embedding(self) -> Tensor | None: ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that is no record; see `Keyed`."""
+
+    text: str
+    embedding: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, as keys and tiers see it.
+
+    Attributes:
+        summary: S, ``[m, d]``; None where the model makes none.
+    """
+
+    text: str
+    summary: Tensor | None = None
+
+
+@dataclass
+class SearchKey(ABC):
+    """One part of the search keys of a memory.
+
+    A subclass is a dataclass in one file, and one line in `hiermem.retrieval.keys`: its fields are its
+    settings. To make one costs little: what takes long, such as loading a model, waits until it is needed.
+
+    Attributes:
+        weight: factor of its inner products beside those of the other keys.
+    """
+
+    weight: float = 1.0
+
+    name: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    supplied: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are no settings by name; see `hiermem.retrieval.keys.new_search_keys`."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise InputError(f"The weight of a search key must not be negative, not {self.weight}.")
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Numbers of a key."""
+
+    @abstractmethod
+    def document_keys(self, records: Sequence[Keyed]) -> Tensor:
+        """Keys of texts, each of its own text alone, ``[n, width]`` float32 on the CPU."""
+
+    @abstractmethod
+    def query_key(self, question: Question) -> Tensor:
+        """Key of a question under the statistics so far, ``[width]`` float32 on the CPU."""
+
+    def observe(self, records: Sequence[Keyed]) -> None:
+        """Count complete segments in the statistics; document keys never change by it.
+
+        Tensors and tables are replaced, not written in place, as copies share them.
+        """
+        return
+
+    def copy(self) -> Self:
+        """An independent one with the same statistics; costs nothing."""
+        return copy(self)
+
+    @property
+    def digest(self) -> str:
+        """Short hash of all that keys depend on beside settings and texts, such as weights; empty: nothing.
+
+        A memory is refused where it has another one.
+        """
+        return ""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Statistics by name."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over statistics that `state_dict` gave, in place of the present ones.
+
+        Raises:
+            ValueError: they are none.
+        """
+        if state:
+            raise ValueError(f"there is no place for {min(state)!r} of the search key {self.name}")
