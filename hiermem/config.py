@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from hiermem.asking_config import AskConfig
 from hiermem.errors import InputError
 from hiermem.eviction_weights import AUTO, NONE, EvictionWeights
-from hiermem.memory.hmt.module import SummaryConfig
+from hiermem.memory.hmt.module import FORMER_NAMES, SummaryConfig
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.mamba.module import MambaConfig
 from hiermem.memory.policies import (
@@ -137,6 +137,8 @@ class HierMemConfig(PreTrainedConfig):
         if self.format_version < 2 and isinstance(self.mamba, dict):
             self.mamba = MambaConfig(**{"window": 0, **self.mamba})
         self.format_version = FORMAT_VERSION
+        if isinstance(self.summary, dict):  # as files hold it
+            self.summary = {FORMER_NAMES.get(name, name): own for name, own in self.summary.items()}
         check_settings(self, {name: kind for name, kind in _OWN.items() if get_origin(kind) is not ClassVar})
         if self.chunk < 1 or self.segment < 1 or self.segment % self.chunk:
             raise InputError(
@@ -262,7 +264,7 @@ def _check_names(unknown: Iterable[str]) -> None:
         if name in _OF_TRANSFORMERS or name.startswith("_"):
             continue
         for part, kind in _PARTS.items():
-            if name in {own.name for own in fields(kind)}:
+            if name in {field.name for field in fields(kind)}:
                 raise InputError(
                     f"{name!r} is a setting of the part {part}: give {part}={kind.__name__}({name}=…)."
                 )
@@ -307,7 +309,9 @@ def hmt() -> HierMemConfig:
     working = WorkingMemoryConfig(
         policy=SegmentLocalPolicy.name, sinks=0, recent_share=0.0, update_interval=1024, positions="compact"
     )
-    summary = SummaryConfig(tokens=1, sensory=32, width=1536, last=300, query="half", neutral=False, words="")
+    summary = SummaryConfig(
+        tokens=1, sensory=32, width=1536, last=300, query="half", residual=False, init_text=""
+    )
     longterm = LongTermConfig(top_k=0)
     return HierMemConfig(segment=1024, chunk=1024, working=working, longterm=longterm, summary=summary)
 

@@ -80,8 +80,8 @@ class HierMemModel(BackboneAdapters, LanguageModel):
     def _new_summary(config: HierMemConfig, backbone: PreTrainedModel, tokenizer: Any) -> HMTModule | None:
         if not config.summary.tokens:
             return None
-        embeddings, words = backbone.get_input_embeddings().weight, config.summary.words
-        ids = encode(tokenizer, words) if tokenizer and words else []
+        embeddings, text = backbone.get_input_embeddings().weight, config.summary.init_text
+        ids = encode(tokenizer, text) if tokenizer and text else []
         summary = HMTModule(config.summary, embeddings.shape[1])
         summary.start(embeddings, torch.tensor(ids, dtype=torch.int64))
         return summary

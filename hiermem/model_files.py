@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hiermem.errors import InputError, first_line
-from hiermem.retrieval.plain import NotPlainError, PlainFile, physical_memory, plain_file
+from hiermem.retrieval.regular_files import NotPlainError, PlainFile, physical_memory, plain_file
 from hiermem.retrieval.tensors import OF_MODELS, check_header
 
 SMALL = 1 << 26

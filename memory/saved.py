@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hiermem.memory.hmt.module import FORMER_NAMES, SummaryConfig
 from hiermem.memory.longterm import KEYS, LongTermConfig
 from hiermem.memory.stored import MOST, exactly, read_bookkeeping, settings, whole, words
 from hiermem.memory.working_config import WorkingMemoryConfig
@@ -26,7 +27,8 @@ def plain_settings(config: Any) -> dict[str, Any]:
     """Settings of a part as plain JSON types, as files hold them."""
     kind = type(config)
     unused = [name for name in WHERE_USED.get(kind, ()) if getattr(config, name) == YOUNGER[kind][name]]
-    return {name: value for name, value in asdict(config).items() if name not in unused}
+    former = {now: name for name, now in FORMER_NAMES.items()} if kind is SummaryConfig else {}
+    return {former.get(name, name): value for name, value in asdict(config).items() if name not in unused}
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from hiermem.retrieval.manifest import (
     read_manifest,
     written,
 )
-from hiermem.retrieval.plain import NotPlainError, check_plain, physical_memory, plain_file
+from hiermem.retrieval.regular_files import NotPlainError, check_plain, physical_memory, plain_file
 from hiermem.retrieval.staging import NOTE, Staging, new_name, noted
 from hiermem.retrieval.tensors import parse
 

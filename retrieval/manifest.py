@@ -21,7 +21,7 @@ from hiermem.errors import (
     MemoryMissingError,
     MemoryTooNewError,
 )
-from hiermem.retrieval.plain import NotPlainError, plain_file
+from hiermem.retrieval.regular_files import NotPlainError, plain_file
 
 FORMAT = "hiermem-memory"
 FORMAT_VERSION = 2

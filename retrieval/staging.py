@@ -15,7 +15,7 @@ from pathlib import Path
 from hiermem.errors import MemoryFileError, MemoryMissingError
 from hiermem.retrieval.disk import sync_folder
 from hiermem.retrieval.manifest import is_given, read_manifest
-from hiermem.retrieval.plain import NotPlainError, plain_file
+from hiermem.retrieval.regular_files import NotPlainError, plain_file
 
 NOTE = ".saving"
 

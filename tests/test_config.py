@@ -10,6 +10,8 @@ from transformers import AutoConfig
 
 from hiermem.config import PRESETS, HierMemConfig
 from hiermem.errors import InputError
+from hiermem.memory.digest import digest
+from hiermem.memory.hmt.module import HMTModule, SummaryConfig
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.model import HierMemModel
@@ -117,3 +119,27 @@ def test_with_working_changes_that_alone() -> None:
 def test_bad_settings_are_explained(bad: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         HierMemConfig(**bad)
+
+
+def test_former_names_of_settings_are_read_from_files_and_named_elsewhere(tmp_path: Path) -> None:
+    """Files hold the first names, so that earlier versions read them, too."""
+    own = SummaryConfig(tokens=2, residual=False, init_text="a")
+    HierMemConfig(summary=own).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["summary"]
+    assert (written["neutral"], written["words"]) == (False, "a") and "residual" not in written
+    assert HierMemConfig.from_pretrained(tmp_path).summary == own
+    for names in (("neutral", "words"), ("residual", "init_text")):
+        assert HierMemConfig(summary={"tokens": 2, names[0]: False, names[1]: "a"}).summary == own
+    for former, now in (("neutral", "residual"), ("words", "init_text")):
+        with pytest.raises(InputError, match=f"The setting {former} of SummaryConfig is now {now}."):
+            SummaryConfig(**{former: ""})
+
+
+def test_a_digest_is_of_the_first_names_of_settings() -> None:
+    """Memories with memory embeddings name it."""
+    module = HMTModule(SummaryConfig(tokens=2, width=4, init_text="\\n"), 6)
+    settings = (
+        "SummaryConfig(tokens=2, sensory=0, width=4, last=300, query='previous', neutral=True, "
+        "words='\\\\n', search=0)"
+    )
+    assert module.digest == digest(settings, module.state_dict())

@@ -41,10 +41,10 @@ def test_pg19_scores_each_token_once() -> None:
     assert result["metrics"]["bits_per_byte"] == pytest.approx(bits, rel=1e-4)
 
 
-@pytest.mark.parametrize("neutral", [True, False])
-def test_recall_between_interleaved_books(neutral: bool) -> None:
+@pytest.mark.parametrize("residual", [True, False])
+def test_recall_between_interleaved_books(residual: bool) -> None:
     """Attention that is blind is spread evenly; a memory of which nothing is projected brings nothing."""
-    summary = SummaryConfig(tokens=2, width=8, query="half", neutral=neutral)
+    summary = SummaryConfig(tokens=2, width=8, query="half", residual=residual)
     config = settings(32, 32, policy="forget", update_interval=32, positions="compact")
     model = lively(reader(config=HierMemConfig(**{**config.settings(), "summary": summary})))
     assert model.summary is not None

@@ -347,7 +347,7 @@ def lively_or_plain(tokens: int) -> HierMemModel:
     config = settings(16, policy="none", positions="absolute")
     if not tokens:
         return reader(config=config)
-    config.summary = SummaryConfig(tokens=tokens, sensory=3, width=8, words="")
+    config.summary = SummaryConfig(tokens=tokens, sensory=3, width=8, init_text="")
     config.segment = 16
     return lively(reader(config=config))
 
@@ -460,7 +460,7 @@ def test_the_check_minds_no_settings_of_the_checkpoint(monkeypatch: pytest.Monke
 
 def test_states_of_a_segment_that_is_read_again_are_those_of_the_new_tokens() -> None:
     config = settings(16, segment=16, policy="forget", sinks=0, recent_share=0.0, positions="compact")
-    config.summary = SummaryConfig(tokens=1, sensory=2, width=8, query="half", words="")
+    config.summary = SummaryConfig(tokens=1, sensory=2, width=8, query="half", init_text="")
     model, ids = lively(reader(config=config)), ids_of(24, rows=2)
     with torch.no_grad():
         past = model(ids[:, :3])[CACHE_NAME]

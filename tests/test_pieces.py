@@ -41,7 +41,7 @@ def in_pieces(model: HierMemModel, ids: Tensor, ends: tuple[int, ...]) -> None:
 def test_pieces_of_forward_are_the_text_up_to_there(ends: tuple[int, ...]) -> None:
     """After 59 to 61 of segments of 16 tokens the fourth has recalled by all of its half."""
     in_pieces(handing_on(published()), ids_of(75), ends)
-    in_pieces(handing_on(published(neutral=True, tokens=2, sensory=0)), ids_of(75), ends)
+    in_pieces(handing_on(published(residual=True, tokens=2, sensory=0)), ids_of(75), ends)
 
 
 @torch.no_grad()

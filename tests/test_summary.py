@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from hiermem.asking import recall
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
+from hiermem.memory.hmt.fit import fit_recall, fit_search
 from hiermem.memory.hmt.module import SHARPNESS, HMTModule, SummaryConfig
 from hiermem.memory.longterm import Hit
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 from hiermem.retrieval.keys import Question
 
-PUBLISHED = SummaryConfig(tokens=1, sensory=5, width=8, last=4, query="half", neutral=False)
+PUBLISHED = SummaryConfig(tokens=1, sensory=5, width=8, last=4, query="half", residual=False)
 CARRIED = SummaryConfig(tokens=2, width=8, last=3)
 
 
@@ -154,7 +155,7 @@ def test_a_padded_batch_reads_as_its_rows(config: HierMemConfig) -> None:
     assert_rows_are_singles(handing_on(config))
 
 
-def test_an_untrained_neutral_memory_changes_nothing_from_segment_to_segment() -> None:
+def test_an_untrained_residual_memory_changes_nothing_from_segment_to_segment() -> None:
     model, ids = reader(config=carried()), ids_of(150)
     with torch.no_grad():
         memory = model(ids).past_key_values.memory
@@ -165,8 +166,8 @@ def test_an_untrained_neutral_memory_changes_nothing_from_segment_to_segment() -
 
 
 def test_in_bfloat16_segments_are_summarised_and_recalled() -> None:
-    model, ids = lively(reader(config=published(neutral=True), dtype=torch.bfloat16)), ids_of(75)
-    plain = lively(reader(config=published(neutral=True)))
+    model, ids = lively(reader(config=published(residual=True), dtype=torch.bfloat16)), ids_of(75)
+    plain = lively(reader(config=published(residual=True)))
     with torch.no_grad():
         ours, wanted = model(ids).logits, plain(ids).logits
     assert model.summary.key.weight.dtype == torch.float32 and ours.dtype == torch.bfloat16
@@ -174,9 +175,9 @@ def test_in_bfloat16_segments_are_summarised_and_recalled() -> None:
 
 
 @pytest.mark.parametrize("query", ["half", "previous"])
-def test_a_neutral_memory_adds_the_recalled_keys_to_the_first_prompt(query: str) -> None:
+def test_a_residual_memory_adds_the_recalled_keys_to_the_first_prompt(query: str) -> None:
     draw = torch.Generator().manual_seed(2)
-    hmt = handing_on(published(query=query, neutral=True, tokens=2)).summary
+    hmt = handing_on(published(query=query, residual=True, tokens=2)).summary
     assert hmt is not None and hmt.value is not None
     past, asked = torch.randn(2, 6, 32, generator=draw), torch.randn(2, 2, 32, generator=draw)
     there = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])  # three segments, and two
@@ -194,7 +195,7 @@ def test_a_neutral_memory_adds_the_recalled_keys_to_the_first_prompt(query: str)
 
 
 def test_prompts_begin_as_words() -> None:
-    summary = SummaryConfig(tokens=4, width=8, words="a cat")
+    summary = SummaryConfig(tokens=4, width=8, init_text="a cat")
     model = reader(config=carried(summary=summary))
     ids = model.tokenizer("a cat", add_special_tokens=False).input_ids[-4:]
     wanted = model.backbone.get_input_embeddings().weight[ids]
@@ -204,7 +205,7 @@ def test_prompts_begin_as_words() -> None:
         assert prompt.weight.std(dim=1).min() > 0
     again = reader(config=carried(summary=summary)).summary
     assert again is not None and again.digest == model.summary.digest
-    noise = reader(config=carried(summary=replace(summary, words=""))).summary
+    noise = reader(config=carried(summary=replace(summary, init_text=""))).summary
     assert noise is not None and not torch.equal(noise.first_prompt.weight, model.summary.first_prompt.weight)
 
 
@@ -260,7 +261,7 @@ def test_a_trained_memory_can_be_switched_off(tiny_model: Path, tmp_path: Path) 
     deeper = HierMemConfig(**{**model.config.settings(), "summary": replace(CARRIED, width=9)})
     with pytest.raises(InputError, match=r"summary\.key"):
         HierMemModel.from_pretrained(tmp_path / "saved", config=deeper)
-    wider = HierMemConfig(**{**model.config.settings(), "summary": replace(CARRIED, neutral=False)})
+    wider = HierMemConfig(**{**model.config.settings(), "summary": replace(CARRIED, residual=False)})
     with pytest.raises(InputError, match=r"summary\.value"):
         HierMemModel.from_pretrained(tmp_path / "saved", config=wider)
 
@@ -316,14 +317,14 @@ def test_what_the_search_is_fitted_to_is_centred_and_white() -> None:
     module, draw = HMTModule(replace(CARRIED, width=6, search=6), 12), torch.Generator().manual_seed(0)
     mixed = torch.randn(12, 12, generator=draw)
     texts, questions = (torch.randn(count, 2, 12, generator=draw) @ mixed + 5 for count in (300, 200))
-    module.fit_search(texts, questions, 7.0)
+    fit_search(module, texts, questions, 7.0)
     sides = [module.search_key(texts[:, -1]), module.search_query(questions[:, -1])]
     for side in sides:
         torch.testing.assert_close(side.mean(0), torch.zeros(6), atol=1e-3, rtol=0)
     spread = torch.cat(sides).T @ torch.cat(sides) / 500
     torch.testing.assert_close(spread, torch.eye(6), atol=1e-3, rtol=0)
     assert module.search_weight == 7
-    module.fit_search(texts[:2], questions[:2], 7.0)  # two samples a side span two directions
+    fit_search(module, texts[:2], questions[:2], 7.0)  # two samples a side span two directions
     assert (module.search_key.weight.abs().sum(1) > 0).tolist() == [True, True, False, False, False, False]
     assert module.search_keys(texts).isfinite().all()
 
@@ -353,7 +354,7 @@ def test_fitted_recall_sees_what_tells_pieces_apart_under_differences_within_the
     keys, queries = left(unseen, 5.0)[:, 0], left(unseen, -3.0)[:, 1]
     before = found(keys, queries)
     content = module.content.weight.clone()
-    module.fit_recall(left(pieces, 5.0), left(pieces, -3.0))
+    fit_recall(module, left(pieces, 5.0), left(pieces, -3.0))
     assert torch.equal(module.content.weight, content)  # it is in use
     assert found(keys, queries) > 0.6 > 0.3 > before
 

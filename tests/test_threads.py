@@ -44,7 +44,7 @@ def test_the_bare_backbone_works_while_it_is_attached(family: str, implementatio
 def test_a_reading_is_undisturbed_by_another_thread() -> None:
     """The other thread's passes through the head, in the middle of every chunk, are not taken for its own."""
     config = settings(8, segment=16)
-    config.summary = SummaryConfig(tokens=2, sensory=2, width=8, words="")
+    config.summary = SummaryConfig(tokens=2, sensory=2, width=8, init_text="")
     model, ids = reader(config=config), ids_of(60)
     with torch.no_grad():
         expected = model(ids).logits

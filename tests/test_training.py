@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.lora import LoraConfig, add_lora
+from hiermem.memory.hmt import fit
 from hiermem.memory.hmt.module import HMTModule, SummaryConfig
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, SegmentRecord
 from hiermem.memory.working import WorkingMemory
@@ -390,16 +391,16 @@ def test_recall_is_fitted_once_and_again_where_only_recall_is_trained(
     config = TrainConfig("hmt", 32, summary, samples=samples, steps=1, fitted=6, save_every=1)
     config = replace(config, optimizer=OptimizerConfig(batch=1, micro=1), evaluated=1)
     fitted: list[Tensor] = []
-    fit = HMTModule.fit_recall
+    fit_closed = fit.fit_recall
 
     def noted(module: HMTModule, embeddings: Tensor, queries: Tensor) -> None:
         fitted.append(embeddings)
-        fit(module, embeddings, queries)
+        fit_closed(module, embeddings, queries)
         for projection, states in ((module.key, embeddings), (module.query, queries)):
             means = projection(states[:, :, -1]).mean((0, 1))
             torch.testing.assert_close(means, torch.zeros_like(means), atol=1e-3, rtol=0)
 
-    monkeypatch.setattr(HMTModule, "fit_recall", noted)
+    monkeypatch.setattr(fit, "fit_recall", noted)
     run_of = finetune.Run(str(wide_model), data, tmp_path / "run")
     finetune.train(config, run_of)
     model = HierMemModel.from_pretrained(wide_model, config=config.model())
@@ -423,15 +424,15 @@ def test_recall_is_fitted_once_and_again_where_only_recall_is_trained(
         assert torch.equal(getattr(recalled, name).weight, getattr(kept, name).weight)
     plain = HierMemModel.from_pretrained(wide_model)
     plain.save_pretrained(tmp_path / "plain")
-    with pytest.raises(InputError, match="Recall is fitted of a neutral memory"):
+    with pytest.raises(InputError, match="Recall is fitted of a residual memory"):
         finetune.train(
             replace(config, trains=("recall",), steps=0), replace(again, model=str(tmp_path / "plain"))
         )
     short = replace(config, samples=SampleConfig(tokens=48))
     with pytest.raises(InputError, match="at least two segments of 32"):
         finetune.train(short, finetune.Run(str(wide_model), data, tmp_path / "short"))
-    for wrong in ({"fitted": 1}, {"summary": replace(summary, neutral=False)}):
-        with pytest.raises(InputError, match="where the memory is neutral"):
+    for wrong in ({"fitted": 1}, {"summary": replace(summary, residual=False)}):
+        with pytest.raises(InputError, match="where the memory is residual"):
             replace(config, **wrong)
 
 

@@ -81,18 +81,18 @@ def declare(model: HierMemModel, trains: Sequence[str]) -> None:
 
     Args:
         trains: which parts: `prompt`, what segments are read with (P_0, and T where all is trained as
-            published); `recall`, what is recalled (W_c and W_v of a neutral memory, whose keys are fitted,
-            else W_q and W_k); `keys`, W_q and W_k of a neutral memory that is not fitted; `search`, T, which
+            published); `recall`, what is recalled (W_c and W_v of a residual memory, whose keys are fitted,
+            else W_q and W_k); `keys`, W_q and W_k of a residual memory that is not fitted; `search`, T, which
             with the query `previous` summarises nothing but questions; `mamba`, the Mamba heads; `lora`, the
             adapters.
     """
     summary = model.config.summary
     summarises = ("summary.summary_prompt.",)
-    published = summarises if summary.query == "half" and not summary.neutral else ()
+    published = summarises if summary.query == "half" and not summary.residual else ()
     parts = {
         "prompt": ("summary.first_prompt.", *published),
         "recall": ("summary.content.", "summary.value.")
-        if summary.neutral
+        if summary.residual
         else ("summary.query.", "summary.key."),
         "keys": ("summary.query.", "summary.key.") if summary.query == "half" else ("summary.key.",),
         "search": summarises,

@@ -26,6 +26,7 @@ from hiermem.errors import HierMemError, InputError
 from hiermem.eval.result_log import check_apart
 from hiermem.loading import saved_model
 from hiermem.lora import add_lora, has_lora
+from hiermem.memory.saved import plain_settings
 from hiermem.model import HierMemModel
 from hiermem.saving import check_target
 from hiermem.training.checkpoints import (
@@ -199,8 +200,8 @@ def _model_settings(config: TrainConfig, run: Run) -> HierMemConfig:
         )
     if not config.keeps_settings:
         return config.model()
-    if config.fitted and not (saved.summary.tokens and saved.summary.neutral):
-        raise InputError(f"Recall is fitted of a neutral memory, which {run.model} does not have.")
+    if config.fitted and not (saved.summary.tokens and saved.summary.residual):
+        raise InputError(f"Recall is fitted of a residual memory, which {run.model} does not have.")
     if config.pairs is None:
         return saved
     if saved.summary.query == "half":
@@ -249,6 +250,7 @@ def _settings(config: TrainConfig, model: HierMemModel) -> dict[str, Any]:
     recipe = {name: value for name, value in asdict(config).items() if name not in ("steps", "save_every")}
     recipe["optimizer"] = {name: value for name, value in recipe["optimizer"].items() if name != "micro"}
     recipe["mamba"] = asdict(model.mamba.config)
+    recipe["summary"] = None if config.summary is None else plain_settings(config.summary)
     return {**recipe, **{name: known[name] for name in ("backbone", "tokenizer", "dtype")}}
 
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
+from hiermem.memory.hmt import fit
 from hiermem.model import HierMemModel
 from hiermem.training.samples import TrainingDataset
 
 
 @torch.no_grad()
 def fit_recall(model: HierMemModel, samples: TrainingDataset, pieces: int) -> None:
-    """Let the recall attention of a neutral memory see what tells pieces of books apart.
+    """Let the recall attention of a residual memory see what tells pieces of books apart.
 
     Args:
         samples: what is trained on; its first ones of full length are read, as recall will find them.
@@ -33,7 +34,7 @@ def fit_recall(model: HierMemModel, samples: TrainingDataset, pieces: int) -> No
     read = [torch.tensor(ids, device=model.device) for ids in samples.full(pieces, n * L)]
     left = [_left(model, ids[: n * L].view(n, L)) for ids in tqdm(read, desc="fitting recall", disable=None)]
     embeddings, queries = (torch.stack(own) for own in zip(*left, strict=True))
-    summary.fit_recall(embeddings, queries if model.config.summary.query == "half" else None)
+    fit.fit_recall(summary, embeddings, queries if model.config.summary.query == "half" else None)
 
 
 def _left(model: HierMemModel, segments: Tensor) -> tuple[Tensor, Tensor]:

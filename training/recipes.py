@@ -79,8 +79,10 @@ def smoke() -> EvolveConfig:
 EVOLUTIONS: dict[str, Callable[[], EvolveConfig]] = {"small": small, "published": published, "smoke": smoke}
 
 
-MEMORY = SummaryConfig(tokens=8, sensory=32, width=192, query="half", words="\nAbout the text.\nKeywords:")
-"""A neutral memory as it is trained for `smollm2`."""
+MEMORY = SummaryConfig(
+    tokens=8, sensory=32, width=192, query="half", init_text="\nAbout the text.\nKeywords:"
+)
+"""A residual memory as it is trained for `smollm2`."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class TrainConfig:
         warmup: first steps, in which the learning rates rise from 0.
         floor: share of the learning rates that is left at the end, after a cosine.
         trains: parts of the memory that change, as `hiermem.training.engine.declare` names them.
-        fitted: samples that the recall attention of a neutral memory is first fitted to; 0: it stays as it
+        fitted: samples that the recall attention of a residual memory is first fitted to; 0: it stays as it
             is. A model that was trained before is fitted again only where its prompt does not change.
         evaluated: held-out samples (`held_out`) or queries that are read every `evaluate_every` steps.
         save_every: steps between two checkpoints.
@@ -135,17 +137,20 @@ class TrainConfig:
         if min(counts) < 1 or self.warmup < 0 or self.steps < least:
             raise InputError("Steps and what is counted in them must be at least 1.")
         summary = self.model().summary
-        if self.fitted and not (summary.tokens and summary.neutral and self.fitted > 1):
+        if self.fitted and not (summary.tokens and summary.residual and self.fitted > 1):
             raise InputError(
-                f"Recall can be fitted where the memory is neutral, to at least 2 samples, not {self.fitted}."
+                f"Recall can be fitted where the memory is residual, to at least 2 samples, not "
+                f"{self.fitted}."
             )
 
     @property
     def declared(self) -> tuple[str, ...]:
         """What `hiermem.training.engine.declare` is to let change."""
-        neutral = self.model().summary.neutral
+        residual = self.model().summary.residual
         return (
-            (*self.trains, "keys") if neutral and "recall" in self.trains and not self.fitted else self.trains
+            (*self.trains, "keys")
+            if residual and "recall" in self.trains and not self.fitted
+            else self.trains
         )
 
     @property

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hiermem.errors import InputError
+from hiermem.memory.hmt.fit import fit_search
 from hiermem.model import HierMemModel
 from hiermem.training.objective import Losses, TrainingObjective
 from hiermem.training.retrieval_pairs import Queries, RetrievalPairs
@@ -42,7 +43,7 @@ class RecallObjective(TrainingObjective):
             raise InputError("There is no search key to teach: set summary.search.")
         self.register_buffer("store", _read(model.embed, pairs.texts), persistent=False)
         known = self.store[: len(pairs.questions)]  # without what is held out
-        model.summary.fit_search(known, _read(model.summarise, pairs.questions), WEIGHT)
+        fit_search(model.summary, known, _read(model.summarise, pairs.questions), WEIGHT)
 
     def forward(self, batch: Queries) -> Losses:
         """Cross-entropy of the right texts in nats; `Losses.nll` is ``[B, 1]``, of each query."""

@@ -186,7 +186,7 @@ def train(
     recipe: Annotated[
         str,
         typer.Option(
-            help="smoke, hmt-1 or hmt-2 (the two stages of HMT as published), isolated (a neutral memory "
+            help="smoke, hmt-1 or hmt-2 (the two stages of HMT as published), isolated (a residual memory "
             "between segments without a cache), carried and recall (go on from it: around a carried cache; "
             "what recall finds by), questions (adapters for PubMedQA), key (the search key), heads, "
             "heads-chosen, heads-logits and heads-language (Mamba heads; each goes on from one before)."
