@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hiermem import HierMemConfig, HierMemModel
 from hiermem.bundled import python_reference
-from hiermem.memory.policies import POLICIES, CacheStats, EvictionPolicy
+from hiermem.memory.policies import CacheStats, EvictionPolicy, register_policy
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ThinningPolicy(EvictionPolicy):
         return stats.positions.float() + torch.where(chosen, 1e6, 0.0)
 
 
-POLICIES[ThinningPolicy.name] = ThinningPolicy
+register_policy(ThinningPolicy)
 
 
 def main(model: str = "smollm2", budget: int = 256, tokens: int = 2048) -> None:

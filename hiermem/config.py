@@ -44,7 +44,7 @@ OF_BACKBONE = frozenset(
         "vocab_size",
     }
 )
-"""What a model's configuration answers for its backbone; not the longest input, as there is none."""
+"""Attributes that a configuration takes from the backbone's; not the longest input, as there is none."""
 
 _PARTS: dict[str, type] = {
     "working": WorkingMemoryConfig,
@@ -67,7 +67,7 @@ _OF_TRANSFORMERS = {
     "quantization_config",
     "torch_dtype",
 }
-"""What a configuration of transformers takes beside its own fields."""
+"""Arguments of a transformers configuration beside its fields."""
 
 
 class HierMemConfig(PreTrainedConfig):
@@ -227,14 +227,14 @@ class HierMemConfig(PreTrainedConfig):
         Raises:
             InputError: they are those of the saved model, but to look at other tokens.
         """
-        wanted, known = self.mamba, saved.mamba
-        same = wanted.groups == known.groups or (wanted.groups is None and wanted != MambaConfig())
-        if known.groups and same and (wanted.window, wanted.sinks) != (known.window, known.sinks):
+        mamba, trained = self.mamba, saved.mamba
+        same = mamba.groups == trained.groups or (mamba.groups is None and mamba != MambaConfig())
+        if trained.groups and same and (mamba.window, mamba.sinks) != (trained.window, trained.sinks):
             raise InputError(
-                f"The model's Mamba heads look at {known.window} last and {known.sinks} first tokens, not at "
-                f"{wanted.window} and {wanted.sinks}: leave their settings out."
+                f"The model's Mamba heads look at {trained.window} last and {trained.sinks} first tokens, "
+                f"not at {mamba.window} and {mamba.sinks}: leave their settings out."
             )
-        if wanted.groups is not None:
+        if mamba.groups is not None:
             return self
         return type(self)(**{**self.settings(), "mamba": saved.mamba})
 

@@ -33,7 +33,7 @@ _LENDS = "smollm2"
 
 @dataclass(frozen=True)
 class EvictionWeights:
-    """What an eviction policy has learned about one backbone.
+    """Head shares and network that an eviction policy has learned for one backbone.
 
     Attributes:
         shares: what each KV head keeps in proportion to the others; None: all alike.

@@ -57,7 +57,7 @@ class SavedInfo:
 
     @classmethod
     def read(cls, info: Any) -> "SavedInfo":
-        """What a manifest says.
+        """Read a manifest.
 
         Raises:
             InputError: settings that this version does not know.

@@ -41,7 +41,7 @@ _FIELDS = {"format", "format_version", "library_version", "files", "info"}
 
 
 class Entry(NamedTuple):
-    """What the manifest says of one data file."""
+    """Size and hash of one data file."""
 
     file: str
     bytes: int

@@ -28,7 +28,7 @@ _KINDS = {
 
 
 class NotPlainError(Exception):
-    """What a file is in place of a plain one, in words."""
+    """Kind of a file that is not a plain one, in words."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a save writes and replaces, noted in the folder before it happens: later saves sweep that alone.
+"""Staging of a save: what it writes and replaces is noted in the folder first; later saves sweep that alone.
 
 Only names in the note are ever removed, whatever other files are called; so what a killed save left goes with
 the next one, and a user's own file in the folder stays. The note is sealed: one that was cut short is of a

@@ -67,7 +67,7 @@ def _folded(text: str) -> str:
 
 
 class _Fold(dict[int, str | None]):
-    """What becomes of a character, by its code; found when it first occurs."""
+    """Folded characters by code; each is found when it first occurs."""
 
     def __missing__(self, code: int) -> str | None:
         character = chr(code)

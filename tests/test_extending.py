@@ -56,17 +56,17 @@ class SnapKVPolicy(EvictionPolicy):
         if self.pool < 1 or self.pool % 2 == 0:
             raise InputError(f"The pooling must be odd and at least 1 wide, not {self.pool}.")
 
-    def scores(self, view: CacheStats) -> Tensor:
-        received = self.attention(view).mean(dim=(2, 3))  # [B, G, T]
+    def scores(self, stats: CacheStats) -> Tensor:
+        received = self.attention(stats).mean(dim=(2, 3))  # [B, G, T]
         return F.avg_pool1d(received, self.pool, stride=1, padding=self.pool // 2)
 
-    def attention(self, view: CacheStats) -> Tensor:
+    def attention(self, stats: CacheStats) -> Tensor:
         """Of the last queries to the cached tokens, ``[B, G, R, n, T]``."""
-        assert view.queries is not None and view.keys is not None
-        queries, keys = view.queries.float(), view.keys.float().unsqueeze(2)
+        assert stats.queries is not None and stats.keys is not None
+        queries, keys = stats.queries.float(), stats.keys.float().unsqueeze(2)
         n = queries.shape[3]
-        places = view.seen.view(-1, 1, 1, 1, 1) - n + torch.arange(n).view(-1, 1)
-        positions = view.positions[:, :, None, None]
+        places = stats.num_tokens.view(-1, 1, 1, 1, 1) - n + torch.arange(n).view(-1, 1)
+        positions = stats.positions[:, :, None, None]
         logits = queries @ keys.transpose(3, 4) / queries.shape[-1] ** 0.5
         seen = (positions >= 0) & (positions <= places)
         weights = logits.masked_fill(~seen, torch.finfo(logits.dtype).min).softmax(dim=-1)
@@ -85,11 +85,11 @@ class KeyDiffPolicy(EvictionPolicy):
 
     name: ClassVar[str] = "keydiff"
 
-    def scores(self, view: CacheStats) -> Tensor:
-        assert view.keys is not None
-        keys = view.keys.float()
+    def scores(self, stats: CacheStats) -> Tensor:
+        assert stats.keys is not None
+        keys = stats.keys.float()
         keys = F.normalize(keys, dim=-1) if self.centred else keys
-        there = (view.positions >= 0).unsqueeze(-1)
+        there = (stats.positions >= 0).unsqueeze(-1)
         mean = (keys * there).sum(2, keepdim=True) / there.sum(2, keepdim=True)
         return -F.cosine_similarity(keys, mean, dim=-1)
 
@@ -277,8 +277,8 @@ def test_queries_and_keys_give_the_attention_of_the_backbone(
     plain, ids, seen = backbone(family), ids_of(48), list[Tensor]()
     attention = SnapKVPolicy.attention
 
-    def noted(policy: SnapKVPolicy, view: CacheStats) -> Tensor:
-        seen.append(attention(policy, view))
+    def noted(policy: SnapKVPolicy, stats: CacheStats) -> Tensor:
+        seen.append(attention(policy, stats))
         return seen[-1]
 
     monkeypatch.setattr(SnapKVPolicy, "attention", noted)

@@ -144,8 +144,8 @@ class Typed(EvictionPolicy):
     share: float | None = None
     name: ClassVar[str] = "typed"
 
-    def scores(self, view: CacheStats) -> Tensor:
-        return view.positions.float()
+    def scores(self, stats: CacheStats) -> Tensor:
+        return stats.positions.float()
 
 
 @pytest.fixture

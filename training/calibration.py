@@ -141,8 +141,8 @@ class SecondReading(EvictionPolicy):
     def observer(self, shown: ObservedQueries) -> Observer:
         return _most
 
-    def scores(self, view: CacheStats) -> Tensor:
-        return view.state["received"]
+    def scores(self, stats: CacheStats) -> Tensor:
+        return stats.state["received"]
 
 
 def _most(parts: Sequence[AttentionStats]) -> list[dict[str, Tensor]]:

@@ -139,8 +139,8 @@ class Nearness(EvictionPolicy):
     def observer(self, shown: ObservedQueries) -> Observer:
         return lambda parts: [{"near": self._near(part)} for part in parts]
 
-    def scores(self, view: CacheStats) -> Tensor:
-        return view.positions.float()
+    def scores(self, stats: CacheStats) -> Tensor:
+        return stats.positions.float()
 
     def _near(self, part: AttentionStats) -> Tensor:
         """Of all tokens as queries, ``[B, G, T, R, 2]`` float32: with the sinks, and without."""

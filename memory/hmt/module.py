@@ -159,7 +159,7 @@ class HMTModule(AtLeastFloat32):
         return F.normalize(self.search_key(states).float(), dim=-1)
 
     def search_queries(self, summaries: Tensor) -> Tensor:
-        """What is multiplied with them, ``[B, search]`` float32, from questions' summaries ``[B, m, d]``."""
+        """Queries for them, ``[B, search]`` float32, from questions' summaries ``[B, m, d]``."""
         states = summaries[:, -1].to(self.search_query.weight)
         return self.search_weight * F.normalize(self.search_query(states).float(), dim=-1)
 

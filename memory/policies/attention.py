@@ -56,11 +56,11 @@ class AttentionPolicy(EvictionPolicy):
     def observer(self, shown: ObservedQueries) -> Observer:
         return _Observer(self, shown)
 
-    def state(self, seen: int) -> dict[str, tuple[int, ...]]:
+    def state(self, num_tokens: int) -> dict[str, tuple[int, ...]]:
         return {"received": ()}
 
-    def scores(self, view: CacheStats) -> Tensor:
-        return view.state["received"]
+    def scores(self, stats: CacheStats) -> Tensor:
+        return stats.state["received"]
 
 
 class _Observer:

@@ -1,4 +1,4 @@
-"""Eviction policy: a few settings and one function from a view of the cache to scores.
+"""Eviction policy: a few settings and one function from statistics of the cache to scores.
 
 Dimension names: B batch, G KV heads, R query heads per KV head, Q shown queries, T cached tokens.
 """
@@ -21,7 +21,7 @@ class CacheStats:
 
     Attributes:
         positions: true position of every cached token, ``[B, G, T]`` int64, ascending, -1 where empty.
-        seen: number of tokens read so far in each row, ``[B, 1, 1]`` int64.
+        num_tokens: tokens read so far in each row, ``[B, 1, 1]`` int64.
         state: the policy's own per-token tensors, ``[B, G, T, …]``, moved along with the survivors.
         ragged: whether any slot may be empty.
         recent: newest tokens that are never evicted.
@@ -33,7 +33,7 @@ class CacheStats:
     """
 
     positions: Tensor
-    seen: Tensor
+    num_tokens: Tensor
     state: Mapping[str, Tensor]
     ragged: bool = False
     recent: int = 0
@@ -118,7 +118,7 @@ class EvictionPolicy(ABC):
             raise InputError(f"Sinks must not be negative, not {self.sinks}.")
 
     @abstractmethod
-    def scores(self, view: CacheStats) -> Tensor:
+    def scores(self, stats: CacheStats) -> Tensor:
         """Value of every cached token, ``[B, G, T]`` float32; higher stays longer, -inf goes at once."""
 
     @property
@@ -126,8 +126,8 @@ class EvictionPolicy(ABC):
         """Whether it may evict more than the budget asks for."""
         return False
 
-    def state(self, seen: int) -> dict[str, tuple[int, ...]]:
-        """Shape of what it keeps of each token after ``seen`` tokens, by name; all float32."""
+    def state(self, num_tokens: int) -> dict[str, tuple[int, ...]]:
+        """Shape of what it keeps of each token after ``num_tokens`` tokens, by name; all float32."""
         return {}
 
     @property
@@ -143,11 +143,11 @@ class EvictionPolicy(ABC):
         """An observer of one chunk; asked for once a chunk where the policy has a period."""
         raise NotImplementedError
 
-    def protected_scores(self, view: CacheStats) -> Tensor:
+    def protected_scores(self, stats: CacheStats) -> Tensor:
         """`scores` with sinks and recent tokens at +inf and empty slots at -inf, ``[B, G, T]`` float32."""
-        positions = view.positions
-        protected = (positions < self.sinks) | (positions >= view.seen - view.recent)
-        scores = self.scores(view).masked_fill(protected, torch.inf)
+        positions = stats.positions
+        protected = (positions < self.sinks) | (positions >= stats.num_tokens - stats.recent)
+        scores = self.scores(stats).masked_fill(protected, torch.inf)
         return scores.masked_fill(positions < 0, -torch.inf)
 
 

@@ -17,5 +17,5 @@ class FullCachePolicy(EvictionPolicy):
     aliases: ClassVar[tuple[str, ...]] = ("none",)
     evicts: ClassVar[bool] = False
 
-    def scores(self, view: CacheStats) -> Tensor:
-        return torch.zeros(view.positions.shape, device=view.positions.device)
+    def scores(self, stats: CacheStats) -> Tensor:
+        return torch.zeros(stats.positions.shape, device=stats.positions.device)

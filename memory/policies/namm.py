@@ -123,22 +123,22 @@ class NammPolicy(EvictionPolicy):
     def observed_mask(self, positions: Tensor) -> Tensor:
         return self.network.config.spectrogram.observed_mask(positions)
 
-    def state(self, seen: int) -> dict[str, tuple[int, ...]]:
+    def state(self, num_tokens: int) -> dict[str, tuple[int, ...]]:
         spectrogram = self.network.config.spectrogram
-        return {"average": (spectrogram.bins,), "tail": (spectrogram.pending(seen),)}
+        return {"average": (spectrogram.bins,), "tail": (spectrogram.pending(num_tokens),)}
 
     def observer(self, shown: ObservedQueries) -> Observer:
         return SpectrogramObserver(self.network.config.spectrogram, shown)
 
     @torch.no_grad()
-    def scores(self, view: CacheStats) -> Tensor:
-        positions, average = view.positions, view.state["average"]
-        if view.ragged:  # empty slots may lie between tokens: to the front, where no token looks
+    def scores(self, stats: CacheStats) -> Tensor:
+        positions, average = stats.positions, stats.state["average"]
+        if stats.ragged:  # empty slots may lie between tokens: to the front, where no token looks
             positions, order = positions.sort(dim=-1, stable=True)
             average = average.gather(2, order.unsqueeze(-1).expand_as(average))
-        ages = (view.seen - 1 - positions).flatten(0, 1)
+        ages = (stats.num_tokens - 1 - positions).flatten(0, 1)
         scores = self.network(ages, average.flatten(0, 1)).view_as(positions)
         threshold = self.network.config.threshold
         if threshold is not None:
             scores = scores.masked_fill(scores < threshold, -torch.inf)
-        return torch.empty_like(scores).scatter_(2, order, scores) if view.ragged else scores
+        return torch.empty_like(scores).scatter_(2, order, scores) if stats.ragged else scores

@@ -21,8 +21,8 @@ class SegmentLocalPolicy(EvictionPolicy):
     def drops(self) -> bool:
         return True
 
-    def scores(self, view: CacheStats) -> Tensor:
-        return torch.full(view.positions.shape, -torch.inf, device=view.positions.device)
+    def scores(self, stats: CacheStats) -> Tensor:
+        return torch.full(stats.positions.shape, -torch.inf, device=stats.positions.device)
 
-    def protected_scores(self, view: CacheStats) -> Tensor:
-        return self.scores(view)
+    def protected_scores(self, stats: CacheStats) -> Tensor:
+        return self.scores(stats)

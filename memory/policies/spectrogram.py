@@ -59,9 +59,9 @@ class SpectrogramConfig:
         """Which queries are part of a frame, by their true positions."""
         return positions % self.hop >= self.hop - self.width
 
-    def pending(self, seen: int) -> int:
+    def pending(self, num_tokens: int) -> int:
         """How many of the last queries belong to a frame that is not complete."""
-        return max(self.width - self.hop + seen % self.hop, 0)
+        return max(self.width - self.hop + num_tokens % self.hop, 0)
 
 
 class SpectrogramObserver:
@@ -118,7 +118,7 @@ class SpectrogramObserver:
         return signal.transpose(1, 2).flatten(2)
 
     def _averaged(self, signal: Tensor) -> Tensor:
-        """What the chunk's frames add to the moving averages, ``[B, bins, X]``."""
+        """Sums that the chunk's frames add to the moving averages, ``[B, bins, X]``."""
         frames = _picked(signal, self._framed).unflatten(1, (self._frames, self._config.width))
         parts = _basis(self._config.width, signal.device) @ frames  # [B, F, 2 * bins, X]
         magnitudes = parts.unflatten(2, (2, self._config.bins)).square_().sum(2).sqrt_()

@@ -14,5 +14,5 @@ class WindowPolicy(EvictionPolicy):
 
     name: ClassVar[str] = "window"
 
-    def scores(self, view: CacheStats) -> Tensor:
-        return view.positions.float()
+    def scores(self, stats: CacheStats) -> Tensor:
+        return stats.positions.float()
