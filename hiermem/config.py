@@ -243,8 +243,8 @@ class HierMemConfig(PreTrainedConfig):
         there are none, for the policy `namm`."""
         if self.working.policy != NammPolicy.name:
             return self
-        own = EvictionWeights(saved.working.head_shares, None, saved.namm)
-        return type(self)(**{**self.with_evictor(own).settings(), "namm": saved.namm})
+        weights = EvictionWeights(saved.working.head_shares, None, saved.namm)
+        return type(self)(**{**self.with_evictor(weights).settings(), "namm": saved.namm})
 
     def with_asking(self, **changes: Any) -> "HierMemConfig":
         """The same configuration with other settings of an answer."""
@@ -268,8 +268,8 @@ def _check_names(unknown: Iterable[str]) -> None:
                 raise InputError(
                     f"{name!r} is a setting of the part {part}: give {part}={kind.__name__}({name}=…)."
                 )
-        own = HierMemConfig().settings()
-        raise InputError(f"There is no setting {name!r}: choose one of {', '.join(own)}.")
+        settings = HierMemConfig().settings()
+        raise InputError(f"There is no setting {name!r}: choose one of {', '.join(settings)}.")
 
 
 def check_config(config: Any) -> None:
@@ -281,8 +281,8 @@ def check_config(config: Any) -> None:
     if isinstance(config, str) and config in PRESETS:
         raise InputError(f"config={config!r} names a preset: give HierMemConfig.preset({config!r}).")
     if not isinstance(config, HierMemConfig):
-        given = repr(config) if isinstance(config, str) else type(config).__name__
-        raise InputError(f"A configuration is a HierMemConfig, such as a preset, not {given}.")
+        described = repr(config) if isinstance(config, str) else type(config).__name__
+        raise InputError(f"A configuration is a HierMemConfig, such as a preset, not {described}.")
 
 
 def full() -> HierMemConfig:

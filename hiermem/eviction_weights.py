@@ -61,9 +61,9 @@ class EvictionWeights:
         tensors = {f"network.{name}": t.contiguous() for name, t in (self.network or {}).items()}
         if self.shares is not None:
             tensors["shares"] = torch.tensor(self.shares, dtype=torch.float32)
-        known = {"format_version": FORMAT_VERSION, "namm": asdict(self.namm), "origin": self.origin}
+        header = {"format_version": FORMAT_VERSION, "namm": asdict(self.namm), "origin": self.origin}
         temporary = path / f".{FILE}.tmp"
-        save_file(tensors, temporary, metadata={"hiermem": json.dumps(known)})
+        save_file(tensors, temporary, metadata={"hiermem": json.dumps(header)})
         os.replace(temporary, path / FILE)
 
     @classmethod
@@ -77,9 +77,9 @@ class EvictionWeights:
         try:
             check_tensor_file(path)
             with safe_open(path, framework="pt") as file:
-                known = json.loads((file.metadata() or {})["hiermem"])
+                header = json.loads((file.metadata() or {})["hiermem"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            version = int(known["format_version"])
+            version = int(header["format_version"])
             if version > FORMAT_VERSION:
                 raise InputError(
                     f"The evictor at {folder} is in format {version} and this version reads up to "
@@ -87,9 +87,9 @@ class EvictionWeights:
                 )
             shares = tensors.pop("shares").tolist() if "shares" in tensors else None
             network = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
-            namm = NammConfig(**known["namm"])
+            namm = NammConfig(**header["namm"])
             _check(shares, network, namm)
-            return cls(shares, network or None, namm, dict(known["origin"]))
+            return cls(shares, network or None, namm, dict(header["origin"]))
         except FileNotFoundError as error:
             raise InputError(
                 f"There is no evictor at {folder}: give a folder that `hiermem calibrate` wrote, "
@@ -98,8 +98,8 @@ class EvictionWeights:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, InputError):
                 raise
-            said = first_line(error)
-            raise InputError(f"The evictor at {folder} is damaged ({said}): make it again.") from error
+            problem = first_line(error)
+            raise InputError(f"The evictor at {folder} is damaged ({problem}): make it again.") from error
 
 
 def _check(shares: object, network: dict[str, Tensor], namm: NammConfig) -> None:

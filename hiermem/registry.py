@@ -66,8 +66,8 @@ class Registry(Mapping[str, type[_Named]], Generic[_Named]):
         Raises:
             InputError: a name is no identifier, or is taken; a setting is of no plain type.
         """
-        own = vars(cls)
-        for name in (cls.name, *own.get("aliases", ())):
+        declared = vars(cls)
+        for name in (cls.name, *declared.get("aliases", ())):
             if not isinstance(name, str) or not name.isidentifier():
                 raise InputError(f"A {self.kind} is named by letters, digits and '_', not by {name!r}.")
             if name in self._names:
@@ -78,7 +78,7 @@ class Registry(Mapping[str, type[_Named]], Generic[_Named]):
             if _unwrapped(kind)[0] not in _PLAIN:
                 raise InputError(f"The setting {setting} of {cls.__name__} is no bool, int, float or str.")
         self._classes[cls.name] = cls
-        self._names |= dict.fromkeys((cls.name, *own.get("aliases", ())), cls.name)
+        self._names |= dict.fromkeys((cls.name, *declared.get("aliases", ())), cls.name)
         return cls
 
     def canonical(self, name: Any) -> str:
@@ -114,10 +114,11 @@ class Registry(Mapping[str, type[_Named]], Generic[_Named]):
         """
         if not isinstance(chosen, Mapping):
             raise InputError(f"Each {self.kind} is chosen by its name with its settings, not by {chosen!r}.")
-        names = {given: self.canonical(given) for given in chosen}
+        names = {former: self.canonical(former) for former in chosen}
         if len(set(names.values())) < len(names):
             raise InputError(f"One {self.kind} of {', '.join(names)} is named twice: leave an alias out.")
-        return {name: self.check(name, chosen[given]) for given, name in sorted(names.items(), key=_second)}
+        order = sorted(names, key=lambda former: names[former])
+        return {names[former]: self.check(names[former], chosen[former]) for former in order}
 
     def parse(self, name: str, assignments: Sequence[str], option: str) -> dict[str, Any]:
         """The same from ``NAME=VALUE``.
@@ -151,8 +152,8 @@ class Registry(Mapping[str, type[_Named]], Generic[_Named]):
         """The annotated type of a setting."""
         types = _settings_of(self[name])
         if setting not in types:
-            known = f"it takes {', '.join(types)}" if types else "it takes none"
-            raise InputError(f"The {self.kind} {name} has no setting {setting!r}: {known}.")
+            choice = f"it takes {', '.join(types)}" if types else "it takes none"
+            raise InputError(f"The {self.kind} {name} has no setting {setting!r}: {choice}.")
         return types[setting]
 
     def _checked(self, name: str, setting: str, kind: Any, value: Any) -> Any:
@@ -164,15 +165,11 @@ class Registry(Mapping[str, type[_Named]], Generic[_Named]):
         return float(value) if _unwrapped(kind)[0] is float and value is not None else value
 
 
-def _second(pair: tuple[str, str]) -> str:
-    return pair[1]
-
-
 def _settings_of(cls: Any) -> dict[str, Any]:
     """Names and annotated types of a class's settings."""
     hints = get_type_hints(cls)
-    own = [field.name for field in fields(cls) if field.init]
-    return {name: hints[name] for name in own if name not in cls.supplied}
+    names = [field.name for field in fields(cls) if field.init]
+    return {name: hints[name] for name in names if name not in cls.supplied}
 
 
 def _unwrapped(kind: Any) -> tuple[Any, bool]:

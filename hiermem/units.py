@@ -141,13 +141,13 @@ class _Piece:
     leads: bool = False
     row: bool = False
 
-    def goes_with(self, other: "_Piece") -> bool:
+    def goes_with(self, following: "_Piece") -> bool:
         """Whether both are one unit."""
-        if self.unit.is_header or other.unit.is_header or other.unit.end - self.unit.start > LONGEST:
+        if self.unit.is_header or following.unit.is_header or following.unit.end - self.unit.start > LONGEST:
             return False
-        if other.asks:
+        if following.asks:
             return False
-        return self.asks or (self.leads and not other.leads and not other.row)
+        return self.asks or (self.leads and not following.leads and not following.row)
 
 
 def split(text: str) -> list[Unit]:

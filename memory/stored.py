@@ -1,4 +1,4 @@
-"""What a memory on disk holds, taken piece by piece: whatever is not as this library leaves it is refused.
+"""Content of a memory on disk, taken piece by piece: whatever is not as this library leaves it is refused.
 
 A seal tells damage alone, so nothing is believed: names, types, shapes and ranges are those that the model
 and the settings at hand give, and nothing is left over. All errors are plain ValueErrors; `MemoryState` says
@@ -44,10 +44,10 @@ class Stored:
 
     def within(self, group: str) -> "Stored":
         """Those called ``<group>.<name>``, by their names alone."""
-        own = {name: t for name, t in self._left.items() if name.startswith(group + ".")}
-        self._left = {name: t for name, t in self._left.items() if name not in own}
+        group_tensors = {name: t for name, t in self._left.items() if name.startswith(group + ".")}
+        self._left = {name: t for name, t in self._left.items() if name not in group_tensors}
         start = len(group) + 1
-        return Stored({name[start:]: t for name, t in own.items()}, f"{self._of}{group}.")
+        return Stored({name[start:]: t for name, t in group_tensors.items()}, f"{self._of}{group}.")
 
     def all(self) -> dict[str, Tensor]:
         """All that are left, by name, taken as they are."""
@@ -63,10 +63,10 @@ class Stored:
         if name not in self._left:
             raise ValueError(f"{self._of}{name} is missing")
         tensor = self._left.pop(name)
-        wanted = (dtype,) if isinstance(dtype, torch.dtype) else dtype
-        if tensor.dtype not in wanted:
+        dtypes = (dtype,) if isinstance(dtype, torch.dtype) else dtype
+        if tensor.dtype not in dtypes:
             raise ValueError(f"{self._of}{name} is of another type")
-        fits = [size is None or size == own for size, own in zip(shape, tensor.shape, strict=False)]
+        fits = [size is None or size == actual for size, actual in zip(shape, tensor.shape, strict=False)]
         if len(shape) != tensor.ndim or not all(fits):
             raise ValueError(f"{self._of}{name} has another shape")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -114,7 +114,7 @@ def words(value: Any, name: str) -> str:
     return value
 
 
-def read_bookkeeping(given: Any, parts: int | None = None) -> dict[str, Any]:
+def read_bookkeeping(bookkeeping: Any, parts: int | None = None) -> dict[str, Any]:
     """`WorkingMemory.bookkeeping` of one row, checked by itself.
 
     Args:
@@ -123,21 +123,23 @@ def read_bookkeeping(given: Any, parts: int | None = None) -> dict[str, Any]:
     Raises:
         ValueError: it is not.
     """
-    counts = exactly(given, ("seen", "columns", "peak_tokens", "next_frame", "holes"), "the bookkeeping")
+    counts = exactly(
+        bookkeeping, ("seen", "columns", "peak_tokens", "next_frame", "holes"), "the bookkeeping"
+    )
     seen = wholes(counts["seen"], "seen")
     if [whole(counts["columns"], "columns")] != seen:
         raise ValueError("seen and columns differ")
     whole(counts["peak_tokens"], "peak_tokens", 0, seen[0])
     wholes(counts["next_frame"], "next_frame")
     ragged = counts["holes"]
-    if not isinstance(ragged, list) or not all(type(one) is bool for one in ragged):
+    if not isinstance(ragged, list) or not all(type(value) is bool for value in ragged):
         raise ValueError("holes is not a list of truth values")
     if parts is not None and len(ragged) != parts:
         raise ValueError("the caches are of another number of parts")
     return counts
 
 
-def settings(kind: type[_T], given: Any, younger: Mapping[type, Mapping[str, Any]]) -> _T:
+def settings(kind: type[_T], values: Any, younger: Mapping[type, Mapping[str, Any]]) -> _T:
     """A dataclass of settings from JSON.
 
     Args:
@@ -149,12 +151,12 @@ def settings(kind: type[_T], given: Any, younger: Mapping[type, Mapping[str, Any
     """
     hints = get_type_hints(kind)
     assert is_dataclass(kind)
-    if not isinstance(given, dict):
+    if not isinstance(values, dict):
         raise InputError(f"{kind.__name__} has no settings of this kind.")
-    given = {**younger.get(kind, {}), **given}
-    if wrong := {one.name for one in fields(kind)} ^ set(given):
+    values = {**younger.get(kind, {}), **values}
+    if wrong := {field.name for field in fields(kind)} ^ set(values):
         raise InputError(f"{kind.__name__} has no setting {shortened(min(wrong))}, or lacks it.")
-    return kind(**{name: _setting(hints[name], value, name, younger) for name, value in given.items()})
+    return kind(**{name: _setting(hints[name], value, name, younger) for name, value in values.items()})
 
 
 def _setting(hint: Any, value: Any, name: str, younger: Mapping[type, Mapping[str, Any]]) -> Any:

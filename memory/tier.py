@@ -65,7 +65,7 @@ class EvictedTokens:
             return None
         order = gone.int().sort(dim=-1, descending=True, stable=True).indices[..., :most]
         wide = order.unsqueeze(-1)
-        keys, values = (own.gather(2, wide.expand(-1, -1, -1, own.shape[-1])) for own in held)
+        keys, values = (tensor.gather(2, wide.expand(-1, -1, -1, tensor.shape[-1])) for tensor in held)
         lost = positions.masked_fill(~gone, -1).gather(-1, order)
         return cls(heads, keys, values, lost, before.position_ids.gather(-1, order))
 
@@ -131,7 +131,7 @@ def new_tiers(settings: Mapping[str, Mapping[str, Any]]) -> tuple[Tier, ...]:
     Raises:
         InputError: there is no such tier or setting, or a value is refused.
     """
-    return tuple(TIERS.build(name, own) for name, own in settings.items())
+    return tuple(TIERS.build(name, chosen) for name, chosen in settings.items())
 
 
 @dataclass(frozen=True)

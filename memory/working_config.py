@@ -83,8 +83,8 @@ class WorkingMemoryConfig:
         Args:
             network: what `namm` scores with; None takes an untrained one of the published shape.
         """
-        own = {"network": network} if network is not None and self.policy == NammPolicy.name else {}
-        return POLICIES.build(self.policy, self.policy_settings, sinks=self.sinks, **own)
+        supplied = {"network": network} if network is not None and self.policy == NammPolicy.name else {}
+        return POLICIES.build(self.policy, self.policy_settings, sinks=self.sinks, **supplied)
 
     def with_policy(self, policy: str, **settings: Any) -> "WorkingMemoryConfig":
         """The same configuration with another policy and its settings; those of the present one go."""

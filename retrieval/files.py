@@ -231,11 +231,11 @@ def check_target(directory: Path) -> None:
     """Refuse a path that holds anything but a memory, nothing, or what a killed first save left."""
     if directory.exists() and not directory.is_dir():
         raise MemoryFileError(f"{directory} is a file; give the path of a directory instead.")
-    known = {_LOCK, NOTE, *noted(directory)}
+    allowed = {_LOCK, NOTE, *noted(directory)}
     try:
         read_manifest(directory)
     except MemoryMissingError:
-        if directory.exists() and not {p.name for p in directory.iterdir()} <= known:
+        if directory.exists() and not {p.name for p in directory.iterdir()} <= allowed:
             raise MemoryFileError(
                 f"{directory} holds other files and no memory; give a new or empty directory."
             ) from None
@@ -245,8 +245,8 @@ def _make_directory(directory: Path) -> None:
     """Make the directory and its missing ancestors so that they outlast a power failure."""
     missing = [d for d in (directory, *directory.parents) if not d.exists()]
     directory.mkdir(parents=True, exist_ok=True)
-    for made in missing:
-        sync_folder(made.parent)
+    for folder in missing:
+        sync_folder(folder.parent)
 
 
 @contextmanager

@@ -170,7 +170,7 @@ class HMTModule(AtLeastFloat32):
         settings = [f"{first.get(name, name)}={value!r}" for name, value in vars(self.config).items()]
         return digest(f"SummaryConfig({', '.join(settings)})", self.state_dict())
 
-    def forward(self, query: Tensor, past: Tensor, there: Tensor) -> Tensor:
+    def forward(self, query: Tensor, embeddings: Tensor, mask: Tensor) -> Tensor:
         """The memory prompt P_n, ``[B, m, d]``; P_0 where M is empty.
 
         As published (section 3.2) it is softmax(Q Kᵀ / √h) M; residual, P_0 + W_v softmax(κ q̂ K̂ᵀ) W_c M / √h,
@@ -178,41 +178,41 @@ class HMTModule(AtLeastFloat32):
 
         Args:
             query: S_n, ``[B, m, d]``.
-            past: M, ``[B, n * m, d]``.
-            there: which of them are a row's own, ``[B, n * m]`` bool.
+            embeddings: M, ``[B, n * m, d]``.
+            mask: which of them are a row's own, ``[B, n * m]`` bool.
         """
-        first = self.first_prompt(len(past))
-        if past.shape[1] == 0:
+        first = self.first_prompt(len(embeddings))
+        if embeddings.shape[1] == 0:
             return first
-        attention, values = self._attention(query, past, there)
+        attention, values = self._attention(query, embeddings, mask)
         recalled = attention @ values
         if self.value is None:
             prompt = recalled
         else:
             added = self.value(recalled / math.sqrt(self.config.width))
             prompt = first + added.unflatten(2, (self.config.tokens, -1)).squeeze(1)
-        return torch.where(there.any(dim=1).view(-1, 1, 1), prompt, first)
+        return torch.where(mask.any(dim=1).view(-1, 1, 1), prompt, first)
 
-    def weights(self, query: Tensor, past: Tensor, there: Tensor) -> Tensor:
-        """How much each past segment is recalled, ``[B, n]``; the arguments are those of `forward`."""
-        attention = self._attention(query, past, there)[0].mean(dim=1)
+    def weights(self, query: Tensor, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """How much each earlier segment is recalled, ``[B, n]``; the arguments are those of `forward`."""
+        attention = self._attention(query, embeddings, mask)[0].mean(dim=1)
         return (
             attention if self.value is not None else attention.unflatten(1, (-1, self.config.tokens)).sum(2)
         )
 
-    def _attention(self, query: Tensor, past: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    def _attention(self, query: Tensor, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Attention ``[B, q, k]`` and what it weighs ``[B, k, …]``: all memory embeddings as they are, or the
         content of each segment."""
         dtype, m = self.key.weight.dtype, self.config.tokens
-        query, past = query.to(dtype), past.to(dtype)
+        query, embeddings = query.to(dtype), embeddings.to(dtype)
         if self.value is not None:
-            query, past, there = query[:, -1:], past[:, m - 1 :: m], there[:, m - 1 :: m]
-        keys = self.key(past)
+            query, embeddings, mask = query[:, -1:], embeddings[:, m - 1 :: m], mask[:, m - 1 :: m]
+        keys = self.key(embeddings)
         before = self.value is not None and self.config.query == "previous"  # itself one of what it looks for
         queries = self.key(query) if before else self.query(query)
         if self.value is not None:
             queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
         scale = 1 / math.sqrt(self.config.width) if self.value is None else SHARPNESS
         logits = queries @ keys.transpose(1, 2) * scale
-        logits = logits.masked_fill(~there.unsqueeze(1), torch.finfo(dtype).min)
-        return logits.softmax(dim=-1), past if self.content is None else self.content(past)
+        logits = logits.masked_fill(~mask.unsqueeze(1), torch.finfo(dtype).min)
+        return logits.softmax(dim=-1), embeddings if self.content is None else self.content(embeddings)

@@ -28,10 +28,10 @@ def new_search_keys(settings: Mapping[str, Mapping[str, Any]], **supplies: Any) 
         InputError: there is no such key or setting, or a value is refused.
     """
     keys = []
-    for name, own in settings.items():
-        wanted = {field: supplies[field] for field in SEARCH_KEYS[name].supplied}
-        if all(supply is not None for supply in wanted.values()):
-            keys.append(SEARCH_KEYS.build(name, own, **wanted))
+    for name, chosen in settings.items():
+        supplied = {field: supplies[field] for field in SEARCH_KEYS[name].supplied}
+        if all(supply is not None for supply in supplied.values()):
+            keys.append(SEARCH_KEYS.build(name, chosen, **supplied))
     return keys
 
 

@@ -162,8 +162,8 @@ class LexicalKey(SearchKey):
     def idf(self, ids: _Ints) -> _Floats:
         """How rare units are in the segments so far: float64 [U]."""
         frequency = self._frequency
-        known = np.array([frequency[unit] for unit in ids.tolist()], np.float64)
-        return idf(known, self._segments)
+        counts = np.array([frequency[unit] for unit in ids.tolist()], np.float64)
+        return idf(counts, self._segments)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The statistics in int64: ``segments`` [1], ``unit_ids`` [V] ascending, ``frequency``."""
