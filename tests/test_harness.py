@@ -176,6 +176,13 @@ def test_generation_from_nothing_begins_as_every_text_does(tiny_model: Path) -> 
     assert text == model.tokenizer.decode(whole[0, 1:], skip_special_tokens=True)
 
 
+def test_settings_of_a_policy_go_by_name(tiny_model: Path) -> None:
+    model = HarnessModel(str(tiny_model), policy="attention", policy_set="decay=0.5;near=3")
+    assert model.model.config.working.policy_settings == {"decay": 0.5, "near": 3}
+    with pytest.raises(InputError, match="has no setting 'far'"):
+        HarnessModel(str(tiny_model), policy="attention", policy_set="far=3")
+
+
 @pytest.mark.parametrize("budget", ["many", 12.5, 0])
 def test_a_number_that_is_none_is_refused(tiny_model: Path, budget: object) -> None:
     with pytest.raises(InputError, match="budget in --model_args"):

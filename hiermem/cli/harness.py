@@ -32,6 +32,7 @@ class HarnessModel(TemplateLM):
     Args:
         pretrained: hub id or folder of a model, or smollm2.
         preset, policy, budget, segment, chunk, positions, dtype: as on hiermem's own command line.
+        policy_set: settings of the policy, NAME=VALUE with semicolons between.
         evictor: as there; none comes as None from the harness.
         device, batch_size, max_batch_size: given by the harness; contexts are read one by one.
         max_gen_toks: tokens that are generated where a task sets no limit.
@@ -45,6 +46,7 @@ class HarnessModel(TemplateLM):
         pretrained: str = "smollm2",
         preset: str | None = None,
         policy: str | None = None,
+        policy_set: str = "",
         budget: int | None = None,
         segment: int | None = None,
         chunk: int | None = None,
@@ -61,14 +63,23 @@ class HarnessModel(TemplateLM):
         if unknown:
             raise InputError(
                 f"hiermem has no setting {', '.join(unknown)}: --model_args takes pretrained, preset, "
-                f"policy, budget, segment, chunk, positions, evictor, dtype and max_gen_toks."
+                f"policy, policy_set, budget, segment, chunk, positions, evictor, dtype and max_gen_toks."
             )
         numbers = {"budget": budget, "segment": segment, "chunk": chunk, "max_gen_toks": max_gen_toks}
         for name, number in numbers.items():
             if number is not None and (not isinstance(number, int) or number < 1):
                 raise InputError(f"{name} in --model_args must be a whole number above 0, not {number!r}.")
+        assignments = [setting for setting in str(policy_set).split(";") if setting]
         config = opt.configuration(
-            pretrained, preset, policy, budget, segment, chunk, positions, evictor=evictor or NONE
+            pretrained,
+            preset,
+            policy,
+            budget,
+            segment,
+            chunk,
+            positions,
+            evictor=evictor or NONE,
+            policy_set=assignments,
         )
         usable = torch.cuda.is_available() or not str(device).startswith("cuda")  # its default is cuda:0
         self.model = opt.load_model(pretrained, config, dtype, device if usable else None)
