@@ -137,8 +137,7 @@ class HierMemConfig(PreTrainedConfig):
         if self.format_version < 2 and isinstance(self.mamba, dict):
             self.mamba = MambaConfig(**{"window": 0, **self.mamba})
         self.format_version = FORMAT_VERSION
-        if isinstance(self.summary, dict):  # as files hold it
-            self.summary = {FORMER_NAMES.get(name, name): own for name, own in self.summary.items()}
+        self.summary = _in_present_names(self.summary)
         check_settings(self, {name: kind for name, kind in _OWN.items() if get_origin(kind) is not ClassVar})
         if self.chunk < 1 or self.segment < 1 or self.segment % self.chunk:
             raise InputError(
@@ -252,6 +251,13 @@ class HierMemConfig(PreTrainedConfig):
 
 
 _OWN = get_annotations(HierMemConfig)
+
+
+def _in_present_names(summary: Any) -> Any:
+    """Settings of memory embeddings as a file holds them, by the names that they have now."""
+    if not isinstance(summary, dict):
+        return summary
+    return {FORMER_NAMES.get(name, name): value for name, value in summary.items()}
 
 
 def _check_names(unknown: Iterable[str]) -> None:

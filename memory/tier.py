@@ -24,7 +24,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from hiermem.memory.cache.head_groups import HeadGroup, Heads
+from hiermem.memory.attention import Heads
+from hiermem.memory.cache.head_groups import HeadGroup
 from hiermem.memory.cache.layer import LayerCache
 from hiermem.memory.records import Hit, SegmentRecord
 from hiermem.registry import Registry

@@ -225,10 +225,10 @@ class WorkingMemory:
         self._decide(self.frames.decision(rows, self.frames.starts(), device))
 
     def _decide(self, decision: Decision) -> None:
-        before = self.caches
+        caches = self.caches
         self.cache.evict(decision)
         if self.on_evicted is not None:
-            for moments in zip(self.head_groups, before, self.caches, strict=True):
+            for moments in zip(self.head_groups, caches, self.caches, strict=True):
                 self.on_evicted(*moments)
         move = decision.move
         if self.config.positions == "compact":
