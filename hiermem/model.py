@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hiermem import asking, reading, saving
+from hiermem import asking, memory_parameters, reading, restoring, saving
 from hiermem.backbone import Backbone, without_wrapper
 from hiermem.config import HierMemConfig, check_config
 from hiermem.errors import InputError
@@ -118,7 +118,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
             BackboneUnsupportedError: its attention cannot run over a working memory, or it was spread over
                 several devices.
         """
-        return saving.load(cls, name_or_path, config, LoadOptions.of(dtype, device, options))
+        return restoring.load(cls, name_or_path, config, LoadOptions.of(dtype, device, options))
 
     def save_pretrained(
         self,
@@ -163,7 +163,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
 
     def memory_parameters(self) -> dict[str, Tensor]:
         """The parameters that are hiermem's own and in use, by name, contiguous and on the CPU."""
-        return saving.memory_parameters(self, self.state_dict())
+        return memory_parameters.memory_parameters(self, self.state_dict())
 
     def load_memory_parameters(self, parameters: dict[str, Tensor]) -> None:
         """Take over parameters from `memory_parameters`.
@@ -174,7 +174,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         Raises:
             InputError: names are missing or unknown, shapes differ, or values are not finite.
         """
-        saving.load_memory_parameters(self, parameters)
+        memory_parameters.load_memory_parameters(self, parameters)
 
     # ---- reading and asking
 

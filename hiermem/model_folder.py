@@ -22,11 +22,18 @@ from hiermem.errors import InputError
 from hiermem.model_files import SMALL, check_files, files_in, is_loaded, stays
 from hiermem.retrieval.disk import sha256_of, sync
 
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+BACKBONE = "backbone"
+"""The folder with the configuration of a backbone that was saved whole, and the prefix of its weights."""
+
+SAMPLE = "backbone_sample"
+"""In `config.json`: values by which a backbone that was saved by its name is known again."""
+
+REMEDY = "save the model again, or restore it from a copy"
 SEAL = "hiermem.seal.json"
 CARD = "README.md"
 _STAGING, _COMMITTED = ".hiermem-saving-", ".hiermem-saved"
 _ATTEMPTS = 5
-_AGAIN = "save the model again, or restore it from a copy"
 # What transformers' tokenizers and calls of them leave behind without meaning anything else.
 _VOLATILE = ("padding", "truncation", "name_or_path", "is_local", "local_files_only", "tokenizers_version")
 _TOKENIZER = re.compile(r"(tokenizer|special_tokens|added_tokens|vocab).*\.json")
@@ -215,7 +222,7 @@ def check(folder: Path, sealed: bool | None = None) -> None:
             raise InputError(f"The file {name} is none of the model at {folder}: take it away.")
     if not (folder / SEAL).is_file():
         if sealed:
-            raise NotSealedError(f"The file {SEAL} of the model at {folder} is missing: {_AGAIN}.")
+            raise NotSealedError(f"The file {SEAL} of the model at {folder} is missing: {REMEDY}.")
         return
     for attempt in range(_ATTEMPTS):
         raw = (folder / SEAL).read_bytes()
@@ -235,12 +242,12 @@ def _first_problem(folder: Path, files: dict[str, dict[str, Any]]) -> str | None
             continue
         path, where = folder / name, f"The file {name} of the model at {folder}"
         if not path.is_file():
-            return f"{where} is missing: {_AGAIN}"
+            return f"{where} is missing: {REMEDY}"
         if path.stat().st_size == entry["bytes"] and sha256_of(path) == entry["sha256"]:
             continue
         if entry.get("content") is not None and _content(path) == entry["content"]:
             continue
-        return f"{where} was changed or cut short after it was saved: {_AGAIN}"
+        return f"{where} was changed or cut short after it was saved: {REMEDY}"
     return None
 
 
@@ -285,7 +292,7 @@ def _read_seal(folder: Path) -> dict[str, dict[str, Any]]:
         NotSealedError: it was changed or cut short.
     """
     path = folder / SEAL
-    damaged = NotSealedError(f"The file {SEAL} of the model at {folder} was changed: {_AGAIN}.")
+    damaged = NotSealedError(f"The file {SEAL} of the model at {folder} was changed: {REMEDY}.")
     try:
         status = path.stat()
         raw = path.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size <= SMALL else b""

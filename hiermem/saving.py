@@ -7,55 +7,28 @@ transformers' Trainer finds in a checkpoint all that it trained. Adapters stand 
 
 import copy
 import json
-import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from hiermem import lora
 from hiermem.card import base_model, card
-from hiermem.config import FORMAT_VERSION, HierMemConfig, check_config
+from hiermem.config import FORMAT_VERSION, HierMemConfig
 from hiermem.errors import InputError, first_line
-from hiermem.eviction_weights import AUTO, NONE, bundled, is_evolved, resolve_eviction_weights
-from hiermem.fingerprint import WeightsDigest, is_elsewhere
-from hiermem.loading import (
-    LoadOptions,
-    as_reachable,
-    check_reference,
-    load_backbone,
-    load_tokenizer,
-    model_type,
-    plainly,
-    saved_model,
-    saved_on_hub,
-)
-from hiermem.memory.policies import NammPolicy
-from hiermem.model_files import read_json
-from hiermem.model_folder import CARD, SEAL, check, finish, replacing
+from hiermem.fingerprint import is_elsewhere
+from hiermem.loading import model_type
+from hiermem.memory_parameters import memory_parameters
+from hiermem.model_folder import BACKBONE, CARD, INDEX, SAMPLE, SEAL, WEIGHTS, finish, replacing
 from hiermem.pretrained import HierMemPreTrainedModel
 from hiermem.retrieval.files import is_memory
-
-_log = logging.getLogger(__name__)
-_Model = TypeVar("_Model", bound=HierMemPreTrainedModel)
-
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_BACKBONE = "backbone"
-"""The folder with the configuration of a backbone that was saved whole, and the prefix of its weights."""
-
-_SAMPLE = "backbone_sample"
-"""In `config.json`: values by which a backbone that was saved by its name is known again."""
-
-_SEALED_FROM = 3
-"""The first format with a seal."""
 
 _AUTO_MAP = {
     "AutoConfig": "configuration_hiermem.HierMemConfig",
@@ -67,204 +40,6 @@ from {module} import {name}
 
 __all__ = ["{name}"]
 """
-_REMEDY = "save the model again, or restore it from a copy"
-
-
-# ---- loading
-
-
-def load(
-    kind: type[_Model],
-    name_or_path: str | os.PathLike[str],
-    config: HierMemConfig | None,
-    options: LoadOptions,
-) -> _Model:
-    """Load a plain backbone or a saved model; see `HierMemModel.from_pretrained`."""
-    if config is not None:
-        check_config(config)
-    name = os.fspath(name_or_path)
-    folder = Path(name)
-    local = os.path.isdir(folder)
-    if local:
-        folder = folder / options.hub.get("subfolder", "")
-    if (saved := saved_model(str(folder))) is not None:
-        if "revision" in options.hub:
-            raise InputError(f"The model at {folder} has no revisions: leave revision out.")
-        saved_options = options.without("subfolder")
-    else:
-        options = as_reachable(name, options)
-        saved, saved_options = saved_on_hub(name, options), options.without("revision")
-    if saved is None:
-        name = str(folder.resolve()) if local else name  # a saved model must find its backbone from anywhere
-        model = _from_backbone(kind, name, config, options.without("subfolder") if local else options)
-    else:
-        model = _from_saved(kind, saved, config, saved_options)
-    model.name_or_path = str(folder.resolve()) if local else name
-    return model.eval()
-
-
-def _from_backbone(
-    kind: type[_Model], name: str, config: HierMemConfig | None, options: LoadOptions
-) -> _Model:
-    config = config or HierMemConfig.preset("full")
-    resolve_eviction_weights(config.evictor, name, config.working.policy)  # refused before all loading
-    backbone, tokenizer = load_backbone(name, options)
-    return _around(kind, backbone, tokenizer, config, name, options)
-
-
-def _around(
-    kind: type[_Model],
-    backbone: PreTrainedModel,
-    tokenizer: Any,
-    config: HierMemConfig,
-    name: str,
-    options: LoadOptions,
-) -> _Model:
-    """The model around a backbone of that name."""
-    named = {"backbone": name, "backbone_revision": options.hub.get("revision")}
-    digest = WeightsDigest.of(backbone.state_dict())
-    model = kind(HierMemConfig(**{**config.settings(), **named}), backbone, tokenizer)
-    model.loaded_weights = digest
-    if "device_map" not in options.backbone and "quantization_config" not in options.backbone:
-        return model.to(options.place)
-    for part in (model.namm, model.mamba, *([model.summary] if model.summary is not None else [])):
-        part.to(backbone.device)
-    return model
-
-
-def _from_saved(
-    kind: type[_Model], folder: Path, config: HierMemConfig | None, options: LoadOptions
-) -> _Model:
-    with plainly(f"The model at {folder} is not complete", _REMEDY):
-        check(folder)
-        saved = _saved_config(folder)
-        parameters = dict(_memory_tensors(folder))
-        config = saved if config is None else config.with_heads_of(saved)
-        if config.evictor == AUTO and is_evolved(parameters):
-            config = config.with_network_of(saved)
-        elif config.evictor != NONE:  # the network that is saved gives way to the one that is asked for
-            parameters = {n: t for n, t in parameters.items() if not n.startswith("namm.")}
-        if _holds_backbone(folder):
-            backbone_config = AutoConfig.from_pretrained(
-                folder / _BACKBONE, trust_remote_code=options.trust_remote_code, local_files_only=True
-            )
-            backbone, tokenizer = load_backbone(str(folder), options, backbone_config)
-            model = _around(kind, backbone, tokenizer, config, saved.backbone, options)
-            model.loaded_weights = None  # the folder may be replaced: it is saved whole again
-        else:
-            check_reference(saved.backbone, folder)
-            revision = {"revision": saved.backbone_revision} if saved.backbone_revision else {}
-            named = LoadOptions(
-                options.dtype,
-                options.device,
-                {**options.hub, **revision},
-                options.backbone,
-                options.trust_remote_code,
-            )
-            model = _from_backbone(kind, saved.backbone, config, as_reachable(saved.backbone, named))
-            _say_where_from(model, folder)
-        load_memory_parameters(model, parameters)
-        lora.load_adapters(model.backbone, folder)
-        if (folder / "tokenizer_config.json").is_file():
-            model.tokenizer = load_tokenizer(folder, LoadOptions(trust_remote_code=options.trust_remote_code))
-        if (folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
-    return model
-
-
-def _say_where_from(model: HierMemPreTrainedModel, folder: Path) -> None:
-    """Warn where a folder's word leads to a backbone elsewhere that is not known to be the one it means."""
-    name, digest = model.config.backbone, model.loaded_weights
-    sample = read_json(folder / "config.json").get(_SAMPLE)
-    if os.path.isabs(name) and (digest is None or sample != digest.sample):
-        _log.warning(
-            f"The model at {folder} takes its backbone from {name}, which is not known to be the one that it "
-            f"was saved with; if it is, save the model again."
-        )
-
-
-def _saved_config(folder: Path) -> HierMemConfig:
-    """The configuration in a saved model's folder.
-
-    Raises:
-        InputError: it is damaged, of a newer format, or leads elsewhere.
-    """
-    config = HierMemConfig.from_saved(folder)
-    if _is_sealed(folder):
-        check(folder, sealed=True)
-    if config.evictor not in (AUTO, NONE, *bundled()):
-        raise InputError(
-            f"The model at {folder} names an evictor at {config.evictor!r}, outside its folder: give the "
-            f"evictor in a configuration of your own."
-        )
-    return config
-
-
-def _is_sealed(folder: Path) -> bool:
-    """Whether the model in a folder is of a format that has a seal."""
-    return bool(read_json(folder / "config.json").get("format_version", 0) >= _SEALED_FROM)
-
-
-def _holds_backbone(folder: Path) -> bool:
-    """Whether a saved model has its backbone's weights itself, as the formats with a seal may."""
-    return _is_sealed(folder) and (folder / _BACKBONE / "config.json").is_file()
-
-
-def _memory_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a saved model that are not its backbone's."""
-    files = {_WEIGHTS}
-    if not (folder / _WEIGHTS).is_file() and (folder / _INDEX).is_file():
-        files = set(read_json(folder / _INDEX)["weight_map"].values())
-    for name in sorted(files):
-        with safe_open(folder / name, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118
-                if not key.startswith(f"{_BACKBONE}."):
-                    yield key, file.get_tensor(key)
-
-
-# ---- the memory's parameters
-
-
-def memory_parameters(model: HierMemPreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters in ``state`` that are hiermem's own and in use, by name, contiguous and on the CPU."""
-    others = (f"{_BACKBONE}.", *_switched_off(model))
-    return {name: t.detach().cpu().contiguous() for name, t in state.items() if not name.startswith(others)}
-
-
-def load_memory_parameters(model: HierMemPreTrainedModel, parameters: Mapping[str, Tensor]) -> None:
-    """Take over parameters from `memory_parameters`; see there."""
-    off = _switched_off(model)
-    parameters = {name: t for name, t in parameters.items() if not name.startswith(off)}
-    expected = memory_parameters(model, model.state_dict())
-    wrong = set(expected) ^ set(parameters)
-    wrong |= {
-        name for name in expected.keys() & parameters.keys() if expected[name].shape != parameters[name].shape
-    }
-    later = ("summary.search_", "namm.")
-    wrong -= {name for name in wrong if name.startswith(later) and name not in parameters}
-    if wrong:
-        raise InputError(
-            f"The saved memory parameters do not fit this configuration ({', '.join(sorted(wrong))} "
-            f"differ): leave the configuration out, or take the one that was saved."
-        )
-    for name, tensor in parameters.items():
-        if expected[name].is_floating_point() != tensor.is_floating_point() or not tensor.isfinite().all():
-            raise InputError(f"The saved memory parameter {name} holds no finite numbers: {_REMEDY}.")
-    model.load_state_dict(dict(parameters), strict=False)
-
-
-def _switched_off(model: HierMemPreTrainedModel) -> tuple[str, ...]:
-    """Beginnings of the names of parameters that the model's configuration does not use."""
-    network: dict[str, Tensor] = {f"namm.{name}": weight for name, weight in model.namm.named_parameters()}
-    used = {
-        "summary.": model.summary is not None,
-        "mamba.": bool(model.mamba.groups),
-        "namm.": model.config.working.policy == NammPolicy.name or is_evolved(network),
-    }
-    return tuple(name for name, is_used in used.items() if not is_used)
-
-
-# ---- saving
 
 
 @dataclass(frozen=True)
@@ -320,7 +95,7 @@ def save(
         _write_config(model, staging)
         _write_tensors(parts.tensors, staging, max_shard_size)
         if parts.whole:
-            model.backbone.config.save_pretrained(staging / _BACKBONE)
+            model.backbone.config.save_pretrained(staging / BACKBONE)
         if lora.has_lora(model.backbone):
             named = base_model(model.config.backbone)
             lora.save_adapters(model.backbone, staging, parts.backbone, named)
@@ -381,12 +156,12 @@ def check_target(folder: Path) -> None:
     if (folder / "config.json").exists():
         if model_type(folder) != HierMemConfig.model_type:
             raise foreign
-    elif (folder / _WEIGHTS).exists() or (folder / _INDEX).exists():
+    elif (folder / WEIGHTS).exists() or (folder / INDEX).exists():
         raise foreign
 
 
 def _parts(model: HierMemPreTrainedModel, state: Mapping[str, Tensor]) -> _Parts:
-    prefix = f"{_BACKBONE}."
+    prefix = f"{BACKBONE}."
     backbone = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
     weights, adapters = lora.split(model.backbone, backbone)
     loaded = model.loaded_weights
@@ -444,7 +219,7 @@ def _write_config(model: HierMemPreTrainedModel, staging: Path) -> None:
         "format_version": max(FORMAT_VERSION, model.config.format_version),
     }
     if model.loaded_weights is not None:
-        values[_SAMPLE] = model.loaded_weights.sample
+        values[SAMPLE] = model.loaded_weights.sample
     text = json.dumps(values, indent=2, sort_keys=True) + "\n"
     (staging / "config.json").write_text(text, "utf-8")
     for reference, module in zip(_AUTO_MAP.values(), ("hiermem.config", "hiermem.model"), strict=True):
@@ -456,7 +231,7 @@ def _write_tensors(tensors: dict[str, Tensor], staging: Path, max_shard_size: in
     from huggingface_hub import save_torch_state_dict
 
     if not tensors:  # of which it would write nothing
-        save_file({}, staging / _WEIGHTS, metadata={"format": "pt"})
+        save_file({}, staging / WEIGHTS, metadata={"format": "pt"})
         return
     save_torch_state_dict(
         {name: _own_storage(tensor.cpu()) for name, tensor in tensors.items()},
