@@ -23,8 +23,8 @@ def main(folder: Path) -> None:
                 path.write_text(json.dumps(deepspeed_settings(stage)))
             distributed.barrier()
             for name in COMBINATIONS:
-                learner, config = combination(name)
-                engine = new_engine(learner, config, path)
+                objective, config = combination(name)
+                engine = new_engine(objective, config, path)
                 losses = steps(engine, 2)
                 checkpoint = folder / f"{stage}-{name}"
                 engine.save(checkpoint)
@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
                 again.load(checkpoint)
                 with engine.gathered():
                     if first:
-                        engine.learner.model.save_pretrained(folder / f"model-{stage}-{name}")
+                        engine.objective.model.save_pretrained(folder / f"model-{stage}-{name}")
                 results[f"{stage}-{name}"] = {
                     "losses": [*losses, *after],
                     "resumed": steps(again, 1, first=2),

@@ -18,8 +18,9 @@ from hiermem.memory.mamba.scan import _kernel, fused, step_by_step
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 from hiermem.reranking import reranked
-from hiermem.training.engine import Engine, TorchEngine, declared
+from hiermem.training.engine import Engine, TorchEngine
 from hiermem.training.objective import TrainingObjective
+from hiermem.training.parameters import trainable_parameters
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -112,26 +113,30 @@ def engines(name: str) -> list[Engine]:
     """The same training on the processor and on a GPU."""
     made: list[Engine] = []
     for device in ("cpu", "cuda"):
-        learner, optimizer = combination(name)
+        objective, optimizer = combination(name)
         draw = torch.Generator().manual_seed(6)
-        for own, weight in learner.named_parameters():
+        for own, weight in objective.named_parameters():
             if "lora_B" in own:  # 0 at first, and with it the gradients of A
                 weight.data = torch.randn(weight.shape, generator=draw)
-        learner.to(device)
-        made.append(TorchEngine(learner, optimizer))
+        objective.to(device)
+        made.append(TorchEngine(objective, optimizer))
     return made
 
 
-def given(learner: TrainingObjective, device: str) -> dict[str, Tensor]:
+def given(objective: TrainingObjective, device: str) -> dict[str, Tensor]:
     """Gradients of one step."""
-    learner(batch(0, 0).to(torch.device(device))).total.backward()
-    return {name: weight.grad for name, weight in declared(learner).items() if weight.grad is not None}
+    objective(batch(0, 0).to(torch.device(device))).total.backward()
+    return {
+        name: weight.grad
+        for name, weight in trainable_parameters(objective).items()
+        if weight.grad is not None
+    }
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_gradients_are_those_of_the_processor(name: str) -> None:
     one, other = engines(name)
-    expected, found = given(one.learner, "cpu"), given(other.learner, "cuda")
+    expected, found = given(one.objective, "cpu"), given(other.objective, "cuda")
     assert found.keys() == expected.keys()
     for own, gradient in expected.items():
         assert_near(found[own], gradient)

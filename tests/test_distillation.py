@@ -15,14 +15,18 @@ from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.mamba.module import MambaConfig, ScanOrder
 from hiermem.model import HierMemModel
 from hiermem.training import finetune
+from hiermem.training.batches import Sample, collated
 from hiermem.training.checkpoints import run_lock
+from hiermem.training.config import TrainConfig
 from hiermem.training.distillation import HeadObjective, ReplacementConfig
-from hiermem.training.engine import OptimizerConfig, declare, declared
 from hiermem.training.head_selection import ChoiceConfig, keep_best_heads
 from hiermem.training.objective import ObjectiveConfig
+from hiermem.training.optimizer import OptimizerConfig
+from hiermem.training.parameters import freeze_all_but, trainable_parameters
+from hiermem.training.preparation import Run
 from hiermem.training.recency import RecencyConfig
-from hiermem.training.recipes import TRAININGS, TrainConfig
-from hiermem.training.samples import Sample, SampleConfig, TrainingDataset, collated
+from hiermem.training.recipes import TRAININGS
+from hiermem.training.samples import SampleConfig, TrainingDataset
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def config_of(steps: int, **changes: object) -> TrainConfig:
 
 
 def test_heads_are_replaced_and_taught_in_stages(data: Path, tiny_model: Path, tmp_path: Path) -> None:
-    whole = finetune.Run(str(tiny_model), data, tmp_path / "whole", dtype="float32")
+    whole = Run(str(tiny_model), data, tmp_path / "whole", dtype="float32")
     first = finetune.train(config_of(4), whole)
     stopped = replace(whole, output=tmp_path / "stopped")
     for steps in (1, 3, 4):
@@ -80,7 +84,7 @@ def test_heads_are_replaced_and_taught_in_stages(data: Path, tiny_model: Path, t
 
 def test_the_heads_that_change_least_stay(data: Path, tiny_model: Path, tmp_path: Path) -> None:
     """One head is spoilt, so it goes; the others keep what they have learned."""
-    taught = finetune.Run(str(tiny_model), data, tmp_path / "taught", dtype="float32")
+    taught = Run(str(tiny_model), data, tmp_path / "taught", dtype="float32")
     finetune.train(config_of(1), taught)
     model = HierMemModel.from_pretrained(taught.output)
     layer, group = spoilt = model.mamba.groups[0]
@@ -130,7 +134,7 @@ def test_fewer_heads_read_as_they_did_among_others(tiny_model: Path) -> None:
 
 
 def test_stages_begin_where_they_can(data: Path, tiny_model: Path, tmp_path: Path) -> None:
-    plain = finetune.Run(str(tiny_model), data, tmp_path / "heads", dtype="float32")
+    plain = Run(str(tiny_model), data, tmp_path / "heads", dtype="float32")
     with pytest.raises(InputError, match="what the recipe heads made"):
         finetune.train(config_of(1, replacement=None), replace(plain, output=tmp_path / "none"))
     summary = SummaryConfig(tokens=2, width=4)
@@ -144,7 +148,7 @@ def test_stages_begin_where_they_can(data: Path, tiny_model: Path, tmp_path: Pat
 
 
 def test_two_runs_do_not_share_a_folder(data: Path, tiny_model: Path, tmp_path: Path) -> None:
-    run = finetune.Run(str(tiny_model), data, tmp_path / "heads", dtype="float32")
+    run = Run(str(tiny_model), data, tmp_path / "heads", dtype="float32")
     with run_lock(run.output, writes=True), pytest.raises(InputError, match="Another process is writing"):
         finetune.train(config_of(1), run)
     assert finetune.train(config_of(1), run)["step"] == 1
@@ -154,37 +158,37 @@ def test_adapters_do_not_learn_to_be_imitated() -> None:
     model = reader(config=settings())
     add_lora(model.backbone, LoraConfig(rank=2, targets=("q_proj", "v_proj")))
     model.replace_heads(MambaConfig(groups=[[1, 0]]))
-    declare(model, ("mamba",))
-    learner = HeadObjective(model)
-    assert not any(".lora_" in name for name in declared(learner))
-    learner(collated([Sample("one", ids_of(40)[0].tolist(), [True] * 40)], 40)).total.backward()
+    freeze_all_but(model, ("mamba",))
+    objective = HeadObjective(model)
+    assert not any(".lora_" in name for name in trainable_parameters(objective))
+    objective(collated([Sample("one", ids_of(40)[0].tolist(), [True] * 40)], 40)).total.backward()
     assert all(weight.grad is None for weight in model.backbone.parameters())
 
 
 def test_what_fills_a_sample_up_is_not_imitated() -> None:
     model = reader(config=settings())
     model.replace_heads(MambaConfig(groups=[[1, 0], [2, 1]]))
-    learner, ids = HeadObjective(model), ids_of(30)[0].tolist()
+    objective, ids = HeadObjective(model), ids_of(30)[0].tolist()
     with torch.no_grad():
-        short, filled = (learner(collated([Sample("a", ids, [True] * 30)], n)).total for n in (30, 60))
+        short, filled = (objective(collated([Sample("a", ids, [True] * 30)], n)).total for n in (30, 60))
     torch.testing.assert_close(short, filled)
 
 
 def test_what_a_recipe_says_may_be_changed() -> None:
-    half = TRAININGS["heads"]().with_share(0.5)
+    half = TRAININGS["heads"]().changed(share=0.5)
     assert half.replacement is not None and half.replacement.share == 0.5
     with pytest.raises(InputError, match="leave --share out"):
-        TRAININGS["heads-logits"]().with_share(0.5)
-    third = TRAININGS["heads-chosen"]().with_share(0.25)
+        TRAININGS["heads-logits"]().changed(share=0.5)
+    third = TRAININGS["heads-chosen"]().changed(share=0.25)
     assert third.choice is not None and third.choice.share == 0.25
-    with pytest.raises(InputError, match="leave --steps out"):
-        TRAININGS["heads-chosen"]().with_steps(5)
-    sizes = TRAININGS["heads"]().with_batch(16, 8).optimizer
+    with pytest.raises(InputError, match="leave --steps, --batch and --micro out"):
+        TRAININGS["heads-chosen"]().changed(steps=5)
+    sizes = TRAININGS["heads"]().changed(batch=16, micro=8).optimizer
     assert (sizes.batch, sizes.micro) == (16, 8)
     with pytest.raises(InputError, match="multiple of what is computed at once, not 8 of 3"):
-        TRAININGS["heads"]().with_batch(8, 3)
+        TRAININGS["heads"]().changed(batch=8, micro=3)
     with pytest.raises(InputError, match="between 0 and 1"):  # not all
-        TRAININGS["heads"]().with_share(1.0)
+        TRAININGS["heads"]().changed(share=1.0)
 
 
 def test_without_replaced_heads_there_is_nothing_to_teach(tiny_model: Path) -> None:

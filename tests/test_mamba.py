@@ -34,9 +34,9 @@ from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
 from hiermem.model_folder import SEAL
+from hiermem.training.batches import Sample, collated
 from hiermem.training.distillation import HeadObjective
-from hiermem.training.engine import declare, declared
-from hiermem.training.samples import Sample, collated
+from hiermem.training.parameters import freeze_all_but, trainable_parameters
 
 SOME = [[0, 1], [2, 0], [2, 1]]
 """One group of the first layer, none of the second, all of the third."""
@@ -310,10 +310,10 @@ def said(model: HierMemModel, read: Callable[[], Any]) -> list[Tensor]:
 
 def test_heads_learn_to_imitate_beside_an_unchanged_reading() -> None:
     model = reader(config=with_mamba())
-    declare(model, ("mamba",))
-    learner, some = HeadObjective(model), collated([Sample("one", ids_of(60)[0].tolist(), [True] * 60)], 60)
-    assert {name.split(".")[1] for name in declared(learner)} == {"mamba"}
-    attention = said(model, lambda: learner(some))
+    freeze_all_but(model, ("mamba",))
+    objective, some = HeadObjective(model), collated([Sample("one", ids_of(60)[0].tolist(), [True] * 60)], 60)
+    assert {name.split(".")[1] for name in trainable_parameters(objective)} == {"mamba"}
+    attention = said(model, lambda: objective(some))
     for ours, plain in zip(attention, said(model, lambda: model.backbone(some.ids)), strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
     apart = []
@@ -323,14 +323,14 @@ def test_heads_learn_to_imitate_beside_an_unchanged_reading() -> None:
         own = said(alone, lambda alone=alone: alone(some.ids))[layer][:, heads]
         target = attention[layer][:, heads]
         apart.append((own - target).square().sum() / target.square().sum())
-    before = learner(some).total
+    before = objective(some).total
     torch.testing.assert_close(before, torch.stack(apart).mean(), atol=1e-4, rtol=1e-3)
-    optimizer = torch.optim.Adam(declared(learner).values(), lr=0.01)
+    optimizer = torch.optim.Adam(trainable_parameters(objective).values(), lr=0.01)
     for _ in range(60):
         optimizer.zero_grad()
-        learner(some).total.backward()
+        objective(some).total.backward()
         optimizer.step()
-    assert float(learner(some).total.detach()) < 0.7 * float(before.detach())
+    assert float(objective(some).total.detach()) < 0.7 * float(before.detach())
     assert all(weight.grad is None for weight in model.backbone.parameters())
 
 

@@ -31,11 +31,16 @@ from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
 from hiermem.retrieval.keys import Question
 from hiermem.training import finetune
-from hiermem.training.engine import OptimizerConfig, TorchEngine, declare, declared
+from hiermem.training.batches import IGNORED, Sample, collated
+from hiermem.training.config import TrainConfig
+from hiermem.training.engine import TorchEngine
 from hiermem.training.objective import LanguageObjective, ObjectiveConfig
-from hiermem.training.recipes import TRAININGS, TrainConfig
+from hiermem.training.optimizer import OptimizerConfig
+from hiermem.training.parameters import freeze_all_but, trainable_parameters
+from hiermem.training.preparation import FITTED, Run, prepared_model
+from hiermem.training.recipes import TRAININGS
 from hiermem.training.retrieval_pairs import PairConfig, RetrievalPairs
-from hiermem.training.samples import IGNORED, Sample, SampleConfig, TrainingDataset, check_samples, collated
+from hiermem.training.samples import SampleConfig, TrainingDataset, check_samples
 from hiermem.training.search_key import SHARPNESS, RecallObjective
 
 TESTS = Path(__file__).parent
@@ -132,13 +137,13 @@ def test_labels_are_the_next_tokens() -> None:
 
 
 def test_the_loss_is_that_of_the_model_and_every_sample_counts_the_same() -> None:
-    learner, _ = combination("plain")
+    objective, _ = combination("plain")
     ids = ids_of(70, rows=2)
     samples = [Sample("a", ids[0].tolist(), [True] * 70), Sample("b", ids[1, :30].tolist(), [True] * 30)]
     with torch.no_grad():
-        losses = learner(collated(samples, 70))
-        alone = [learner.model(row, labels=row).loss for row in (ids[:1], ids[1:, :30])]
-        singles = [learner(collated([sample], 70)).total for sample in samples]
+        losses = objective(collated(samples, 70))
+        alone = [objective.model(row, labels=row).loss for row in (ids[:1], ids[1:, :30])]
+        singles = [objective(collated([sample], 70)).total for sample in samples]
     torch.testing.assert_close(losses.total, torch.stack(alone).mean(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(losses.total, torch.stack(singles).mean(), atol=1e-5, rtol=1e-5)
     assert losses.nll.shape == (2, 5) and (losses.nll[1, 2:] == 0).all()
@@ -148,12 +153,12 @@ def test_the_loss_is_that_of_the_model_and_every_sample_counts_the_same() -> Non
 @pytest.mark.parametrize("depth", [0, 1, 2, 5])
 def test_gradients_reach_back_as_many_segments_as_they_should(depth: int, recompute: bool) -> None:
     model = model_with_memory(policy="window")
-    learner = LanguageObjective(model.train(), ObjectiveConfig(depth=depth, recompute=recompute))
+    objective = LanguageObjective(model.train(), ObjectiveConfig(depth=depth, recompute=recompute))
     L, n = 16, 6
     ids = [token for segment in range(n) for token in range(10 + 20 * segment, 10 + 20 * segment + L)]
     sample = Sample("a", ids, [False] * (L * (n - 1) + 1) + [True] * (L - 1))  # all in the last segment
     embeddings = model.backbone.get_input_embeddings().weight.requires_grad_(True)
-    learner(collated([sample], L * n)).total.backward()
+    objective(collated([sample], L * n)).total.backward()
     reached = [
         bool(embeddings.grad[10 + 20 * segment : 26 + 20 * segment].abs().sum() > 0) for segment in range(n)
     ]
@@ -169,12 +174,12 @@ def test_a_step_leaves_no_memory_behind(name: str) -> None:
     def memories() -> int:
         return sum(type(own) is WorkingMemory for own in gc.get_objects())
 
-    learner, _ = combination(name)
+    objective, _ = combination(name)
     gc.collect()
     gc.disable()
     before = memories()
     try:
-        losses = learner(batch(0, 0))
+        losses = objective(batch(0, 0))
         losses.total.backward()
         del losses
         assert memories() == before
@@ -184,12 +189,16 @@ def test_a_step_leaves_no_memory_behind(name: str) -> None:
 
 def test_recomputed_segments_give_the_same_gradients() -> None:
     kept, recomputed = combination("lora")[0], combination("lora-recomputed")[0]
-    for learner in (kept, recomputed):
-        learner(batch(0, 0)).total.backward()
-    for (name, one), other in zip(declared(kept).items(), declared(recomputed).values(), strict=True):
+    for objective in (kept, recomputed):
+        objective(batch(0, 0)).total.backward()
+    for (name, one), other in zip(
+        trainable_parameters(kept).items(), trainable_parameters(recomputed).values(), strict=True
+    ):
         torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-5, msg=name)
     changed = [
-        name for name, weight in declared(kept).items() if weight.grad is not None and weight.grad.any()
+        name
+        for name, weight in trainable_parameters(kept).items()
+        if weight.grad is not None and weight.grad.any()
     ]
     assert len(changed) == 10  # six lora_B, P_0, W_c and its bias, W_v; lora_A waits for lora_B to leave 0
 
@@ -214,33 +223,35 @@ def test_the_teacher_is_the_backbone_with_full_attention() -> None:
 # ---- steps
 
 
-def test_exactly_the_declared_parameters_change() -> None:
-    learner, config = combination("lora")
-    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
-    steps(TorchEngine(learner, config), 2)
-    changed = {name for name, tensor in learner.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == set(declared(learner))
+def test_exactly_the_trainable_parameters_change() -> None:
+    objective, config = combination("lora")
+    before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+    steps(TorchEngine(objective, config), 2)
+    changed = {
+        name for name, tensor in objective.state_dict().items() if not torch.equal(tensor, before[name])
+    }
+    assert changed == set(trainable_parameters(objective))
 
 
 def test_a_loss_that_is_not_finite_changes_nothing_and_names_its_place() -> None:
-    learner, config = combination("plain")
-    engine = TorchEngine(learner, config)
+    objective, config = combination("plain")
+    engine = TorchEngine(objective, config)
     with torch.no_grad():
-        learner.model.summary.value.weight.fill_(torch.inf)
-    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+        objective.model.summary.value.weight.fill_(torch.inf)
+    before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
     with pytest.raises(NonFiniteError, match="segment 1 of sample 0"):
         steps(engine, 1)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in objective.state_dict().items())
 
 
 def test_what_cannot_be_trained_is_refused() -> None:
-    learner, config = combination("plain")
+    objective, config = combination("plain")
     with pytest.raises(InputError, match="divide"):
         config.rounds(3)
-    for weight in learner.parameters():
+    for weight in objective.parameters():
         weight.requires_grad_(False)
     with pytest.raises(InputError, match="nothing to train"):
-        TorchEngine(learner, config)
+        TorchEngine(objective, config)
     for wrong in ({"batch": 3, "micro": 2}, {"memory_rate": 0.0}):
         with pytest.raises(InputError):
             OptimizerConfig(**wrong)
@@ -277,10 +288,10 @@ def test_queries_depend_on_seed_and_number_alone_and_leave_out_what_is_held_out(
 
 def test_the_search_is_taught_by_contrast_with_all_texts(data: Path) -> None:
     model = searching()
-    declare(model, ("search",))
+    freeze_all_but(model, ("search",))
     pairs = RetrievalPairs(tokenizer(), data, PAIRS, model.config.longterm)
-    learner, queries = RecallObjective(model, pairs), pairs.batch(range(4))
-    losses, hmt = learner(queries), model.summary
+    objective, queries = RecallObjective(model, pairs), pairs.batch(range(4))
+    losses, hmt = objective(queries), model.summary
     assert hmt is not None
     with torch.no_grad():
         keys = torch.stack([hmt.search_key(model.embed(text)[-1]) for text in pairs.texts])
@@ -291,12 +302,14 @@ def test_the_search_is_taught_by_contrast_with_all_texts(data: Path) -> None:
             scores = SHARPNESS * (queries.lexical[row] + hmt.search_weight * cosines)
             expected = -scores.log_softmax(-1)[queries.targets[row]]
             torch.testing.assert_close(losses.nll[row, 0], expected, atol=1e-5, rtol=1e-4)
-    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
-    TorchEngine(learner, OptimizerConfig(batch=4, micro=4)).step([queries], 1.0)
-    changed = {name for name, tensor in learner.state_dict().items() if not torch.equal(tensor, before[name])}
+    before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+    TorchEngine(objective, OptimizerConfig(batch=4, micro=4)).step([queries], 1.0)
+    changed = {
+        name for name, tensor in objective.state_dict().items() if not torch.equal(tensor, before[name])
+    }
     assert changed == {"model.summary.summary_prompt.weight"}
     with torch.no_grad():
-        assert learner(queries).total < losses.total
+        assert objective(queries).total < losses.total
     with pytest.raises(InputError, match="no search key"):
         RecallObjective(model_with_memory(), pairs)
 
@@ -314,7 +327,7 @@ def config_of(tmp_steps: int = 4) -> TrainConfig:
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(
     data: Path, wide_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where = finetune.Run(str(wide_model), data, tmp_path / "whole")
+    where = Run(str(wide_model), data, tmp_path / "whole")
     whole = finetune.train(config_of(), where)
     stopped = replace(where, output=tmp_path / "stopped")
     taken = finetune._step
@@ -346,16 +359,16 @@ def test_dropout_stays_off(tmp_path: Path) -> None:
     config = GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=100, n_positions=64)
     assert config.attn_pdrop and config.resid_pdrop
     model = over(AutoModelForCausalLM.from_config(config), 16, policy="window")
-    learner = LanguageObjective(model.train(), ObjectiveConfig())  # as it is before the first step
+    objective = LanguageObjective(model.train(), ObjectiveConfig())  # as it is before the first step
     made = collated([Sample("a", ids_of(60)[0].tolist(), [True] * 60)], 60)
-    assert learner.training and torch.equal(learner(made).total, learner(made).total)
+    assert objective.training and torch.equal(objective(made).total, objective(made).total)
 
 
 def test_the_search_key_is_taught_after_a_training(data: Path, wide_model: Path, tmp_path: Path) -> None:
-    first = finetune.Run(str(wide_model), data, tmp_path / "first")
+    first = Run(str(wide_model), data, tmp_path / "first")
     finetune.train(config_of(2), first)
     key = replace(TRAININGS["key"](), pairs=PAIRS, steps=2, evaluated=2)
-    finetune.train(key, finetune.Run(str(tmp_path / "first"), data, tmp_path / "second"))
+    finetune.train(key, Run(str(tmp_path / "first"), data, tmp_path / "second"))
     one, other = (HierMemModel.from_pretrained(tmp_path / name) for name in ("first", "second"))
     assert other.config.summary.search == 256 and other.summary.search_weight > 0
     ids = ids_of(700)
@@ -368,16 +381,16 @@ def test_a_summary_prompt_that_recalls_is_not_taught_to_search(
 ) -> None:
     summary = SummaryConfig(tokens=2, width=4, query="half")
     config = replace(config_of(1), preset="hmt", segment=32, summary=summary)
-    finetune.train(config, finetune.Run(str(wide_model), data, tmp_path / "first"))
+    finetune.train(config, Run(str(wide_model), data, tmp_path / "first"))
     key = replace(TRAININGS["key"](), pairs=PAIRS, steps=2, evaluated=2)
     with pytest.raises(InputError, match="whose query is previous"):
-        finetune.train(key, finetune.Run(str(tmp_path / "first"), data, tmp_path / "second"))
+        finetune.train(key, Run(str(tmp_path / "first"), data, tmp_path / "second"))
 
 
 def test_a_trained_model_is_trained_on(data: Path, wide_model: Path, tmp_path: Path) -> None:
-    first = finetune.Run(str(wide_model), data, tmp_path / "first")
+    first = Run(str(wide_model), data, tmp_path / "first")
     finetune.train(config_of(2), first)
-    second = finetune.prepared(config_of(2), replace(first, model=str(tmp_path / "first")))
+    second = prepared_model(config_of(2), replace(first, model=str(tmp_path / "first")))
     saved = HierMemModel.from_pretrained(tmp_path / "first")
     for name, tensor in saved.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name])
@@ -401,7 +414,7 @@ def test_recall_is_fitted_once_and_again_where_only_recall_is_trained(
             torch.testing.assert_close(means, torch.zeros_like(means), atol=1e-3, rtol=0)
 
     monkeypatch.setattr(fit, "fit_recall", noted)
-    run_of = finetune.Run(str(wide_model), data, tmp_path / "run")
+    run_of = Run(str(wide_model), data, tmp_path / "run")
     finetune.train(config, run_of)
     model = HierMemModel.from_pretrained(wide_model, config=config.model())
     ids = torch.tensor([TrainingDataset(model.tokenizer, data, samples)[0].ids])
@@ -410,10 +423,10 @@ def test_recall_is_fitted_once_and_again_where_only_recall_is_trained(
     torch.testing.assert_close(fitted[0][0], torch.stack(left), atol=1e-4, rtol=1e-3)
     finetune.train(replace(config, steps=2), run_of)
     kept = HierMemModel.from_pretrained(tmp_path / "run").summary
-    assert torch.equal(kept.key.weight, load_file(run_of.output / finetune.FITTED)["summary.key.weight"])
-    finetune.train(config, finetune.Run(str(tmp_path / "run"), data, tmp_path / "second"))
+    assert torch.equal(kept.key.weight, load_file(run_of.output / FITTED)["summary.key.weight"])
+    finetune.train(config, Run(str(tmp_path / "run"), data, tmp_path / "second"))
     assert len(fitted) == 1 and fitted[0].shape[:3] == (6, 2, 2)
-    again = finetune.Run(str(tmp_path / "run"), data, tmp_path / "again")
+    again = Run(str(tmp_path / "run"), data, tmp_path / "again")
     result = finetune.train(replace(config, segment=48, trains=("recall",), steps=0), again)
     assert (result["step"], result["loss"]) == (0, None) and result["held_out"] > 0
     refitted = HierMemModel.from_pretrained(again.output)
@@ -430,7 +443,7 @@ def test_recall_is_fitted_once_and_again_where_only_recall_is_trained(
         )
     short = replace(config, samples=SampleConfig(tokens=48))
     with pytest.raises(InputError, match="at least two segments of 32"):
-        finetune.train(short, finetune.Run(str(wide_model), data, tmp_path / "short"))
+        finetune.train(short, Run(str(wide_model), data, tmp_path / "short"))
     for wrong in ({"fitted": 1}, {"summary": replace(summary, residual=False)}):
         with pytest.raises(InputError, match="where the memory is residual"):
             replace(config, **wrong)
@@ -455,7 +468,7 @@ def test_every_recipe_can_be_made() -> None:
 def test_bad_input(data: Path, tmp_path: Path) -> None:
     assert_refused(run("train", "--recipe", "nothing", "--data", data, "--out", tmp_path / "a"), "recipe")
     with pytest.raises(InputError, match="nowhere"):
-        finetune.train(config_of(), finetune.Run("smollm2", tmp_path / "nowhere", tmp_path / "a"))
+        finetune.train(config_of(), Run("smollm2", tmp_path / "nowhere", tmp_path / "a"))
     assert not (tmp_path / "a").exists()
 
 
@@ -493,9 +506,9 @@ def test_two_processes_are_one_in_every_stage_of_zero(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results) == 3 * len(COMBINATIONS)
     for name in COMBINATIONS:
-        learner, config = combination(name)
-        expected = steps(TorchEngine(learner, config), 3)
-        weights = learner.model.memory_parameters()
+        objective, config = combination(name)
+        expected = steps(TorchEngine(objective, config), 3)
+        weights = objective.model.memory_parameters()
         for stage in (1, 2, 3):
             found = results[f"{stage}-{name}"]
             assert found["losses"] == pytest.approx(expected, abs=1e-5), (stage, name)

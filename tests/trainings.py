@@ -13,11 +13,13 @@ from hiermem.lora import LoraConfig, add_lora
 from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.mamba.module import MambaConfig
 from hiermem.model import HierMemModel
+from hiermem.training.batches import Batch, Sample, collated
 from hiermem.training.distillation import HeadObjective
 from hiermem.training.distributed import rank, world
-from hiermem.training.engine import Engine, OptimizerConfig, declare
+from hiermem.training.engine import Engine
 from hiermem.training.objective import LanguageObjective, ObjectiveConfig, TrainingObjective
-from hiermem.training.samples import Batch, Sample, collated
+from hiermem.training.optimizer import OptimizerConfig
+from hiermem.training.parameters import freeze_all_but
 
 COMBINATIONS = ("plain", "lora", "recomputed", "lora-recomputed", "half-recomputed", "mamba", "imitating")
 
@@ -38,7 +40,7 @@ def isolated() -> HierMemModel:
 
 
 def combination(name: str) -> tuple[TrainingObjective, OptimizerConfig]:
-    """A learner and settings by name."""
+    """An objective and settings by name."""
     model = isolated() if "half" in name else model_with_memory()
     if "lora" in name:
         torch.manual_seed(5)
@@ -47,9 +49,9 @@ def combination(name: str) -> tuple[TrainingObjective, OptimizerConfig]:
     if name in ("mamba", "imitating"):
         model.replace_heads(MambaConfig(groups=[[0, 1], [2, 0], [2, 1]]))
     if name == "imitating":
-        declare(model, ("mamba",))
+        freeze_all_but(model, ("mamba",))
         return HeadObjective(model), optimizer
-    declare(model, ("prompt", "recall", "lora", "mamba"))
+    freeze_all_but(model, ("prompt", "recall", "lora", "mamba"))
     objective = ObjectiveConfig(depth=1, recompute="recomputed" in name)
     return LanguageObjective(model.train(), objective), optimizer
 

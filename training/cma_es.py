@@ -1,6 +1,6 @@
-"""Evolution by CMA-ES: ask, evaluate, tell, keep; whatever is evolved and however it is judged.
+"""Evolution by CMA-ES: ask for candidates, evaluate them, tell their fitness, keep a checkpoint.
 
-Fitness is maximised; the library underneath minimises, and this is the one place that turns the sign. What
+Fitness is maximised. The library underneath minimises, and this is the one place that turns the sign. What
 ships is the mean of the distribution (NAMM, arXiv 2410.13166), never its luckiest sample.
 """
 
@@ -19,7 +19,10 @@ from hiermem.settings import check_settings
 from hiermem.training.checkpoints import begin, damaged, finish, newest, place, read_state, write_state
 
 WORST = 0.0
-"""Fitness of a candidate that cannot be judged."""
+"""Fitness of a candidate whose own is not finite."""
+
+_FORMER = {"covariance": "full", "pressure": 0.0}
+"""Settings of a stage in checkpoints of earlier versions, which had a choice here."""
 
 Vector = np.ndarray
 Fitness = Callable[[Sequence[Vector], int], tuple[np.ndarray, np.ndarray]]
@@ -31,14 +34,12 @@ class StageConfig:
     """One stage of an evolution; each starts from the mean of the last.
 
     Attributes:
-        name: of the stage.
-        tasks: names of the tasks that judge it.
-        prompts: of each task, in every generation; all candidates get the same.
-        generations: how many.
+        name: name of the stage.
+        tasks: names of the tasks that fitness is measured on.
+        prompts: prompts of each task in every generation; all candidates get the same.
+        generations: number of generations.
         population: candidates of a generation.
         sigma: first standard deviation.
-        covariance: `full` or `diagonal` (a matrix of n or only n values for n parameters).
-        pressure: fitness lost per share of the cache that is kept beyond none.
     """
 
     name: str
@@ -47,8 +48,6 @@ class StageConfig:
     generations: int = 50
     population: int = 16
     sigma: float = 0.2
-    covariance: str = "full"
-    pressure: float = 0.0
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -56,20 +55,24 @@ class StageConfig:
             raise InputError(
                 f"Stage {self.name} needs a task, a prompt, a generation and at least 4 candidates."
             )
-        if self.covariance not in ("full", "diagonal") or not self.sigma > 0:
-            raise InputError(f"Stage {self.name} needs a positive sigma and a full or diagonal covariance.")
+        if not self.sigma > 0:
+            raise InputError(f"Stage {self.name} needs a positive sigma.")
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What happened in one generation.
+    """Figures of one generation.
 
     Attributes:
-        number: from 1 within the whole evolution.
-        best, mean: fitness of the best candidate, and of all in the mean.
-        centre: fitness of the distribution's mean before this generation.
+        number: number of the generation, from 1 within the whole evolution.
+        stage: name of its stage.
+        best: fitness of the best candidate.
+        mean: mean fitness of the candidates.
+        mean_fitness: fitness of the distribution's mean before this generation.
         kept: share of the cache that the distribution's mean keeps.
+        sigma: standard deviation after this generation.
         refused: candidates whose fitness was not finite.
+        seconds: how long it took.
     """
 
     number: int
@@ -88,13 +91,12 @@ class Evolution:
 
     Args:
         start: mean of the first stage, ``[n]`` float64.
-        stages: in order.
-        seed: of all that is drawn.
-        folder: of the checkpoints; the newest complete one is gone on from.
+        stages: the stages in order.
+        seed: seed of all candidates.
+        folder: folder of the checkpoints; the newest complete one is gone on from.
         writes: whether this process keeps checkpoints (one of several that evolve together).
 
     Attributes:
-        mean: the distribution's mean, ``[n]`` float64.
         history: all generations so far.
         skipped: checkpoints that were passed over because they are not complete.
     """
@@ -105,13 +107,14 @@ class Evolution:
         self.stages, self.seed, self.folder, self.writes = tuple(stages), seed, folder, writes
         self.history: list[Generation] = []
         self.skipped: list[str] = []
-        self._settings = {"stages": [asdict(s) for s in stages], "seed": seed}
+        self._settings = {"stages": [asdict(stage) | _FORMER for stage in stages], "seed": seed}
         self._optimizer = self._new(0, start)
         self._resume()
 
     @property
     def mean(self) -> Vector:
-        return np.array(self._optimizer._mean)
+        """The distribution's mean, ``[n]`` float64."""
+        return np.array(self._optimizer.mean)
 
     @property
     def total(self) -> int:
@@ -124,33 +127,33 @@ class Evolution:
         return self.stages[min(self._place(len(self.history))[0], len(self.stages) - 1)]
 
     def step(self, fitness: Fitness) -> Generation:
-        """One generation.
+        """Evolve one generation.
 
         Args:
-            fitness: judges candidates in generation ``number``: ``[candidates, prompts]`` fitness and kept
-                share.
+            fitness: measures candidates; called once, with the distribution's mean before the candidates.
         """
-        began, done = time.perf_counter(), len(self.history)
+        start, done = time.perf_counter(), len(self.history)
         index, within = self._place(done)
         stage = self.stages[index]
         if within == 0 and done:
             self._optimizer = self._new(index, self.mean)
-        asked = [self._optimizer.ask() for _ in range(stage.population)]
-        scores, kept = fitness([self.mean, *asked], done)
-        judged = scores.mean(1) - stage.pressure * kept.mean(1)
-        finite = np.isfinite(judged)
-        judged = np.where(finite, judged, WORST)
-        self._optimizer.tell([(x, -float(y)) for x, y in zip(asked, judged[1:], strict=True)])
+        candidates = [self._optimizer.ask() for _ in range(stage.population)]
+        scores, kept = fitness([self.mean, *candidates], done)
+        means = scores.mean(1)
+        finite = np.isfinite(means)
+        means = np.where(finite, means, WORST)
+        # The library minimises, so it is told the negative.
+        self._optimizer.tell([(x, -float(y)) for x, y in zip(candidates, means[1:], strict=True)])
         generation = Generation(
             number=done + 1,
             stage=stage.name,
-            best=float(judged[1:].max()),
-            mean=float(judged[1:].mean()),
-            mean_fitness=float(judged[0]),
+            best=float(means[1:].max()),
+            mean=float(means[1:].mean()),
+            mean_fitness=float(means[0]),
             kept=float(kept[0].mean()),
             sigma=float(self._optimizer._sigma),
             refused=int((~finite).sum()),
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - start,
         )
         self.history.append(generation)
         if self.writes:
@@ -167,12 +170,11 @@ class Evolution:
 
     def _new(self, index: int, mean: Vector) -> Any:
         try:
-            from cmaes import CMA, SepCMA
+            from cmaes import CMA
         except ImportError as error:
             raise InputError("Evolution needs cmaes: install hiermem with the extra evolve.") from error
         stage = self.stages[index]
-        kind = CMA if stage.covariance == "full" else SepCMA
-        return kind(
+        return CMA(
             mean=np.array(mean, dtype=np.float64),
             sigma=stage.sigma,
             seed=self.seed + index,
@@ -193,19 +195,22 @@ class Evolution:
         path, self.skipped = newest(self.folder, "generation")
         if path is None:
             return
-        known = read_state(path, self._settings)
+        saved = read_state(path, self._settings)
         try:
             arrays = load_file(path / "state.safetensors")
         except (OSError, ValueError, SafetensorError) as error:
             raise damaged(path, error) from error
-        self.history = [Generation(**_renamed(generation)) for generation in known["history"]]
+        self.history = [Generation(**_renamed(generation)) for generation in saved["history"]]
         index = self._place(len(self.history) - 1)[0]
         self._optimizer = self._new(index, arrays["_mean"])
-        _restore(self._optimizer, arrays, known["state"])
+        _restore(self._optimizer, arrays, saved["state"])
 
 
 def _state(optimizer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """All attributes of an optimizer: arrays, and what is plain JSON; the random state among them."""
+    """All attributes of an optimizer: arrays, and what is plain JSON; the random state among them.
+
+    cmaes itself saves an optimizer by pickle alone, and without its random state.
+    """
     arrays: dict[str, np.ndarray] = {}
     plain: dict[str, Any] = {}
     for name, value in vars(optimizer).items():
@@ -220,6 +225,7 @@ def _state(optimizer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _restore(optimizer: Any, arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> None:
+    """Give an optimizer the attributes that `_state` took of another."""
     for name, before in list(vars(optimizer).items()):
         if isinstance(before, np.random.RandomState):
             kind, *rest = plain[name]
@@ -229,5 +235,5 @@ def _restore(optimizer: Any, arrays: dict[str, np.ndarray], plain: dict[str, Any
 
 
 def _renamed(generation: dict[str, Any]) -> dict[str, Any]:
-    """A generation as checkpoints hold it; the first releases called `mean_fitness` centre."""
+    """The fields of a generation in a checkpoint; the first releases called `mean_fitness` centre."""
     return {"mean_fitness" if name == "centre" else name: value for name, value in generation.items()}

@@ -21,10 +21,11 @@ from hiermem.memory.mamba.cache import MambaCache
 from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
 from hiermem.settings import check_settings
+from hiermem.training.batches import Batch
 from hiermem.training.distributed import broadcast_from_rank0
 from hiermem.training.objective import Losses, TrainingObjective
 from hiermem.training.recency import RecencyConfig, choose, mean, recency_ratios
-from hiermem.training.samples import Batch, TrainingDataset
+from hiermem.training.samples import TrainingDataset
 
 
 @dataclass(frozen=True)

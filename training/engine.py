@@ -8,140 +8,56 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import distributed, nn
+from torch import distributed
 from torch.nn.utils import clip_grad_norm_
 
 from hiermem.errors import InputError, NonFiniteError
-from hiermem.model import HierMemModel
-from hiermem.settings import check_settings
+from hiermem.training.batches import Batch
 from hiermem.training.checkpoints import damaged
 from hiermem.training.distributed import all_reduce_sum, world
 from hiermem.training.objective import Losses, TrainingObjective
+from hiermem.training.optimizer import OptimizerConfig, adamw, set_rates
+from hiermem.training.parameters import trainable_parameters
 from hiermem.training.retrieval_pairs import Queries
-from hiermem.training.samples import Batch
 
-Drawn = Batch | Queries
-"""What a step takes."""
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """Settings of AdamW and of a step.
-
-    Attributes:
-        memory_rate: learning rate of the memory parameters.
-        lora_rate: learning rate of the adapters.
-        weight_decay: of all of them.
-        clip: largest norm of the gradient.
-        batch: samples of a step, over all processes.
-        micro: samples that a process computes at once.
-    """
-
-    memory_rate: float = 1e-3
-    lora_rate: float = 2e-4
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    batch: int = 8
-    micro: int = 2
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if min(self.memory_rate, self.lora_rate, self.clip) <= 0 or self.weight_decay < 0:
-            raise InputError("Learning rates and the clip must be above 0, the weight decay not below it.")
-        if min(self.batch, self.micro) < 1 or self.batch % self.micro:
-            raise InputError(
-                f"A batch must be a multiple of what is computed at once, not {self.batch} of {self.micro}: "
-                f"change --batch or --micro."
-            )
-
-    def rounds(self, world: int) -> int:
-        """How often each of ``world`` processes computes in a step."""
-        if self.batch % (self.micro * world):
-            raise InputError(
-                f"A batch of {self.batch} samples does not divide into {world} processes that compute "
-                f"{self.micro} at once: start another number of them, or change --batch or --micro."
-            )
-        return self.batch // (self.micro * world)
-
-
-def declared(learner: TrainingObjective) -> dict[str, nn.Parameter]:
-    """The parameters that training changes, by name."""
-    return {name: weight for name, weight in learner.named_parameters() if weight.requires_grad}
-
-
-def declare(model: HierMemModel, trains: Sequence[str]) -> None:
-    """Let only those ask for gradients.
-
-    Args:
-        trains: which parts: `prompt`, what segments are read with (P_0, and T where all is trained as
-            published); `recall`, what is recalled (W_c and W_v of a residual memory, whose keys are fitted,
-            else W_q and W_k); `keys`, W_q and W_k of a residual memory that is not fitted; `search`, T, which
-            with the query `previous` summarises nothing but questions; `mamba`, the Mamba heads; `lora`, the
-            adapters.
-    """
-    summary = model.config.summary
-    summarises = ("summary.summary_prompt.",)
-    published = summarises if summary.query == "half" and not summary.residual else ()
-    parts = {
-        "prompt": ("summary.first_prompt.", *published),
-        "recall": ("summary.content.", "summary.value.")
-        if summary.residual
-        else ("summary.query.", "summary.key."),
-        "keys": ("summary.query.", "summary.key.") if summary.query == "half" else ("summary.key.",),
-        "search": summarises,
-        "mamba": ("mamba.",),
-    }
-    chosen = tuple(name for part in trains if part != "lora" for name in parts[part])
-    for name, weight in model.named_parameters():
-        weight.requires_grad_(name.startswith(chosen) or (".lora_" in name and "lora" in trains))
-
-
-def _groups(learner: TrainingObjective, config: OptimizerConfig) -> list[dict[str, Any]]:
-    weights = declared(learner)
-    memory = [weight for name, weight in weights.items() if ".lora_" not in name]
-    lora = [weight for name, weight in weights.items() if ".lora_" in name]
-    rated = ((memory, config.memory_rate), (lora, config.lora_rate))
-    return [{"params": some, "lr": rate, "rate": rate} for some, rate in rated if some]
-
-
-def _adamw(learner: TrainingObjective, config: OptimizerConfig) -> torch.optim.AdamW:
-    groups = _groups(learner, config)
-    if not groups:
-        raise InputError("There is nothing to train: switch on memory embeddings or adapters.")
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+TrainingBatch = Batch | Queries
+"""A rectangle of samples, or of queries."""
 
 
 class Engine(ABC):
     """Takes optimizer steps.
 
     Attributes:
-        learner: what is trained.
+        objective: the model and its loss.
         config: settings of a step.
         trained: number of parameters that change.
     """
 
-    def __init__(self, learner: TrainingObjective, config: OptimizerConfig) -> None:
-        self.learner, self.config = learner, config
-        self.trained = sum(weight.numel() for weight in declared(learner).values())
+    def __init__(self, objective: TrainingObjective, config: OptimizerConfig) -> None:
+        self.objective, self.config = objective, config
+        self.trained = sum(weight.numel() for weight in trainable_parameters(objective).values())
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
-        return self.learner.model.device
+        """The device that computes."""
+        return self.objective.model.device
 
     @abstractmethod
-    def step(self, batches: Sequence[Drawn], factor: float) -> tuple[float, float]:
-        """One optimizer step on this process's batches; the mean loss over all, and the gradient's norm.
+    def step(self, batches: Sequence[TrainingBatch], factor: float) -> tuple[float, float]:
+        """Take an optimizer step.
 
         Args:
-            factor: what the learning rates are multiplied by.
+            batches: this process's share of the step.
+            factor: share of the full learning rates.
+
+        Returns:
+            The mean loss over all processes, and the gradient's norm.
 
         Raises:
             NonFiniteError: a loss is NaN or infinite; no parameter has changed.
@@ -149,47 +65,53 @@ class Engine(ABC):
 
     @abstractmethod
     def save(self, path: Path) -> None:
-        """Write parameters and optimizer into ``path``."""
+        """Write trainable parameters and optimizer into the folder ``path``."""
 
     @abstractmethod
     def load(self, path: Path) -> None:
-        """The inverse of `save`."""
+        """Take over what `save` wrote.
+
+        Raises:
+            InputError: it cannot be read.
+        """
 
     @abstractmethod
     def gathered(self) -> AbstractContextManager[Any]:
         """Within it, every process holds whole what is saved: all but the backbone's own parameters."""
 
     @abstractmethod
-    def losses(self, batch: Drawn) -> Losses:
+    def losses(self, batch: TrainingBatch) -> Losses:
         """Losses of a batch, without a step."""
 
 
-def new_engine(learner: TrainingObjective, config: OptimizerConfig, deepspeed: Path | None) -> Engine:
+def new_engine(objective: TrainingObjective, config: OptimizerConfig, deepspeed: Path | None) -> Engine:
     """DeepSpeed where its configuration is given, else one process with plain torch."""
-    return TorchEngine(learner, config) if deepspeed is None else DeepSpeedEngine(learner, config, deepspeed)
+    return (
+        TorchEngine(objective, config) if deepspeed is None else DeepSpeedEngine(objective, config, deepspeed)
+    )
 
 
 class TorchEngine(Engine):
     """One process."""
 
-    def __init__(self, learner: TrainingObjective, config: OptimizerConfig) -> None:
+    def __init__(self, objective: TrainingObjective, config: OptimizerConfig) -> None:
         if world() > 1:
             raise InputError("Several processes train with DeepSpeed: give its configuration to --deepspeed.")
-        super().__init__(learner, config)
-        self.optimizer = _adamw(learner, config)
+        super().__init__(objective, config)
+        self.optimizer = adamw(objective, config)
 
-    def losses(self, batch: Drawn) -> Losses:
-        return self.learner(batch)
+    def losses(self, batch: TrainingBatch) -> Losses:
+        return self.objective(batch)
 
-    def step(self, batches: Sequence[Drawn], factor: float) -> tuple[float, float]:
+    def step(self, batches: Sequence[TrainingBatch], factor: float) -> tuple[float, float]:
         total = 0.0
         for batch in batches:
-            losses = self.learner(batch)
+            losses = self.objective(batch)
             check_finite(losses, batch)
             (losses.total / len(batches)).backward()
             total += float(losses.total.detach()) / len(batches)
-        norm = float(clip_grad_norm_(declared(self.learner).values(), self.config.clip))
-        _set_rates(self.optimizer, factor)
+        norm = float(clip_grad_norm_(trainable_parameters(self.objective).values(), self.config.clip))
+        set_rates(self.optimizer, factor)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return total, norm
@@ -198,7 +120,7 @@ class TorchEngine(Engine):
         return nullcontext()
 
     def save(self, path: Path) -> None:
-        weights = declared(self.learner)
+        weights = trainable_parameters(self.objective)
         save_file(
             {name: weight.detach().contiguous() for name, weight in weights.items()},
             path / "weights.safetensors",
@@ -211,7 +133,7 @@ class TorchEngine(Engine):
         save_file(moments, path / "optimizer.safetensors")
 
     def load(self, path: Path) -> None:
-        weights = declared(self.learner)
+        weights = trainable_parameters(self.objective)
         try:
             saved, moments = (
                 load_file(path / "weights.safetensors"),
@@ -222,10 +144,10 @@ class TorchEngine(Engine):
                     weight.copy_(saved[name])
             for name, weight in weights.items():
                 kinds = [key.rpartition("/")[2] for key in moments if key.startswith(f"{name}/")]
-                own = {kind: moments[f"{name}/{kind}"] for kind in kinds}
+                state = {kind: moments[f"{name}/{kind}"] for kind in kinds}
                 self.optimizer.state[weight] = {
                     kind: tensor if kind == "step" else tensor.to(weight.device)  # AdamW counts on the CPU
-                    for kind, tensor in own.items()
+                    for kind, tensor in state.items()
                 }
         except torch.OutOfMemoryError:
             raise
@@ -237,17 +159,19 @@ class DeepSpeedEngine(Engine):
     """Any number of processes, ZeRO as its configuration says.
 
     Args:
+        objective: the model and its loss.
+        config: settings of a step.
         path: DeepSpeed's configuration; sizes of the batch and clipping come from ``config``.
     """
 
-    def __init__(self, learner: TrainingObjective, config: OptimizerConfig, path: Path) -> None:
+    def __init__(self, objective: TrainingObjective, config: OptimizerConfig, path: Path) -> None:
         try:
             import deepspeed
         except ImportError as error:
             raise InputError("--deepspeed needs DeepSpeed: install hiermem with the extra train.") from error
         if not distributed.is_initialized():
             raise InputError("DeepSpeed trains under its launcher: see docs/training.md.")
-        super().__init__(learner, config)
+        super().__init__(objective, config)
         settings = _settings(path) | {
             "train_batch_size": config.batch,
             "train_micro_batch_size_per_gpu": config.micro,
@@ -256,14 +180,14 @@ class DeepSpeedEngine(Engine):
         }
         self._deepspeed = deepspeed
         self._engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=learner, optimizer=_adamw(learner, config), config=settings
+            model=objective, optimizer=adamw(objective, config), config=settings
         )
 
-    def losses(self, batch: Drawn) -> Losses:
+    def losses(self, batch: TrainingBatch) -> Losses:
         return self._engine(batch)
 
-    def step(self, batches: Sequence[Drawn], factor: float) -> tuple[float, float]:
-        _set_rates(self.optimizer, factor)
+    def step(self, batches: Sequence[TrainingBatch], factor: float) -> tuple[float, float]:
+        set_rates(self.optimizer, factor)
         total = torch.zeros((), device=self.device)
         for batch in batches:
             losses = self._engine(batch)
@@ -276,7 +200,7 @@ class DeepSpeedEngine(Engine):
     def gathered(self) -> AbstractContextManager[Any]:
         if self._engine.zero_optimization_stage() < 3:
             return nullcontext()
-        named = self.learner.named_parameters()
+        named = self.objective.named_parameters()
         saved = [weight for name, weight in named if weight.requires_grad or ".backbone." not in name]
         return self._deepspeed.zero.GatheredParameters(saved, modifier_rank=None)
 
@@ -302,12 +226,7 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _set_rates(optimizer: Any, factor: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["rate"] * factor
-
-
-def check_finite(losses: Losses, batch: Drawn) -> None:
+def check_finite(losses: Losses, batch: TrainingBatch) -> None:
     """Stop all processes before a step on a loss that is not finite in one of them.
 
     Raises:

@@ -21,11 +21,11 @@ from hiermem.model import HierMemModel
 from hiermem.training.calibration import calibrate
 from hiermem.training.checkpoints import run_lock
 from hiermem.training.cma_es import Evolution, Generation, Vector
+from hiermem.training.config import EvolveConfig
 from hiermem.training.distributed import all_reduce_sum, barrier, rank, world
 from hiermem.training.fitness import FitnessEvaluator, Genome, normalisation
 from hiermem.training.log import log
 from hiermem.training.prompts import FitnessPrompt, TrainTexts, prompt
-from hiermem.training.recipes import EvolveConfig
 
 
 def evolve(model: HierMemModel, data: Path, config: EvolveConfig, folder: Path) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
 from hiermem.reader import Reader
 from hiermem.settings import check_settings
+from hiermem.training.batches import IGNORED, Batch, Sample, collated
 from hiermem.training.distributed import broadcast_from_rank0
-from hiermem.training.samples import IGNORED, KINDS, Batch, Sample, TrainingDataset, collated
+from hiermem.training.samples import KINDS, TrainingDataset
 
 
 @dataclass(frozen=True)

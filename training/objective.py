@@ -23,7 +23,7 @@ from hiermem.lora import has_lora
 from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
 from hiermem.settings import check_settings
-from hiermem.training.samples import IGNORED, Batch
+from hiermem.training.batches import IGNORED, Batch
 
 
 @dataclass(frozen=True)

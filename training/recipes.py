@@ -1,53 +1,26 @@
 """Named recipes of evolution and of gradient training: functions that return a whole configuration."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from hiermem.config import HierMemConfig
-from hiermem.errors import InputError
 from hiermem.lora import LoraConfig
 from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.policies import NammConfig
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
-from hiermem.settings import check_settings
 from hiermem.training.calibration import CalibrationConfig
 from hiermem.training.cma_es import StageConfig
+from hiermem.training.config import EvolveConfig, TrainConfig
 from hiermem.training.distillation import ReplacementConfig
-from hiermem.training.engine import OptimizerConfig
 from hiermem.training.head_selection import ChoiceConfig
 from hiermem.training.objective import ObjectiveConfig
+from hiermem.training.optimizer import OptimizerConfig
 from hiermem.training.retrieval_pairs import PairConfig
 from hiermem.training.samples import SampleConfig
 
 
-@dataclass(frozen=True)
-class EvolveConfig:
-    """A whole evolution of head shares and a network.
-
-    Attributes:
-        stages: in order.
-        namm: the network that scores tokens.
-        calibration: where the head shares start.
-        length: tokens of a text.
-        pool: prompts of each task; generations draw from them, so that texts are read once.
-        seed: of prompts and candidates.
-    """
-
-    stages: tuple[StageConfig, ...]
-    namm: NammConfig = field(default_factory=NammConfig)
-    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    length: int = 2000
-    pool: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-
 def small() -> EvolveConfig:
-    """What `smollm2` ships with: a weighted sum of the spectrogram and the age, and head shares."""
+    """The evolution that `smollm2` ships with: head shares, and a weighted sum of spectrogram and age."""
     namm = NammConfig(SpectrogramConfig(hop=256, decay=0.997), hidden=0, threshold=None)
     return EvolveConfig(
         stages=(StageConfig("all", ("needles", "continuation", "abstracts"), prompts=2, generations=60),),
@@ -85,144 +58,6 @@ MEMORY = SummaryConfig(
 """A residual memory as it is trained for `smollm2`."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """A whole gradient training.
-
-    Attributes:
-        preset: configuration of the model, but for what follows.
-        segment: tokens of a segment, read as one chunk; None takes the preset's.
-        summary: settings of the memory embeddings; None takes those of the preset.
-        lora: settings of the adapters.
-        samples: what is trained on.
-        objective: what is minimised.
-        pairs: what the search key is taught with, in place of samples and objective; None: it is not.
-        replacement: which heads Mamba heads replace and learn to imitate, in place of the objective; None:
-            they are what they are.
-        choice: how many of the Mamba heads stay; None: all.
-        optimizer: how.
-        steps: optimizer steps; 0 where there is something to fit or to choose and nothing to train.
-        warmup: first steps, in which the learning rates rise from 0.
-        floor: share of the learning rates that is left at the end, after a cosine.
-        trains: parts of the memory that change, as `hiermem.training.engine.declare` names them.
-        fitted: samples that the recall attention of a residual memory is first fitted to; 0: it stays as it
-            is. A model that was trained before is fitted again only where its prompt does not change.
-        evaluated: held-out samples (`held_out`) or queries that are read every `evaluate_every` steps.
-        save_every: steps between two checkpoints.
-    """
-
-    preset: str = "full"
-    segment: int | None = None
-    summary: SummaryConfig | None = None
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    samples: SampleConfig = field(default_factory=SampleConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    pairs: PairConfig | None = None
-    replacement: ReplacementConfig | None = None
-    choice: ChoiceConfig | None = None
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    steps: int = 200
-    warmup: int = 10
-    floor: float = 0.1
-    trains: tuple[str, ...] = ("prompt", "recall", "lora")
-    fitted: int = 0
-    evaluated: int = 8
-    evaluate_every: int = 50
-    save_every: int = 25
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        counts = (self.evaluated, self.evaluate_every, self.save_every)
-        least = 0 if self.fitted or self.choice else 1
-        if min(counts) < 1 or self.warmup < 0 or self.steps < least:
-            raise InputError("Steps and what is counted in them must be at least 1.")
-        summary = self.model().summary
-        if self.fitted and not (summary.tokens and summary.residual and self.fitted > 1):
-            raise InputError(
-                f"Recall can be fitted where the memory is residual, to at least 2 samples, not "
-                f"{self.fitted}."
-            )
-
-    @property
-    def declared(self) -> tuple[str, ...]:
-        """What `hiermem.training.engine.declare` is to let change."""
-        residual = self.model().summary.residual
-        return (
-            (*self.trains, "keys")
-            if residual and "recall" in self.trains and not self.fitted
-            else self.trains
-        )
-
-    @property
-    def keeps_settings(self) -> bool:
-        """Whether a model that was trained before keeps its settings (preset, segment and summary are then
-        ignored): the prompts that it reads with are not trained here."""
-        return "prompt" not in self.trains
-
-    def model(self) -> HierMemConfig:
-        """The configuration of the model that is trained."""
-        config = HierMemConfig.preset(self.preset)
-        changes: dict[str, Any] = {} if self.summary is None else {"summary": self.summary}
-        if self.segment is not None:
-            working = replace(config.working, update_interval=self.segment)
-            changes |= {"segment": self.segment, "chunk": self.segment, "working": working}
-        return HierMemConfig(**{**config.settings(), **changes})
-
-    @property
-    def held_out(self) -> SampleConfig:
-        """Pieces of books as long as those that are trained on; without books, samples of the same kinds."""
-        samples = self.samples
-        return replace(samples, books=1.0, questions=0.0, facts=0.0) if samples.books else samples
-
-    def factor(self, step: int) -> float:
-        """What the learning rates are multiplied by."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        through = (step - self.warmup) / max(self.steps - self.warmup, 1)
-        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * through)) / 2
-
-    def with_share(self, share: float | None) -> "TrainConfig":
-        """The same training with another share of heads that are replaced, or stay so, if one is given.
-
-        Raises:
-            InputError: nothing is replaced or chosen.
-        """
-        if share is None:
-            return self
-        if self.replacement is not None:
-            return replace(self, replacement=replace(self.replacement, share=share))
-        if self.choice is not None:
-            return replace(self, choice=replace(self.choice, share=share))
-        raise InputError(
-            "A share is of the heads that the recipes heads and heads-chosen replace: leave --share out."
-        )
-
-    def with_batch(self, batch: int | None, micro: int | None) -> "TrainConfig":
-        """The same training with other sizes of a step, where they are given.
-
-        Args:
-            batch: samples of a step, over all processes.
-            micro: samples that a process computes at once.
-
-        Raises:
-            InputError: the one is no multiple of the other, or nothing is trained.
-        """
-        if not self.steps and (batch is not None or micro is not None):
-            raise InputError("This recipe fits or chooses and trains nothing: leave --batch and --micro out.")
-        given = {name: size for name, size in (("batch", batch), ("micro", micro)) if size is not None}
-        return replace(self, optimizer=replace(self.optimizer, **given))
-
-    def with_steps(self, steps: int | None) -> "TrainConfig":
-        """The same training with another number of steps, if one is given.
-
-        Raises:
-            InputError: nothing is trained.
-        """
-        if steps is not None and not self.steps:
-            raise InputError("This recipe fits or chooses and trains nothing: leave --steps out.")
-        return self if steps is None else replace(self, steps=steps)
-
-
 def hmt_first() -> TrainConfig:
     """HMT's first stage (arXiv 2405.06067, section 4): no recall beyond the segment before, two segments."""
     summary = replace(HierMemConfig.preset("hmt").summary, last=1)
@@ -251,8 +86,10 @@ def hmt_second() -> TrainConfig:
 
 
 def isolated() -> TrainConfig:
-    """The prompt that segments of 512 tokens are read with, over no cache: with 32 sensory tokens and what is
-    recalled, all that a segment knows of those before."""
+    """The prompt that segments of 512 tokens are read with, over no cache.
+
+    With 32 sensory tokens and what is recalled, it is all that a segment knows of those before.
+    """
     return TrainConfig(
         preset="hmt",
         segment=512,
@@ -269,7 +106,7 @@ def isolated() -> TrainConfig:
 
 
 def recall() -> TrainConfig:
-    """Recall fitted to what segments leave now that their prompt is trained: goes on from `isolated`.
+    """Recall fitted to the memory embeddings that a trained prompt makes: goes on from `isolated`.
 
     Gradient steps with the prompt held fixed made it worse (docs/lab-notes.md).
     """
@@ -330,7 +167,7 @@ def search_key() -> TrainConfig:
 
 
 def heads() -> TrainConfig:
-    """Mamba heads in the place of a third of the KV groups, each taught to imitate what it replaces."""
+    """Mamba heads in the place of a third of the KV groups, each trained to imitate what it replaces."""
     return TrainConfig(
         samples=SampleConfig(books=0.75, facts=0.25, tokens=2048),
         replacement=ReplacementConfig(),
@@ -343,7 +180,7 @@ def heads() -> TrainConfig:
 
 
 def heads_together() -> TrainConfig:
-    """The same heads in their places, taught by the backbone's predictions: goes on from `heads`."""
+    """The same heads in their places, trained by the backbone's predictions: goes on from `heads`."""
     return replace(
         heads(),
         replacement=None,
@@ -356,12 +193,12 @@ def heads_together() -> TrainConfig:
 
 
 def heads_chosen() -> TrainConfig:
-    """Of the heads that `heads` taught, the third of all that changes predictions least; trains nothing."""
+    """Of the heads that `heads` trained, the third of all that changes predictions least; trains nothing."""
     return replace(heads_together(), choice=ChoiceConfig(), steps=0)
 
 
 def heads_language() -> TrainConfig:
-    """The same heads, taught by language modelling: goes on from `heads-logits`."""
+    """The same heads, trained by language modelling: goes on from `heads-logits`."""
     together = heads_together()
     return replace(together, objective=replace(together.objective, language=1.0, teacher=0.0))
 

@@ -1,10 +1,7 @@
-"""What is trained on: pieces of books in reading order, questions with their abstracts before them, and facts
-that a text is asked for at its end.
+"""Training data: pieces of books, questions after their abstracts, and texts with codes to be asked for.
 
 A sample is a function of seed and number alone. So any process can draw any sample, each draws others, and
 training that was stopped goes on with the very samples that would have come.
-
-Dimension names: B batch, N tokens of a sample.
 """
 
 import random
@@ -16,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hiermem.asking_config import AskConfig
 from hiermem.errors import InputError
@@ -28,29 +23,29 @@ from hiermem.eval.tasks import needles, pg19, pubmedqa
 from hiermem.prompts import prompt_text
 from hiermem.settings import check_settings
 from hiermem.text import beginning, encode
+from hiermem.training.batches import Batch, Sample, collated
 
 KINDS = ("books", "questions", "facts")
-IGNORED = -100
 SLACK = 16
 """Tokens by which a text may grow where it is cut and codes are put in."""
 
 TRIES = 4
-"""Samples that are looked through for each one of full length that is wanted."""
+"""Samples that are looked through for each one of full length."""
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """What samples are made of.
+    """Settings of the training data.
 
     Attributes:
         books: share of the samples that are pieces of books.
         questions: share that are questions after their abstracts, packed until a sample is full.
         facts: share that are pieces of books in which codes are hidden, all of them asked for at the end.
-        tokens: N, of a sample.
+        tokens: tokens of a sample.
         streamed: books that are taken of a dataset on the hub, its first ones.
-        held_out: questions at the end of the training half that are never trained on; where there are no
-            books, they are validated on.
-        seed: of all samples.
+        held_out: questions at the end of the training half that are never trained on; without books, they
+            are the validation samples.
+        seed: seed of all samples.
     """
 
     books: float = 1.0
@@ -75,53 +70,18 @@ class SampleConfig:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Of all kinds."""
+        """Shares in the order of `KINDS`."""
         return self.books, self.questions, self.facts
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Consecutive tokens and what is to be predicted.
-
-    Attributes:
-        name: document and place, for messages.
-        ids: at most `SampleConfig.tokens`.
-        scored: which of them count when they are predicted.
-    """
-
-    name: str
-    ids: list[int]
-    scored: list[bool]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples as one rectangle, all filled up to the same number of tokens: so all processes do the same
-    computations, whatever they have drawn (ZeRO-3 would wait for ever else), and no row needs a mask.
-
-    Attributes:
-        names: of the samples.
-        ids: ``[B, N]`` int64.
-        labels: what each position should predict, ``[B, N]`` int64, -100 where nothing counts.
-        lengths: how many tokens of each sample are its own.
-    """
-
-    names: list[str]
-    ids: Tensor
-    labels: Tensor
-    lengths: list[int]
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch where the model computes."""
-        return replace(self, ids=self.ids.to(device), labels=self.labels.to(device))
 
 
 class TrainingDataset:
     """Samples by number.
 
     Args:
+        tokenizer: the backbone's.
         data: folder that holds `pg19` and `pubmedqa` in their official layouts, with what the shares need, or
             the name of a dataset of books on the hub.
+        config: settings of the samples.
         split: `train` or `validation`; questions of both are from the training half.
     """
 
@@ -133,11 +93,11 @@ class TrainingDataset:
     def __getitem__(self, number: int) -> Sample:
         rng = random.Random(f"{self.config.seed}/{self.split}/{number}")
         kind = rng.choices(KINDS, self.config.shares)[0]
-        made = {"books": self._piece, "questions": self._questions, "facts": self._facts}
-        return made[kind](rng)
+        make = {"books": self._piece, "questions": self._questions, "facts": self._facts}
+        return make[kind](rng)
 
     def of_kind(self, kind: str) -> "TrainingDataset":
-        """Those of one kind alone."""
+        """Samples of one kind alone."""
         twin = copy(self)
         books, questions, facts = (float(name == kind) for name in KINDS)
         twin.config = replace(self.config, books=books, questions=questions, facts=facts)
@@ -164,9 +124,9 @@ class TrainingDataset:
 
     @cached_property
     def _items(self) -> list[pubmedqa.Item]:
-        known = questions(self.data, self.config.held_out)
-        held_out = len(known) - self.config.held_out
-        return known[held_out:] if self.split == "validation" else known[:held_out]
+        items = questions(self.data, self.config.held_out)
+        trained = len(items) - self.config.held_out
+        return items[trained:] if self.split == "validation" else items[:trained]
 
     def _encoded(self, text: str) -> list[int]:
         return encode(self.tokenizer, text)
@@ -198,12 +158,12 @@ class TrainingDataset:
         while not ids or len(ids) < self.config.tokens:
             item = rng.choice(self._items)
             text = prompt_text(self.tokenizer, [item.abstract], item.question, instruction)
-            asked = text.ids(self.tokenizer, begins=not ids)
+            query = text.ids(self.tokenizer, begins=not ids)
             decided = f"{pubmedqa.LEAD} {item.decision}."
             answer = self._encoded(rng.choice((decided, item.long_answer)) + "\n\n")
-            if ids and len(ids) + len(asked) + len(answer) > self.config.tokens:
+            if ids and len(ids) + len(query) + len(answer) > self.config.tokens:
                 break
-            ids, scored = ids + asked + answer, scored + [False] * len(asked) + [True] * len(answer)
+            ids, scored = ids + query + answer, scored + [False] * len(query) + [True] * len(answer)
             names.append(item.id)
         end = self.config.tokens
         return Sample(f"questions {', '.join(names)}", ids[-end:], scored[-end:])
@@ -217,26 +177,26 @@ class TrainingDataset:
         name = rng.choice(sorted(self._books))
         kind, seed, end = rng.choice(needles.KINDS), rng.random(), self.config.tokens
 
-        def asked(text: str) -> list[tuple[list[int], list[int]]]:
+        def queries(text: str) -> list[tuple[list[int], list[int]]]:
             again = random.Random(seed)
             examples = needles.with_codes(text, kind, again)
             again.shuffle(examples)
-            return [self._asked(example, at) for at, example in enumerate(examples)]
+            return [self._query(example, at) for at, example in enumerate(examples)]
 
-        room = sum(len(prompt) + len(answer) for prompt, answer in asked("")) + SLACK
+        room = sum(len(prompt) + len(answer) for prompt, answer in queries("")) + SLACK
         if end - room < SHORTEST:
             raise InputError(
                 f"Texts with codes need samples of at least {room + SHORTEST} tokens, not {end}."
             )
         if len(self._book(name)) < SHORTEST:
             return self._piece(rng)
-        pairs = asked(self.tokenizer.decode(self._cut(name, end - room, rng)[1]))
+        pairs = queries(self.tokenizer.decode(self._cut(name, end - room, rng)[1]))
         ids = [token for prompt, answer in pairs for token in prompt + answer]
         scored = [i >= len(p) for p, answer in pairs for i in range(len(p) + len(answer))]
         return Sample(f"codes in book {name}", ids[-end:], scored[-end:])
 
-    def _asked(self, example: needles.Example, number: int) -> tuple[list[int], list[int]]:
-        """Tokens up to a code, and the code's; the first question comes after the text."""
+    def _query(self, example: needles.Example, number: int) -> tuple[list[int], list[int]]:
+        """Token ids up to a code, and those of the code; the first question comes after the text."""
         passages = [] if number else [example.text]
         prompt = prompt_text(self.tokenizer, passages, example.question, AskConfig.instruction)
         begun = replace(prompt, lead=example.lead).ids(self.tokenizer, begins=not number)
@@ -267,12 +227,12 @@ def questions(data: Path, held_out: int) -> list[pubmedqa.Item]:
     Raises:
         InputError: it is missing or smaller.
     """
-    known = pubmedqa.load(data / "pubmedqa", "train")
-    if len(known) <= held_out:
+    items = pubmedqa.load(data / "pubmedqa", "train")
+    if len(items) <= held_out:
         raise InputError(
-            f"{data} has {len(known)} questions for training, of which {held_out} are held out: give more."
+            f"{data} has {len(items)} questions for training, of which {held_out} are held out: give more."
         )
-    return known
+    return items
 
 
 def check_samples(data: Path, config: SampleConfig) -> None:
@@ -286,15 +246,3 @@ def check_samples(data: Path, config: SampleConfig) -> None:
         books(data, "train", 1)
     if config.questions:
         questions(data, config.held_out)
-
-
-def collated(samples: Sequence[Sample], tokens: int) -> Batch:
-    """Samples as one rectangle ``tokens`` wide; position i should predict what stands at i + 1."""
-    ids = torch.zeros(len(samples), tokens, dtype=torch.int64)
-    labels = torch.full_like(ids, IGNORED)
-    for row, sample in enumerate(samples):
-        known = torch.tensor(sample.ids)
-        ids[row, : len(known)] = known
-        labels[row, : len(known) - 1] = known[1:].masked_fill(~torch.tensor(sample.scored)[1:], IGNORED)
-    lengths = [len(sample.ids) for sample in samples]
-    return Batch([sample.name for sample in samples], ids, labels, lengths)

@@ -230,8 +230,8 @@ def train(
         hiermem read book.txt --model runs/second --out book.hmem
     """
     from hiermem.eval.hub import is_name
-    from hiermem.training.finetune import Run
     from hiermem.training.finetune import train as run
+    from hiermem.training.preparation import Run
     from hiermem.training.recipes import TRAININGS
 
     if recipe not in TRAININGS:
@@ -239,7 +239,7 @@ def train(
     if not is_name(data):
         _check_folders(data, out)
     where = str(opt.check_numbers(dtype, device))
-    config = TRAININGS[recipe]().with_steps(steps).with_batch(batch, micro).with_share(share)
+    config = TRAININGS[recipe]().changed(steps, batch, micro, share)
     result = run(config, Run(model, data, out, dtype=dtype, device=where))
     if result["loss"] is None:
         words = (

@@ -1,0 +1,160 @@
+"""The start of a gradient training: the model of a recipe, its objective and its data."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from hiermem.config import HierMemConfig
+from hiermem.errors import InputError
+from hiermem.eval.result_log import check_apart
+from hiermem.loading import saved_model
+from hiermem.lora import add_lora, has_lora
+from hiermem.model import HierMemModel
+from hiermem.saving import check_target
+from hiermem.training.checkpoints import damaged, newest
+from hiermem.training.config import TrainConfig
+from hiermem.training.distillation import HeadObjective, replace_recent
+from hiermem.training.distributed import rank
+from hiermem.training.fit_recall import fit_recall
+from hiermem.training.head_selection import keep_best_heads
+from hiermem.training.objective import LanguageObjective, TrainingObjective
+from hiermem.training.parameters import freeze_all_but
+from hiermem.training.retrieval_pairs import RetrievalPairs
+from hiermem.training.samples import TrainingDataset, check_samples, questions
+from hiermem.training.search_key import RecallObjective
+
+CHECKPOINT = "step"
+"""Checkpoints of a training are folders of this name and a number."""
+
+FITTED = "fitted.safetensors"
+"""File in a training's folder with the parameters that recall was fitted to before the first step."""
+
+Dataset = TrainingDataset | RetrievalPairs
+"""Data that give batches by the numbers of their samples."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a training reads and writes.
+
+    Attributes:
+        model: a backbone, or a folder of an earlier training that this one goes on from.
+        data: folder that holds `pg19` and `pubmedqa`.
+        output: folder of checkpoints, logs and, at the end, the trained model.
+        deepspeed: DeepSpeed's configuration; None trains in this process alone.
+        dtype: dtype of the backbone; None: its own.
+        device: device of the backbone; None: a GPU if there is one.
+    """
+
+    model: str
+    data: Path
+    output: Path
+    deepspeed: Path | None = None
+    dtype: str | None = None
+    device: str | None = None
+
+
+def check_folders(config: TrainConfig, run: Run) -> None:
+    """Refuse folders that lack training data, or are not to be written to, before anything is loaded.
+
+    Raises:
+        InputError: so it is.
+    """
+    check_apart(run.output, "--out", run.model, run.data)
+    check_target(run.output)
+    if config.pairs is None:
+        check_samples(run.data, config.samples)
+    else:
+        questions(run.data, config.pairs.held_out)
+
+
+def prepared_model(config: TrainConfig, run: Run) -> HierMemModel:
+    """The model of a recipe, of which only the parts that are trained require gradients.
+
+    Raises:
+        InputError: the recipe cannot go on from this model.
+    """
+    model = HierMemModel.from_pretrained(
+        run.model, config=_model_settings(config, run.model), dtype=run.dtype, device=run.device
+    )
+    if config.lora.rank and not has_lora(model.backbone):
+        torch.manual_seed(config.samples.seed)
+        add_lora(model.backbone, config.lora)
+    if config.replacement is not None or config.choice is not None:
+        samples = TrainingDataset(model.tokenizer, run.data, config.samples)
+        if config.replacement is not None:
+            replace_recent(model, samples, config.replacement)
+        if config.choice is not None:
+            keep_best_heads(model, samples, config.choice)
+    freeze_all_but(model, config.trained_parts)
+    return model.eval()
+
+
+def objective_and_data(
+    config: TrainConfig, run: Run, model: HierMemModel
+) -> tuple[TrainingObjective, Dataset, Dataset]:
+    """The model with its loss, the training data, and the data that are held out.
+
+    Raises:
+        InputError: data are missing or too short, or what was fitted is damaged.
+    """
+    tokenizer, data = model.tokenizer, run.data
+    if config.pairs is not None:
+        pairs = RetrievalPairs(tokenizer, data, config.pairs, model.config.longterm)
+        return RecallObjective(model, pairs), pairs, pairs.of_held_out()
+    samples = TrainingDataset(tokenizer, data, config.samples)
+    if config.fitted and (saved_model(run.model) is None or "prompt" not in config.trains):
+        _fit(model, samples, config.fitted, run.output)
+    held_out = TrainingDataset(tokenizer, data, config.held_out, split="validation")
+    objective = HeadObjective(model) if config.replacement else LanguageObjective(model, config.objective)
+    return objective, samples, held_out
+
+
+def _fit(model: HierMemModel, samples: TrainingDataset, count: int, folder: Path) -> None:
+    """Fit recall before the first step; a training that goes on takes what it began with."""
+    path = folder / FITTED
+    if newest(folder, CHECKPOINT)[0] is not None:
+        try:
+            model.load_memory_parameters(load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise damaged(path, error) from error
+        return
+    fit_recall(model, samples, count)
+    if rank() == 0:
+        temporary = path.with_suffix(".tmp")
+        save_file(model.memory_parameters(), temporary)
+        temporary.replace(path)
+
+
+def _model_settings(config: TrainConfig, name: str) -> HierMemConfig:
+    """The configuration to load a model with: the recipe's, or that of an earlier training.
+
+    Raises:
+        InputError: the recipe cannot go on from this model.
+    """
+    folder = saved_model(name)
+    saved = None if folder is None else HierMemConfig.from_saved(folder)
+    if "mamba" in config.trains and config.replacement is None and not (saved and saved.mamba.groups):
+        raise InputError(f"{name} has no Mamba heads: give --model what the recipe heads made.")
+    if saved is None:
+        return config.model()
+    if config.replacement is not None and saved.mamba.groups:
+        raise InputError(
+            f"{name} has Mamba heads already: go on with heads-logits, or begin with a model without."
+        )
+    if not config.keeps_settings:
+        return config.model()
+    if config.fitted and not (saved.summary.tokens and saved.summary.residual):
+        raise InputError(f"Recall is fitted of a residual memory, which {name} does not have.")
+    if config.pairs is None:
+        return saved
+    if saved.summary.query == "half":
+        raise InputError(
+            f"The recipe trains the summary prompt, by which segments of {name} recall: it needs a model "
+            f"whose query is previous."
+        )
+    summary = replace(saved.summary, search=config.model().summary.search)
+    return HierMemConfig(**{**saved.settings(), "summary": summary})
