@@ -28,7 +28,7 @@ from readers import assert_same_memory, backbone, text_of, tokenizer
 
 from hiermem.cli import options
 from hiermem.cli.main import main
-from hiermem.cli.reading import ADDITION
+from hiermem.cli.reading_task import ADDITION
 from hiermem.errors import MemoryMissingError
 from hiermem.memory.state import MemoryState
 

@@ -235,7 +235,10 @@ def test_interrupted_reading_is_saved_and_goes_on(tiny_model: Path, tmp_path: Pa
         (["train", "--data", "FULL", "--out", "OUT", "--dtype", "int8"], "no dtype 'int8'"),
         (["train", "--data", "FULL", "--out", "OUT", "--device", "warp"], "'warp' cannot be used"),
         (["train", "--data", "FULL", "--out", "OUT", "--batch", "3", "--micro", "2"], "--batch or --micro"),
-        (["train", "--data", "FULL", "--out", "OUT", "--recipe", "recall", "--batch", "8"], "leave --batch"),
+        (
+            ["train", "--data", "FULL", "--out", "OUT", "--recipe", "recall", "--batch", "8"],
+            "leave --steps, --batch and --micro out",
+        ),
         (["train", "--data", "FULL", "--out", "OUT", "--recipe", "key"], "official layout"),
         (["eval", "needles", "--data", "BOOK", "--length", "10"], "raise --keep or --length"),
         (["eval", "pubmedqa", "--data", "OUT", "--system", "pruned", "--keep", "0"], "official layout"),

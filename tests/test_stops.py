@@ -17,7 +17,8 @@ from readers import assert_same_memory, reader, text_of
 from stops import KINDS, Stops, Tally
 
 from hiermem.cli import reading as command
-from hiermem.cli.reading import ADDITION
+from hiermem.cli import reading_task
+from hiermem.cli.reading_task import ADDITION
 from hiermem.cli.signals import Stopped, stoppable
 from hiermem.errors import InputError, MemoryFileError
 from hiermem.loading import plainly
@@ -232,7 +233,7 @@ def test_an_addition_that_was_in_its_place_is_not_read_twice(
     result("read", "-", *common, stdin=text_of(60).encode())
     append = stopped_addition(tiny_model, tmp_path, added, monkeypatch, chunks=5)
     with monkeypatch.context() as patch:
-        patch.setattr(command, "_holds_memory", lambda _: False)
+        patch.setattr(reading_task, "holds_memory", lambda _: False)
         whole = result(*append)
     assert (out / ADDITION).exists()
     again = result(*append)

@@ -107,12 +107,8 @@ class TrainConfig:
     @property
     def trained_parts(self) -> tuple[str, ...]:
         """The parts that change, keys of the recall attention included where they are not fitted."""
-        residual = self.model().summary.residual
-        return (
-            (*self.trains, "keys")
-            if residual and "recall" in self.trains and not self.fitted
-            else self.trains
-        )
+        fitted = self.fitted or not self.model().summary.residual
+        return (*self.trains, "keys") if "recall" in self.trains and not fitted else self.trains
 
     @property
     def keeps_settings(self) -> bool:

@@ -129,6 +129,7 @@ def _settings(config: TrainConfig, model: HierMemModel) -> dict[str, Any]:
     recipe = {name: value for name, value in asdict(config).items() if name not in ("steps", "save_every")}
     recipe["optimizer"] = {name: value for name, value in recipe["optimizer"].items() if name != "micro"}
     recipe["mamba"] = asdict(model.mamba.config)
+    recipe["summary"] = None if config.summary is None else plain_settings(config.summary)
     return {**recipe, **{name: fingerprint[name] for name in ("backbone", "tokenizer", "dtype")}}
 
 

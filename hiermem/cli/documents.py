@@ -3,7 +3,7 @@
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,27 +16,30 @@ if TYPE_CHECKING:
     from hiermem.memory.working_config import WorkingMemoryConfig
 
 MemoryDir = Annotated[Path, typer.Argument(help="Folder of a saved memory.")]
+ReadModel = Annotated[
+    str | None,
+    typer.Option(help="Model that read the memory; default: the one that it names, if that is bundled."),
+]
+ReadEvictor = Annotated[
+    str | None, typer.Option(help="As the memory was read with; default: the model's own.")
+]
+ReadDtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; default: that of the memory.")
+]
 
 
 def ask(
     memory_dir: MemoryDir,
     question: Annotated[str, typer.Argument(help="What you want to know.")],
-    model: Annotated[
-        str | None,
-        typer.Option(help="Model that read the memory; default: the one that it names, if that is bundled."),
-    ] = None,
+    model: ReadModel = None,
     preset: opt.Preset = None,
     policy: opt.Policy = None,
     policy_set: opt.PolicySet = None,
-    evictor: Annotated[
-        str | None, typer.Option(help="As the memory was read with; default: the model's own.")
-    ] = None,
+    evictor: ReadEvictor = None,
     top_k: opt.TopK = None,
     rerank: opt.Rerank = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length limit of the answer in tokens.")] = 64,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; default: that of the memory.")
-    ] = None,
+    dtype: ReadDtype = None,
     device: opt.Device = None,
     json: opt.Json = False,
 ) -> None:
@@ -61,25 +64,18 @@ def ask(
     if not memory_dir.is_dir():  # before the model is loaded
         raise MemoryMissingError(f"There is no memory at {memory_dir}: check the path, or read a text first.")
     opt.check_numbers(dtype, device)
-    name, number = MemoryState.read_with(memory_dir)
-    chosen = model or _own_model(memory_dir, name)
+    name, saved_dtype = MemoryState.read_with(memory_dir)
+    chosen = model or _named_model(memory_dir, name)
     config = opt.configuration(chosen, preset, policy, evictor=evictor, policy_set=policy_set)
-    reader = opt.load_model(chosen, config, dtype or number or None, device)
+    reader = opt.load_model(chosen, config, dtype or saved_dtype or None, device)
     reader.config.asking = opt.reranking(reader.config, rerank).asking
     memory = MemoryState.load(memory_dir, reader)
     if preset or policy or policy_set:
         _check_policy(memory_dir, memory.working.config, reader.config.working)
     start = time.perf_counter()
     answer = reader.ask(memory, question, top_k=top_k, max_new_tokens=max_new_tokens)
-    sources = [vars(source) for source in answer.sources]
-    result = {
-        "answer": answer.text,
-        "complete": answer.complete,
-        "found": answer.found,
-        "sources": sources,
-    }
-    result["seconds"] = time.perf_counter() - start
-    opt.emit(result, json, _words(answer))
+    seconds = time.perf_counter() - start
+    opt.emit(_result(answer) | {"complete": answer.complete, "seconds": seconds}, json, _words(answer))
 
 
 def _check_policy(memory_dir: Path, read_with: "WorkingMemoryConfig", asked: "WorkingMemoryConfig") -> None:
@@ -100,11 +96,11 @@ def _check_policy(memory_dir: Path, read_with: "WorkingMemoryConfig", asked: "Wo
         )
 
 
-def _own_model(memory_dir: Path, name: str) -> str:
-    """The model that a memory names, where nothing but what ships with hiermem is loaded by that name.
+def _named_model(memory_dir: Path, name: str) -> str:
+    """The model that a memory names, if that comes with hiermem.
 
     Raises:
-        InputError: it is another one; a stranger's memory could bring its own along.
+        InputError: it does not; a stranger's memory could bring its own model along.
     """
     from hiermem.loading import bundled_models
 
@@ -163,17 +159,15 @@ def demo(model: opt.Model = "smollm2", json: opt.Json = False) -> None:
         f"{reader.adapter.trained_range}. Peak memory {opt.mib(peak_rss_bytes())}."
     )
     answers = [(question, reader.ask(memory, question)) for question in DEMO_QUESTIONS]
-    rows = [
-        {
-            "question": question,
-            "answer": answer.text,
-            "found": answer.found,
-            "sources": [vars(source) for source in answer.sources],
-        }
-        for question, answer in answers
-    ]
+    rows = [{"question": question, **_result(answer)} for question, answer in answers]
     words = "\n\n".join([intro, *(f"{question}\n{_words(answer)}" for question, answer in answers)])
     opt.emit({"tokens": memory.tokens, "seconds": seconds, "answers": rows}, json, words)
+
+
+def _result(answer: "Answer") -> dict[str, Any]:
+    """An answer and its sources as JSON has them."""
+    sources = [vars(source) for source in answer.sources]
+    return {"answer": answer.text, "found": answer.found, "sources": sources}
 
 
 def _words(answer: "Answer") -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import hiermem
-from hiermem.cli import bench, documents, evaluate, inspect, reading, signals, terminal, train
+from hiermem.cli import bench, documents, evaluate, heads, inspect, reading, signals, terminal, train
 from hiermem.cli.options import TRUST_REMOTE_CODE
 from hiermem.cli.signals import Stopped, stopping
 from hiermem.ending import end
@@ -24,8 +24,8 @@ app.command("read")(reading.read)
 app.command("ask")(documents.ask)
 app.command("verify")(documents.verify)
 app.command("demo")(documents.demo)
-app.command("calibrate")(stopping(train.calibrate))
-app.command("heads")(stopping(train.heads))
+app.command("calibrate")(stopping(heads.calibrate))
+app.command("heads")(stopping(heads.heads))
 app.command("inspect")(inspect.inspect)
 app.command("evolve")(stopping(train.evolve))
 app.command("train")(stopping(train.train))

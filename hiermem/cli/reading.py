@@ -1,26 +1,20 @@
 """`hiermem read`: a document becomes a memory on disk, and stays one whatever happens meanwhile."""
 
-import secrets
-import shutil
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hiermem.cli import options as opt
+from hiermem.cli.reading_task import Task, appending, holds_memory, resumed
 from hiermem.cli.signals import Stop, stoppable
-from hiermem.errors import InputError, MemoryFileError, MemoryMissingError
+from hiermem.errors import MemoryFileError
 from hiermem.progress import say
 from hiermem.resources import peak_rss_bytes
 
 if TYPE_CHECKING:
-    from hiermem.memory.state import MemoryState
     from hiermem.model import HierMemModel
-
-ADDITION = "addition"
-"""Folder within a memory's own that holds an addition which was stopped, with the memory before it."""
 
 
 def read(
@@ -72,124 +66,14 @@ def read(
         _check_room(out, 1 << 20)
         reader = opt.load_model(model, config, dtype, device)
         with stoppable() as stop:
-            task = _appending(reader, out, text) if append else _placed(reader, out, text)
+            task = appending(reader, out, text) if append else resumed(reader, out, text)
             start = time.perf_counter()
             _read_and_keep(reader, task, save_every, stop)
             _report(task, time.perf_counter() - start, json)
 
 
-@dataclass
-class Task:
-    """What is still to be read, into what, and where that is kept.
-
-    Attributes:
-        memory: what was read so far.
-        rest: what follows; empty where all was read.
-        out: folder of the memory once all was read.
-        meanwhile: folder of the memory until then.
-        before: tokens of the memory when the command began.
-        saved: tokens of the memory that is on disk.
-    """
-
-    memory: "MemoryState"
-    rest: str
-    out: Path
-    meanwhile: Path
-    before: int = field(init=False)
-    saved: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.before = self.saved = self.memory.tokens
-
-    def keep(self) -> None:
-        """Save what was read so far, if that is more than was saved."""
-        if self.memory.tokens > self.saved:
-            self.memory.save(self.meanwhile)
-            self.saved = self.memory.tokens
-
-    def finish(self) -> None:
-        """Save the whole memory, where it belongs."""
-        self.memory.save(self.out)
-        self.saved = self.memory.tokens
-        if self.meanwhile != self.out and _holds_memory(self.meanwhile):
-            gone = self.out / f".{ADDITION}-{secrets.token_hex(8)}"
-            self.meanwhile.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
-
-
-def _holds_memory(folder: Path) -> bool:
-    from hiermem.memory.state import MemoryState
-
-    try:
-        MemoryState.read_with(folder)
-    except MemoryFileError:
-        return False
-    return True
-
-
-def _placed(reader: "HierMemModel", out: Path, text: str) -> Task:
-    """Read on where an earlier command stopped, or begin."""
-    from hiermem.memory.state import MemoryState
-
-    try:
-        memory = MemoryState.load(out, reader)
-    except MemoryMissingError:
-        return Task(reader.new_memory(), text, out, out)
-    _check_settings(reader, memory, out)
-    known = memory.text
-    if known != text and known.startswith(text):
-        raise InputError(
-            f"The memory at {out} holds this text and more after it: there is nothing to read, or give a new "
-            f"folder to --out."
-        )
-    if not text.startswith(known):
-        raise InputError(
-            f"The memory at {out} is of another text: give a new folder to --out, or --append to read on in "
-            f"it."
-        )
-    return Task(memory, text[len(known) :], out, out)
-
-
-def _appending(reader: "HierMemModel", out: Path, text: str) -> Task:
-    """Read after a memory, or go on where an earlier command did so and was stopped."""
-    from hiermem.memory.state import MemoryState
-    from hiermem.retrieval.files import check_target
-    from hiermem.text import separated
-
-    memory, meanwhile = MemoryState.load(out, reader), out / ADDITION
-    _check_settings(reader, memory, out)
-    if meanwhile.is_symlink():
-        raise InputError(f"{meanwhile} is a link, and an addition stays in its memory's folder: remove it.")
-    check_target(meanwhile)
-    try:
-        begun = MemoryState.load(meanwhile, reader)
-    except MemoryMissingError:
-        return Task(memory, separated(memory.last_characters(2), text), out, meanwhile)
-    _check_settings(reader, begun, meanwhile)
-    before, known = memory.text, begun.text
-    if before.startswith(known) and before.endswith(text) and len(before) < len(known) + len(text):
-        return Task(memory, "", out, meanwhile)  # stopped when all was in its place
-    text = separated(before, text)  # words of two texts are not to run into one another
-    if known.startswith(before) and text.startswith(known[len(before) :]):
-        return Task(begun, text[len(known) - len(before) :], out, meanwhile)
-    raise InputError(
-        f"The folder {meanwhile} holds another addition, which was stopped: go on with that one first, or "
-        f"delete the folder."
-    )
-
-
-def _check_settings(reader: "HierMemModel", memory: "MemoryState", place: Path) -> None:
-    wanted = reader.config
-    if (memory.working.config, memory.segment) != (wanted.working, wanted.segment):
-        raise InputError(
-            f"The memory at {place} was read with other settings: leave --policy, --policy-set, --budget, "
-            f"--segment, --chunk, --positions, --evictor and --preset as they were, or give a new folder to "
-            f"--out."
-        )
-
-
 def _read_and_keep(reader: "HierMemModel", task: Task, save_every: float, stop: Stop) -> None:
-    """Read the rest; what was read is saved every few minutes, when a signal stops it, and at the end."""
+    """Read the rest; save the memory every few minutes, on a stop by a signal, and at the end."""
     saved_at = time.monotonic()
 
     def checkpoint() -> None:
@@ -203,7 +87,7 @@ def _read_and_keep(reader: "HierMemModel", task: Task, save_every: float, stop: 
     try:
         if task.rest:
             _check_room(task.out, _final_size(reader, task))
-            if task.saved and _holds_memory(task.meanwhile):
+            if task.saved and holds_memory(task.meanwhile):
                 say(f"hiermem: going on after {task.saved} tokens.")
             reader.read(task.rest, task.memory, checkpoint=checkpoint)
         with stop.held():
@@ -220,7 +104,7 @@ def _read_and_keep(reader: "HierMemModel", task: Task, save_every: float, stop: 
 
 
 def _kept(task: Task) -> str:
-    """Save meanwhile, and say so; what cannot be saved now may be later."""
+    """Save the memory meanwhile; the outcome in a sentence. A save that fails now may succeed later."""
     try:
         task.keep()
     except MemoryFileError as error:
@@ -260,6 +144,7 @@ def _check_room(out: Path, size: int) -> None:
 
 
 def _report(task: Task, seconds: float, json: bool) -> None:
+    """Print figures of a finished reading."""
     memory, tokens = task.memory, task.memory.tokens - task.before
     result: dict[str, Any] = {
         "tokens": memory.tokens,

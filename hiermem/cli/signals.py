@@ -30,14 +30,14 @@ class Stopped(BaseException):
 
 
 class Stop:
-    """Whether a stop was asked for. The first signal raises `Stopped`, further ones wait for the end."""
+    """A request to stop. The first signal raises `Stopped`; later ones wait for the end."""
 
     def __init__(self) -> None:
         self._number: int | None = None
         self._held = self._done = False
 
     def ask(self, number: int, _frame: object) -> None:
-        """The handler of a signal."""
+        """Handle a signal."""
         if self._number is None:
             self._number = number
             if not self._held:
@@ -60,7 +60,7 @@ class Stop:
         Raises:
             Stopped: one came meanwhile.
         """
-        self._held = True
+        self.hold()
         try:
             yield
         finally:
@@ -68,22 +68,26 @@ class Stop:
         self.check()
 
     def done(self) -> None:
-        """What was to be stopped is done: nothing is raised any more."""
+        """Raise nothing any more: what was to be stopped is done."""
         self._held = self._done = True
+
+    def hold(self) -> None:
+        """Let signals wait for `check` from now on."""
+        self._held = True
 
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Handle signals so while this lasts."""
+    """Let signals ask for a stop while this lasts; afterwards they are handled as before."""
     stop, before = Stop(), {number: signal.getsignal(number) for number in _numbers()}
-    ours = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    handled = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
     try:
-        for number in ours:
+        for number in handled:
             signal.signal(number, stop.ask)
         yield stop
     finally:
-        stop._held = True  # nothing is raised while the handlers go back
-        for number in ours:
+        stop.hold()  # nothing is raised while the handlers go back
+        for number in handled:
             signal.signal(number, before[number])
     stop.check()
 
@@ -96,14 +100,14 @@ def _numbers() -> list[int]:
 
 
 def end_by_signals() -> None:
-    """Let signals end this process silently and at once: all is done, or kept."""
+    """Let signals end this process silently and at once, when all is done or saved."""
     for number in _numbers():
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
 
 
 def stopping(command: _Command) -> _Command:
-    """A command whose checkpoints are whole at any moment: signals end it as Ctrl-C does.
+    """Let signals end a command as Ctrl-C does; its checkpoints are whole at any moment.
 
     As one process of many, which would hear nothing while it waits for the others, it ends at once.
     """

@@ -1,0 +1,136 @@
+"""A reading of a document into a memory on disk, as one command after another goes on with it."""
+
+import secrets
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hiermem.errors import InputError, MemoryFileError, MemoryMissingError
+
+if TYPE_CHECKING:
+    from hiermem.memory.state import MemoryState
+    from hiermem.model import HierMemModel
+
+ADDITION = "addition"
+"""Folder within a memory's own that holds an addition which was stopped, with the memory before it."""
+
+
+@dataclass
+class Task:
+    """A reading that may be stopped and gone on with: the memory, the text that is left, and the folders.
+
+    Attributes:
+        memory: the memory of all that was read so far.
+        rest: text that is still to be read; empty where all was read.
+        out: folder of the memory once all was read.
+        meanwhile: folder of the memory until then.
+        before: tokens of the memory when the command began.
+        saved: tokens of the memory that is on disk.
+    """
+
+    memory: "MemoryState"
+    rest: str
+    out: Path
+    meanwhile: Path
+    before: int = field(init=False)
+    saved: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.before = self.saved = self.memory.tokens
+
+    def keep(self) -> None:
+        """Save the memory so far, if it holds more than was saved."""
+        if self.memory.tokens > self.saved:
+            self.memory.save(self.meanwhile)
+            self.saved = self.memory.tokens
+
+    def finish(self) -> None:
+        """Save the whole memory, where it belongs."""
+        self.memory.save(self.out)
+        self.saved = self.memory.tokens
+        if self.meanwhile != self.out and holds_memory(self.meanwhile):
+            removed = self.out / f".{ADDITION}-{secrets.token_hex(8)}"
+            self.meanwhile.rename(removed)  # at once: a removal may be cut short
+            shutil.rmtree(removed, ignore_errors=True)
+
+
+def holds_memory(folder: Path) -> bool:
+    """Whether a folder holds a saved memory."""
+    from hiermem.memory.state import MemoryState
+
+    try:
+        MemoryState.read_with(folder)
+    except MemoryFileError:
+        return False
+    return True
+
+
+def resumed(reader: "HierMemModel", out: Path, text: str) -> Task:
+    """A reading into ``out``, gone on with where an earlier command stopped, or begun.
+
+    Raises:
+        InputError: the memory there is of another text or was read with other settings.
+    """
+    from hiermem.memory.state import MemoryState
+
+    try:
+        memory = MemoryState.load(out, reader)
+    except MemoryMissingError:
+        return Task(reader.new_memory(), text, out, out)
+    _check_settings(reader, memory, out)
+    already = memory.text
+    if already != text and already.startswith(text):
+        raise InputError(
+            f"The memory at {out} holds this text and more after it: there is nothing to read, or give a new "
+            f"folder to --out."
+        )
+    if not text.startswith(already):
+        raise InputError(
+            f"The memory at {out} is of another text: give a new folder to --out, or --append to read on in "
+            f"it."
+        )
+    return Task(memory, text[len(already) :], out, out)
+
+
+def appending(reader: "HierMemModel", out: Path, text: str) -> Task:
+    """A reading after the memory at ``out``, gone on with where an earlier command stopped, or begun.
+
+    Raises:
+        InputError: the memory was read with other settings, or another addition was stopped.
+    """
+    from hiermem.memory.state import MemoryState
+    from hiermem.retrieval.files import check_target
+    from hiermem.text import separated
+
+    memory, meanwhile = MemoryState.load(out, reader), out / ADDITION
+    _check_settings(reader, memory, out)
+    if meanwhile.is_symlink():
+        raise InputError(f"{meanwhile} is a link, and an addition stays in its memory's folder: remove it.")
+    check_target(meanwhile)
+    try:
+        begun = MemoryState.load(meanwhile, reader)
+    except MemoryMissingError:
+        return Task(memory, separated(memory.last_characters(2), text), out, meanwhile)
+    _check_settings(reader, begun, meanwhile)
+    before, already = memory.text, begun.text
+    if before.startswith(already) and before.endswith(text) and len(before) < len(already) + len(text):
+        return Task(memory, "", out, meanwhile)  # stopped when all was in its place
+    text = separated(before, text)  # words of two texts are not to run into one another
+    if already.startswith(before) and text.startswith(already[len(before) :]):
+        return Task(begun, text[len(already) - len(before) :], out, meanwhile)
+    raise InputError(
+        f"The folder {meanwhile} holds another addition, which was stopped: go on with that one first, or "
+        f"delete the folder."
+    )
+
+
+def _check_settings(reader: "HierMemModel", memory: "MemoryState", place: Path) -> None:
+    """Refuse to go on with a memory that was read with other settings."""
+    config = reader.config
+    if (memory.working.config, memory.segment) != (config.working, config.segment):
+        raise InputError(
+            f"The memory at {place} was read with other settings: leave --policy, --policy-set, --budget, "
+            f"--segment, --chunk, --positions, --evictor and --preset as they were, or give a new folder to "
+            f"--out."
+        )
