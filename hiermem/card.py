@@ -23,20 +23,18 @@ def card(backbone: str, whole: bool) -> str:
         backbone: hub id, folder or bundled name; empty where it has no name.
         whole: whether the backbone's weights are saved, too.
     """
-    known = base_model(backbone)
-    license = _LICENSES.get(known or "")
+    base = base_model(backbone)
+    license = _LICENSES.get(base or "")
     head = ["library_name: hiermem", "pipeline_tag: text-generation"]
     head += [f"license: {license}"] if license else ["license: other", "license_name: as-the-backbone"]
-    head += [f"base_model: {known}"] if known else []
+    head += [f"base_model: {base}"] if base else []
     head += ["tags:", "- hiermem", "- long-context", "- memory"]
-    held = (
-        "and the weights of its backbone"
-        if whole
-        else f"for {known or 'its backbone'}, which is not included"
+    contents = (
+        "and the weights of its backbone" if whole else f"for {base or 'its backbone'}, which is not included"
     )
     return (
         "---\n" + "\n".join(head) + "\n---\n\n"
-        f"Memory parameters of hiermem {held}.\n\n"
+        f"Memory parameters of hiermem {contents}.\n\n"
         "    from hiermem import HierMemModel\n"
         '    model = HierMemModel.from_pretrained("this folder")\n'
     )

@@ -23,8 +23,8 @@ def end_at_once() -> None:
 def end(status: int) -> NoReturn:
     """End this process with an exit status; the last thing that a command does.
 
-    At once, what was registered to run at the end is run first unless the command failed: other processes
-    wait for one that failed, until the launcher sees its end.
+    Where it ends at once, functions that are registered for the end run first, unless the command failed:
+    other processes wait for one that failed, until the launcher sees its end.
     """
     if not _at_once:
         sys.exit(status)

@@ -1,6 +1,6 @@
 """Every error that hiermem raises on purpose: one plain sentence, what was wrong and what to do.
 
-This module is the floor of the package: it imports nothing, and every other module may import it.
+This module imports nothing, and every other module may import it.
 """
 
 
@@ -45,5 +45,5 @@ class MemoryLockedError(MemoryFileError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says first, without its full stop; its type where it says nothing."""
+    """The first line of another library's error, without its full stop; its type where it has no text."""
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

@@ -26,12 +26,12 @@ _CONFIG, _WEIGHTS, _DEFAULT = "adapter_config.json", "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Settings of the adapters (arXiv 2106.09685).
+    """Settings of the adapters (LoRA, arXiv 2106.09685).
 
     Attributes:
-        rank: of the two factors; 0 trains no adapter.
-        alpha: what is added is scaled by ``alpha / rank``.
-        targets: linear layers that get one: `all-linear`, or the ends of their names.
+        rank: rank of the two factors; 0 trains no adapter.
+        alpha: the update of a layer is scaled by ``alpha / rank``.
+        targets: linear layers that get an adapter: `all-linear`, or the ends of their names.
     """
 
     rank: int = 0
@@ -85,12 +85,12 @@ class BackboneAdapters:
 def add_lora(backbone: PreTrainedModel, config: LoraConfig) -> None:
     """Put fresh adapters into ``backbone``, which then computes what it did before."""
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
-    made = _peft().LoraConfig(
+    lora = _peft().LoraConfig(
         r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM"
     )
     try:
-        backbone.add_adapter(made)
-    except ValueError as error:  # which transformers makes of versions of PEFT that it does not take
+        backbone.add_adapter(lora)
+    except ValueError as error:  # transformers raises it for a version of PEFT that it does not support
         raise InputError(f"The adapters cannot be added ({first_line(error)}).") from error
 
 
@@ -100,7 +100,7 @@ def has_lora(backbone: PreTrainedModel) -> bool:
 
 
 def active_adapters(backbone: PreTrainedModel) -> list[str]:
-    """Names of the adapters that take part in what ``backbone`` computes."""
+    """Names of the adapters that ``backbone`` computes with."""
     layers = _adapted(backbone).values()
     return sorted({name for layer in layers if not layer.disable_adapters for name in layer.active_adapters})
 
@@ -115,18 +115,22 @@ def unusual_state(backbone: PreTrainedModel) -> str | None:
 def split(
     backbone: PreTrainedModel, state: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors of ``state`` that are the backbone's own, by the names they have without adapters, and the
-    adapters'."""
+    """Part a state dict into the backbone's tensors, by their names without adapters, and the adapters'.
+
+    Args:
+        backbone: the backbone with its adapters.
+        state: its state dict.
+    """
     wrapped = tuple(f"{name}." for name in _adapted(backbone))
-    own: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     adapters: dict[str, Tensor] = {}
     for name, tensor in state.items():
         plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
         if name.startswith(wrapped) and plain == name:
             adapters[name] = tensor
         else:
-            own[plain] = tensor
-    return own, adapters
+            weights[plain] = tensor
+    return weights, adapters
 
 
 def save_adapters(
@@ -135,34 +139,39 @@ def save_adapters(
     """Write every adapter in PEFT's layout, and which are active.
 
     Args:
+        backbone: the backbone with its adapters.
+        folder: the saved model's folder.
         state: the backbone's state dict.
-        base_model: what the adapters' configurations call the backbone.
+        base_model: name of the backbone in the adapters' configurations.
     """
     peft = _peft()
     for name, config in backbone.peft_config.items():
-        own = folder / FOLDER if name == _DEFAULT else folder / FOLDER / name
-        if own.parent not in (folder, folder / FOLDER):
+        place = folder / FOLDER if name == _DEFAULT else folder / FOLDER / name
+        if place.parent not in (folder, folder / FOLDER):
             raise InputError(f"The adapter {name!r} cannot be saved: give it a name without a slash.")
-        own.mkdir(parents=True, exist_ok=True)
-        written = _by_names(backbone, name, config)
-        written.base_model_name_or_path, written.inference_mode = base_model, True
-        written.save_pretrained(str(own))
+        place.mkdir(parents=True, exist_ok=True)
+        listed = _by_names(backbone, name, config)
+        listed.base_model_name_or_path, listed.inference_mode = base_model, True
+        listed.save_pretrained(str(place))
         tensors = peft.get_peft_model_state_dict(
             backbone, state_dict=dict(state), adapter_name=name, save_embedding_layers=False
         )
         save_file(
             {f"base_model.model.{key}": t.detach().cpu().contiguous() for key, t in tensors.items()},
-            own / _WEIGHTS,
+            place / _WEIGHTS,
             metadata={"format": "pt"},
         )
     (folder / FOLDER / ACTIVE).write_text(json.dumps(active_adapters(backbone)) + "\n", "utf-8")
 
 
 def _by_names(backbone: PreTrainedModel, adapter: str, config: Any) -> Any:
-    """A copy of an adapter's configuration that lists its layers in place of expressions for them."""
+    """A copy of an adapter's configuration that lists its layers by name.
+
+    PEFT takes regular expressions, which `hiermem.model_files` refuses in a stranger's model.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    written = copy.copy(config)
+    listed = copy.copy(config)
     layers = {
         name: layer
         for name, layer in _adapted(backbone).items()
@@ -171,30 +180,30 @@ def _by_names(backbone: PreTrainedModel, adapter: str, config: Any) -> Any:
     }
     chosen = ("exclude_modules", "layers_to_transform", "layers_pattern")
     if isinstance(config.target_modules, str) or any(getattr(config, name, None) for name in chosen):
-        written.target_modules = sorted(layers)
+        listed.target_modules = sorted(layers)
         for name in chosen:
-            if hasattr(written, name):
-                setattr(written, name, None)
+            if hasattr(listed, name):
+                setattr(listed, name, None)
     for pattern, value in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
         if getattr(config, pattern, None):
             values = {name: getattr(layer, value)[adapter] for name, layer in layers.items()}
-            others = {name: n for name, n in values.items() if n != getattr(config, value)}
-            setattr(written, pattern, others)
-    return written
+            exceptions = {name: n for name, n in values.items() if n != getattr(config, value)}
+            setattr(listed, pattern, exceptions)
+    return listed
 
 
 def load_adapters(backbone: PreTrainedModel, folder: Path) -> None:
     """Take adapters over from a folder that `save_adapters` wrote, if it holds any."""
     places = [folder / FOLDER, *(folder / FOLDER).glob("*")]
-    found = [place for place in places if (place / _CONFIG).is_file()]
-    if not found:
+    places = sorted(place for place in places if (place / _CONFIG).is_file())
+    if not places:
         return
     _peft()
-    for own in sorted(found):
-        if not (own / _WEIGHTS).is_file():
-            raise InputError(f"The adapter at {own} lacks {_WEIGHTS}: save it again.")
-        name = _DEFAULT if own == folder / FOLDER else own.name
-        backbone.load_adapter(str(own), adapter_name=name)
+    for place in places:
+        if not (place / _WEIGHTS).is_file():
+            raise InputError(f"The adapter at {place} lacks {_WEIGHTS}: save it again.")
+        name = _DEFAULT if place == folder / FOLDER else place.name
+        backbone.load_adapter(str(place), adapter_name=name)
     if (folder / FOLDER / ACTIVE).is_file():
         active = json.loads((folder / FOLDER / ACTIVE).read_text("utf-8"))
         if active:
@@ -204,7 +213,7 @@ def load_adapters(backbone: PreTrainedModel, folder: Path) -> None:
 
 
 def _adapted(backbone: PreTrainedModel) -> dict[str, Any]:
-    """The layers that adapters wrap, by name."""
+    """Layers that adapters wrap, by name."""
     if not has_lora(backbone):
         return {}
     _peft()
@@ -216,6 +225,11 @@ def _adapted(backbone: PreTrainedModel) -> dict[str, Any]:
 
 
 def _peft() -> Any:
+    """The package PEFT.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         import peft
     except ImportError as error:

@@ -7,8 +7,9 @@ from torch import Tensor
 from hiermem.errors import InputError
 from hiermem.eviction_weights import is_evolved
 from hiermem.memory.policies import NammPolicy
-from hiermem.model_folder import BACKBONE, REMEDY
+from hiermem.model_folder import BACKBONE
 from hiermem.pretrained import HierMemPreTrainedModel
+from hiermem.seal import REMEDY
 
 
 def memory_parameters(model: HierMemPreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from hiermem.config import HierMemConfig, check_config
 from hiermem.errors import InputError
 from hiermem.eviction_weights import resolve_eviction_weights
 from hiermem.interface import LanguageModel
-from hiermem.loading import LoadOptions
+from hiermem.load_options import LoadOptions
 from hiermem.lora import BackboneAdapters
 from hiermem.memory.hmt.module import HMTModule
 from hiermem.memory.longterm import LongTermMemory

@@ -1,7 +1,7 @@
-"""Files that nobody vouches for, looked at before a library opens them as parts of a model.
+"""Checks of a stranger's files before a library opens them as parts of a model.
 
-Libraries read pipes and devices without end, go where a setting leads them, and stumble over tensors that no
-model has.
+Libraries read pipes and devices without end, load code and files that a setting names, and fail on tensors
+that no model has.
 """
 
 import json
@@ -21,7 +21,7 @@ SMALL = 1 << 26
 
 TEMPLATES = "additional_chat_templates"
 
-# What transformers and PEFT open by its name; a tokenizer's files apart, which others write again.
+# Files that transformers and PEFT open by name; a tokenizer's apart, which others write again.
 _LOADED = re.compile(
     r"(generation_|adapter_)?config\.json|active\.json|chat_template\.(json|jinja)"
     r"|((adapter_)?model.*\.safetensors|(adapter|pytorch)_model(-\d+-of-\d+)?\.bin)(\.index\.json)?"
@@ -37,7 +37,7 @@ _LARGE_JSON = ("tokenizer.json", "vocab.json", "tekken.json")
 _VOCABULARY = min(1 << 30, physical_memory() or 1 << 30)
 _HEADER = 1 << 27  # bytes: models have more tensors than memories
 
-# Settings of PEFT that choose layers, always by regular expressions, and what is none.
+# Settings of PEFT that choose layers by regular expressions, and an expression that is a plain name.
 _EXPRESSIONS = ("layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern")
 _NAME = re.compile(r"\^?[\w.-]+\$?")
 
@@ -46,7 +46,8 @@ def check_files(folder: Path, *, inside: bool) -> None:
     """Refuse files that no model has, before a library opens them: pipes, devices, nonsense without bound.
 
     Args:
-        inside: links must not lead out of the folder.
+        folder: the model's folder.
+        inside: whether links and settings must not lead out of the folder.
 
     Raises:
         InputError: a file is no plain one, too large, leads elsewhere, or its header makes no sense.
@@ -68,7 +69,7 @@ def is_loaded(name: str, *, tokenizer: bool) -> bool:
     """Whether transformers or PEFT open a file of that name in a model's folder without being told to.
 
     Args:
-        name: as a path in the folder.
+        name: path in the folder.
         tokenizer: whether those of a tokenizer count, too.
     """
     folder, _, file = name.rpartition("/")
@@ -77,17 +78,17 @@ def is_loaded(name: str, *, tokenizer: bool) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of bounded size holds.
+    """The content of a JSON file of bounded size.
 
     Raises:
-        InputError: it is none.
+        InputError: it is no JSON, or too large.
     """
     with _opened(path, str(path)) as file:
         return _parsed(file, str(path))
 
 
 def check_tensor_file(path: Path) -> None:
-    """The same for a file of safetensors alone.
+    """Refuse a file of safetensors that no model has, before a library opens it.
 
     Raises:
         InputError: it is no plain file, or its header makes no sense.
@@ -100,7 +101,7 @@ def check_tensor_file(path: Path) -> None:
 
 @contextmanager
 def _opened(path: Path, where: str) -> Iterator[PlainFile]:
-    """A plain file, maybe through links, that has no more bytes than those of its kind."""
+    """A plain file, maybe through links, of no more bytes than its kind may have."""
     try:
         with plain_file(Path(os.path.realpath(path))) as file:
             most = _most(path.name)
@@ -114,13 +115,14 @@ def _opened(path: Path, where: str) -> Iterator[PlainFile]:
 
 
 def _most(name: str) -> int | None:
-    """Bytes that a file of that name may have; None: weights, or a file that nothing loads."""
+    """Most bytes of a file of that name; None: weights, or a file that nothing loads."""
     if name.endswith((".json", ".jinja")) and name not in _LARGE_JSON:
         return SMALL
     return _VOCABULARY if _TOKENIZER.fullmatch(name) else None
 
 
 def _parsed(file: PlainFile, where: str) -> Any:
+    """The JSON that a file holds."""
     try:
         return json.loads(file.read().decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -128,29 +130,29 @@ def _parsed(file: PlainFile, where: str) -> Any:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files in the places that models are read from."""
+    """The files in the folders that models are read from."""
     places = [folder, folder / "backbone", folder / TEMPLATES, folder / "adapter"]
     places += [path for path in folder.glob("adapter/*") if path.is_dir()]
     return sorted(path for place in places if place.is_dir() for path in place.iterdir() if not path.is_dir())
 
 
 def _check_settings(values: Any, name: str, where: str, inside: bool) -> None:
-    """Refuse settings by which a library would go elsewhere."""
+    """Refuse settings that name code or files elsewhere."""
     if not isinstance(values, dict):
         if name in _OBJECTS:
             raise InputError(f"{where} holds no settings.")
         return
     if inside and name == "adapter_config.json":
         _check_names(values, where)
-    led = [key for key, value in values.items() if _leads_elsewhere(key, value, inside)]
+    refused = [key for key, value in values.items() if _leads_elsewhere(key, value, inside)]
     if name.endswith(".index.json"):
         shards = values.get("weight_map")
         if not isinstance(shards, dict) or not all(
             isinstance(s, str) and _is_plain(s) for s in shards.values()
         ):
-            led.append("weight_map")
-    if led:
-        raise InputError(f"{where} leads elsewhere by {led[0]!r}: take that out if you trust it.")
+            refused.append("weight_map")
+    if refused:
+        raise InputError(f"{where} leads elsewhere by {refused[0]!r}: take that out if you trust it.")
 
 
 def _check_names(values: dict[str, Any], where: str) -> None:

@@ -1,26 +1,32 @@
 """A saved model's folder: committed whole by one rename, sealed by hashes of its files, checked when read.
 
 A save writes everything into a folder of its own inside and renames that: the commit. Its files then
-move to their places, the seal last; whoever opens the folder next finishes what a killed save left half
-moved. So the folder holds the old model or the new one, whenever the save ends. The seal tells damage, not
-tampering: who changes a file can write a new seal.
+move to their places, the seal last. Whoever opens the folder next finishes a save that was killed between. So
+the folder holds the old model or the new one, whenever the save ends.
 """
 
-import hashlib
-import json
 import os
-import re
 import shutil
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
 
 from hiermem.errors import InputError
-from hiermem.model_files import SMALL, check_files, files_in, is_loaded, stays
+from hiermem.model_files import check_files, stays
 from hiermem.retrieval.disk import sha256_of, sync
+from hiermem.seal import (
+    CARD,
+    REMEDY,
+    SEAL,
+    NotSealedError,
+    first_problem,
+    first_stranger,
+    read_seal,
+    render_seal,
+    seal_entry,
+)
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 BACKBONE = "backbone"
@@ -29,18 +35,8 @@ BACKBONE = "backbone"
 SAMPLE = "backbone_sample"
 """In `config.json`: values by which a backbone that was saved by its name is known again."""
 
-REMEDY = "save the model again, or restore it from a copy"
-SEAL = "hiermem.seal.json"
-CARD = "README.md"
 _STAGING, _COMMITTED = ".hiermem-saving-", ".hiermem-saved"
 _ATTEMPTS = 5
-# What transformers' tokenizers and calls of them leave behind without meaning anything else.
-_VOLATILE = ("padding", "truncation", "name_or_path", "is_local", "local_files_only", "tokenizers_version")
-_TOKENIZER = re.compile(r"(tokenizer|special_tokens|added_tokens|vocab).*\.json")
-
-
-class NotSealedError(InputError):
-    """A file of a saved model is missing, cut short or changed."""
 
 
 # ---- writing
@@ -58,8 +54,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         finish(folder)
-        for left in folder.glob(f"{_STAGING}*"):  # of saves that were killed
-            shutil.rmtree(left, ignore_errors=True)
+        for remains in folder.glob(f"{_STAGING}*"):  # of saves that were killed
+            shutil.rmtree(remains, ignore_errors=True)
         staging = Path(mkdtemp(dir=folder, prefix=_STAGING))
         try:
             yield staging
@@ -78,25 +74,27 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def _seal(folder: Path, staging: Path) -> None:
+    """Write the seal of a save; a card in the folder that was edited stays, so the save has none."""
     files = {}
     for path in sorted(path for path in staging.rglob("*") if path.is_file()):
         path.chmod(0o666 & ~_umask())  # safetensors lets only the owner read
-        files[path.relative_to(staging).as_posix()] = _entry(path)
+        files[path.relative_to(staging).as_posix()] = seal_entry(path)
     card = folder / CARD
     if card.is_file() and _sealed_card(folder) != sha256_of(card):
         (staging / CARD).unlink(missing_ok=True)
         files.pop(CARD, None)
-    (staging / SEAL).write_bytes(_render(files))
+    (staging / SEAL).write_bytes(render_seal(files))
 
 
 def _sealed_card(folder: Path) -> str | None:
     """The hash of the card that a save wrote, if one did and the seal is undamaged."""
     with suppress(NotSealedError):
-        return str(_read_seal(folder).get(CARD, {}).get("sha256"))
+        return str(read_seal(folder).get(CARD, {}).get("sha256"))
     return None
 
 
 def _commit(staging: Path, folder: Path) -> None:
+    """Rename a save to the name that counts as committed."""
     try:
         staging.rename(folder / _COMMITTED)
     except OSError:
@@ -108,7 +106,7 @@ def _commit(staging: Path, folder: Path) -> None:
 
 
 def finish(folder: Path) -> None:
-    """Move what a save committed to its place, the seal last; does nothing where nothing is left to move.
+    """Move the files of a committed save to their places, the seal last; does nothing where none is left.
 
     Raises:
         InputError: something is left, and the folder cannot be written, or no save of hiermem left it. Then
@@ -137,7 +135,7 @@ def finish(folder: Path) -> None:
 
 
 def _moves(folder: Path, saved: Path) -> tuple[list[str], list[str]]:
-    """Files that a save in ``saved`` has for ``folder``, the seal last, and those that it makes outdated.
+    """Names of the files that a save in ``saved`` has for ``folder``, the seal last, and of outdated ones.
 
     Raises:
         InputError: it is no save of hiermem, or a name leads out of the folder.
@@ -147,7 +145,7 @@ def _moves(folder: Path, saved: Path) -> tuple[list[str], list[str]]:
     if not new:  # all was moved already
         return [], []
     try:
-        sealed = _read_seal(saved).keys()
+        sealed = read_seal(saved).keys()
     except NotSealedError:
         if SEAL in new and not os.path.lexists(saved / SEAL):  # another process has finished it
             return [], []
@@ -166,18 +164,18 @@ def _plain_files(folder: Path, otherwise: InputError) -> set[str]:
     Raises:
         InputError: ``otherwise``, where anything is neither a folder nor a plain file.
     """
-    found: set[str] = set()
-    left = [folder]
-    while left:
-        if not stat.S_ISDIR(left[0].lstat().st_mode):
+    names: set[str] = set()
+    folders = [folder]
+    while folders:
+        if not stat.S_ISDIR(folders[0].lstat().st_mode):
             raise otherwise
-        for path in left.pop(0).iterdir():
+        for path in folders.pop(0).iterdir():
             with suppress(FileNotFoundError):  # another process finishes it too
                 if stat.S_ISREG(path.lstat().st_mode):
-                    found.add(path.relative_to(folder).as_posix())
+                    names.add(path.relative_to(folder).as_posix())
                 else:
-                    left.append(path)
-    return found
+                    folders.append(path)
+    return names
 
 
 def _outdated(folder: Path, sealed: Collection[str]) -> set[str]:
@@ -185,7 +183,7 @@ def _outdated(folder: Path, sealed: Collection[str]) -> set[str]:
     if not stays(folder / SEAL, folder):
         raise InputError(f"{folder / SEAL} is a link that leads out of the folder: take it away.")
     try:
-        old = set(_read_seal(folder))
+        old = set(read_seal(folder))
     except NotSealedError:  # saved before there were seals, or the seal is damaged
         usual = ("active.json", "adapter_config.json", "adapter_model.safetensors")
         old = {f"adapter/{name}" for name in usual}
@@ -193,7 +191,7 @@ def _outdated(folder: Path, sealed: Collection[str]) -> set[str]:
 
 
 def _check_place(folder: Path, name: str) -> None:
-    """Refuse to touch a file by a name that goes through a link, or what is no file."""
+    """Refuse a name that goes through a link, or whose place is taken by anything but a file."""
     for place in list(Path(name).parents)[:-1]:
         if os.path.lexists(folder / place) and not stat.S_ISDIR((folder / place).lstat().st_mode):
             raise InputError(f"{folder / place} is no folder but in the place of one: take it away.")
@@ -226,99 +224,14 @@ def check(folder: Path, sealed: bool | None = None) -> None:
         return
     for attempt in range(_ATTEMPTS):
         raw = (folder / SEAL).read_bytes()
-        files = _read_seal(folder)
-        problem = _first_problem(folder, files) or _first_stranger(folder, files)
+        files = read_seal(folder)
+        problem = first_problem(folder, files) or first_stranger(folder, files)
         if problem is None:
             return
         settled = (folder / SEAL).read_bytes() == raw and not (folder / _COMMITTED).exists()
         if settled or attempt == _ATTEMPTS - 1:
             raise NotSealedError(f"{problem}.")
         finish(folder)  # it was saved anew meanwhile
-
-
-def _first_problem(folder: Path, files: dict[str, dict[str, Any]]) -> str | None:
-    for name, entry in files.items():
-        if name == CARD:  # prose, which anybody may edit
-            continue
-        path, where = folder / name, f"The file {name} of the model at {folder}"
-        if not path.is_file():
-            return f"{where} is missing: {REMEDY}"
-        if path.stat().st_size == entry["bytes"] and sha256_of(path) == entry["sha256"]:
-            continue
-        if entry.get("content") is not None and _content(path) == entry["content"]:
-            continue
-        return f"{where} was changed or cut short after it was saved: {REMEDY}"
-    return None
-
-
-def _first_stranger(folder: Path, files: Collection[str]) -> str | None:
-    """What is wrong with a file that no save wrote and that would be loaded all the same.
-
-    A tokenizer beside a model that was saved without one is welcome: transformers' Trainer writes it.
-    """
-    for path in files_in(folder):
-        name = path.relative_to(folder).as_posix()
-        if name not in files and is_loaded(name, tokenizer="tokenizer_config.json" in files):
-            return f"The file {name} was added to the model at {folder} after it was saved: take it away"
-    return None
-
-
-# ---- the seal
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    entry: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    if _TOKENIZER.fullmatch(path.name):  # which others write again, as transformers' Trainer does
-        entry["content"] = _content(path)
-    return entry
-
-
-def _content(path: Path) -> str | None:
-    """A hash of what a tokenizer's file says, however it is written down; None where it cannot be read."""
-    try:
-        raw = path.read_bytes()
-        values = json.loads(raw)
-    except (OSError, ValueError, RecursionError):
-        return None
-    if isinstance(values, dict):
-        values = {key: value for key, value in values.items() if key not in _VOLATILE}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode() + raw[-1:]).hexdigest()
-
-
-def _read_seal(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the seal says of each file.
-
-    Raises:
-        NotSealedError: it was changed or cut short.
-    """
-    path = folder / SEAL
-    damaged = NotSealedError(f"The file {SEAL} of the model at {folder} was changed: {REMEDY}.")
-    try:
-        status = path.stat()
-        raw = path.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size <= SMALL else b""
-        files = json.loads(raw)["files"]
-        if _render(files) != raw or not all(
-            _is_inside(name) and type(entry["bytes"]) is int and isinstance(entry["sha256"], str)
-            for name, entry in files.items()
-        ):
-            raise damaged
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise damaged from error
-    return files
-
-
-def _render(files: dict[str, dict[str, Any]]) -> bytes:
-    """The only bytes that a seal of these files may have, its checksum included."""
-    checksum = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    sealed = {"checksum": checksum, "files": files, "format": "hiermem-model"}
-    return (json.dumps(sealed, sort_keys=True, indent=1) + "\n").encode()
-
-
-def _is_inside(name: str) -> bool:
-    """Whether a name from a seal is one in the folder, as saves write them: whole and not hidden."""
-    path = Path(name)
-    visible = not any(part.startswith(".") for part in path.parts)
-    return bool(path.parts) and visible and not path.is_absolute() and path.as_posix() == name
 
 
 def _umask() -> int:

@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 
 class Bar(Protocol):
-    """What reading tells of its progress."""
+    """A progress bar, as tqdm's."""
 
     def update(self, n: float = 1) -> Any:
         """Go on by ``n`` units."""
@@ -36,13 +36,16 @@ class _NoBar(AbstractContextManager["_NoBar"]):
         """Nothing was held."""
 
 
-def progress_bar(name: str, total: int | None, unit: str, wanted: bool) -> AbstractContextManager[Bar]:
-    """A bar on the error stream for work of more than two seconds, where that is a terminal and it is wanted.
+def progress_bar(name: str, total: int | None, unit: str, shown: bool) -> AbstractContextManager[Bar]:
+    """A bar for work of more than two seconds, if the error stream is a terminal.
 
     Args:
+        name: text before the bar.
         total: units in all, if known.
+        unit: name of a unit.
+        shown: False shows no bar.
     """
-    if not wanted or sys.stderr is None or not sys.stderr.isatty():
+    if not shown or sys.stderr is None or not sys.stderr.isatty():
         return _NoBar()
     return _bar_class()(total=total, unit=unit, unit_scale=True, desc=name, delay=2)
 
@@ -61,6 +64,7 @@ def say(text: str) -> None:
 
 @cache
 def _bar_class() -> Any:
+    """tqdm's bar with a lock of this process alone and no thread beside it."""
     from tqdm import tqdm
 
     class OwnBar(tqdm):

@@ -15,20 +15,20 @@ from typing import Any
 
 _HOME = "transformers.models.auto"
 _REGISTERING = {f"{_HOME}.configuration_auto": "hiermem.config", f"{_HOME}.modeling_auto": "hiermem.model"}
-"""Modules of Auto classes, and of hiermem what registers with them when it is imported."""
+"""Modules of Auto classes, and the modules of hiermem that register with them when they are imported."""
 
 
 def register_with_transformers() -> None:
     """Let `AutoConfig` and `AutoModelForCausalLM` know hiermem's models from now on."""
-    for auto, own in _REGISTERING.items():
+    for auto, module in _REGISTERING.items():
         if auto in sys.modules:
-            import_module(own)
+            import_module(module)
         else:
-            sys.meta_path.insert(0, _After(auto, own))
+            sys.meta_path.insert(0, _AfterImport(auto, module))
 
 
-class _After(MetaPathFinder):
-    """Watches for one module, finds it as it would have been found, and is gone."""
+class _AfterImport(MetaPathFinder):
+    """Waits for the import of one module, finds it in the usual way and removes itself."""
 
     def __init__(self, watched: str, then: str) -> None:
         self._watched, self._then = watched, then
@@ -38,15 +38,15 @@ class _After(MetaPathFinder):
     ) -> ModuleSpec | None:
         if name != self._watched:
             return None
-        sys.meta_path.remove(self)
+        sys.meta_path.remove(self)  # so that `find_spec` below asks the others
         spec = find_spec(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loading(spec.loader, self._then)
+            spec.loader = _ThenImport(spec.loader, self._then)
         return spec
 
 
-class _Loading(Loader):
-    """A module's own loader, after which another module is imported."""
+class _ThenImport(Loader):
+    """Loads a module with its own loader, then imports another one."""
 
     def __init__(self, loader: Any, then: str) -> None:
         self._loader, self._then = loader, then

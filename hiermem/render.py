@@ -16,7 +16,12 @@ def render(template: str, messages: list[dict[str, str]], values: dict[str, Any]
     """The text up to where an answer begins.
 
     Args:
-        values: what the template may use beside the messages.
+        template: the chat template, in Jinja.
+        messages: the conversation.
+        values: variables of the template beside the messages, such as special tokens.
+
+    Raises:
+        ValueError: the text is too long.
     """
     texts, _ = render_jinja_template(
         conversations=[messages], chat_template=template, add_generation_prompt=True, **values
@@ -27,7 +32,7 @@ def render(template: str, messages: list[dict[str, str]], values: dict[str, Any]
 
 
 def main() -> None:
-    """Render what standard input describes, in bounded memory where the system can bound it."""
+    """Render the job on standard input, in bounded memory where the system can bound it."""
     job = json.load(sys.stdin)
     try:
         import resource

@@ -26,7 +26,7 @@ def used_bytes(device: "torch.device") -> int:
 
 
 def now(device: "torch.device") -> float:
-    """Seconds on a clock, once the device has done what it was given."""
+    """Seconds on a clock, once the device has finished its work."""
     if device.type == "cuda":
         import torch
 

@@ -15,8 +15,8 @@ from hiermem.config import HierMemConfig, check_config
 from hiermem.errors import InputError
 from hiermem.eviction_weights import AUTO, NONE, bundled, is_evolved, resolve_eviction_weights
 from hiermem.fingerprint import WeightsDigest
+from hiermem.load_options import LoadOptions
 from hiermem.loading import (
-    LoadOptions,
     as_reachable,
     check_reference,
     load_backbone,
@@ -27,8 +27,9 @@ from hiermem.loading import (
 )
 from hiermem.memory_parameters import load_memory_parameters
 from hiermem.model_files import read_json
-from hiermem.model_folder import BACKBONE, INDEX, REMEDY, SAMPLE, WEIGHTS, check
+from hiermem.model_folder import BACKBONE, INDEX, SAMPLE, WEIGHTS, check
 from hiermem.pretrained import HierMemPreTrainedModel
+from hiermem.seal import REMEDY
 
 _log = logging.getLogger(__name__)
 _Model = TypeVar("_Model", bound=HierMemPreTrainedModel)

@@ -26,9 +26,10 @@ from hiermem.errors import InputError, first_line
 from hiermem.fingerprint import is_elsewhere
 from hiermem.loading import model_type
 from hiermem.memory_parameters import memory_parameters
-from hiermem.model_folder import BACKBONE, CARD, INDEX, SAMPLE, SEAL, WEIGHTS, finish, replacing
+from hiermem.model_folder import BACKBONE, INDEX, SAMPLE, WEIGHTS, finish, replacing
 from hiermem.pretrained import HierMemPreTrainedModel
 from hiermem.retrieval.files import is_memory
+from hiermem.seal import CARD, SEAL
 
 _AUTO_MAP = {
     "AutoConfig": "configuration_hiermem.HierMemConfig",

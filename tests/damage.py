@@ -28,7 +28,7 @@ from hiermem.errors import HierMemError
 from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.mamba.module import MambaConfig
 from hiermem.model import HierMemModel
-from hiermem.model_folder import CARD, SEAL, _entry, _render
+from hiermem.seal import CARD, SEAL, render_seal, seal_entry
 
 DATA = Path(__file__).parent / "data"
 
@@ -121,8 +121,8 @@ def outcome(folder: Path) -> str:
 
 def reseal(folder: Path) -> None:
     """Write a seal that fits, as a stranger can."""
-    files = {p.relative_to(folder).as_posix(): _entry(p) for p in files_of(folder) if p.name != SEAL}
-    (folder / SEAL).write_bytes(_render(files))
+    files = {p.relative_to(folder).as_posix(): seal_entry(p) for p in files_of(folder) if p.name != SEAL}
+    (folder / SEAL).write_bytes(render_seal(files))
 
 
 def killed(save: Callable[[Path], None], folder: Path, before: int = -1, after: float | None = None) -> bool:

@@ -41,7 +41,7 @@ TRICKY_TEXTS = [
 
 
 class FakeConversion:
-    """Stands in for ``bundled._convert`` and counts its calls."""
+    """Stands in for ``bundled.convert`` and counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -63,7 +63,7 @@ def conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeConversio
     monkeypatch.setenv("HIERMEM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(bundled, "_find_gguf", lambda: (gguf, "0.0"))
     monkeypatch.setattr(bundled, "_GGUF_SHA256", hashlib.sha256(b"quantised").hexdigest())
-    monkeypatch.setattr(bundled, "_convert", fake)
+    monkeypatch.setattr(bundled, "convert", fake)
     return fake
 
 
@@ -186,7 +186,7 @@ def test_two_processes_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
         bundled._find_gguf = lambda: (root / "model.gguf", "0.0")
         bundled._GGUF_SHA256 = bundled.sha256_of(root / "model.gguf")
-        bundled._convert = convert
+        bundled.convert = convert
         assert (bundled.smollm2_path() / "model.safetensors").is_file()
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
@@ -250,7 +250,7 @@ def test_missing_model_file_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_missing_gguf_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(InputError, match="run `pip install gguf`"):
-        bundled._convert(tmp_path / "model.gguf", tmp_path)
+        bundled.convert(tmp_path / "model.gguf", tmp_path)
 
 
 def test_import_is_light() -> None:

@@ -33,7 +33,7 @@ from hiermem.memory.mamba.scan import scan, step_by_step
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
-from hiermem.model_folder import SEAL
+from hiermem.seal import SEAL
 from hiermem.training.batches import Sample, collated
 from hiermem.training.distillation import HeadObjective
 from hiermem.training.parameters import freeze_all_but, trainable_parameters

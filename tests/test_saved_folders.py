@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from hiermem.errors import InputError
 from hiermem.model import HierMemModel
-from hiermem.model_folder import SEAL, _render
+from hiermem.seal import SEAL, render_seal
 
 _watched: list[Path] = []
 _opened: list[str] = []
@@ -483,7 +483,7 @@ def left_behind(folder: Path, names: dict[str, str], sealed: list[str] | None = 
         (staged / name).parent.mkdir(parents=True, exist_ok=True)
         (staged / name).write_text(text)
     listed = {name: {"bytes": 1, "sha256": "0"} for name in (names if sealed is None else sealed)}
-    (staged / SEAL).write_bytes(_render(listed))
+    (staged / SEAL).write_bytes(render_seal(listed))
     return staged
 
 
@@ -494,7 +494,7 @@ def through_a_link(folder: Path, home: Path) -> None:
 
 def outdated_through_a_link(folder: Path, home: Path) -> None:
     (folder / "x").symlink_to(home)
-    (folder / SEAL).write_bytes(_render({"x/profile": {"bytes": 1, "sha256": "0"}}))
+    (folder / SEAL).write_bytes(render_seal({"x/profile": {"bytes": 1, "sha256": "0"}}))
     left_behind(folder, {"config.json": "{}"})
 
 
@@ -525,7 +525,7 @@ def onto_a_folder(folder: Path, home: Path) -> None:
 
 
 def seal_outside(folder: Path, home: Path) -> None:
-    (home / "seal").write_bytes(_render({"profile": {"bytes": 1, "sha256": "0"}}))
+    (home / "seal").write_bytes(render_seal({"profile": {"bytes": 1, "sha256": "0"}}))
     (folder / SEAL).symlink_to(home / "seal")
     left_behind(folder, {"config.json": "{}"})
 
