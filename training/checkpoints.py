@@ -17,10 +17,13 @@ _COMPLETE, _STATE, _LOCK = "COMPLETE", "state.json", ".lock"
 
 @contextmanager
 def run_lock(folder: Path, writes: bool) -> Iterator[None]:
-    """Be the only run that keeps checkpoints in ``folder``; the lock ends with the process, its file stays.
+    """Lock ``folder`` for the one run that keeps checkpoints there.
+
+    The lock ends with the process; its file stays.
 
     Args:
-        writes: whether this process keeps them (one of several).
+        folder: folder of the checkpoints.
+        writes: whether this process keeps checkpoints (one of several).
 
     Raises:
         InputError: another run does.
@@ -47,43 +50,43 @@ def run_lock(folder: Path, writes: bool) -> Iterator[None]:
 
 
 def place(folder: Path, kind: str, number: int) -> Path:
-    """Where checkpoint ``number`` is."""
+    """The folder of checkpoint ``number``."""
     return folder / f"{kind}-{number:05d}"
 
 
 def begin(path: Path) -> None:
-    """Make an empty folder; whatever an interrupted run left there goes."""
+    """Make an empty folder in place of one that an interrupted run left."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
 
 
-def write_state(path: Path, settings: dict[str, Any], **known: Any) -> None:
-    """Keep in a checkpoint what is plain JSON, with the settings of the run."""
-    (path / _STATE).write_text(json.dumps({"settings": settings, **known}), "utf-8")
+def write_state(path: Path, settings: dict[str, Any], **values: Any) -> None:
+    """Write values that are plain JSON into a checkpoint, with the settings of the run."""
+    (path / _STATE).write_text(json.dumps({"settings": settings, **values}), "utf-8")
 
 
 def read_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What `write_state` kept.
+    """The values that `write_state` wrote.
 
     Raises:
         InputError: it is damaged, or the run had other settings.
     """
     try:
-        known: dict[str, Any] = json.loads((path / _STATE).read_text("utf-8"))
+        state: dict[str, Any] = json.loads((path / _STATE).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise damaged(path, error) from error
-    if known["settings"] != json.loads(json.dumps(settings)):
+    if state["settings"] != json.loads(json.dumps(settings)):
         raise InputError(f"{path.parent} is of a run with other settings: give another folder.")
-    return known
+    return state
 
 
 def damaged(path: Path, error: Exception) -> InputError:
-    """What is said of a checkpoint that is complete and cannot be read."""
+    """The error for a checkpoint that is complete and cannot be read."""
     return InputError(f"The checkpoint {path} is damaged ({error}): delete it.")
 
 
 def finish(path: Path) -> None:
-    """Mark a checkpoint as complete, when all its files are on the disk; older ones of its kind go."""
+    """Mark a checkpoint as complete once all its files are on the disk, and delete older ones of its kind."""
     for file in sorted(path.rglob("*")):
         if file.is_file():
             sync(file)

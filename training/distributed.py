@@ -15,10 +15,10 @@ from hiermem.ending import end_at_once
 def one_of_many(always: bool = False) -> Iterator[bool]:
     """Join the processes that a launcher (torchrun, deepspeed) has started; whether this is the first.
 
-    A program of your own that does so ends best by `hiermem.ending.end`, as hiermem's commands do.
+    A program of your own that does so should end by `hiermem.ending.end`, as hiermem's commands do.
 
     Args:
-        always: also where it was started as the only one.
+        always: join also where the launcher has started this process alone.
     """
     started = "WORLD_SIZE" in os.environ
     if not started or (int(os.environ["WORLD_SIZE"]) < 2 and not always):
@@ -45,24 +45,25 @@ def world() -> int:
 
 
 def barrier() -> None:
-    """Go on when all processes are here."""
+    """Wait until all processes have come here."""
     if distributed.is_initialized():
         distributed.barrier()
 
 
 def broadcast_from_rank0(value: Any) -> Any:
-    """The first process's ``value``, in all of them."""
+    """The first process's ``value``, in all processes."""
     if world() == 1:
         return value
-    given = [value]
-    distributed.broadcast_object_list(given)
-    return given[0]
+    values = [value]
+    distributed.broadcast_object_list(values)
+    return values[0]
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum of all processes' ``values``, where they are; NCCL adds on GPUs only."""
+    """The sum of all processes' ``values``, on their device."""
     if not distributed.is_initialized():
         return values
+    # NCCL adds on GPUs only.
     total = values.to("cuda") if distributed.get_backend() == "nccl" else values.clone()
     distributed.all_reduce(total)
     return total.to(values.device)

@@ -1,7 +1,7 @@
 """`hiermem evolve`: from a backbone and train data to an evictor, on one process or many.
 
-Under a launcher that sets RANK and WORLD_SIZE, every process judges all candidates on its own share of a
-generation's prompts; what they find is gathered, so all of them evolve the same distribution.
+Under a launcher that sets RANK and WORLD_SIZE, every process evaluates all candidates on its own share of a
+generation's prompts. Their figures are added up, so all of them evolve the same distribution.
 """
 
 import random
@@ -20,7 +20,7 @@ from hiermem.memory.policies import Namm, NammConfig
 from hiermem.model import HierMemModel
 from hiermem.training.calibration import calibrate
 from hiermem.training.checkpoints import run_lock
-from hiermem.training.cma_es import Evolution, Generation, Vector
+from hiermem.training.cma_es import Evolution, Generation, StageConfig, Vector
 from hiermem.training.config import EvolveConfig
 from hiermem.training.distributed import all_reduce_sum, barrier, rank, world
 from hiermem.training.fitness import FitnessEvaluator, Genome, normalisation
@@ -30,6 +30,12 @@ from hiermem.training.prompts import FitnessPrompt, TrainTexts, prompt
 
 def evolve(model: HierMemModel, data: Path, config: EvolveConfig, folder: Path) -> dict[str, Any]:
     """Evolve, or go on where an earlier run in ``folder`` stopped, and write the evictor there.
+
+    Args:
+        model: a backbone without Mamba heads.
+        data: folder that holds `pg19` and `pubmedqa`.
+        config: settings of the evolution.
+        folder: folder of checkpoints, logs and the evictor.
 
     Returns:
         generation, fitness of the distribution's mean, kept share, checkpoint and history.
@@ -48,10 +54,11 @@ def evolve(model: HierMemModel, data: Path, config: EvolveConfig, folder: Path) 
     source = TrainTexts(model.tokenizer, data, model.config.asking.instruction, config.length)
     genome, start = _start(model, source, config, folder)
     evolution = Evolution(start, config.stages, config.seed, folder, writes=rank() == 0)
-    judge = FitnessEvaluator(model, genome, room=config.pool * 3)
+    evaluator = FitnessEvaluator(model, genome, room=config.pool * 3)
 
     def fitness(candidates: Sequence[Vector], number: int) -> tuple[np.ndarray, np.ndarray]:
-        return _gathered(judge, candidates, _drawn(source, config, evolution, number))
+        prompts = _prompts_of(source, config, evolution.stage, number)
+        return _scores(evaluator, candidates, prompts)
 
     bar = tqdm(
         total=evolution.total,
@@ -64,9 +71,9 @@ def evolve(model: HierMemModel, data: Path, config: EvolveConfig, folder: Path) 
             generation = evolution.step(fitness)
             note(generation.number, asdict(generation))
             bar.update()
-            bar.set_postfix_str(_words(generation))
+            bar.set_postfix_str(_postfix(generation))
             if rank() == 0:
-                _evictor(genome, evolution, config).save(folder)
+                _weights(genome, evolution, config).save(folder)
     if rank() == 0:
         _plot(evolution.history, folder / "fitness.png")
     last = evolution.history[-1]
@@ -84,11 +91,11 @@ def _start(
     model: HierMemModel, source: TrainTexts, config: EvolveConfig, folder: Path
 ) -> tuple[Genome, Vector]:
     """Calibrated head shares and averaged attention as score; kept in ``folder`` for the next time."""
-    where = folder / "start"
-    if rank() == 0 and not (where / FILE).exists():
-        _first_evictor(model, source, config).save(where)
+    place = folder / "start"
+    if rank() == 0 and not (place / FILE).exists():
+        _first_weights(model, source, config).save(place)
     barrier()
-    saved = EvictionWeights.load(where)
+    saved = EvictionWeights.load(place)
     assert saved.shares is not None and saved.network is not None
     if asdict(saved.namm) != asdict(config.namm):
         raise InputError(f"{folder} is of an evolution of another network: give another --out.")
@@ -99,7 +106,8 @@ def _start(
     return genome, genome.vector(saved.shares, network)
 
 
-def _first_evictor(model: HierMemModel, source: TrainTexts, config: EvolveConfig) -> EvictionWeights:
+def _first_weights(model: HierMemModel, source: TrainTexts, config: EvolveConfig) -> EvictionWeights:
+    """Calibrated head shares and averaged attention, with the normalisation of the texts' features."""
     shares = calibrate(model.reader, source.encoded(source.books[0].text), config.calibration)
     tasks = dict.fromkeys(task for stage in config.stages for task in stage.tasks)
     texts = [prompt(source, task, 0, config.seed) for task in tasks]
@@ -118,48 +126,51 @@ def averaged_attention(config: NammConfig) -> Namm:
     return network
 
 
-def _drawn(
-    source: TrainTexts, config: EvolveConfig, evolution: Evolution, number: int
+def _prompts_of(
+    source: TrainTexts, config: EvolveConfig, stage: StageConfig, number: int
 ) -> list[FitnessPrompt]:
     """The prompts of a generation: of each task the same number, drawn from its pool."""
-    stage, prompts = evolution.stage, []
+    prompts = []
     for task in stage.tasks:
         rng = random.Random(f"{config.seed}/{number}/{task}")
         chosen = rng.sample(range(config.pool), min(stage.prompts, config.pool))
-        prompts += [prompt(source, task, one, config.seed) for one in sorted(chosen)]
+        prompts += [prompt(source, task, index, config.seed) for index in sorted(chosen)]
     return prompts
 
 
-def _gathered(
-    judge: FitnessEvaluator, candidates: Sequence[Vector], prompts: Sequence[FitnessPrompt]
+def _scores(
+    evaluator: FitnessEvaluator, candidates: Sequence[Vector], prompts: Sequence[FitnessPrompt]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of all prompts, of which this process judges its share."""
+    """Fitness and kept shares on all prompts, of which this process evaluates its share."""
     if world() == 1:
-        return judge.scores(candidates, prompts)
-    both = torch.zeros(2, len(candidates), len(prompts), dtype=torch.float64)
-    own = list(range(rank(), len(prompts), world()))
-    if own:
-        scores, kept = judge.scores(candidates, [prompts[i] for i in own])
-        both[:, :, own] = torch.from_numpy(np.stack((scores, kept)))
-    both = all_reduce_sum(both)
-    return both[0].numpy(), both[1].numpy()
+        return evaluator.scores(candidates, prompts)
+    # Each process fills its columns; the sum over processes has them all.
+    figures = torch.zeros(2, len(candidates), len(prompts), dtype=torch.float64)
+    columns = list(range(rank(), len(prompts), world()))
+    if columns:
+        scores, kept = evaluator.scores(candidates, [prompts[column] for column in columns])
+        figures[:, :, columns] = torch.from_numpy(np.stack((scores, kept)))
+    figures = all_reduce_sum(figures)
+    return figures[0].numpy(), figures[1].numpy()
 
 
-def _evictor(genome: Genome, evolution: Evolution, config: EvolveConfig) -> EvictionWeights:
+def _weights(genome: Genome, evolution: Evolution, config: EvolveConfig) -> EvictionWeights:
+    """Head shares and network of the distribution's mean, with where they come from."""
     mean, last = evolution.mean, evolution.history[-1]
     origin: dict[str, object] = {"made_by": "hiermem evolve", "generation": last.number, "seed": config.seed}
     origin |= {"stages": [asdict(stage) for stage in config.stages], "fitness": last.mean_fitness}
     return EvictionWeights(genome.shares(mean), genome.network(mean).state_dict(), config.namm, origin)
 
 
-def _words(generation: Generation) -> str:
-    words = f"{generation.stage}: best {generation.best:.3f}, mean {generation.mean:.3f}, "
-    words += f"mean_fitness {generation.mean_fitness:.3f}, kept {generation.kept:.3f}"
-    return words + (f", {generation.refused} not finite" if generation.refused else "")
+def _postfix(generation: Generation) -> str:
+    """Figures of a generation behind the progress bar."""
+    figures = f"{generation.stage}: best {generation.best:.3f}, mean {generation.mean:.3f}, "
+    figures += f"mean_fitness {generation.mean_fitness:.3f}, kept {generation.kept:.3f}"
+    return figures + (f", {generation.refused} not finite" if generation.refused else "")
 
 
 def _plot(history: Sequence[Generation], path: Path) -> None:
-    """Fitness over generations."""
+    """Draw fitness over generations."""
     figure = new_figure()
     axes = figure.subplots()
     numbers = [generation.number for generation in history]

@@ -1,4 +1,4 @@
-"""Recall fitted to what segments of books leave, in closed form: where a training of the memory starts.
+"""Recall fitted in closed form to memory embeddings of books: the start of a training of the memory.
 
 Dimension names: p pieces of books, n segments of a piece, L tokens of a segment, m memory embeddings of a
 segment, d backbone width.
@@ -15,11 +15,12 @@ from hiermem.training.samples import TrainingDataset
 
 @torch.no_grad()
 def fit_recall(model: HierMemModel, samples: TrainingDataset, pieces: int) -> None:
-    """Let the recall attention of a residual memory see what tells pieces of books apart.
+    """Fit the recall attention of a residual memory to tell pieces of books apart.
 
     Args:
-        samples: what is trained on; its first ones of full length are read, as recall will find them.
-        pieces: how many.
+        model: the model, whose recall attention changes.
+        samples: training data; the first samples of full length are read.
+        pieces: how many of them.
 
     Raises:
         InputError: the samples are too short.
@@ -31,25 +32,30 @@ def fit_recall(model: HierMemModel, samples: TrainingDataset, pieces: int) -> No
     n = samples.config.tokens // L
     if n < 2:
         raise InputError(f"Recall is fitted to samples of at least two segments of {L} tokens, not of {n}.")
-    read = [torch.tensor(ids, device=model.device) for ids in samples.full(pieces, n * L)]
-    left = [_left(model, ids[: n * L].view(n, L)) for ids in tqdm(read, desc="fitting recall", disable=None)]
-    embeddings, queries = (torch.stack(own) for own in zip(*left, strict=True))
+    texts = [torch.tensor(ids, device=model.device) for ids in samples.full(pieces, n * L)]
+    bar = tqdm(texts, desc="fitting recall", disable=None)
+    pairs = [_embeddings_and_queries(model, ids[: n * L].view(n, L)) for ids in bar]
+    embeddings, queries = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
     fit.fit_recall(summary, embeddings, queries if model.config.summary.query == "half" else None)
 
 
-def _left(model: HierMemModel, segments: Tensor) -> tuple[Tensor, Tensor]:
-    """What segments ``[n, L]``, read one after the other, leave, and what recalls for them, ``[n, m, d]``."""
+def _embeddings_and_queries(model: HierMemModel, segments: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory embeddings of segments ``[n, L]`` that follow one another, and their queries, ``[n, m, d]``.
+
+    A segment's query is the summary of its first half. Where the memory recalls by the segment before, there is
+    none, and the embeddings stand in its place.
+    """
     summary, memory = model.summary, model.new_recurrent_memory()
     assert summary is not None and memory.recurrence is not None
     half = memory.recurrence.summary_tokens
     queries: list[Tensor] = []
-    left: list[Tensor] = []
+    embeddings: list[Tensor] = []
     for segment in segments.split(1):
         if half:
             queries += model.adapter.summary(summary, summary.summary_prompt, segment[:, :half], [half])
         model.read_ids(memory, segment)
-        (past,) = memory.recurrence.memory_embeddings
-        assert past is not None
-        left.append(past[-1])
-    embeddings = torch.stack(left)
-    return embeddings, torch.stack(queries) if half else embeddings
+        (last,) = memory.recurrence.memory_embeddings
+        assert last is not None
+        embeddings.append(last[-1])
+    stacked = torch.stack(embeddings)
+    return stacked, torch.stack(queries) if half else stacked

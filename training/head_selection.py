@@ -1,7 +1,7 @@
-"""Which Mamba heads stay: those that change the backbone's predictions least, each KV group on its own.
+"""Selection of Mamba heads: those stay that change the backbone's predictions least, each KV group alone.
 
-How near a head looks says that a Mamba head can stand in for it, not how well one has learned to. So more
-heads may be taught than are wanted, and attention takes the places of the others back.
+A high recency ratio says that a Mamba head can replace an attention head, not how well it has learned to. So
+more heads may be trained than stay, and attention takes back the places of the others.
 
 Dimension names: N tokens of a text, V vocabulary.
 """
@@ -30,8 +30,8 @@ class ChoiceConfig:
     """How many Mamba heads stay.
 
     Attributes:
-        share: of all KV groups of the backbone.
-        texts: samples of each kind of training data by which they are judged.
+        share: share of all KV groups of the backbone.
+        texts: samples of each kind of training data that predictions are compared on.
     """
 
     share: float = 1 / 3
@@ -55,17 +55,17 @@ def keep_best_heads(model: HierMemModel, samples: TrainingDataset, config: Choic
         NonFiniteError: predictions are not finite.
     """
     groups = model.mamba.groups
-    wanted = round(config.share * sum(shape.heads for shape in model.adapter.shapes))
-    if not 0 < wanted <= len(groups):
+    count = round(config.share * sum(shape.heads for shape in model.adapter.shapes))
+    if not 0 < count <= len(groups):
         raise InputError(
-            f"{wanted} KV groups are to have Mamba heads, and {len(groups)} have: change --share."
+            f"{count} KV groups are to have Mamba heads, and {len(groups)} have: change --share."
         )
     kinds = [kind for kind, share in zip(KINDS, samples.config.shares, strict=True) if share]
-    judges = [samples.of_kind(kind)[number] for kind in kinds for number in range(config.texts)]
-    costs = broadcast_from_rank0(divergences(model, judges))
+    chosen = [samples.of_kind(kind)[number] for kind in kinds for number in range(config.texts)]
+    costs = broadcast_from_rank0(divergences(model, chosen))
     if not all(map(math.isfinite, costs.values())):
         raise NonFiniteError("Predictions are not finite, so heads cannot be chosen: compute in float32.")
-    kept = model.mamba.only(sorted(groups, key=lambda group: costs[group])[:wanted])
+    kept = model.mamba.only(sorted(groups, key=lambda group: costs[group])[:count])
     model.replace_heads(kept.config)
     model.mamba.load_state_dict(kept.state_dict())
 

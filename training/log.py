@@ -1,4 +1,4 @@
-"""What a long run writes down as it goes: lines of JSON, and TensorBoard's files where it is installed."""
+"""The log of a long run: lines of JSON, and TensorBoard's files where it is installed."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -12,9 +12,10 @@ Note = Callable[[int, Mapping[str, Any]], None]
 
 @contextmanager
 def log(folder: Path, writes: bool = True) -> Iterator[Note]:
-    """What notes a step in ``folder / "history.jsonl"`` and in TensorBoard's files.
+    """A function that notes a step in ``folder / "history.jsonl"`` and in TensorBoard's files.
 
     Args:
+        folder: folder of the run.
         writes: False gives one that does nothing, for all processes but the first.
     """
     if not writes:
@@ -39,6 +40,7 @@ def log(folder: Path, writes: bool = True) -> Iterator[Note]:
 
 
 def _board(folder: Path) -> Any:
+    """TensorBoard's writer; None where it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -1,4 +1,4 @@
-"""What evictors are judged by: texts that are read and pruned, and what must then be predicted.
+"""Prompts that fitness is measured on: a text that is read and pruned, and an answer to be predicted then.
 
 Each task draws its prompts from train data with a seed; the same number always means the same prompt.
 """
@@ -18,13 +18,13 @@ from hiermem.text import encode, from_beginning
 
 @dataclass(frozen=True)
 class FitnessPrompt:
-    """One judgement.
+    """A text, and how well it must be remembered.
 
     Attributes:
         key: task and number, such as `needles/3`.
         text: token ids that are read; then the cache is pruned.
-        rest: token ids that follow.
-        scored: how many last ones of them count.
+        rest: token ids that follow, question and answer.
+        scored: how many of the last ones are scored.
         keep: share of ``text`` that each KV head keeps in the mean.
     """
 
@@ -39,9 +39,9 @@ class TrainTexts:
     """Train data, read once.
 
     Args:
-        tokenizer: of the backbone.
+        tokenizer: the backbone's.
         data: folder that holds `pg19` and `pubmedqa` in their official layouts.
-        instruction: what follows a question.
+        instruction: text after a question.
         length: tokens of a text.
     """
 
@@ -50,11 +50,13 @@ class TrainTexts:
 
     @cached_property
     def books(self) -> list[Haystack]:
+        """PG-19's books for training."""
         texts = pg19.books(self.data / "pg19", "train", None, None)
         return [Haystack(self.tokenizer, text) for text in texts.values()]
 
     @cached_property
     def abstracts(self) -> list[pubmedqa.Item]:
+        """PubMedQA's abstracts for training."""
         return pubmedqa.load(self.data / "pubmedqa", "train")
 
     def encoded(self, text: str) -> list[int]:
@@ -74,9 +76,11 @@ class TrainTexts:
 def _needle(source: TrainTexts, number: int, rng: random.Random) -> FitnessPrompt:
     """Four codes in a book, one of them asked for; a quarter or an eighth of the text is kept."""
     book = source.books[number % len(source.books)]
-    made = needles.examples([book], source.length, 1, seed=rng.randrange(2**32))[0]
+    example = needles.examples([book], source.length, 1, seed=rng.randrange(2**32))[0]
     keep = rng.choice((0.25, 0.125))
-    return source.answered(f"needles/{number}", made.text, made.question, made.lead, made.answer, keep)
+    return source.answered(
+        f"needles/{number}", example.text, example.question, example.lead, example.answer, keep
+    )
 
 
 def _continuation(source: TrainTexts, number: int, rng: random.Random, scored: int = 96) -> FitnessPrompt:
@@ -90,9 +94,9 @@ def _continuation(source: TrainTexts, number: int, rng: random.Random, scored: i
 def _abstracts(source: TrainTexts, number: int, rng: random.Random, together: int = 8) -> FitnessPrompt:
     """Several abstracts, one question and its long answer; half of the text is kept."""
     items = rng.sample(source.abstracts, together)
-    asked = rng.choice(items)
+    item = rng.choice(items)
     text = pubmedqa.fused(items).text
-    return source.answered(f"abstracts/{number}", text, asked.question, "", f" {asked.long_answer}", 0.5)
+    return source.answered(f"abstracts/{number}", text, item.question, "", f" {item.long_answer}", 0.5)
 
 
 TASKS: dict[str, Callable[[TrainTexts, int, random.Random], FitnessPrompt]] = {

@@ -1,4 +1,4 @@
-"""What recall is taught with: queries, and the one of many texts that each should find.
+"""Training pairs of the search key: queries, and the one of many texts that each should find.
 
 A pair is a function of seed and number alone, as samples are (`samples.py`).
 
@@ -29,7 +29,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 @dataclass(frozen=True)
 class PairConfig:
-    """What queries are made of; the texts are abstracts.
+    """Settings of the queries; the texts are abstracts.
 
     Attributes:
         questions: share of the queries that are the abstract's question.
@@ -38,7 +38,7 @@ class PairConfig:
         dropped: share of the words of conclusions and sentences that are left out.
         tokens: Q, most tokens of a query.
         held_out: texts of which no query is trained on.
-        seed: of all pairs.
+        seed: seed of all pairs.
     """
 
     questions: float = 0.5
@@ -65,11 +65,11 @@ class Queries:
     """Queries as one rectangle.
 
     Attributes:
-        names: of the queries.
-        ids: ``[B, Q]`` int64.
-        valid: tokens of each.
-        lexical: what the untrained part of the search gives all texts, ``[B, n]`` float32.
-        targets: the texts that should be found, ``[B]`` int64.
+        names: names of the queries, for messages.
+        ids: token ids, ``[B, Q]`` int64.
+        valid: number of tokens of each query.
+        lexical: scores of all texts by the untrained part of the search key, ``[B, n]`` float32.
+        targets: numbers of the texts that should be found, ``[B]`` int64.
     """
 
     names: list[str]
@@ -79,7 +79,7 @@ class Queries:
     targets: Tensor
 
     def to(self, device: torch.device) -> "Queries":
-        """The same queries where the model computes."""
+        """The same queries on another device."""
         ids, lexical, targets = (tensor.to(device) for tensor in (self.ids, self.lexical, self.targets))
         return replace(self, ids=ids, lexical=lexical, targets=targets)
 
@@ -88,11 +88,15 @@ class RetrievalPairs:
     """Queries by number, from the training half of PubMedQA.
 
     Args:
+        tokenizer: the backbone's.
         data: folder that holds `pubmedqa` in its official layout.
+        config: settings of the queries.
+        longterm: settings of the lexical part of the search key.
 
     Attributes:
         texts: all n texts.
-        questions: those of the texts that are not held out.
+        questions: questions of the texts that are not held out.
+        held_out: whether the queries are the questions of the held-out texts.
     """
 
     def __init__(
@@ -102,7 +106,7 @@ class RetrievalPairs:
         config: PairConfig,
         longterm: LongTermConfig,
     ) -> None:
-        self.tokenizer, self.config, self._asks_held_out = tokenizer, config, False
+        self.tokenizer, self.config, self.held_out = tokenizer, config, False
         self._items = questions(data, config.held_out)
         self.texts = [item.abstract for item in self._items]
         self.questions = [item.question for item in self._items[: -config.held_out]]
@@ -112,9 +116,9 @@ class RetrievalPairs:
         self._keys = self._lexical.document_keys(texts)
 
     def of_held_out(self) -> "RetrievalPairs":
-        """The same texts with the held-out texts' questions as queries, in place of the others'."""
+        """The same texts with the held-out texts' questions as queries."""
         twin = copy(self)
-        twin._asks_held_out = True
+        twin.held_out = True
         return twin
 
     def batch(self, numbers: Sequence[int]) -> Queries:
@@ -133,12 +137,12 @@ class RetrievalPairs:
 
     def _query(self, number: int) -> tuple[int, str]:
         """The text that query ``number`` should find, and the query."""
-        known = len(self._items) - self.config.held_out
-        if self._asks_held_out:
-            target = known + number % self.config.held_out
+        trained = len(self._items) - self.config.held_out
+        if self.held_out:
+            target = trained + number % self.config.held_out
             return target, self._items[target].question
         rng = random.Random(f"{self.config.seed}/{number}")
-        target = rng.randrange(known)
+        target = rng.randrange(trained)
         item, config = self._items[target], self.config
         kind = rng.choices(KINDS, (config.questions, config.conclusions, config.sentences))[0]
         if kind == "questions":

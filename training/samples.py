@@ -110,13 +110,13 @@ class TrainingDataset:
             InputError: among the first ones there are too few.
         """
         tried = range(TRIES * count)
-        found = [ids[:tokens] for number in tried if len(ids := self[number].ids) >= tokens][:count]
-        if len(found) < count:
+        texts = [ids[:tokens] for number in tried if len(ids := self[number].ids) >= tokens][:count]
+        if len(texts) < count:
             raise InputError(
-                f"Of {len(tried)} samples only {len(found)} have {tokens} tokens, {count} are needed: give "
+                f"Of {len(tried)} samples only {len(texts)} have {tokens} tokens, {count} are needed: give "
                 f"longer texts."
             )
-        return found
+        return texts
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """Several samples as one rectangle."""
@@ -212,13 +212,13 @@ def books(data: Path, split: str, streamed: int) -> dict[str, Path | str]:
     if hub.is_name(data):
         return dict(pg19.books(data, split, None, streamed))
     folder = data / "pg19" / split
-    found = sorted(folder.glob("*.txt"))
-    if not found:
+    paths = sorted(folder.glob("*.txt"))
+    if not paths:
         raise InputError(
             f"There is no book in {folder}: give --data a folder that holds PG-19's as pg19, or the name of "
             f"a dataset of books on the hub."
         )
-    return {path.stem: path for path in found}
+    return {path.stem: path for path in paths}
 
 
 def questions(data: Path, held_out: int) -> list[pubmedqa.Item]:
@@ -236,7 +236,7 @@ def questions(data: Path, held_out: int) -> list[pubmedqa.Item]:
 
 
 def check_samples(data: Path, config: SampleConfig) -> None:
-    """Refuse data that lack what training on samples needs before anything is loaded.
+    """Refuse a folder that lacks books or questions for training before anything is loaded.
 
     Raises:
         InputError: they do.
