@@ -42,8 +42,8 @@ def fit_recall(model: HierMemModel, samples: TrainingDataset, pieces: int) -> No
 def _embeddings_and_queries(model: HierMemModel, segments: Tensor) -> tuple[Tensor, Tensor]:
     """Memory embeddings of segments ``[n, L]`` that follow one another, and their queries, ``[n, m, d]``.
 
-    A segment's query is the summary of its first half. Where the memory recalls by the segment before, there is
-    none, and the embeddings stand in its place.
+    A segment's query is the summary of its first half. Where the memory recalls by the segment before,
+    there is none, and the embeddings stand in its place.
     """
     summary, memory = model.summary, model.new_recurrent_memory()
     assert summary is not None and memory.recurrence is not None
