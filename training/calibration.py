@@ -1,8 +1,8 @@
 """Head shares from one text, without training: which heads look far back when the text is read again.
 
-What a question will look at cannot be known when tokens are evicted, but a second reading of the same text
-comes close (KVzip, arXiv 2505.23416, keeps tokens by it). Which tokens it needs differs from text to text;
-how many of them each head needs hardly does, so that is what is kept of it.
+The tokens that a question will need are unknown when tokens are evicted, but a second reading of the same
+text comes close (KVzip, arXiv 2505.23416, keeps tokens by it). Which tokens it needs differs from text to
+text. How many of them each head needs hardly does, so a calibration keeps that alone.
 
 Dimension names: B batch, G KV heads, R query heads per KV head, Q shown queries, T cached tokens, L layers.
 """
@@ -86,7 +86,7 @@ def calibrate(reader: Reader, ids: Sequence[int], config: CalibrationConfig) -> 
     bar = tqdm(pieces, desc="calibrating", unit="text", disable=None)
     shares = [_shares(_received_again(reader, piece, between, first), config.kept) for piece in bar]
     evened = torch.stack(shares).mean(0) ** config.power
-    return (evened / evened.mean()).tolist()
+    return (evened / evened.mean()).tolist()  # a mean of 1: the budget is shared out, not changed
 
 
 def _shares(received: Tensor, kept: float) -> Tensor:
@@ -111,6 +111,7 @@ def _received_again(reader: Reader, piece: list[int], between: list[int], first:
     received = []
     for cache in memory.caches:  # layers with a sliding window have lost what left it
         assert cache.positions is not None
+        # Tokens outside the first reading are counted in a column of their own, which is cut off again.
         place = cache.positions[0] - len(first)
         place = place.masked_fill(place < 0, len(piece)).clamp(max=len(piece))
         found = torch.zeros(place.shape[0], len(piece) + 1, device=device)
@@ -120,7 +121,7 @@ def _received_again(reader: Reader, piece: list[int], between: list[int], first:
 
 @dataclass(frozen=True)
 class SecondReading(EvictionPolicy):
-    """Keeps everything and notes the most attention that a token receives from any later reading.
+    """Keeps all tokens and notes the most attention that each receives from any later reading.
 
     Attributes:
         first: position of the first token that is read again.
@@ -151,6 +152,6 @@ def _most(parts: Sequence[AttentionStats]) -> list[dict[str, Tensor]]:
 
 def _most_of(part: AttentionStats) -> Tensor:
     received = extend_state(part.state.get("received"), part.positions)
-    if part.attention.shape[3] == 0:
+    if part.attention.shape[3] == 0:  # no query of this chunk is of the second reading
         return received
     return torch.maximum(received, part.attention.amax((2, 3)).float())

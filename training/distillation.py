@@ -1,8 +1,8 @@
-"""Teaching Mamba heads what the attention heads they replace say, layer by layer.
+"""Distillation of Mamba heads from the attention heads that they replace, layer by layer.
 
-The backbone reads with full attention, and beside every head that is to be replaced its Mamba head is given
-the same and is held against what attention made of it. Only the heads ask for gradients, so a step costs
-little more than reading.
+The backbone reads with full attention. Beside every head that is to be replaced, its Mamba head gets the same
+queries, keys and values, and its output is compared with the attention head's. Only the Mamba heads require
+gradients, so a step costs little more than reading.
 
 Dimension names: B batch, H query heads of a layer, G KV heads, R = H / G, T columns, D head width.
 """
@@ -30,12 +30,12 @@ from hiermem.training.samples import TrainingDataset
 
 @dataclass(frozen=True)
 class ReplacementConfig:
-    """Which heads are replaced in a backbone that still has all of them.
+    """Settings of the choice of heads that Mamba heads replace in a backbone that still has all of them.
 
     Attributes:
-        share: of all KV groups, those that look nearest.
-        texts: samples of the training data that are looked at, for the mean.
-        recency: how.
+        share: share of all KV groups that are replaced, those with the highest recency ratios.
+        texts: samples of the training data that ratios are measured on, for the mean.
+        recency: settings of the measurement.
     """
 
     share: float = 1 / 3
@@ -52,7 +52,11 @@ class ReplacementConfig:
 
 
 def replace_recent(model: HierMemModel, samples: TrainingDataset, config: ReplacementConfig) -> None:
-    """Put Mamba heads, still untrained, in the place of the heads that look nearest."""
+    """Put untrained Mamba heads in the place of the heads with the highest recency ratios.
+
+    Raises:
+        InputError: the share is less than one KV group, or the samples are too short.
+    """
     tokens = min(config.recency.tokens, samples.config.tokens, model.adapter.trained_range)
     if not round(config.share * sum(shape.heads for shape in model.adapter.shapes)):
         raise InputError(f"A share of {config.share} of the backbone's KV groups is none: raise --share.")
@@ -114,7 +118,7 @@ class HeadDistillation(WorkingMemory):
 
 
 class HeadObjective(TrainingObjective):
-    """A model whose Mamba heads imitate, each for itself.
+    """A model whose Mamba heads imitate the attention heads that they replace, each for itself.
 
     Raises:
         InputError: no heads are replaced.
@@ -123,11 +127,13 @@ class HeadObjective(TrainingObjective):
     def __init__(self, model: HierMemModel) -> None:
         super().__init__(model)
         if not model.mamba.groups:
-            raise InputError("There are no Mamba heads to teach: replace some.")
+            raise InputError("There are no Mamba heads to train: replace some.")
 
     def forward(self, batch: Batch) -> Losses:
-        """The mean over KV groups of the squared error, as a share of what is imitated; `Losses.nll` is the
-        same of each sample, ``[B, 1]``."""
+        """Squared error relative to the attention heads' power, the mean over KV groups.
+
+        `Losses.nll` holds the same of each sample, ``[B, 1]``.
+        """
         model = self.model
         memory = HeadDistillation(model, torch.tensor(batch.lengths, device=batch.ids.device))
         for _ in model.reader.stream(memory, batch.ids):

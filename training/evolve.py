@@ -60,31 +60,22 @@ def evolve(model: HierMemModel, data: Path, config: EvolveConfig, folder: Path) 
         prompts = _prompts_of(source, config, evolution.stage, number)
         return _scores(evaluator, candidates, prompts)
 
-    bar = tqdm(
-        total=evolution.total,
-        initial=len(evolution.history),
-        desc="evolving",
-        disable=True if rank() else None,
-    )
-    with bar, run_lock(folder, writes=rank() == 0), log(folder, writes=rank() == 0) as note:
+    first, done = rank() == 0, len(evolution.history)
+    bar = tqdm(total=evolution.total, initial=done, desc="evolving", disable=None if first else True)
+    with bar, run_lock(folder, writes=first), log(folder, writes=first) as note:
         while len(evolution.history) < evolution.total:
             generation = evolution.step(fitness)
             note(generation.number, asdict(generation))
             bar.update()
             bar.set_postfix_str(_postfix(generation))
-            if rank() == 0:
+            if first:
                 _weights(genome, evolution, config).save(folder)
-    if rank() == 0:
+    if first:
         _plot(evolution.history, folder / "fitness.png")
     last = evolution.history[-1]
-    return {
-        "generation": last.number,
-        "fitness": last.mean_fitness,
-        "kept": last.kept,
-        "checkpoint": str(folder),
-        "skipped": evolution.skipped,
-        "history": [asdict(generation) for generation in evolution.history],
-    }
+    result = {"generation": last.number, "fitness": last.mean_fitness, "kept": last.kept}
+    history = [asdict(generation) for generation in evolution.history]
+    return {**result, "checkpoint": str(folder), "skipped": evolution.skipped, "history": history}
 
 
 def _start(

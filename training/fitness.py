@@ -1,4 +1,4 @@
-"""The fitness of evictors: all candidates share one reading of each text, and part ways when it is pruned."""
+"""Fitness of candidates of an evolution: all share one reading of each text, and each prunes it its way."""
 
 import math
 from collections import OrderedDict
@@ -21,12 +21,12 @@ from hiermem.training.prompts import FitnessPrompt
 
 @dataclass(frozen=True)
 class Genome:
-    """How a vector stands for head shares and a network's parameters.
+    """The encoding of head shares and a network's parameters as a vector.
 
     Attributes:
         shape: layers and KV heads of the backbone.
         namm: settings of the network.
-        buffers: its normalisation, which does not evolve.
+        buffers: normalisation of the network, which does not evolve.
     """
 
     shape: tuple[int, int]
@@ -55,11 +55,11 @@ class Genome:
 
 
 class FitnessEvaluator:
-    """Judges candidates on prompts; texts that were read are kept for later generations.
+    """Evaluates candidates on prompts; texts that were read are kept for later generations.
 
     Args:
         model: the backbone.
-        genome: what candidates mean.
+        genome: encoding of the candidates.
         room: how many texts are kept in memory.
     """
 
@@ -72,20 +72,23 @@ class FitnessEvaluator:
         self, candidates: Sequence[Vector], prompts: Sequence[FitnessPrompt]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Relative likelihoods and kept shares, each ``[candidates, prompts]``."""
-        meant = [(self.genome.shares(vector), self.genome.network(vector)) for vector in candidates]
-        both = np.array([[self._judge(*one, prompt) for prompt in prompts] for one in meant])
-        return both[..., 0], both[..., 1]
+        decoded = [(self.genome.shares(vector), self.genome.network(vector)) for vector in candidates]
+        rows = [[self._score(shares, network, prompt) for prompt in prompts] for shares, network in decoded]
+        figures = np.array(rows)
+        return figures[..., 0], figures[..., 1]
 
-    def _judge(self, shares: list[list[float]], network: Namm, prompt: FitnessPrompt) -> tuple[float, float]:
+    def _score(self, shares: list[list[float]], network: Namm, prompt: FitnessPrompt) -> tuple[float, float]:
+        """Relative likelihood of the answer after the text was pruned, and the share that was kept."""
         whole, reference = self._reading(prompt)
         budget = max(round(prompt.keep * len(prompt.text)), 1)
         config = replace(whole.config, budget=budget, head_shares=shares)
         memory = pruned(whole, config, network)
         kept = memory.mean_tokens / len(prompt.text)
+        # Relative to the full cache, prompts that are hard for the backbone count as much as easy ones.
         return relative_likelihood(self._nll(memory, prompt), reference), kept
 
     def _reading(self, prompt: FitnessPrompt) -> tuple[WorkingMemory, float]:
-        """A text in the cache, all of it, and how well what follows is predicted from all of it."""
+        """A text in a cache that keeps all of it, and the answer's negative log-likelihood after it."""
         if prompt.key not in self._read:
             whole = read_whole(self.model, self.genome.namm, prompt)
             self._read[prompt.key] = whole, self._nll(whole.copy(), prompt)
@@ -98,8 +101,8 @@ class FitnessEvaluator:
         """Negative log-likelihood per scored token in nats; the first token of the rest is not scored."""
         ids = torch.tensor([prompt.rest], device=self.model.device)
         scored = min(prompt.scored, ids.shape[1] - 1)
-        asked = asking.PreparedPrompt(memory, ids[:, :-scored], [])
-        return float(score_tokens(self.model.reader, asked, ids[0, -scored:]).nll.mean())
+        prepared = asking.PreparedPrompt(memory, ids[:, :-scored], [])
+        return float(score_tokens(self.model.reader, prepared, ids[0, -scored:]).nll.mean())
 
 
 def pruned(whole: WorkingMemory, config: WorkingMemoryConfig, network: Namm) -> WorkingMemory:
@@ -143,9 +146,9 @@ def normalisation(
 
 
 def relative_likelihood(nll: float, reference: float) -> float:
-    """How likely an answer is per token, against the same backbone with its full cache: 1 is as likely.
+    """Likelihood of an answer per token, relative to the same backbone with its full cache: 1 is as likely.
 
-    Smooth, and not below 0; NaN where one of the two is.
+    It is smooth and not below 0, and NaN where one of the two is.
 
     Args:
         nll: negative log-likelihood per token in nats.

@@ -1,8 +1,8 @@
-"""What training minimises: language-model loss and a teacher's predictions, over all segments of a sample.
+"""Losses of training: language modelling and distance from a teacher, over all segments of a sample.
 
-A sample is read segment by segment within one forward call (ZeRO-3 wants it so), gradients flow back through
-caches and memory embeddings over a set number of segments, and each segment may be computed again in the
-backward pass instead of being kept.
+A sample is read segment by segment within one forward call, as ZeRO-3 needs it. Gradients flow back through
+caches and memory embeddings over a set number of segments (truncated BPTT). Each segment may be computed
+again in the backward pass, in place of its activations being kept.
 
 Dimension names: B batch, N tokens of a sample, L tokens of a segment, n segments, V vocabulary.
 """
@@ -34,8 +34,8 @@ class ObjectiveConfig:
         language: weight of the negative log-likelihood.
         teacher: weight of the divergence from the backbone without adapters and Mamba heads and with full
             attention over the whole sample.
-        depth: how many segments back the gradients of a loss may flow (truncated BPTT): a sample is cut into
-            blocks of ``depth + 1`` segments, before each of which what was handed on becomes a constant.
+        depth: how many segments back the gradients of a loss may flow (truncated BPTT). A sample is cut into
+            blocks of ``depth + 1`` segments, before each of which the memory is detached.
         recompute: whether the activations of a segment are computed again in the backward pass.
         whole: whether all of a sample stays in the cache, whatever the model would keep.
     """
@@ -55,7 +55,7 @@ class ObjectiveConfig:
 
 
 class Losses(NamedTuple):
-    """What a batch gave.
+    """Losses of a batch.
 
     Attributes:
         total: what is minimised, the mean over samples, a scalar with gradients.
@@ -79,7 +79,7 @@ class TrainingObjective(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "TrainingObjective":
-        """As of every module; but dropout stays off: nothing in a step is random."""
+        """Set the mode as of every module; but dropout stays off: nothing in a step is random."""
         super().train(mode)
         self.model.backbone.eval()
         return self
@@ -109,6 +109,7 @@ class LanguageObjective(TrainingObjective):
             ids, labels = batch.ids[:, part], batch.labels[:, part]
             target = None if teacher is None else self._teach(teacher, ids)
             arguments = (memory, ids, labels, target)
+            # A segment returns the memory that it changed, so that a second computation starts from the same.
             if self.config.recompute and self.training:
                 nll, divergence, memory = checkpoint(self._segment, *arguments, use_reentrant=False)
             else:
@@ -116,6 +117,7 @@ class LanguageObjective(TrainingObjective):
             sums.append(torch.stack((nll, divergence)))
             counts.append((labels != IGNORED).sum(dim=1))
         both, counted = torch.stack(sums, dim=-1), torch.stack(counts, dim=-1)  # [2, B, n], [B, n]
+        # The mean over a sample's tokens first, then over samples: all samples weigh the same.
         nll, divergence = (both.sum(-1) / counted.sum(-1).clamp(min=1)).mean(dim=1)
         total = self.config.language * nll + self.config.teacher * divergence
         by_segment = (both[0] / counted.clamp(min=1)).detach()

@@ -1,7 +1,7 @@
-"""Which heads look only near: the recency ratio of every head, from one streaming pass over real text.
+"""Recency ratio of every head, from one streaming pass over real text: which heads look only near.
 
 Heads that put nearly all their weight on the tokens near the query need no cache (RecurFormer, arXiv
-2410.12850). The paper leaves open the range, the text and how heads are chosen: here whole KV groups are
+2410.12850). The paper leaves open the range, the text and how heads are chosen. Here whole KV groups are
 chosen under one budget for the backbone, since a group's cache only goes when all its heads do.
 
 Dimension names: L layers, H query heads, B batch, G KV heads, R = H / G, Q queries of a chunk, T cached
@@ -36,7 +36,7 @@ class RecencyConfig:
     """Settings of the measurement.
 
     Attributes:
-        tokens: of the text that are read.
+        tokens: tokens of the text that are read.
         window: w, the local range: a query and the tokens less than w before it are near.
         sinks: first tokens, which a second ratio leaves out: they get what a head has no use for.
     """
@@ -59,9 +59,9 @@ class Ratios:
     """Recency ratios of all heads, each ``[L, H]`` float32, between 0 and 1.
 
     Attributes:
-        all: share of a head's attention that is near, in the mean over queries.
-        without_sinks: the same of the attention that is not on the sinks.
-        groups: KV heads of every layer.
+        all: share of a head's attention that is near, the mean over queries.
+        without_sinks: the same share of the attention that is not on the sinks.
+        groups: number of KV heads of every layer.
     """
 
     all: Tensor
@@ -70,7 +70,7 @@ class Ratios:
 
     @property
     def of_groups(self) -> Tensor:
-        """What KV groups are chosen by, ``[L, G]``: the mean over their heads, sinks left out."""
+        """Ratios that KV groups are chosen by, ``[L, G]``: the mean over their heads, without sinks."""
         return self.without_sinks.unflatten(1, (self.groups, -1)).mean(2)
 
 
@@ -111,6 +111,7 @@ def _mean(positions: Tensor | None, near: Tensor, config: RecencyConfig) -> Tens
     """Means ``[2, H]`` over the queries that have something far to look at; of layers with a sliding window,
     over those that are still cached."""
     assert positions is not None
+    # Earlier queries have nothing far to look at but sinks, so their ratio says nothing of a head.
     counted = (positions[0] >= config.window + config.sinks)[..., None, None]  # [G, T, 1, 1]
     means = (near[0] * counted).sum(1) / counted.sum(1)  # [G, R, 2]
     return means.flatten(0, 1).T
@@ -118,7 +119,7 @@ def _mean(positions: Tensor | None, near: Tensor, config: RecencyConfig) -> Tens
 
 @dataclass(frozen=True)
 class Nearness(EvictionPolicy):
-    """Keeps everything and notes of every token, as a query, how much of its attention was near.
+    """Keeps all tokens and notes of each, as a query, how much of its attention was near.
 
     Attributes:
         window: tokens less than this far back are near.
@@ -147,7 +148,8 @@ class Nearness(EvictionPolicy):
         attention, keys = part.attention.float(), part.positions.unsqueeze(2)  # [B, G, R, Q, T], [B, G, 1, T]
         Q = attention.shape[3]
         queries = part.positions[:, :, -Q:].unsqueeze(3)
-        near = (attention * (queries - keys < self.window).unsqueeze(2)).sum(-1)  # [B, G, R, Q]
+        # [B, G, R, Q]: attention on keys less than w back, and on keys that are no sinks.
+        near = (attention * (queries - keys < self.window).unsqueeze(2)).sum(-1)
         kept = (attention * (keys >= self.sinks).unsqueeze(2)).sum(-1)
         both = torch.stack((near, near / kept.clamp(min=1e-12)), dim=-1).transpose(2, 3)
         known = extend_state(part.state.get("near"), part.positions, *both.shape[3:])
@@ -156,9 +158,9 @@ class Nearness(EvictionPolicy):
 
 def mean(measured: Sequence[Ratios]) -> Ratios:
     """Means over texts."""
-    every = torch.stack([one.all for one in measured])
-    without = torch.stack([one.without_sinks for one in measured])
-    return Ratios(every.mean(0), without.mean(0), measured[0].groups)
+    with_sinks = torch.stack([ratios.all for ratios in measured])
+    without = torch.stack([ratios.without_sinks for ratios in measured])
+    return Ratios(with_sinks.mean(0), without.mean(0), measured[0].groups)
 
 
 def choose(of_groups: Tensor, share: float | None = None, threshold: float | None = None) -> list[list[int]]:
@@ -182,10 +184,10 @@ def choose(of_groups: Tensor, share: float | None = None, threshold: float | Non
     return [[index // of_groups.shape[1], index % of_groups.shape[1]] for index in sorted(order.tolist())]
 
 
-def overlap(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:
-    """Groups that both choices have, of those that either has; 1 where neither has any."""
-    ours, theirs = ({tuple(group) for group in groups} for groups in (one, other))
-    return len(ours & theirs) / len(ours | theirs) if ours | theirs else 1.0
+def overlap(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> float:
+    """Jaccard index of two choices of groups; 1 where both are empty."""
+    a, b = ({tuple(group) for group in groups} for groups in (first, second))
+    return len(a & b) / len(a | b) if a | b else 1.0
 
 
 def heat_map(ratios: Ratios, selected: Sequence[Sequence[int]], path: Path) -> None:
