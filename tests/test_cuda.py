@@ -111,19 +111,19 @@ def test_generation_is_that_of_the_processor(kind: str) -> None:
 
 def engines(name: str) -> list[Engine]:
     """The same training on the processor and on a GPU."""
-    made: list[Engine] = []
+    pair: list[Engine] = []
     for device in ("cpu", "cuda"):
         objective, optimizer = combination(name)
-        draw = torch.Generator().manual_seed(6)
-        for own, weight in objective.named_parameters():
-            if "lora_B" in own:  # 0 at first, and with it the gradients of A
-                weight.data = torch.randn(weight.shape, generator=draw)
+        rng = torch.Generator().manual_seed(6)
+        for parameter, weight in objective.named_parameters():
+            if "lora_B" in parameter:  # 0 at first, and with it the gradients of A
+                weight.data = torch.randn(weight.shape, generator=rng)
         objective.to(device)
-        made.append(TorchEngine(objective, optimizer))
-    return made
+        pair.append(TorchEngine(objective, optimizer))
+    return pair
 
 
-def given(objective: TrainingObjective, device: str) -> dict[str, Tensor]:
+def gradients(objective: TrainingObjective, device: str) -> dict[str, Tensor]:
     """Gradients of one step."""
     objective(batch(0, 0).to(torch.device(device))).total.backward()
     return {
@@ -135,11 +135,11 @@ def given(objective: TrainingObjective, device: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_gradients_are_those_of_the_processor(name: str) -> None:
-    one, other = engines(name)
-    expected, found = given(one.objective, "cpu"), given(other.objective, "cuda")
+    processor, gpu = engines(name)
+    expected, found = gradients(processor.objective, "cpu"), gradients(gpu.objective, "cuda")
     assert found.keys() == expected.keys()
-    for own, gradient in expected.items():
-        assert_near(found[own], gradient)
+    for parameter, gradient in expected.items():
+        assert_near(found[parameter], gradient)
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
@@ -164,10 +164,8 @@ def test_the_kernels_of_mamba_ssm_are_the_recurrence_with_its_gradients(tokens: 
     pytest.importorskip("mamba_ssm")
     kernel = _kernel()
     assert kernel is not None
-    draw, widths = torch.Generator().manual_seed(0), (2, 3, tokens, 64)
-    made = [
-        torch.randn(s, generator=draw) for s in (widths, widths[:3], (3,), widths, widths, (2, 3, 64, 64))
-    ]
+    rng, widths = torch.Generator().manual_seed(0), (2, 3, tokens, 64)
+    made = [torch.randn(s, generator=rng) for s in (widths, widths[:3], (3,), widths, widths, (2, 3, 64, 64))]
     made[1], made[2] = made[1].abs() / 8, made[2].abs() / 8
     made[1][:, :, tokens // 2] = 0
     ours, plain = ([tensor.to(device).requires_grad_() for tensor in made] for device in ("cuda", "cpu"))

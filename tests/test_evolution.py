@@ -32,7 +32,7 @@ TARGET = np.linspace(-1, 1, 6)
 
 
 def closeness(candidates: Sequence[Vector], number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Highest at `TARGET`; judged on two prompts that differ with the generation."""
+    """Highest at `TARGET`; measured on two prompts that differ with the generation."""
     distance = np.array([np.square(candidate - TARGET).sum() for candidate in candidates])
     scores = np.stack((np.exp(-distance), np.exp(-distance) * (1 + number % 2)), axis=1)
     return scores, np.full_like(scores, 0.25)
@@ -174,23 +174,23 @@ def test_with_everything_kept_a_candidate_is_the_backbone() -> None:
     assert np.allclose(scores, 1.0, atol=1e-9) and np.allclose(kept, 1.0)
 
 
-def test_a_candidate_is_judged_as_the_model_it_makes_would_do() -> None:
+def test_a_candidate_scores_as_the_model_it_makes() -> None:
     model = tiny()
-    vector, judged = vectors(model, 1)[0], prompts_of(model, 0.5)
-    scores, kept = FitnessEvaluator(model, genome(model)).scores([vector], judged)
+    vector, prompts = vectors(model, 1)[0], prompts_of(model, 0.5)
+    scores, kept = FitnessEvaluator(model, genome(model)).scores([vector], prompts)
     model.namm = genome(model).network(vector)
-    for column, one in enumerate(judged):
+    for column, prompt in enumerate(prompts):
         nll = {}
         for name, changes in (("none", {}), ("namm", {"head_shares": genome(model).shares(vector)})):
             config = replace(model.config.working, policy=name, budget=25, update_interval=64, **changes)
             memory = model.new_working_memory(config)
-            model.read_ids(memory, torch.tensor([one.text]))
+            model.read_ids(memory, torch.tensor([prompt.text]))
             memory.evict()
             with torch.no_grad():
-                model.adapter.read_chunk(memory, torch.tensor([one.rest[:2]]), [2])
-                logits = model.adapter.read_chunk(memory, torch.tensor([one.rest[2:-1]]), [5], logits=5)
+                model.adapter.read_chunk(memory, torch.tensor([prompt.rest[:2]]), [2])
+                logits = model.adapter.read_chunk(memory, torch.tensor([prompt.rest[2:-1]]), [5], logits=5)
             nll[name] = float(
-                torch.nn.functional.cross_entropy(logits[0].float(), torch.tensor(one.rest[3:]))
+                torch.nn.functional.cross_entropy(logits[0].float(), torch.tensor(prompt.rest[3:]))
             )
         assert scores[0, column] == pytest.approx(np.exp(nll["none"] - nll["namm"]), rel=1e-5)
         assert kept[0, column] <= 0.5
@@ -198,10 +198,10 @@ def test_a_candidate_is_judged_as_the_model_it_makes_would_do() -> None:
 
 
 def test_candidates_do_not_depend_on_each_other() -> None:
-    model, judged = tiny(), prompts_of(tiny(), 0.5)
-    together = FitnessEvaluator(model, genome(model)).scores(vectors(model, 3), judged)[0]
+    model, prompts = tiny(), prompts_of(tiny(), 0.5)
+    together = FitnessEvaluator(model, genome(model)).scores(vectors(model, 3), prompts)[0]
     small = FitnessEvaluator(model, genome(model), room=1)  # forgets texts and reads them again
-    alone = [small.scores([vector], judged[::-1])[0][0, ::-1] for vector in vectors(model, 3)]
+    alone = [small.scores([vector], prompts[::-1])[0][0, ::-1] for vector in vectors(model, 3)]
     assert np.array_equal(together, np.array(alone))
 
 
@@ -256,8 +256,8 @@ def test_a_run_that_was_killed_makes_the_same_evictor(tmp_path: Path) -> None:
     checkpoint.write_text(json.dumps(saved))
     parts = evolve(wide(), folder, config(), tmp_path / "parts")
     assert parts["generation"] == whole["generation"] == 3
-    one, other = EvictionWeights.load(tmp_path / "whole"), EvictionWeights.load(tmp_path / "parts")
-    assert one.digest == other.digest != EvictionWeights.load(tmp_path / "whole" / "start").digest
+    expected, resumed = EvictionWeights.load(tmp_path / "whole"), EvictionWeights.load(tmp_path / "parts")
+    assert expected.digest == resumed.digest != EvictionWeights.load(tmp_path / "whole" / "start").digest
     assert (tmp_path / "whole" / "fitness.png").stat().st_size > 1000
     assert len((tmp_path / "parts" / "history.jsonl").read_text().splitlines()) == 3
 
