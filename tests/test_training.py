@@ -419,8 +419,8 @@ def test_recall_is_fitted_once_and_again_where_only_recall_is_trained(
     model = HierMemModel.from_pretrained(wide_model, config=config.model())
     ids = torch.tensor([TrainingDataset(model.tokenizer, data, samples)[0].ids])
     with torch.no_grad():
-        left = model(ids).past_key_values.memory.recurrence.memory_embeddings[0]
-    torch.testing.assert_close(fitted[0][0], torch.stack(left), atol=1e-4, rtol=1e-3)
+        embeddings = model(ids).past_key_values.memory.recurrence.memory_embeddings[0]
+    torch.testing.assert_close(fitted[0][0], embeddings, atol=1e-4, rtol=1e-3)
     finetune.train(replace(config, steps=2), run_of)
     kept = HierMemModel.from_pretrained(tmp_path / "run").summary
     assert torch.equal(kept.key.weight, load_file(run_of.output / FITTED)["summary.key.weight"])
