@@ -238,10 +238,13 @@ def test_interrupted_reading_is_saved_and_goes_on(tiny_model: Path, tmp_path: Pa
         (["train", "--data", "FULL", "--out", "OUT", "--recipe", "recall", "--batch", "8"], "leave --batch"),
         (["train", "--data", "FULL", "--out", "OUT", "--recipe", "key"], "official layout"),
         (["eval", "needles", "--data", "BOOK", "--length", "10"], "raise --keep or --length"),
-        (["eval", "pubmedqa", "--data", "OUT", "--system", "pruned", "--keep", "0"], "official layout"),
+        (["eval", "pubmedqa", "--data", "OUT", "--system", "pruned", "--keep", "0"], "raise --keep"),
         (["eval", "passkey", "--haystack", "BOOK", "--limit", "0"], "'--limit'"),
         (["eval", "retrieval", "--data", "OUT"], "does not hold PubMedQA"),
         (["eval", "nonsense"], "No such command"),
+        (["eval", "retrieval", "--data", "OUT", "--magic", "1"], "No such option"),
+        (["eval", "retrieval", "--data", "OUT", "--limit", "many"], "'--limit'"),
+        (["eval", "retrieval", "--data", "OUT", "--seed", "1"], "give --limit"),
         (["bench", "overhead", "--text", "BOOK"], "give one of at least"),
         (["bench", "flat", "--text", "EMPTY"], "is empty"),
     ],
@@ -379,7 +382,8 @@ def test_waiting_threads_leave_their_cores_to_others(tmp_path: Path, monkeypatch
 
 def commands(group: Any, *names: str) -> Iterator[tuple[str, ...]]:
     """The words of every command that is shown in a help."""
-    for name, command in group.commands.items():
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
         if hasattr(command, "commands"):
             yield from commands(command, *names, name)
         elif not command.hidden and name != "lm-eval":  # whose help is the harness's own

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,18 @@ from hiermem.eval.result_log import ResultLog
 from hiermem.eval.sampling import stratified
 from hiermem.eval.tasks import interleaved, passkey, pg19, pubmedqa, retrieval
 from hiermem.memory.hmt.module import SummaryConfig
+from hiermem.model import HierMemModel
+
+
+def book_figures(model: HierMemModel, texts: dict[str, str], **options: Any) -> dict[str, Any]:
+    """Results of PG-19 on these books."""
+    return pg19.PG19(data=Path("books"), **options).rows(model, texts, ResultLog(None, {}))
+
+
+def between_books(model: HierMemModel, texts: dict[str, str], segments: int) -> dict[str, Any]:
+    """Results of interleaved books."""
+    task = interleaved.Interleaved(data=Path("books"), model="tiny", segments=segments)
+    return task.rows(model, texts, ResultLog(None, {}))
 
 
 def test_pg19_scores_each_token_once() -> None:
@@ -29,8 +42,7 @@ def test_pg19_scores_each_token_once() -> None:
     with torch.no_grad():
         logits = model.backbone(ids).logits[0].log_softmax(-1)
     expected = -logits[:-1].gather(1, ids[0, 1:, None]).squeeze(1)[10:]
-    part = pg19.Slice(start=5, tokens=40, score_from=10)
-    result = pg19.evaluate(model, {"b": text}, part, ResultLog(None, {}), progress=False)
+    result = book_figures(model, {"b": text}, start_token=5, max_tokens=40, score_from=10)
     scored = model.tokenizer.decode(ids[0, 11:])
     assert result["n"] == len(expected) == 29
     assert result["metrics"]["perplexity"] == pytest.approx(math.exp(float(expected.mean())), rel=1e-4)
@@ -51,7 +63,7 @@ def test_recall_between_interleaved_books(neutral: bool) -> None:
     for parameter in model.summary.query.parameters():
         torch.nn.init.zeros_(parameter)
     books = {name: text_of(80, seed) for seed, name in enumerate("ab")}
-    result = interleaved.evaluate(model, books, 3, ResultLog(None, {}))
+    result = between_books(model, books, 3)
     even = [1 / 2, 1 / 3, 2 / 4, 2 / 5]  # of the segments before the third, fourth, fifth and sixth
     assert result["metrics"]["weight"] == pytest.approx(sum(even) / 4, abs=1e-6)
     assert result["n"] == 4
@@ -59,34 +71,33 @@ def test_recall_between_interleaved_books(neutral: bool) -> None:
     assert apart > 1e-3
     if model.summary.value is not None:
         torch.nn.init.zeros_(model.summary.value.weight)
-        metrics = interleaved.evaluate(model, books, 3, ResultLog(None, {}))["metrics"]
+        metrics = between_books(model, books, 3)["metrics"]
         assert metrics["perplexity"] == pytest.approx(metrics["without_recall"], rel=1e-5)
         torch.nn.init.ones_(model.summary.query.bias)  # what recalls is the same for all: one key wins
-        sharp = interleaved.evaluate(model, books, 3, ResultLog(None, {}))["metrics"]
+        sharp = between_books(model, books, 3)["metrics"]
         assert sharp["right"] in (0, 0.25, 0.5, 0.75, 1)
         assert abs(sharp["weight"] - sum(even) / 4) > 1e-3
     with pytest.raises(InputError, match="lower --segments"):
-        interleaved.evaluate(model, books, 300, ResultLog(None, {}))
+        between_books(model, books, 300)
     carried = HierMemConfig(**{**settings().settings(), "summary": SummaryConfig(tokens=2)})
     short = HierMemConfig(**{**config.settings(), "summary": replace(summary, last=1)})
-    for wrong, count, sentence in (
-        (settings(), 2, "recall nothing"),
-        (short, 2, "recall nothing"),
-        (carried, 2, "carries a cache"),
-        (model.config, 1, "Two books"),
+    task = interleaved.Interleaved(data=Path(__file__), model="tiny")
+    for wrong, sentence in (
+        (settings(), "recall nothing"),
+        (short, "recall nothing"),
+        (carried, "carries a cache"),
     ):
         with pytest.raises(InputError, match=sentence):
-            interleaved.check(wrong, count)
+            task.configure(wrong)
+    with pytest.raises(InputError, match="Two books"):
+        task.load(task.configure(model.config))
 
 
 def test_pg19_means_over_books() -> None:
     model = reader()
     texts = {"a": text_of(100), "b": text_of(120, seed=4)}
-    both = pg19.evaluate(model, texts, pg19.Slice(), ResultLog(None, {}), progress=False)
-    single = [
-        pg19.evaluate(model, {k: v}, pg19.Slice(), ResultLog(None, {}), progress=False)["metrics"]
-        for k, v in texts.items()
-    ]
+    both = book_figures(model, texts)
+    single = [book_figures(model, {name: text})["metrics"] for name, text in texts.items()]
     mean = math.sqrt(single[0]["perplexity"] * single[1]["perplexity"])
     assert both["metrics"]["perplexity"] == pytest.approx(mean)
 
@@ -105,8 +116,7 @@ def test_windows_score_each_token_once_and_know_only_the_overlap(window: int, ov
             nll = -logits[:-1].gather(1, part[0, 1:, None]).squeeze(1)
             expected.append(nll[max(known - 1, 0) :])
     mean = float(torch.cat(expected).mean())
-    part = pg19.Slice(tokens=60, window=window, overlap=overlap)
-    result = pg19.evaluate(model, {"b": text}, part, ResultLog(None, {}), progress=False)
+    result = book_figures(model, {"b": text}, max_tokens=60, window=window, overlap=overlap)
     assert result["n"] == 59
     assert result["metrics"]["perplexity"] == pytest.approx(math.exp(mean), rel=1e-4)
 

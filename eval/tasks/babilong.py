@@ -9,18 +9,23 @@ three arguments. Each story has names of its own, so that one text holds many of
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hiermem.documents import read_document
 from hiermem.errors import InputError
 from hiermem.eval.haystack import SHORTEST, Haystack, hidden
-from hiermem.eval.methods import new_system
+from hiermem.eval.methods import Method, new_method
 from hiermem.eval.metrics import accuracy, bootstrap
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.scoring import score_answer
+from hiermem.eval.tables import Report, by_length
+from hiermem.eval.tasks.base import AnswerTask, option, register
 
 if TYPE_CHECKING:
+    from hiermem.config import HierMemConfig
     from hiermem.model import HierMemModel
 
 QUESTIONS = ("one fact", "two facts", "three facts", "two arguments", "three arguments")
@@ -95,10 +100,10 @@ class World:
         verb = self.draw.choice(("took", "picked up", "grabbed"))
         self.facts.append(f"{person} {verb} the {thing} there.")
 
-    def give(self, person: str, thing: str, other: str) -> None:
-        """``person`` hands ``thing`` to ``other``."""
+    def give(self, person: str, thing: str, receiver: str) -> None:
+        """``person`` hands ``thing`` to ``receiver``."""
         verb = self.draw.choice(("gave", "handed", "passed"))
-        self.facts.append(f"{person} {verb} the {thing} to {other}.")
+        self.facts.append(f"{person} {verb} the {thing} to {receiver}.")
 
     def elsewhere(self, person: str) -> str:
         """A place where ``person`` is not."""
@@ -117,18 +122,18 @@ def story(kind: str, names: Names, draw: random.Random) -> Story:
         return _relation(kind, places, draw)
     for person in people * draw.randint(1, 2):
         world.go(person, world.elsewhere(person))
-    person, other = draw.sample(people, 2)
+    person, friend = draw.sample(people, 2)
     if kind == "one fact":
         return world.story(kind, f"Where is {person}?", f"{person} is in the", world.at[person])
     world.take(person, thing)
     if kind == "three arguments":
-        world.give(person, thing, other)
-        gave = (f"Who gave the {thing} to {other}?", f"The {thing} was given to {other} by", person)
-        received = (f"Who received the {thing}?", f"The {thing} was given to", other)
+        world.give(person, thing, friend)
+        gave = (f"Who gave the {thing} to {friend}?", f"The {thing} was given to {friend} by", person)
+        received = (f"Who received the {thing}?", f"The {thing} was given to", friend)
         return world.story(kind, *draw.choice((gave, received)))
     before = world.at[person]
     world.go(person, world.elsewhere(person))
-    world.go(other, world.elsewhere(other))
+    world.go(friend, world.elsewhere(friend))
     now = world.at[person]
     if kind == "two facts":
         return world.story(kind, f"Where is the {thing}?", f"The {thing} is in the", now)
@@ -138,13 +143,13 @@ def story(kind: str, names: Names, draw: random.Random) -> Story:
 
 def _relation(kind: str, places: Sequence[str], draw: random.Random) -> Story:
     first, middle, last = draw.sample(list(places), 3)
-    one, other = draw.sample(_DIRECTIONS, 2)
-    facts = (f"The {first} is {one} of the {middle}.", f"The {last} is {other} of the {middle}.")
+    way, way_back = draw.sample(_DIRECTIONS, 2)
+    facts = (f"The {first} is {way} of the {middle}.", f"The {last} is {way_back} of the {middle}.")
     question = draw.choice(
         (
-            (f"What is {one} of the {middle}?", f"{one.capitalize()} of the {middle} is the", first),
-            (f"What is the {first} {one} of?", f"The {first} is {one} of the", middle),
-            (f"What is {other} of the {middle}?", f"{other.capitalize()} of the {middle} is the", last),
+            (f"What is {way} of the {middle}?", f"{way.capitalize()} of the {middle} is the", first),
+            (f"What is the {first} {way} of?", f"The {first} is {way} of the", middle),
+            (f"What is {way_back} of the {middle}?", f"{way_back.capitalize()} of the {middle} is the", last),
         )
     )
     return Story(kind, facts, *question)
@@ -184,61 +189,70 @@ def document(haystack: Haystack, length: int, rounds: int, draw: random.Random) 
     return Document(hidden(text, facts, depths).strip(), stories)
 
 
-@dataclass(frozen=True)
-class Size:
-    """How much is evaluated.
+@register
+@dataclass(frozen=True, kw_only=True)
+class BabiLong(AnswerTask):
+    """Little stories of people, places and things scattered in a long text; five kinds of question.
 
-    Attributes:
-        lengths: tokens of a text, stories included, one row of the result each.
-        texts: texts of each length.
-        rounds: stories of each kind in a text.
+    Example:
+
+        hiermem eval babi-long --haystack book.txt --lengths 1000,8000 --limit 5 --seed 1
     """
 
-    lengths: Sequence[int]
-    texts: int
-    rounds: int
-    seed: int
+    name = "babi-long"
+    title = "babi-long"
+
+    haystack: Path = option(help="Text file that the facts are scattered in.")
+    lengths: tuple[int, ...] = option(
+        (0, 1000, 8000, 32000), help="Text lengths in tokens, comma-separated; 0: the stories alone."
+    )
+    limit: int = option(4, help="Texts per length.", least=1)
+    stories: int = option(2, help="Stories of each of five kinds in a text.", least=1)
+    seed: int = option(0, help="Seed of everything that is drawn at random.")
+
+    def load(self, config: "HierMemConfig") -> str:
+        """The text of the haystack."""
+        return read_document(str(self.haystack))
+
+    def texts(self, data: str) -> list[str]:
+        return [data]
+
+    def settings(self, data: str, config: "HierMemConfig") -> dict[str, Any]:
+        settings = {"haystack": self.haystack.name, "lengths": self.lengths, "texts": self.limit}
+        return settings | {"rounds": self.stories, "seed": self.seed, "system": self.system, **self.kept()}
+
+    @torch.inference_mode()
+    def rows(self, model: "HierMemModel", data: str, log: ResultLog) -> dict[str, Any]:
+        """Exact match and negative log-likelihood of the answer, for each length and kind of question."""
+        from tqdm.auto import tqdm
+
+        method, haystack = new_method(self.system, model, self.keep), Haystack(model.tokenizer, data)
+        places = [(length, index) for length in self.lengths for index in range(self.limit)]
+        # All texts are made first: what cannot be made is refused before anything is read.
+        texts = {place: self._document(haystack, *place) for place in places}
+        answers: dict[int, list[list[dict[str, Any]]]] = {length: [] for length in self.lengths}
+        for (length, index), text in tqdm(texts.items(), desc="babi-long", disable=None, delay=2):
+            row = log.row(f"{length}/{index}", _answers, model, method, text)
+            answers[length].append(row["answers"])
+        rows = [{"length": length, **_summary(texts)} for length, texts in answers.items()]
+        mean = sum(row["exact"] for row in rows) / len(rows)
+        return {"metrics": {"exact": mean}, "rows": rows, "n": sum(row["n"] for row in rows)}
+
+    def _document(self, haystack: Haystack, length: int, index: int) -> Document:
+        return document(haystack, length, self.stories, random.Random(f"{self.seed}/{length}/{index}"))
+
+    @classmethod
+    def table(cls, reports: Sequence[Report]) -> list[str]:
+        return by_length(reports, "exact")
 
 
-@torch.inference_mode()
-def evaluate(
-    model: "HierMemModel",
-    system: str,
-    haystack: Haystack,
-    size: Size,
-    journal: ResultLog,
-    keep: float | None = None,
-) -> dict[str, Any]:
-    """Exact match and negative log-likelihood of the answer, for each length and kind of question.
-
-    Args:
-        keep: share of a text that `pruned` keeps.
-    """
-    from tqdm.auto import tqdm
-
-    asked = new_system(system, model, keep)
-
-    def ask(made: Document) -> dict[str, Any]:
-        context, rows = asked.read(made.text), []
-        for told in made.stories:
-            prompt = asked.prompt(context, told.question)
-            score = score_answer(model, prompt, f" {told.answer}", told.lead)
-            rows.append({"kind": told.kind, "nll": float(score.nll.sum()), "exact": score.exact})
-        return {"answers": rows}
-
-    documents = {
-        (length, index): document(
-            haystack, length, size.rounds, random.Random(f"{size.seed}/{length}/{index}")
-        )
-        for length in size.lengths
-        for index in range(size.texts)
-    }
-    answers: dict[int, list[list[dict[str, Any]]]] = {length: [] for length in size.lengths}
-    for (length, index), made in tqdm(documents.items(), desc="babi-long", disable=None, delay=2):
-        answers[length].append(journal.row(f"{length}/{index}", ask, made)["answers"])
-    rows = [{"length": length, **_summary(texts)} for length, texts in answers.items()]
-    mean = sum(row["exact"] for row in rows) / len(rows)
-    return {"metrics": {"exact": mean}, "rows": rows, "n": sum(row["n"] for row in rows)}
+def _answers(model: "HierMemModel", method: Method[Any], text: Document) -> dict[str, Any]:
+    context, rows = method.read(text.text), []
+    for told in text.stories:
+        prompt = method.prompt(context, told.question)
+        score = score_answer(model, prompt, f" {told.answer}", told.lead)
+        rows.append({"kind": told.kind, "nll": float(score.nll.sum()), "exact": score.exact})
+    return {"answers": rows}
 
 
 def _summary(texts: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:

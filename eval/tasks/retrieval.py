@@ -1,7 +1,8 @@
 """Retrieval on PubMedQA: each abstract is a record, each question a query (Jin et al., arXiv 1909.06146)."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from hiermem.asking import AskConfig
 from hiermem.errors import InputError
 from hiermem.eval.methods import word_index, words
 from hiermem.eval.result_log import ResultLog
-from hiermem.eval.tasks.pubmedqa import Item
+from hiermem.eval.tables import Report, table
+from hiermem.eval.tasks.base import register
+from hiermem.eval.tasks.pubmedqa import Item, QuestionTask
 from hiermem.memory.longterm import Hit, LongTermMemory, SegmentRecord
 from hiermem.reranking import is_close, reranked
 
@@ -22,8 +25,63 @@ if TYPE_CHECKING:
 BEST = 5
 
 
+class Records(NamedTuple):
+    """What is searched, and with what settings.
+
+    Attributes:
+        items: each abstract is a record, each question a query.
+        config: of the long-term memory and of reranking.
+    """
+
+    items: list[Item]
+    config: "HierMemConfig"
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Retrieval(QuestionTask):
+    """Find each PubMedQA question's own abstract among all abstracts.
+
+    Examples:
+
+        hiermem eval retrieval --data pubmedqa --split test --limit 300 --json
+
+        hiermem eval retrieval --data pubmedqa --rerank 5
+
+        hiermem eval retrieval --data pubmedqa --model runs/key
+    """
+
+    name = "retrieval"
+    title = "PubMedQA retrieval"
+    model_options = ("preset", "rerank")
+
+    def needs_model(self, config: "HierMemConfig") -> bool:
+        """Where the search keys have a trained part, or the best records are reranked."""
+        return bool(config.summary.search or config.asking.rerank)
+
+    def load(self, config: "HierMemConfig") -> Records:
+        """The questions, each with its abstract."""
+        return Records(self.questions(), config)
+
+    def texts(self, data: Records) -> Iterable[str]:
+        return map(str, data.items)
+
+    def settings(self, data: Records, config: "HierMemConfig") -> dict[str, Any]:
+        return self.part()
+
+    def rows(self, model: "HierMemModel | None", data: Records, log: ResultLog) -> dict[str, Any]:
+        """Share of questions whose own abstract is the best record, or among the five best."""
+        return evaluate(data.items, data.config, model, log)
+
+    @classmethod
+    def table(cls, reports: Sequence[Report]) -> list[str]:
+        names = ("recall_at_1", "recall_at_5")
+        rows = [[row["system"], *(row[name] for name in names), r["n"]] for r in reports for row in r["rows"]]
+        return table(["key", "recall@1", "recall@5", "n"], rows)
+
+
 def evaluate(
-    items: Sequence[Item], config: "HierMemConfig", model: "HierMemModel | None", journal: ResultLog
+    items: Sequence[Item], config: "HierMemConfig", model: "HierMemModel | None", log: ResultLog
 ) -> dict[str, Any]:
     """Share of questions whose own abstract is the best record, or among the five best.
 
@@ -38,17 +96,16 @@ def evaluate(
     hits = _found(items, LongTermMemory(config.longterm), [None] * len(items), counted)
     ranks, keys = {"bm25": _bm25(items), "lexical": _segments(hits)}, "lexical"
     if model is not None and config.summary.search:
-        rows = [
-            journal.row(item.id, _embedded, model, item) for item in tqdm(items, desc="reading", disable=None)
-        ]
-        read = [(torch.tensor(row["embedding"]), torch.tensor(row["summary"])) for row in rows]
-        hits = _found(items, LongTermMemory(config.longterm, model.summary), read, counted)
+        bar = tqdm(items, desc="reading", disable=None)
+        parts = [log.row(item.id, _embedded, model, item) for item in bar]
+        embeddings = [(torch.tensor(row["embedding"]), torch.tensor(row["summary"])) for row in parts]
+        hits = _found(items, LongTermMemory(config.longterm, model.summary), embeddings, counted)
         keys = "lexical and trained"
         ranks[keys] = _segments(hits)
     if model is not None and config.asking.rerank:
-        ranks[f"{keys}, reranked"] = _reranked(items, hits, config.asking, model, journal)
-    systems = [{"system": name, **_recall(found)} for name, found in ranks.items()]
-    return {"metrics": _recall(list(ranks.values())[-1]), "n": len(items), "rows": systems}
+        ranks[f"{keys}, reranked"] = _reranked(items, hits, config.asking, model, log)
+    rows = [{"system": name, **_recall(found)} for name, found in ranks.items()]
+    return {"metrics": _recall(list(ranks.values())[-1]), "n": len(items), "rows": rows}
 
 
 def _found(
@@ -81,7 +138,7 @@ def _reranked(
     hits: Sequence[Sequence[Hit]],
     config: AskConfig,
     model: "HierMemModel",
-    journal: ResultLog,
+    log: ResultLog,
 ) -> list[list[int]]:
     """The best records for each question, ranked again where scores leave open which is the best."""
 
@@ -92,7 +149,7 @@ def _reranked(
     ranks = _segments(hits)
     close = [place for place, found in enumerate(hits) if is_close(found, 1, config.margin)]
     for place in tqdm(close, desc="reranking", disable=None):
-        best = journal.row(f"{items[place].id} reranked", row, items[place], hits[place])["best"]
+        best = log.row(f"{items[place].id} reranked", row, items[place], hits[place])["best"]
         ranks[place][: config.rerank] = best
     return ranks
 
@@ -105,8 +162,8 @@ def _bm25(items: Sequence[Item]) -> list[list[int]]:
 
 def _recall(ranks: list[list[int]]) -> dict[str, float]:
     return {
-        "recall_at_1": sum(own in found[:1] for own, found in enumerate(ranks)) / len(ranks),
-        f"recall_at_{BEST}": sum(own in found[:BEST] for own, found in enumerate(ranks)) / len(ranks),
+        "recall_at_1": sum(right in found[:1] for right, found in enumerate(ranks)) / len(ranks),
+        f"recall_at_{BEST}": sum(right in found[:BEST] for right, found in enumerate(ranks)) / len(ranks),
     }
 
 

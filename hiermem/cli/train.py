@@ -93,7 +93,7 @@ def heads(
 
         hiermem heads --text book.txt --text other.txt --threshold 0.9 --json
     """
-    from hiermem.eval.report import PNG, new_figure
+    from hiermem.eval.plots import PNG, new_figure
     from hiermem.eval.result_log import writable
     from hiermem.text import encode
     from hiermem.training.recency import RecencyConfig, choose, heat_map, mean, overlap, recency_ratios

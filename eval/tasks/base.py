@@ -1,0 +1,214 @@
+"""Evaluation tasks: a dataclass whose fields are the options of its command, `hiermem eval NAME`.
+
+A task is one file: a subclass of `Task` under `register`, and one import in `hiermem.eval.tasks`. Its
+command, its result file and its part of the report follow from that.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, dataclass, field, fields
+from inspect import cleandoc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from hiermem.errors import InputError
+from hiermem.eval.methods import METHODS, Compressed, HierMem, Pruned, check_compressed, check_method
+from hiermem.eval.result_log import ResultLog
+from hiermem.eval.tables import Section
+
+if TYPE_CHECKING:
+    from hiermem.config import HierMemConfig
+    from hiermem.model import HierMemModel
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a field of a task stands on the command line.
+
+    Attributes:
+        help: one line of its help.
+        flag: its name there; by default, the field's own with dashes.
+        least: smallest number that is taken.
+        most: largest number that is taken.
+    """
+
+    help: str
+    flag: str | None = None
+    least: float | None = None
+    most: float | None = None
+
+    def check(self, flag: str, value: Any) -> None:
+        """Refuse a number that is out of range.
+
+        Raises:
+            InputError: it is.
+        """
+        if value is None:
+            return
+        if self.least is not None and value < self.least:
+            raise InputError(f"{flag} must be at least {self.least}, not {value}.")
+        if self.most is not None and value > self.most:
+            raise InputError(f"{flag} must be at most {self.most}, not {value}.")
+
+
+def option(
+    default: Any = MISSING,
+    *,
+    help: str,
+    flag: str | None = None,
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """A field of a task that is an option of its command; without a default, it must be given."""
+    return field(default=default, metadata={"option": Option(help, flag, least, most)})
+
+
+def option_of(entry: "Field[Any]") -> Option:
+    """How a field stands on the command line."""
+    found: Option = entry.metadata["option"]
+    return found
+
+
+def flag_of(entry: "Field[Any]") -> str:
+    """The name of a field on the command line."""
+    return option_of(entry).flag or f"--{entry.name.replace('_', '-')}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Section, ABC):
+    """An evaluation of a model. The docstring of a subclass is the help of its command.
+
+    Attributes:
+        name: of the command and of its results.
+        model_options: options of the model's configuration that the command takes, beside those that every
+            one takes: model, dtype and device. A field of the same name replaces the help and the default.
+    """
+
+    name: ClassVar[str]
+    model_options: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            option_of(entry).check(flag_of(entry), getattr(self, entry.name))
+
+    # ---- before anything is loaded
+
+    def given_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options that the configuration is made of, from those given on the command line."""
+        return options
+
+    def configure(self, config: "HierMemConfig") -> "HierMemConfig":
+        """The configuration with what this task settles itself.
+
+        Raises:
+            InputError: nothing can be measured with it.
+        """
+        return config
+
+    def needs_model(self, config: "HierMemConfig") -> bool:
+        """Whether a model is loaded at all."""
+        return True
+
+    @abstractmethod
+    def load(self, config: "HierMemConfig") -> Any:
+        """The data, in whatever form `rows` wants it.
+
+        Raises:
+            InputError: there is none, or none that can be measured with this configuration.
+        """
+
+    @abstractmethod
+    def texts(self, data: Any) -> Iterable[str]:
+        """All that the results depend on in the data, for the hash in their settings."""
+
+    def settings(self, data: Any, config: "HierMemConfig") -> dict[str, Any]:
+        """What the results depend on beside the model, its configuration and the texts, as JSON holds it.
+
+        By default, all fields; of a path, its name.
+        """
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
+
+    # ---- with the model
+
+    @abstractmethod
+    def rows(self, model: Any, data: Any, log: ResultLog) -> dict[str, Any]:
+        """Measure.
+
+        Args:
+            model: a `HierMemModel`; None where none is needed.
+            data: from `load`.
+            log: `log.row(key, function, …)` keeps each part, so that a run that was stopped goes on.
+
+        Returns ``metrics`` (numbers by name) and ``n``; ``rows`` and ``intervals`` where there are some.
+        """
+
+    # ---- in place of a measurement
+
+    @property
+    def exported(self) -> Path | None:
+        """A file that the prompts are written to, with nothing measured; None: measure."""
+        return None
+
+    def export(self, model: "HierMemModel", data: Any) -> int:
+        """Write the prompts to `exported`; returns how many."""
+        raise NotImplementedError
+
+
+TASKS: dict[str, type[Task]] = {}
+"""Every task by its name, in the order of the commands and of the page."""
+
+_Registered = TypeVar("_Registered", bound=type[Task])
+
+
+def register(task: _Registered) -> _Registered:
+    """Give a task its command, and its results their part of the report.
+
+    Raises:
+        InputError: the name is taken, there is no docstring, or a field is no `option`.
+    """
+    if task.name in TASKS:
+        raise InputError(
+            f"There is a task {task.name!r} already, {TASKS[task.name].__name__}: take another name."
+        )
+    if not cleandoc(task.__doc__ or "") or (task.__doc__ or "").startswith(f"{task.__name__}("):
+        raise InputError(f"The task {task.name!r} has no docstring: it is the help of its command.")
+    for entry in fields(task):
+        if "option" not in entry.metadata:
+            raise InputError(
+                f"The field {entry.name!r} of the task {task.name!r} is no option: use `option(…)`."
+            )
+    TASKS[task.name] = task
+    return task
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerTask(Task):
+    """A task whose questions hiermem and other methods answer around the same backbone."""
+
+    model_options = ("preset", "policy", "budget", "segment", "chunk", "top_k", "evictor")
+    methods: ClassVar[tuple[str, ...]] = tuple(METHODS)
+
+    system: str = option(
+        HierMem.name,
+        help="hiermem, or a peer: full, truncated, streaming, bm25, closed, pruned, compressed.",
+    )
+    keep: float | None = option(
+        None, help="Share of a text that --system pruned or compressed keeps.", least=0.0, most=1.0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_method(self.system, self.methods)
+        if self.keep is not None and self.system not in (Pruned.name, Compressed.name):
+            raise InputError("Only --system pruned and compressed keep a share of a text: leave --keep out.")
+        if self.keep == 0:
+            raise InputError("A share of 0 keeps nothing: raise --keep.")
+
+    def configure(self, config: "HierMemConfig") -> "HierMemConfig":
+        check_compressed(self.system, config.working, self.keep)
+        return config
+
+    def kept(self) -> dict[str, float]:
+        """The share that is kept, among the settings of a run, where one was given."""
+        return {} if self.keep is None else {"keep": self.keep}
