@@ -1,4 +1,4 @@
-"""What the memory costs: reading a text against the bare backbone on the same chunks, in one run.
+"""The cost of the memory: reading a text against the bare backbone on the same chunks, in one run.
 
 The bare limit is transformers' own model body (no logits) on the same chunks over an untouched cache of
 `budget` tokens that is cropped back after each chunk: same dtype, same threads.

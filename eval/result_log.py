@@ -24,7 +24,7 @@ class ResultLog:
         settings: all that the results depend on, and ``task``, its name.
 
     Raises:
-        InputError: the file there is of a run with other settings, or is no journal.
+        InputError: the file there is of a run with other settings, or is no result log.
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ class ResultLog:
             settings, rows = lines[0]["settings"], {line["key"]: line["row"] for line in lines[1:]}
             seconds = sum(line["seconds"] for line in lines[1:])
         except (ValueError, LookupError, TypeError) as error:
-            raise InputError(f"{part} is no journal of a run: delete it, or give another --out.") from error
+            raise InputError(f"{part} is no log of a run: delete it, or give another --out.") from error
         if settings != self.settings:
             raise InputError(
                 f"{part} is of a run with other settings: delete it, or give another file to --out."

@@ -106,6 +106,6 @@ def score_options(
 
 
 def _begun(model: "HierMemModel", prompt: "PreparedPrompt", lead: str) -> Tensor:
-    """What is left of a prompt to read, with how its answer begins: ``[1, n]`` int64."""
+    """The rest of a prompt that is to be read, with how its answer begins: ``[1, n]`` int64."""
     words = torch.tensor([encode(model.tokenizer, lead)], dtype=torch.int64)
     return torch.cat((prompt.ids, words.to(model.device)), dim=1)

@@ -48,6 +48,17 @@ class TooLongError(HierMemError):
     """A measurement took longer than its limit."""
 
 
+def check_systems(names: Sequence[str]) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        InputError: there is no system of such a name.
+    """
+    for name in names:
+        if name not in SYSTEMS:
+            raise InputError(f"There is no system {name!r}: choose of {', '.join(SYSTEMS)}.")
+
+
 def sweep(points: Sequence[Point], repeats: int, log: ResultLog) -> dict[str, Any]:
     """All points, interleaved ``repeats`` times; medians, and the ratio to the bare limit.
 

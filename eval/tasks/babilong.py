@@ -63,10 +63,10 @@ class Story:
 class Names:
     """Names that are given out once each, so that no two stories of a text share one."""
 
-    def __init__(self, draw: random.Random) -> None:
+    def __init__(self, rng: random.Random) -> None:
         self._left = {"people": [*_PEOPLE], "places": [*_PLACES], "things": [*_THINGS]}
         for names in self._left.values():
-            draw.shuffle(names)
+            rng.shuffle(names)
 
     def take(self, kind: str, count: int) -> list[str]:
         """``count`` names of people, places or things.
@@ -84,45 +84,45 @@ class Names:
 class World:
     """Where people are, and what has happened so far."""
 
-    def __init__(self, draw: random.Random, places: Sequence[str]) -> None:
-        self.draw, self.places = draw, [*places]
+    def __init__(self, rng: random.Random, places: Sequence[str]) -> None:
+        self.rng, self.places = rng, [*places]
         self.at: dict[str, str] = {}
         self.facts: list[str] = []
 
     def go(self, person: str, place: str) -> None:
         """``person`` walks to ``place``, with all that he or she holds."""
-        verb = self.draw.choice(("went to", "walked to", "travelled to", "moved to"))
+        verb = self.rng.choice(("went to", "walked to", "travelled to", "moved to"))
         self.at[person] = place
         self.facts.append(f"{person} {verb} the {place}.")
 
     def take(self, person: str, thing: str) -> None:
         """``person`` picks ``thing`` up."""
-        verb = self.draw.choice(("took", "picked up", "grabbed"))
+        verb = self.rng.choice(("took", "picked up", "grabbed"))
         self.facts.append(f"{person} {verb} the {thing} there.")
 
     def give(self, person: str, thing: str, receiver: str) -> None:
         """``person`` hands ``thing`` to ``receiver``."""
-        verb = self.draw.choice(("gave", "handed", "passed"))
+        verb = self.rng.choice(("gave", "handed", "passed"))
         self.facts.append(f"{person} {verb} the {thing} to {receiver}.")
 
     def elsewhere(self, person: str) -> str:
         """A place where ``person`` is not."""
-        return self.draw.choice([place for place in self.places if place != self.at.get(person)])
+        return self.rng.choice([place for place in self.places if place != self.at.get(person)])
 
     def story(self, kind: str, question: str, lead: str, answer: str) -> Story:
         """The story so far, with a question."""
         return Story(kind, tuple(self.facts), question, lead, answer)
 
 
-def story(kind: str, names: Names, draw: random.Random) -> Story:
+def story(kind: str, names: Names, rng: random.Random) -> Story:
     """A story of one kind with names of its own; its length varies."""
     people, places, things = names.take("people", 2), names.take("places", 3), names.take("things", 1)
-    world, thing = World(draw, places), things[0]
+    world, thing = World(rng, places), things[0]
     if kind == "two arguments":
-        return _relation(kind, places, draw)
-    for person in people * draw.randint(1, 2):
+        return _relation(kind, places, rng)
+    for person in people * rng.randint(1, 2):
         world.go(person, world.elsewhere(person))
-    person, friend = draw.sample(people, 2)
+    person, friend = rng.sample(people, 2)
     if kind == "one fact":
         return world.story(kind, f"Where is {person}?", f"{person} is in the", world.at[person])
     world.take(person, thing)
@@ -130,7 +130,7 @@ def story(kind: str, names: Names, draw: random.Random) -> Story:
         world.give(person, thing, friend)
         gave = (f"Who gave the {thing} to {friend}?", f"The {thing} was given to {friend} by", person)
         received = (f"Who received the {thing}?", f"The {thing} was given to", friend)
-        return world.story(kind, *draw.choice((gave, received)))
+        return world.story(kind, *rng.choice((gave, received)))
     before = world.at[person]
     world.go(person, world.elsewhere(person))
     world.go(friend, world.elsewhere(friend))
@@ -141,11 +141,11 @@ def story(kind: str, names: Names, draw: random.Random) -> Story:
     return world.story(kind, question, lead, before)
 
 
-def _relation(kind: str, places: Sequence[str], draw: random.Random) -> Story:
-    first, middle, last = draw.sample(list(places), 3)
-    way, way_back = draw.sample(_DIRECTIONS, 2)
+def _relation(kind: str, places: Sequence[str], rng: random.Random) -> Story:
+    first, middle, last = rng.sample(list(places), 3)
+    way, way_back = rng.sample(_DIRECTIONS, 2)
     facts = (f"The {first} is {way} of the {middle}.", f"The {last} is {way_back} of the {middle}.")
-    question = draw.choice(
+    question = rng.choice(
         (
             (f"What is {way} of the {middle}?", f"{way.capitalize()} of the {middle} is the", first),
             (f"What is the {first} {way} of?", f"The {first} is {way} of the", middle),
@@ -163,7 +163,7 @@ class Document:
     stories: list[Story]
 
 
-def document(haystack: Haystack, length: int, rounds: int, draw: random.Random) -> Document:
+def document(haystack: Haystack, length: int, rounds: int, rng: random.Random) -> Document:
     """Book text with ``rounds`` stories of each kind, each in its order: ``length`` tokens with the stories.
 
     Args:
@@ -172,11 +172,11 @@ def document(haystack: Haystack, length: int, rounds: int, draw: random.Random) 
     Raises:
         InputError: the haystack is too short, or ``length`` is for the stories.
     """
-    names = Names(draw)
-    stories = [story(kind, names, draw) for _ in range(rounds) for kind in QUESTIONS]
+    names = Names(rng)
+    stories = [story(kind, names, rng) for _ in range(rounds) for kind in QUESTIONS]
     placed = []
     for told in stories:
-        depths = sorted(draw.random() for _ in told.facts)
+        depths = sorted(rng.random() for _ in told.facts)
         placed += list(zip(depths, told.facts, strict=True))
     placed.sort(key=lambda fact: fact[0])
     depths, facts = [depth for depth, _ in placed], [fact for _, fact in placed]
@@ -185,7 +185,7 @@ def document(haystack: Haystack, length: int, rounds: int, draw: random.Random) 
         raise InputError(
             f"The stories alone take {taken} tokens: give --lengths of 0 or at least {taken + SHORTEST}."
         )
-    text = haystack.cut(length - taken, draw) if length else ""
+    text = haystack.cut(length - taken, rng) if length else ""
     return Document(hidden(text, facts, depths).strip(), stories)
 
 

@@ -122,7 +122,7 @@ class Task(Section, ABC):
         """All that the results depend on in the data, for the hash in their settings."""
 
     def settings(self, data: Any, config: "HierMemConfig") -> dict[str, Any]:
-        """What the results depend on beside the model, its configuration and the texts, as JSON holds it.
+        """Settings of the results beside the model, its configuration and the texts, as JSON holds them.
 
         By default, all fields; of a path, its name.
         """

@@ -65,19 +65,19 @@ def examples(haystacks: Sequence[Haystack], length: int, count: int, seed: int) 
     Raises:
         InputError: a haystack is shorter than ``length`` tokens.
     """
-    draw = random.Random(f"{seed}/{length}")
+    rng = random.Random(f"{seed}/{length}")
     found = []
     for index in range(count):
-        text = haystacks[index % len(haystacks)].cut(length, draw)
-        kind, needle = draw.choice(KINDS), draw.randrange(NEEDLES)
-        found.append(with_codes(text, kind, draw)[needle])
+        text = haystacks[index % len(haystacks)].cut(length, rng)
+        kind, needle = rng.choice(KINDS), rng.randrange(NEEDLES)
+        found.append(with_codes(text, kind, rng)[needle])
     return found
 
 
-def with_codes(text: str, kind: str, draw: random.Random) -> list[Example]:
+def with_codes(text: str, kind: str, rng: random.Random) -> list[Example]:
     """``text`` with a code hidden in every quarter, as one example for each of them."""
-    codes = [str(draw.randrange(10000, 100000)) for _ in range(NEEDLES)]
-    depths = [(needle + draw.random()) / NEEDLES for needle in range(NEEDLES)]
+    codes = [str(rng.randrange(10000, 100000)) for _ in range(NEEDLES)]
+    depths = [(needle + rng.random()) / NEEDLES for needle in range(NEEDLES)]
     names = [{"kind": kind, "number": number + 1} for number in range(NEEDLES)]
     sentences = [SENTENCE.format(**name, code=code) for name, code in zip(names, codes, strict=True)]
     whole = hidden(text, sentences, depths)

@@ -40,11 +40,11 @@ def examples(haystack: Haystack, length: int, count: int, seed: int) -> list[Exa
     Raises:
         InputError: the haystack is shorter than ``length`` tokens.
     """
-    draw = random.Random(f"{seed}/{length}")
+    rng = random.Random(f"{seed}/{length}")
     found = []
     for index in range(count):
-        text = haystack.cut(length, draw)
-        depth, key = (index + 0.5) / count, str(draw.randrange(10000, 100000))
+        text = haystack.cut(length, rng)
+        depth, key = (index + 0.5) / count, str(rng.randrange(10000, 100000))
         found.append(Example(hidden(text, [SENTENCE.format(key=key)], [depth]), key, depth))
     return found
 

@@ -250,12 +250,12 @@ def _windows(
 
 
 def _slice_of(report: Report) -> list[Any]:
-    """What was read and scored."""
+    """The part of the texts that was read and scored."""
     return [report["config"].get(name) for name in ("books", "split", "start", "tokens", "score_from")]
 
 
 def _text_of(report: Report) -> list[Any]:
-    """What was read and scored, and by what; only figures of the same text are compared."""
+    """The part that was read and scored, and by which model; only figures of the same text are compared."""
     return [*_slice_of(report), *(report["config"].get(name) for name in ("data", "model", "dtype"))]
 
 

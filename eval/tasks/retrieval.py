@@ -26,7 +26,7 @@ BEST = 5
 
 
 class Records(NamedTuple):
-    """What is searched, and with what settings.
+    """Records that are searched, and the settings of the search.
 
     Attributes:
         items: each abstract is a record, each question a query.

@@ -111,13 +111,13 @@ def _task(task: "type[Task]", values: dict[str, Any]) -> "Task":
     """The task with the options that were given."""
     from hiermem.eval.tasks.base import flag_of
 
-    hints, given = get_type_hints(task), {}
+    hints, options = get_type_hints(task), {}
     for entry in fields(task):
         value = values[entry.name]
         if hints[entry.name] == NUMBERS:
             value = tuple(opt.whole_numbers(value, flag_of(entry)))
-        given[entry.name] = value
-    return task(**given)
+        options[entry.name] = value
+    return task(**options)
 
 
 def _configuration(task: "Task", values: dict[str, Any]) -> "HierMemConfig":
