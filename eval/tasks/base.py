@@ -7,9 +7,8 @@ command, its result file and its part of the report follow from that.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
-from inspect import cleandoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
 from hiermem.errors import InputError
 from hiermem.eval.methods import METHODS, Compressed, HierMem, Pruned, check_compressed, check_method
@@ -19,6 +18,13 @@ from hiermem.eval.tables import Section
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
     from hiermem.model import HierMemModel
+
+
+NUMBERS = tuple[int, ...]
+"""Type of a field that is numbers with commas between on the command line."""
+OPTION_TYPES = (NUMBERS, *(kind for plain in (str, int, float, bool, Path) for kind in (plain, plain | None)))
+MODEL_OPTIONS = ("preset", "policy", "budget", "segment", "chunk", "positions", "top_k", "evictor", "rerank")
+"""Options of the model's configuration that a task may take."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,8 @@ class Task(Section, ABC):
 
     Attributes:
         name: of the command and of its results.
-        model_options: options of the model's configuration that the command takes, beside those that every
-            one takes: model, dtype and device. A field of the same name replaces the help and the default.
+        model_options: those of `MODEL_OPTIONS` that the command takes, beside those that every one takes:
+            model, dtype and device. A field of the same name replaces the help and the default.
     """
 
     name: ClassVar[str]
@@ -165,18 +171,27 @@ def register(task: _Registered) -> _Registered:
     """Give a task its command, and its results their part of the report.
 
     Raises:
-        InputError: the name is taken, there is no docstring, or a field is no `option`.
+        InputError: the name is taken, there is no docstring, or a field is no `option` of a known type.
     """
     if task.name in TASKS:
         raise InputError(
             f"There is a task {task.name!r} already, {TASKS[task.name].__name__}: take another name."
         )
-    if not cleandoc(task.__doc__ or "") or (task.__doc__ or "").startswith(f"{task.__name__}("):
+    # Without one, a dataclass writes its signature there.
+    if not (task.__doc__ or "").strip() or str(task.__doc__).startswith(f"{task.__name__}("):
         raise InputError(f"The task {task.name!r} has no docstring: it is the help of its command.")
+    for name in set(task.model_options) - set(MODEL_OPTIONS):
+        raise InputError(f"There is no option {name} of the model: choose of {', '.join(MODEL_OPTIONS)}.")
+    hints = get_type_hints(task)
     for entry in fields(task):
         if "option" not in entry.metadata:
             raise InputError(
                 f"The field {entry.name!r} of the task {task.name!r} is no option: use `option(…)`."
+            )
+        if hints[entry.name] not in OPTION_TYPES:
+            raise InputError(
+                f"The field {entry.name!r} of the task {task.name!r} is of a type that no option has: use "
+                f"str, int, float, bool or Path, each maybe None, or tuple[int, ...]."
             )
     TASKS[task.name] = task
     return task

@@ -97,8 +97,7 @@ def length(
     if min(tokens) < 2 * chunk:
         raise InputError(f"--lengths must be at least two chunks, which is {2 * chunk}.")
     config = opt.configuration(model, None, policy, budget, chunk=chunk)
-    data = data_hash(opt.read_document(text))
-    where = opt.usable_device(device).type
+    data, where = data_hash(opt.read_document(text)), opt.usable_device(device).type
     shared = {"text": text, "model": model, "policy": config.working.policy, "budget": budget}
     shared |= {"chunk": chunk, "limit": limit, "dtype": dtype, "device": device}
     points = [

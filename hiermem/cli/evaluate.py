@@ -39,8 +39,6 @@ CONFIGURATION: dict[str, tuple[Any, Any]] = {
 ALWAYS = ("model", "dtype", "device")
 """Those that every task takes; the others, as the task says."""
 OUTPUT: dict[str, tuple[Any, Any]] = {"out": (opt.Out, None), "json": (opt.Json, False)}
-NUMBERS = tuple[int, ...]
-"""Type of a field that is numbers with commas between on the command line."""
 
 
 class TaskGroup(TyperGroup):
@@ -93,7 +91,7 @@ def command_of(task: "type[Task]") -> Any:
 
 def _parameter(task: "type[Task]", entry: "Field[Any]") -> Parameter:
     """A field of a task as typer reads it from a function."""
-    from hiermem.eval.tasks.base import flag_of, option_of
+    from hiermem.eval.tasks.base import NUMBERS, flag_of, option_of
 
     option, kind, default = option_of(entry), get_type_hints(task)[entry.name], entry.default
     if kind == NUMBERS:
@@ -109,7 +107,7 @@ def _parameter(task: "type[Task]", entry: "Field[Any]") -> Parameter:
 
 def _task(task: "type[Task]", values: dict[str, Any]) -> "Task":
     """The task with the options that were given."""
-    from hiermem.eval.tasks.base import flag_of
+    from hiermem.eval.tasks.base import NUMBERS, flag_of
 
     hints, options = get_type_hints(task), {}
     for entry in fields(task):
