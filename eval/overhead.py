@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def bare_reader(model: "HierMemModel", ids: Tensor, budget: int, chunk: int) -> Callable[[int], object]:
+    """Reads the chunk of ``ids [1, n]`` at a place with the backbone's body alone, over ``budget`` tokens."""
     cache = DynamicCache(config=model.backbone.config)
     body = model.backbone.base_model
     over = {cache_argument(body): cache, "use_cache": True}

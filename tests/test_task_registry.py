@@ -105,6 +105,22 @@ def test_a_required_option_is_asked_for(growth: list[object]) -> None:
     assert_refused(run("eval", "growth"), "--text")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Required(Growth):
+    """A task without lengths of its own."""
+
+    name = "required"
+    lengths: tuple[int, ...] = option(help="Lengths in characters, comma-separated.")
+
+
+def test_numbers_may_be_required(tmp_path: Path) -> None:
+    register(Required)
+    try:
+        assert_refused(run("eval", "required", "--text", tmp_path), "--lengths")
+    finally:
+        del TASKS["required"]
+
+
 def test_numbers_out_of_range_are_refused_in_python_too() -> None:
     with pytest.raises(InputError, match=r"--share must be at most 1\.0, not 2"):
         Growth(text=Path("book.txt"), share=2)

@@ -1,7 +1,32 @@
 """Evaluation tasks: a dataclass whose fields are the options of its command, `hiermem eval NAME`.
 
 A task is one file: a subclass of `Task` under `register`, and one import in `hiermem.eval.tasks`. Its
-command, its result file and its part of the report follow from that.
+command, its result file and its part of the report follow from that:
+
+    @register
+    @dataclass(frozen=True, kw_only=True)
+    class Repeats(Task):
+        \"""How likely the model finds each word a second time.
+
+        Example:
+
+            hiermem eval repeats --text words.txt
+        \"""
+
+        name = "repeats"
+        title = "Repeated words"
+        text: Path = option(help="Text file with words.")
+
+        def load(self, config):
+            return self.text.read_text("utf-8").split()
+
+        def texts(self, data):
+            return data
+
+        def rows(self, model, data, log):
+            rows = [log.row(word, score, model, word) for word in data]
+            mean = sum(row["nll"] for row in rows) / len(rows)
+            return {"metrics": {"nll": mean}, "rows": rows, "n": len(rows)}
 """
 
 from abc import ABC, abstractmethod
@@ -99,7 +124,7 @@ class Task(Section, ABC):
 
     # ---- before anything is loaded
 
-    def given_options(self, options: dict[str, Any]) -> dict[str, Any]:
+    def configuration_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """The options that the configuration is made of, from those given on the command line."""
         return options
 

@@ -116,7 +116,7 @@ class PG19(BookTask):
         if tokens is not None and score_from > tokens - 2:
             raise InputError(f"--score-from {score_from} leaves nothing of {tokens} tokens to score.")
 
-    def given_options(self, options: dict[str, Any]) -> dict[str, Any]:
+    def configuration_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """With full attention, those of the bare backbone."""
         if self.policy != FULL:
             return options

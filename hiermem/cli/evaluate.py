@@ -72,17 +72,14 @@ def command_of(task: "type[Task]") -> Any:
     def command(**values: Any) -> None:
         _run(task, values)
 
-    fixed = CONFIGURATION | OUTPUT
-    chosen = [name for name in CONFIGURATION if name in (*ALWAYS, *task.model_options)]
     required_first = sorted(fields(task), key=lambda entry: entry.default is not MISSING)
-    own = {entry.name: _parameter(task, entry) for entry in required_first}
-    shared = {
-        name: Parameter(name, Parameter.KEYWORD_ONLY, annotation=fixed[name][0], default=fixed[name][1])
-        for name in (*chosen, *OUTPUT)
-    }
-    parameters = {**own, **{name: own.get(name, shared[name]) for name in shared}}
+    parameters = {entry.name: _parameter(task, entry) for entry in required_first}
+    for name, (kind, default) in (CONFIGURATION | OUTPUT).items():
+        if name in (*ALWAYS, *task.model_options, *OUTPUT) and name not in parameters:
+            shared = Parameter(name, Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+            parameters[name] = shared
     command.__signature__ = Signature(list(parameters.values()))  # type: ignore[attr-defined]
-    command.__annotations__ = {name: entry.annotation for name, entry in parameters.items()}
+    command.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
     command.__doc__ = task.__doc__
     builder = typer.Typer(add_completion=False, rich_markup_mode="markdown")
     builder.command(task.name)(command)
@@ -93,16 +90,12 @@ def _parameter(task: "type[Task]", entry: "Field[Any]") -> Parameter:
     """A field of a task as typer reads it from a function."""
     from hiermem.eval.tasks.base import NUMBERS, flag_of, option_of
 
-    option, kind, default = option_of(entry), get_type_hints(task)[entry.name], entry.default
+    option, kind = option_of(entry), get_type_hints(task)[entry.name]
+    default: Any = Parameter.empty if entry.default is MISSING else entry.default
     if kind == NUMBERS:
-        kind, default = str, ",".join(map(str, default))
+        kind, default = str, ",".join(map(str, default)) if isinstance(default, tuple) else default
     info = typer.Option(flag_of(entry), min=option.least, max=option.most, help=option.help)
-    return Parameter(
-        entry.name,
-        Parameter.KEYWORD_ONLY,
-        annotation=Annotated[kind, info],
-        default=Parameter.empty if default is MISSING else default,
-    )
+    return Parameter(entry.name, Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info], default=default)
 
 
 def _task(task: "type[Task]", values: dict[str, Any]) -> "Task":
@@ -120,7 +113,7 @@ def _task(task: "type[Task]", values: dict[str, Any]) -> "Task":
 
 def _configuration(task: "Task", values: dict[str, Any]) -> "HierMemConfig":
     names = set(task.model_options) - {"rerank"}
-    options = task.given_options({name: values[name] for name in names})
+    options = task.configuration_options({name: values[name] for name in names})
     config = opt.configuration(**{"model": values["model"], "preset": None, **options})
     return task.configure(opt.reranking(config, values.get("rerank")))
 
