@@ -60,12 +60,12 @@ def read_between() -> None:
     config = settings(32, 32, policy="forget", update_interval=32, positions="compact")
     model = lively(reader(config=HierMemConfig(**{**config.settings(), "summary": summary}), bos=True))
     task = interleaved.Interleaved(data=Path("books"), model="tiny", segments=3)
-    task.rows(model, {"a": text_of(80), "b": text_of(80, 1)}, ResultLog(None, {}))
+    task.measure(model, {"a": text_of(80), "b": text_of(80, 1)}, ResultLog(None, {}))
 
 
 def read_key() -> None:
-    task = passkey.PassKey(haystack=Path("book.txt"), lengths=(200,), limit=1)
-    task.rows(wide(), text_of(2500), ResultLog(None, {}))
+    task = passkey.PassKey(haystack="book.txt", lengths=(200,), limit=1)
+    task.measure(wide(), text_of(2500), ResultLog(None, {}))
 
 
 READERS: dict[str, Callable[[], object]] = {
@@ -74,7 +74,7 @@ READERS: dict[str, Callable[[], object]] = {
     "heads": lambda: recency_ratios(wide(), encoded(wide(), 99), RecencyConfig(tokens=48, window=6)),
     "interleaved": read_between,
     "passkey": read_key,
-    "pg19": lambda: pg19.PG19(data=Path("books"), max_tokens=60, window=25, overlap=3).rows(
+    "pg19": lambda: pg19.PG19(data=Path("books"), max_tokens=60, window=25, overlap=3).measure(
         wide(), {"b": text_of(60)}, ResultLog(None, {})
     ),
     "inspect": lambda: inspect(wide(), text_of(20), progress=False),

@@ -16,23 +16,24 @@ from readers import lively, reader, settings, text_of
 
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
+from hiermem.eval import ranking
 from hiermem.eval.haystack import Haystack
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.sampling import stratified
-from hiermem.eval.tasks import interleaved, passkey, pg19, pubmedqa, retrieval
+from hiermem.eval.tasks import interleaved, passkey, pg19, pubmedqa
 from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.model import HierMemModel
 
 
 def book_figures(model: HierMemModel, texts: dict[str, str], **options: Any) -> dict[str, Any]:
     """Results of PG-19 on these books."""
-    return pg19.PG19(data=Path("books"), **options).rows(model, texts, ResultLog(None, {}))
+    return pg19.PG19(data=Path("books"), **options).measure(model, texts, ResultLog(None, {}))
 
 
 def between_books(model: HierMemModel, texts: dict[str, str], segments: int) -> dict[str, Any]:
     """Results of interleaved books."""
     task = interleaved.Interleaved(data=Path("books"), model="tiny", segments=segments)
-    return task.rows(model, texts, ResultLog(None, {}))
+    return task.measure(model, texts, ResultLog(None, {}))
 
 
 def test_pg19_scores_each_token_once() -> None:
@@ -160,7 +161,7 @@ def test_retrieval_on_the_official_layout(tmp_path: Path) -> None:
     write_pubmedqa(tmp_path)
     assert [item.id for item in pubmedqa.load(tmp_path, "test")] == ["4", "1", "2"]
     assert [item.id for item in pubmedqa.load(tmp_path, "train")] == ["0", "3", "5"]
-    result = retrieval.evaluate(pubmedqa.load(tmp_path, "test"), HierMemConfig(), None, ResultLog(None, {}))
+    result = ranking.evaluate(pubmedqa.load(tmp_path, "test"), HierMemConfig(), None, ResultLog(None, {}))
     assert result["metrics"] == {"recall_at_1": 1.0, "recall_at_5": 1.0} and result["n"] == 3
     assert [row["system"] for row in result["rows"]] == ["bm25", "lexical"]
     with pytest.raises(InputError, match="no split"):
@@ -206,22 +207,22 @@ def test_retrieval_with_a_trained_part_and_reranking(tmp_path: Path) -> None:
     summary = SummaryConfig(tokens=2, width=8, search=6)
     model = lively(reader(config=HierMemConfig(**{**settings().settings(), "summary": summary})))
     items, known = pubmedqa.load(tmp_path, "test"), ["bm25", "lexical", "lexical and trained"]
-    whole = retrieval.evaluate(items, model.config, model, ResultLog(None, {}))
+    whole = ranking.evaluate(items, model.config, model, ResultLog(None, {}))
     assert [row["system"] for row in whole["rows"]] == known
     always = model.config.with_asking(rerank=2, margin=9.0)
-    twice = retrieval.evaluate(items, always, model, ResultLog(tmp_path / "out.json", {}))
+    twice = ranking.evaluate(items, always, model, ResultLog(tmp_path / "out.json", {}))
     assert [row["system"] for row in twice["rows"]] == [*known, "lexical and trained, reranked"]
     assert twice["rows"][:3] == whole["rows"]
-    other = lively(reader(config=model.config, seed=1))  # which is not asked: all is in the journal
-    assert retrieval.evaluate(items, always, other, ResultLog(tmp_path / "out.json", {})) == twice
+    other = lively(reader(config=model.config, seed=1))  # which is not asked: all is in the log
+    assert ranking.evaluate(items, always, other, ResultLog(tmp_path / "out.json", {})) == twice
 
 
 def test_reranking_decides_which_text_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pubmedqa(tmp_path)
     items = pubmedqa.load(tmp_path, "test")
     model = reader(config=settings().with_asking(rerank=3, margin=9.0))
-    monkeypatch.setattr(retrieval, "reranked", lambda _, hits, __: hits[::-1])
-    rows = retrieval.evaluate(items, model.config, model, ResultLog(None, {}))["rows"]
+    monkeypatch.setattr(ranking, "reranked", lambda _, hits, __: hits[::-1])
+    rows = ranking.evaluate(items, model.config, model, ResultLog(None, {}))["rows"]
     assert [row["recall_at_1"] for row in rows[1:]] == [1.0, 0.0]
     assert rows[2]["recall_at_5"] == 1.0
 
@@ -230,15 +231,15 @@ def test_more_than_are_counted_may_be_reranked(monkeypatch: pytest.MonkeyPatch) 
     texts = [f"fever {'other ' * n}" for n in range(7)]  # found in this order, whatever is asked
     items = [pubmedqa.Item(str(n), "fever", text, "", "yes") for n, text in enumerate(texts)]
     model = reader(config=settings().with_asking(rerank=7, margin=9.0))
-    monkeypatch.setattr(retrieval, "reranked", lambda _, hits, __: hits[::-1])
-    plain, again = retrieval.evaluate(items, model.config, model, ResultLog(None, {}))["rows"][1:]
+    monkeypatch.setattr(ranking, "reranked", lambda _, hits, __: hits[::-1])
+    plain, again = ranking.evaluate(items, model.config, model, ResultLog(None, {}))["rows"][1:]
     assert plain["recall_at_5"] == again["recall_at_5"] == pytest.approx(5 / 7)
     assert plain["recall_at_1"] == again["recall_at_1"] == pytest.approx(1 / 7)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 def test_retrieval_on_pubmedqa() -> None:
-    result = retrieval.evaluate(
+    result = ranking.evaluate(
         pubmedqa.drawn(pubmedqa.load(SHARED / "pubmedqa", "test"), 300),
         HierMemConfig(),
         None,

@@ -247,7 +247,7 @@ def test_the_bundled_evictor_keeps_what_a_window_loses() -> None:
         )
         text = BUNDLED_DOCUMENTS["python-reference"]()[:40_000]
         task = needles.Needles(data=Path("books"), keep=0.25, length=1000, limit=3)
-        found[policy] = task.rows(model, {"reference": text}, ResultLog(None, {"task": "needles"}))
+        found[policy] = task.measure(model, {"reference": text}, ResultLog(None, {"task": "needles"}))
     nll = {policy: result["metrics"]["nll"] for policy, result in found.items()}
     assert nll["namm"] < nll["window"] / 2
     assert found["namm"]["metrics"]["kept"] <= 0.25

@@ -158,6 +158,14 @@ class Strange(Growth):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Writing(Growth):
+    """An option that every command has."""
+
+    name = "writing"
+    out: Path = option(help="A file.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Again(Growth):
     """A name that is taken."""
 
@@ -171,6 +179,7 @@ class Again(Growth):
         (Plain, "'extra' of the task 'plain' is no option"),
         (Listed, "'extra' of the task 'listed' is of a type"),
         (Strange, "no option colour of the model"),
+        (Writing, "The option out is one of every task"),
         (Again, "a task 'pg19' already, PG19"),
     ],
 )

@@ -228,7 +228,7 @@ def test_dumped_needles_are_the_prompts_that_are_scored(tmp_path: Path) -> None:
 def test_needles_keep_their_share() -> None:
     model = reader(config=settings(policy="window", budget=50, update_interval=16))
     task = needles.Needles(data=Path("books"), keep=0.2, length=200, limit=3, seed=1)
-    result = task.rows(model, {"book": haystack().text}, ResultLog(None, {}))
+    result = task.measure(model, {"book": haystack().text}, ResultLog(None, {}))
     assert result["metrics"]["kept"] == pytest.approx(0.2, abs=0.01)
     assert result["metrics"]["nll"] == pytest.approx(sum(row["nll"] for row in result["examples"]) / 3)
 
@@ -317,8 +317,8 @@ def test_too_many_stories_are_refused() -> None:
 
 @torch.inference_mode()
 def test_babi_long_reports_every_kind() -> None:
-    task = babilong.BabiLong(haystack=Path("book.txt"), lengths=(0, 1500), limit=2, stories=1)
-    result = task.rows(reader(), haystack().text, ResultLog(None, {}))
+    task = babilong.BabiLong(haystack="book.txt", lengths=(0, 1500), limit=2, stories=1)
+    result = task.measure(reader(), haystack().text, ResultLog(None, {}))
     assert [row["length"] for row in result["rows"]] == [0, 1500]
     assert all(row["n"] == 10 and set(babilong.QUESTIONS) <= set(row) for row in result["rows"])
     assert all(row["nll"] > 0 for row in result["rows"])
@@ -354,7 +354,7 @@ def test_fused_spans_quote_the_abstracts() -> None:
 @torch.inference_mode()
 def test_pubmedqa_asks_each_question_once(system: str) -> None:
     task = pubmedqa.PubMedQA(data=Path("pubmedqa"), system=system, together=3)
-    result = task.rows(wide(), items(), ResultLog(None, {}))
+    result = task.measure(wide(), items(), ResultLog(None, {}))
     assert result["n"] == 5
     assert 0 <= result["metrics"]["accuracy"] <= 1
     assert result["metrics"]["long_answer_perplexity"] > 1
@@ -376,9 +376,9 @@ def test_half_of_a_text_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     model.adapter.trained_range = 4096
     pruned: dict[str, Any] = {"system": "pruned", "keep": 0.5}
     task = pubmedqa.PubMedQA(data=Path("pubmedqa"), together=3, **pruned)
-    task.rows(model, items(), ResultLog(None, {}))
-    stories = babilong.BabiLong(haystack=Path("book.txt"), lengths=(0,), limit=1, stories=1, **pruned)
-    stories.rows(model, haystack().text, ResultLog(None, {}))
+    task.measure(model, items(), ResultLog(None, {}))
+    stories = babilong.BabiLong(haystack="book.txt", lengths=(0,), limit=1, stories=1, **pruned)
+    stories.measure(model, haystack().text, ResultLog(None, {}))
     assert len(kept) == 3 and all(0.4 < share <= 0.51 for share in kept)
 
 
@@ -388,7 +388,7 @@ def test_a_text_is_read_once_for_all_its_questions(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(HierMemModel, "read", lambda *a, **k: reads.append(1) or real(*a, **k))
     with torch.inference_mode():
         task = pubmedqa.PubMedQA(data=Path("pubmedqa"), together=3)
-        task.rows(model, items(), ResultLog(None, {}))
+        task.measure(model, items(), ResultLog(None, {}))
     assert len(reads) == 2
 
 

@@ -6,26 +6,25 @@ from what happened (bAbI, arXiv 1502.05698): one, two and three supporting facts
 three arguments. Each story has names of its own, so that one text holds many of them and is read once.
 """
 
+from __future__ import annotations
+
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from hiermem.documents import read_document
 from hiermem.errors import InputError
 from hiermem.eval.haystack import SHORTEST, Haystack, hidden
-from hiermem.eval.methods import Method, new_method
 from hiermem.eval.metrics import accuracy, bootstrap
 from hiermem.eval.result_log import ResultLog
-from hiermem.eval.scoring import score_answer
 from hiermem.eval.tables import Report, by_length
 from hiermem.eval.tasks.base import AnswerTask, option, register
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
+    from hiermem.eval.methods import Method
     from hiermem.model import HierMemModel
 
 QUESTIONS = ("one fact", "two facts", "three facts", "two arguments", "three arguments")
@@ -202,7 +201,7 @@ class BabiLong(AnswerTask):
     name = "babi-long"
     title = "babi-long"
 
-    haystack: Path = option(help="Text file that the facts are scattered in.")
+    haystack: str = option(help="Text file that the facts are scattered in.", document=True)
     lengths: tuple[int, ...] = option(
         (0, 1000, 8000, 32000), help="Text lengths in tokens, comma-separated; 0: the stories alone."
     )
@@ -210,21 +209,22 @@ class BabiLong(AnswerTask):
     stories: int = option(2, help="Stories of each of five kinds in a text.", least=1)
     seed: int = option(0, help="Seed of everything that is drawn at random.")
 
-    def load(self, config: "HierMemConfig") -> str:
+    def load(self, config: HierMemConfig) -> str:
         """The text of the haystack."""
-        return read_document(str(self.haystack))
+        return read_document(self.haystack)
 
     def texts(self, data: str) -> list[str]:
         return [data]
 
-    def settings(self, data: str, config: "HierMemConfig") -> dict[str, Any]:
-        settings = {"haystack": self.haystack.name, "lengths": self.lengths, "texts": self.limit}
+    def settings(self, data: str, config: HierMemConfig) -> dict[str, Any]:
+        settings = {"haystack": Path(self.haystack).name, "lengths": self.lengths, "texts": self.limit}
         return settings | {"rounds": self.stories, "seed": self.seed, "system": self.system, **self.kept()}
 
-    @torch.inference_mode()
-    def rows(self, model: "HierMemModel", data: str, log: ResultLog) -> dict[str, Any]:
+    def rows(self, model: HierMemModel, data: str, log: ResultLog) -> dict[str, Any]:
         """Exact match and negative log-likelihood of the answer, for each length and kind of question."""
         from tqdm.auto import tqdm
+
+        from hiermem.eval.methods import new_method
 
         method, haystack = new_method(self.system, model, self.keep), Haystack(model.tokenizer, data)
         places = [(length, index) for length in self.lengths for index in range(self.limit)]
@@ -246,7 +246,9 @@ class BabiLong(AnswerTask):
         return by_length(reports, "exact")
 
 
-def _answers(model: "HierMemModel", method: Method[Any], text: Document) -> dict[str, Any]:
+def _answers(model: HierMemModel, method: Method[Any], text: Document) -> dict[str, Any]:
+    from hiermem.eval.scoring import score_answer
+
     context, rows = method.read(text.text), []
     for told in text.stories:
         prompt = method.prompt(context, told.question)

@@ -27,6 +27,8 @@ command, its result file and its part of the report follow from that:
             rows = [log.row(word, score, model, word) for word in data]
             mean = sum(row["nll"] for row in rows) / len(rows)
             return {"metrics": {"nll": mean}, "rows": rows, "n": len(rows)}
+
+A task imports torch, and what needs it, where it measures: help and refusals do not wait for that.
 """
 
 from abc import ABC, abstractmethod
@@ -36,7 +38,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
 from hiermem.errors import InputError
-from hiermem.eval.methods import METHODS, Compressed, HierMem, Pruned, check_compressed, check_method
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tables import Section
 
@@ -50,6 +51,8 @@ NUMBERS = tuple[int, ...]
 OPTION_TYPES = (NUMBERS, *(kind for plain in (str, int, float, bool, Path) for kind in (plain, plain | None)))
 MODEL_OPTIONS = ("preset", "policy", "budget", "segment", "chunk", "positions", "top_k", "evictor", "rerank")
 """Options of the model's configuration that a task may take."""
+OUTPUT_OPTIONS = ("out", "json")
+"""Options of every command, which no task sees."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,14 @@ class Option:
         flag: its name there; by default, the field's own with dashes.
         least: smallest number that is taken.
         most: largest number that is taken.
+        document: whether it is a document by name, which is refused at once where it cannot be read.
     """
 
     help: str
     flag: str | None = None
     least: float | None = None
     most: float | None = None
+    document: bool = False
 
     def check(self, flag: str, value: Any) -> None:
         """Refuse a number that is out of range.
@@ -89,9 +94,10 @@ def option(
     flag: str | None = None,
     least: float | None = None,
     most: float | None = None,
+    document: bool = False,
 ) -> Any:
     """A field of a task that is an option of its command; without a default, it must be given."""
-    return field(default=default, metadata={"option": Option(help, flag, least, most)})
+    return field(default=default, metadata={"option": Option(help, flag, least, most, document)})
 
 
 def option_of(entry: "Field[Any]") -> Option:
@@ -162,6 +168,13 @@ class Task(Section, ABC):
 
     # ---- with the model
 
+    def measure(self, model: "HierMemModel | None", data: Any, log: ResultLog) -> dict[str, Any]:
+        """The results of a run, without gradients: see `rows`."""
+        import torch
+
+        with torch.inference_mode():
+            return self.rows(model, data, log)
+
     @abstractmethod
     def rows(self, model: Any, data: Any, log: ResultLog) -> dict[str, Any]:
         """Measure.
@@ -213,6 +226,10 @@ def register(task: _Registered) -> _Registered:
             raise InputError(
                 f"The field {entry.name!r} of the task {task.name!r} is no option: use `option(…)`."
             )
+        if entry.name in OUTPUT_OPTIONS:
+            raise InputError(
+                f"The option {entry.name} is one of every task: take another name in {task.name!r}."
+            )
         if hints[entry.name] not in OPTION_TYPES:
             raise InputError(
                 f"The field {entry.name!r} of the task {task.name!r} is of a type that no option has: use "
@@ -227,25 +244,35 @@ class AnswerTask(Task):
     """A task whose questions hiermem and other methods answer around the same backbone."""
 
     model_options = ("preset", "policy", "budget", "segment", "chunk", "top_k", "evictor")
-    methods: ClassVar[tuple[str, ...]] = tuple(METHODS)
 
     system: str = option(
-        HierMem.name,
+        "hiermem",
         help="hiermem, or a peer: full, truncated, streaming, bm25, closed, pruned, compressed.",
     )
     keep: float | None = option(
         None, help="Share of a text that --system pruned or compressed keeps.", least=0.0, most=1.0
     )
 
+    @classmethod
+    def methods(cls) -> tuple[str, ...]:
+        """Names that the option system takes."""
+        from hiermem.eval.methods import METHODS
+
+        return tuple(METHODS)
+
     def __post_init__(self) -> None:
+        from hiermem.eval.methods import Compressed, Pruned, check_method
+
         super().__post_init__()
-        check_method(self.system, self.methods)
+        check_method(self.system, self.methods())
         if self.keep is not None and self.system not in (Pruned.name, Compressed.name):
             raise InputError("Only --system pruned and compressed keep a share of a text: leave --keep out.")
         if self.keep == 0:
             raise InputError("A share of 0 keeps nothing: raise --keep.")
 
     def configure(self, config: "HierMemConfig") -> "HierMemConfig":
+        from hiermem.eval.methods import check_compressed
+
         check_compressed(self.system, config.working, self.keep)
         return config
 

@@ -4,6 +4,8 @@ What was read last is always of the other book, so without a cache only what is 
 help.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,20 +13,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.eval.result_log import ResultLog
-from hiermem.eval.scoring import stream_nll
 from hiermem.eval.tables import Report, named, table
 from hiermem.eval.tasks.base import option, register
 from hiermem.eval.tasks.pg19 import BookTask
-from hiermem.memory.policies import SegmentLocalPolicy
 from hiermem.text import encode_document
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hiermem.config import HierMemConfig
     from hiermem.memory.hmt.module import HMTModule
     from hiermem.model import HierMemModel
 
@@ -47,6 +46,8 @@ class Interleaved(BookTask):
 
     def configure(self, config: HierMemConfig) -> HierMemConfig:
         """The same; refused where segments recall nothing or the last one alone, or a cache is carried on."""
+        from hiermem.memory.policies import SegmentLocalPolicy
+
         if not config.summary.tokens or config.summary.last < 2:
             raise InputError(
                 "Segments of this model recall nothing from further back: give another one to --model."
@@ -68,14 +69,14 @@ class Interleaved(BookTask):
     def settings(self, data: dict[str, str], config: HierMemConfig) -> dict[str, Any]:
         return {"books": list(data), "split": self.split, "segments": self.segments}
 
-    @torch.inference_mode()
-    def rows(self, model: "HierMemModel", data: dict[str, str], log: ResultLog) -> dict[str, Any]:
+    def rows(self, model: HierMemModel, data: dict[str, str], log: ResultLog) -> dict[str, Any]:
         """Neighbouring books in pairs; segments count from each book's second one on.
 
         Metrics are ``right``, how often the segment that is recalled most is of the right book; ``weight``,
         the share of the recall attention that is on it; ``perplexity`` and the same without recall, where
         every segment gets the first one's memory prompt. Sensory tokens are of the other book in both.
         """
+        import torch
         from tqdm.auto import tqdm
 
         cut = {name: _segments(model, name, text, self.segments) for name, text in data.items()}
@@ -101,8 +102,10 @@ class Interleaved(BookTask):
         return table([*header, "without recall", "n"], rows)
 
 
-def _segments(model: "HierMemModel", name: str, text: str, count: int) -> Tensor:
+def _segments(model: HierMemModel, name: str, text: str, count: int) -> Tensor:
     """The first segments of a book, which begins as every text does, ``[count, L]`` int64."""
+    import torch
+
     L = model.config.segment
     ids = encode_document(model.tokenizer, text)
     if len(ids) < count * L:
@@ -112,7 +115,9 @@ def _segments(model: "HierMemModel", name: str, text: str, count: int) -> Tensor
     return torch.tensor(ids[: count * L]).view(count, L)
 
 
-def _row(model: "HierMemModel", pair: str, segments: Tensor) -> dict[str, Any]:
+def _row(model: HierMemModel, pair: str, segments: Tensor) -> dict[str, Any]:
+    import torch
+
     assert model.summary is not None
     with _recalled(model.summary) as weights:
         recalling = _nll(model, segments, recall=True)
@@ -134,8 +139,12 @@ def _row(model: "HierMemModel", pair: str, segments: Tensor) -> dict[str, Any]:
     }
 
 
-def _nll(model: "HierMemModel", segments: Tensor, recall: bool) -> Tensor:
+def _nll(model: HierMemModel, segments: Tensor, recall: bool) -> Tensor:
     """Negative log-likelihood in nats of the tokens of each segment but its first, ``[n, L - 1]``."""
+    import torch
+
+    from hiermem.eval.scoring import stream_nll
+
     memory = model.new_recurrent_memory()
     assert memory.recurrence is not None
     rows = []
@@ -147,7 +156,7 @@ def _nll(model: "HierMemModel", segments: Tensor, recall: bool) -> Tensor:
 
 
 @contextmanager
-def _recalled(summary: "HMTModule") -> Iterator[list[Tensor]]:
+def _recalled(summary: HMTModule) -> Iterator[list[Tensor]]:
     """Collects how much each past segment is recalled, ``[n]``, whenever something is."""
     found: list[Tensor] = []
 

@@ -3,6 +3,8 @@
 What a policy keeps is decided before the question is seen, so it must keep all four.
 """
 
+from __future__ import annotations
+
 import json
 import random
 from collections.abc import Sequence
@@ -10,31 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack, hidden
-from hiermem.eval.methods import (
-    Compressed,
-    Full,
-    HierMem,
-    Method,
-    PrefilledContext,
-    Pruned,
-    check_compressed,
-    check_method,
-    new_method,
-)
 from hiermem.eval.metrics import means
-from hiermem.eval.result_log import ResultLog
-from hiermem.eval.scoring import score_answer
+from hiermem.eval.result_log import ResultLog, writable
 from hiermem.eval.tables import Report, between, cell, named, table
 from hiermem.eval.tasks.base import option, register
 from hiermem.eval.tasks.pg19 import BookTask, books
-from hiermem.prompts import split_prompt
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
+    from hiermem.eval.methods import Method
     from hiermem.model import HierMemModel
 
 DUMPED = b'{"context": '
@@ -106,7 +94,7 @@ class Needles(BookTask):
     model_options = ("policy", "chunk", "positions", "evictor")
 
     system: str = option(
-        Pruned.name,
+        "pruned",
         help="pruned: without recall, by the policy while it reads; compressed: once all was read, as "
         "kvpress does; full: all kept; hiermem: with recall.",
     )
@@ -117,6 +105,8 @@ class Needles(BookTask):
     dump: Path | None = option(None, help="Write the prompts to this JSONL file, run nothing.")
 
     def __post_init__(self) -> None:
+        from hiermem.eval.methods import Compressed, Full, HierMem, Pruned, check_method
+
         super().__post_init__()
         check_method(self.system, (Pruned.name, Compressed.name, Full.name, HierMem.name))
         if self.budget < LEAST_KEPT:
@@ -129,28 +119,33 @@ class Needles(BookTask):
         """Tokens that are kept of each text."""
         return round(self.keep * self.length)
 
-    def configure(self, config: "HierMemConfig") -> "HierMemConfig":
+    def configure(self, config: HierMemConfig) -> HierMemConfig:
         """The same with a budget of the share that is kept."""
+        from hiermem.eval.methods import check_compressed
+
         check_compressed(self.system, config.working, self.keep)
         return config.with_working(budget=self.budget)
 
-    def load(self, config: "HierMemConfig") -> dict[str, str]:
+    def load(self, config: HierMemConfig) -> dict[str, str]:
         """Texts of all books, by their ids."""
+        if self.dump is not None:
+            writable(self.dump, "--dump", DUMPED)
         return books(self.data, self.split, None, None)
 
-    def settings(self, data: dict[str, str], config: "HierMemConfig") -> dict[str, Any]:
+    def settings(self, data: dict[str, str], config: HierMemConfig) -> dict[str, Any]:
         settings = {"books": list(data), "system": self.system, "keep": self.keep}
         return settings | {"length": self.length, "limit": self.limit, "seed": self.seed}
 
-    def examples(self, model: "HierMemModel", data: dict[str, str]) -> list[Example]:
+    def examples(self, model: HierMemModel, data: dict[str, str]) -> list[Example]:
         """The texts and questions of this seed, from the books in turn."""
         haystacks = [Haystack(model.tokenizer, text) for text in data.values()]
         return examples(haystacks, self.length, self.limit, self.seed)
 
-    @torch.inference_mode()
-    def rows(self, model: "HierMemModel", data: dict[str, str], log: ResultLog) -> dict[str, Any]:
+    def rows(self, model: HierMemModel, data: dict[str, str], log: ResultLog) -> dict[str, Any]:
         """Negative log-likelihood per token of the right code, exact match, and the share of tokens kept."""
         from tqdm.auto import tqdm
+
+        from hiermem.eval.methods import new_method
 
         method = new_method(self.system, model, self.keep)
         bar = tqdm(self.examples(model, data), desc="needles", disable=None, delay=2)
@@ -161,11 +156,13 @@ class Needles(BookTask):
     def exported(self) -> Path | None:
         return self.dump
 
-    def export(self, model: "HierMemModel", data: dict[str, str]) -> int:
+    def export(self, model: HierMemModel, data: dict[str, str]) -> int:
         """Write the prompts as JSON lines, so that other libraries can be asked the very same.
 
         Each has ``context`` (what may be compressed), ``question`` (what follows) and ``answer``.
         """
+        from hiermem.prompts import split_prompt
+
         assert self.dump is not None
         found, lines, instruction = self.examples(model, data), [], model.config.asking.instruction
         for example in found:
@@ -205,7 +202,10 @@ class Needles(BookTask):
         return table(header, rows)
 
 
-def _row(model: "HierMemModel", method: Method[Any], example: Example) -> dict[str, Any]:
+def _row(model: HierMemModel, method: Method[Any], example: Example) -> dict[str, Any]:
+    from hiermem.eval.methods import PrefilledContext
+    from hiermem.eval.scoring import score_answer
+
     context = method.read(example.text)
     kept = None
     if isinstance(context, PrefilledContext):

@@ -1,5 +1,7 @@
 """Pass key: a five-digit number in one sentence somewhere in real text, asked for at the end."""
 
+from __future__ import annotations
+
 import random
 import re
 from collections.abc import Sequence
@@ -7,18 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from hiermem.asking import answered
 from hiermem.documents import read_document
 from hiermem.eval.haystack import Haystack, hidden
-from hiermem.eval.methods import HierMem, Method, new_method
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tables import Report, by_length
 from hiermem.eval.tasks.base import AnswerTask, option, register
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
+    from hiermem.eval.methods import Method
     from hiermem.model import HierMemModel
 
 SENTENCE = "The pass key is {key}. Remember it. "
@@ -70,28 +69,29 @@ class PassKey(AnswerTask):
     name = "passkey"
     title = "Pass key"
 
-    haystack: Path = option(help="Text file that the sentence is hidden in.")
+    haystack: str = option(help="Text file that the sentence is hidden in.", document=True)
     lengths: tuple[int, ...] = option((1024, 8192, 32768), help="Text lengths in tokens, comma-separated.")
     limit: int = option(20, help="Examples per length.", least=1)
     seed: int = option(0, help="Seed of everything that is drawn at random.")
 
-    def load(self, config: "HierMemConfig") -> str:
+    def load(self, config: HierMemConfig) -> str:
         """The text of the haystack."""
-        return read_document(str(self.haystack))
+        return read_document(self.haystack)
 
     def texts(self, data: str) -> list[str]:
         return [data]
 
-    def settings(self, data: str, config: "HierMemConfig") -> dict[str, Any]:
-        settings = {"haystack": self.haystack.name, "lengths": self.lengths, "limit": self.limit}
+    def settings(self, data: str, config: HierMemConfig) -> dict[str, Any]:
+        settings = {"haystack": Path(self.haystack).name, "lengths": self.lengths, "limit": self.limit}
         settings |= {"seed": self.seed, **self.kept()}
         # Results from before there were other methods name none.
-        return settings | ({} if self.system == HierMem.name else {"system": self.system})
+        return settings | ({} if self.system == "hiermem" else {"system": self.system})
 
-    @torch.inference_mode()
-    def rows(self, model: "HierMemModel", data: str, log: ResultLog) -> dict[str, Any]:
+    def rows(self, model: HierMemModel, data: str, log: ResultLog) -> dict[str, Any]:
         """Accuracy of the greedy answer for each length."""
         from tqdm.auto import tqdm
+
+        from hiermem.eval.methods import new_method
 
         method, haystack = new_method(self.system, model, self.keep), Haystack(model.tokenizer, data)
         sets = {length: examples(haystack, length, self.limit, self.seed) for length in self.lengths}
@@ -113,7 +113,10 @@ class PassKey(AnswerTask):
         return by_length(reports, "accuracy")
 
 
-def _answer(model: "HierMemModel", method: Method[Any], example: Example) -> dict[str, Any]:
+def _answer(model: HierMemModel, method: Method[Any], example: Example) -> dict[str, Any]:
+    from hiermem.asking import answered
+    from hiermem.eval.methods import HierMem
+
     prompt = method.prompt(method.read(example.text), QUESTION)
     answer = answered(model, prompt, max_new_tokens=16)
     row = {"answer": answer.text, "right": is_right(answer.text, example.key)}

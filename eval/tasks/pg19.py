@@ -1,5 +1,7 @@
 """PG-19: streaming perplexity over books (Rae et al., arXiv 1911.05507)."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,28 +9,25 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from hiermem.errors import InputError
 from hiermem.eval import hub
 from hiermem.eval.metrics import perplexity
 from hiermem.eval.plots import new_figure, plain_label
 from hiermem.eval.result_log import ResultLog
-from hiermem.eval.scoring import stream_nll
 from hiermem.eval.tables import Report, rows_of, table
 from hiermem.eval.tasks.base import Task, option, register
-from hiermem.memory.policies import FullCachePolicy, SegmentLocalPolicy
-from hiermem.memory.working import WorkingMemory
 from hiermem.text import beginning, encode_with_spans
 
 if TYPE_CHECKING:
+    import torch
+
     from hiermem.config import HierMemConfig
+    from hiermem.memory.working import WorkingMemory
     from hiermem.model import HierMemModel
 
 FULL = "full"
 """Name of plain full attention among the policies."""
-_WITHOUT_BUDGET = {FULL, "none", "forget", FullCachePolicy.name, SegmentLocalPolicy.name}
+_WITHOUT_BUDGET = {FULL, "full_cache", "segment_local", "none", "forget"}
 """Policies that no budget binds, by their names in new and in old results."""
 
 
@@ -66,7 +65,7 @@ class BookTask(Task):
     split: str = option("test", help="train, test or (books) validation; all for PubMedQA from the hub.")
     limit: int | None = option(None, help="Use only so many books, the first by name.", least=1)
 
-    def load(self, config: "HierMemConfig") -> dict[str, str]:
+    def load(self, config: HierMemConfig) -> dict[str, str]:
         """Texts by the ids of their books."""
         return books(self.data, self.split, None, self.limit)
 
@@ -124,11 +123,11 @@ class PG19(BookTask):
             raise InputError("Full attention keeps everything in place: leave --budget and --positions out.")
         return {"preset": "bare", "chunk": options["chunk"]}
 
-    def load(self, config: "HierMemConfig") -> dict[str, str]:
+    def load(self, config: HierMemConfig) -> dict[str, str]:
         """Texts by the ids of their books."""
         return books(self.data, self.split, self.book, self.limit)
 
-    def settings(self, data: dict[str, str], config: "HierMemConfig") -> dict[str, Any]:
+    def settings(self, data: dict[str, str], config: HierMemConfig) -> dict[str, Any]:
         part = {"start": self.start_token, "tokens": self.max_tokens, "score_from": self.score_from}
         part |= {"window": self.window, "overlap": self.overlap}
         return {
@@ -138,7 +137,7 @@ class PG19(BookTask):
             "policy": self.policy or config.working.policy,
         }
 
-    def rows(self, model: "HierMemModel", data: dict[str, str], log: ResultLog) -> dict[str, Any]:
+    def rows(self, model: HierMemModel, data: dict[str, str], log: ResultLog) -> dict[str, Any]:
         """Perplexity per token and per word and bits per byte: per book, and their means over books.
 
         The mean is the exponential of the mean log-perplexity over books; `n` counts scored tokens.
@@ -169,6 +168,8 @@ class PG19(BookTask):
     @classmethod
     def plot(cls, reports: Sequence[Report], path: Path) -> None:
         """Mean log-perplexity along the books, relative to that of all systems together."""
+        import numpy as np
+
         figure = new_figure()
         axes = figure.subplots()
         longest = max(reports, key=lambda report: report["n"])
@@ -191,7 +192,8 @@ class PG19(BookTask):
         figure.savefig(path, dpi=120)
 
 
-def _score_book(model: "HierMemModel", name: str, text: str, task: PG19) -> dict[str, Any]:
+def _score_book(model: HierMemModel, name: str, text: str, task: PG19) -> dict[str, Any]:
+    import torch
     from tqdm.auto import tqdm
 
     tokens, spans = encode_with_spans(model.tokenizer, text)
@@ -208,10 +210,7 @@ def _score_book(model: "HierMemModel", name: str, text: str, task: PG19) -> dict
     scored = text[spans[0][0] : spans[-1][1]]
     blocks: list[torch.Tensor] = []
     live = 0
-    with (
-        torch.inference_mode(),
-        tqdm(total=len(ids), unit="tok", unit_scale=True, desc=name, disable=None, delay=2) as bar,
-    ):
+    with tqdm(total=len(ids), unit="tok", unit_scale=True, desc=name, disable=None, delay=2) as bar:
         for memory, block in _windows(model, ids, task):
             blocks.append(block)
             live = max(live, memory.frames.peak_tokens)
@@ -235,9 +234,13 @@ def _curve(nll: torch.Tensor, parts: int = 32) -> list[float]:
 
 
 def _windows(
-    model: "HierMemModel", ids: torch.Tensor, task: PG19
+    model: HierMemModel, ids: torch.Tensor, task: PG19
 ) -> Iterator[tuple[WorkingMemory, torch.Tensor]]:
     """Negative log-likelihood of every token after the first, once, and the memory it was read with."""
+    import torch
+
+    from hiermem.eval.scoring import stream_nll
+
     step, first = task.window or len(ids), torch.tensor(beginning(model.tokenizer), dtype=ids.dtype)
     for start in range(0, len(ids), step):
         # The text's own beginning stands in the first window already.

@@ -3,6 +3,8 @@
 The fused form is that of HMT (arXiv 2405.06067): all contexts first, read once, and asked M times.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,21 +12,18 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from hiermem.asking import PreparedPrompt
 from hiermem.errors import InputError
 from hiermem.eval import hub
-from hiermem.eval.methods import METHODS, Full, HierMem, Method, new_method
 from hiermem.eval.metrics import accuracy, bootstrap, macro_f1, perplexity
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.sampling import stratified
-from hiermem.eval.scoring import prefill, score_answer, score_options
 from hiermem.eval.tables import Report, pivot
 from hiermem.eval.tasks.base import AnswerTask, Task, option, register
 
 if TYPE_CHECKING:
+    from hiermem.asking import PreparedPrompt
     from hiermem.config import HierMemConfig
+    from hiermem.eval.methods import Method
     from hiermem.model import HierMemModel
 
 SPLITS = ("train", "test")
@@ -190,32 +189,36 @@ class PubMedQA(QuestionTask, AnswerTask):
 
     name = "pubmedqa"
     title = "PubMedQA, fused"
-    methods = (*METHODS, RIGHT)
-
     together: int = option(10, help="M: abstracts fused into one text.", least=1)
     system: str = option(
-        HierMem.name,
+        "hiermem",
         help="hiermem, full, truncated, streaming, bm25, closed, pruned or right (the right abstract).",
     )
 
-    def configure(self, config: "HierMemConfig") -> "HierMemConfig":
+    @classmethod
+    def methods(cls) -> tuple[str, ...]:
+        """Names that the option system takes."""
+        return (*super().methods(), RIGHT)
+
+    def configure(self, config: HierMemConfig) -> HierMemConfig:
         """The same with this task's prompt."""
         return super().configure(config).with_asking(**ASKING)
 
-    def load(self, config: "HierMemConfig") -> list[Item]:
+    def load(self, config: HierMemConfig) -> list[Item]:
         """The questions, each with its abstract."""
         return self.questions()
 
     def texts(self, data: Sequence[Item]) -> Iterable[str]:
         return map(str, data)
 
-    def settings(self, data: Sequence[Item], config: "HierMemConfig") -> dict[str, Any]:
+    def settings(self, data: Sequence[Item], config: HierMemConfig) -> dict[str, Any]:
         return {**self.part(), "together": self.together, "system": self.system, **self.kept()}
 
-    @torch.inference_mode()
-    def rows(self, model: "HierMemModel", data: Sequence[Item], log: ResultLog) -> dict[str, Any]:
+    def rows(self, model: HierMemModel, data: Sequence[Item], log: ResultLog) -> dict[str, Any]:
         """Accuracy and macro-F1 of decisions, perplexity of long answers, recall of the right abstracts."""
         from tqdm.auto import tqdm
+
+        from hiermem.eval.methods import Full, new_method
 
         method = new_method(Full.name if self.system == RIGHT else self.system, model, self.keep)
         rows = []
@@ -251,13 +254,15 @@ def _prompt(method: Method[Any], read: Callable[[str], Any], text: str, question
 
 
 def _row(
-    model: "HierMemModel", new_prompt: Callable[[], PreparedPrompt], item: Item, span: tuple[int, int]
+    model: HierMemModel, new_prompt: Callable[[], PreparedPrompt], item: Item, span: tuple[int, int]
 ) -> dict[str, Any]:
     """The row of a question.
 
     Args:
         span: characters of the right abstract in the text that was read.
     """
+    from hiermem.eval.scoring import prefill, score_answer, score_options
+
     prompt = prefill(model, new_prompt())
     options = score_options(model, prompt.fork(), OPTIONS, LEAD)
     answer = score_answer(model, prompt, item.long_answer)

@@ -1,8 +1,8 @@
 """`hiermem eval TASK`: one command for each registered task; its fields are the options."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import MISSING, Field, asdict, fields
+from functools import partial
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -15,11 +15,11 @@ from hiermem.cli import options as opt
 from hiermem.cli import results
 from hiermem.errors import InputError, first_line
 from hiermem.eval.result_log import ResultLog, data_hash
+from hiermem.eval.tasks import TASKS, Task
+from hiermem.eval.tasks.base import NUMBERS, flag_of, option_of
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
-    from hiermem.eval.tasks import Task
-    from hiermem.model import HierMemModel
 
 CONFIGURATION: dict[str, tuple[Any, Any]] = {
     "model": (opt.Model, "smollm2"),
@@ -42,10 +42,7 @@ OUTPUT: dict[str, tuple[Any, Any]] = {"out": (opt.Out, None), "json": (opt.Json,
 
 
 class TaskGroup(TyperGroup):
-    """The commands of all tasks that are registered when it is first looked at.
-
-    Tasks import torch, which takes seconds: no other command should wait for it.
-    """
+    """The commands of all tasks that are registered when it is first looked at."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         self._fill()
@@ -56,8 +53,6 @@ class TaskGroup(TyperGroup):
         return super().get_command(ctx, cmd_name)
 
     def _fill(self) -> None:
-        from hiermem.eval.tasks import TASKS
-
         for name, task in TASKS.items():
             if name not in self.commands:
                 self.commands[name] = command_of(task)
@@ -66,7 +61,7 @@ class TaskGroup(TyperGroup):
 app = typer.Typer(cls=TaskGroup, help="Measure quality on public tasks.", no_args_is_help=True)
 
 
-def command_of(task: "type[Task]") -> Any:
+def command_of(task: type[Task]) -> Any:
     """The command of a task, made by typer as of a function with its options for parameters."""
 
     def command(**values: Any) -> None:
@@ -76,8 +71,7 @@ def command_of(task: "type[Task]") -> Any:
     parameters = {entry.name: _parameter(task, entry) for entry in required_first}
     for name, (kind, default) in (CONFIGURATION | OUTPUT).items():
         if name in (*ALWAYS, *task.model_options, *OUTPUT) and name not in parameters:
-            shared = Parameter(name, Parameter.KEYWORD_ONLY, annotation=kind, default=default)
-            parameters[name] = shared
+            parameters[name] = Parameter(name, Parameter.KEYWORD_ONLY, annotation=kind, default=default)
     command.__signature__ = Signature(list(parameters.values()))  # type: ignore[attr-defined]
     command.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
     command.__doc__ = task.__doc__
@@ -86,22 +80,20 @@ def command_of(task: "type[Task]") -> Any:
     return get_command(builder)
 
 
-def _parameter(task: "type[Task]", entry: "Field[Any]") -> Parameter:
+def _parameter(task: type[Task], entry: Field[Any]) -> Parameter:
     """A field of a task as typer reads it from a function."""
-    from hiermem.eval.tasks.base import NUMBERS, flag_of, option_of
-
     option, kind = option_of(entry), get_type_hints(task)[entry.name]
     default: Any = Parameter.empty if entry.default is MISSING else entry.default
     if kind == NUMBERS:
         kind, default = str, ",".join(map(str, default)) if isinstance(default, tuple) else default
-    info = typer.Option(flag_of(entry), min=option.least, max=option.most, help=option.help)
+    check = opt.checked_document if option.document else None
+    limits = {"min": option.least, "max": option.most}
+    info = typer.Option(flag_of(entry), help=option.help, callback=check, **limits)
     return Parameter(entry.name, Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info], default=default)
 
 
-def _task(task: "type[Task]", values: dict[str, Any]) -> "Task":
+def _task(task: type[Task], values: dict[str, Any]) -> Task:
     """The task with the options that were given."""
-    from hiermem.eval.tasks.base import NUMBERS, flag_of
-
     hints, options = get_type_hints(task), {}
     for entry in fields(task):
         value = values[entry.name]
@@ -111,42 +103,37 @@ def _task(task: "type[Task]", values: dict[str, Any]) -> "Task":
     return task(**options)
 
 
-def _configuration(task: "Task", values: dict[str, Any]) -> "HierMemConfig":
+def _configuration(task: Task, values: dict[str, Any]) -> "HierMemConfig":
     names = set(task.model_options) - {"rerank"}
     options = task.configuration_options({name: values[name] for name in names})
     config = opt.configuration(**{"model": values["model"], "preset": None, **options})
     return task.configure(opt.reranking(config, values.get("rerank")))
 
 
-def _run(kind: "type[Task]", values: dict[str, Any]) -> None:
+def _run(kind: type[Task], values: dict[str, Any]) -> None:
     """Measure, or write the prompts and measure nothing."""
     task = _task(kind, values)
     config = _configuration(task, values)
-    data, model = task.load(config), _loader(values, config)
+    data, where = task.load(config), (values["dtype"], values["device"])
+    load_model = partial(opt.load_model, values["model"], config, *where)
     if task.exported is not None:
         if values["out"] is not None:
             raise InputError("--dump measures nothing: leave --out away.")
-        count = task.export(model(), data)
+        count = task.export(load_model(), data)
         result = {"prompts": str(task.exported), "n": count}
         opt.emit(result, values["json"], f"Wrote {count} prompts to {task.exported}.")
         return
     needed = task.needs_model(config)
     if needed:
-        where = (values["dtype"], values["device"])
         settings = results.settings(values["model"], config, *where, task.texts(data))
     else:
         settings = {"longterm": asdict(config.longterm), "data": data_hash(*task.texts(data))}
 
     def measure(log: ResultLog) -> dict[str, Any]:
-        return task.rows(model() if needed else None, data, log)
+        return task.measure(load_model() if needed else None, data, log)
 
     settings |= task.settings(data, config)
     results.run(task.name, measure, settings, values["out"], values["json"])
-
-
-def _loader(values: dict[str, Any], config: "HierMemConfig") -> "Callable[[], HierMemModel]":
-    """Loads the model when it is needed: not before all else has been checked."""
-    return lambda: opt.load_model(values["model"], config, values["dtype"], values["device"])
 
 
 def report(
