@@ -87,8 +87,7 @@ def _parameter(task: type[Task], entry: Field[Any]) -> Parameter:
     if kind == NUMBERS:
         kind, default = str, ",".join(map(str, default)) if isinstance(default, tuple) else default
     check = opt.checked_document if option.document else None
-    limits = {"min": option.least, "max": option.most}
-    info = typer.Option(flag_of(entry), help=option.help, callback=check, **limits)
+    info = typer.Option(flag_of(entry), help=option.help, callback=check, min=option.least, max=option.most)
     return Parameter(entry.name, Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info], default=default)
 
 
