@@ -382,8 +382,7 @@ def test_waiting_threads_leave_their_cores_to_others(tmp_path: Path, monkeypatch
 
 def commands(group: Any, *names: str) -> Iterator[tuple[str, ...]]:
     """The words of every command that is shown in a help."""
-    for name in group.list_commands(None):
-        command = group.get_command(None, name)
+    for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, *names, name)
         elif not command.hidden and name != "lm-eval":  # whose help is the harness's own

@@ -42,20 +42,12 @@ OUTPUT: dict[str, tuple[Any, Any]] = {"out": (opt.Out, None), "json": (opt.Json,
 
 
 class TaskGroup(TyperGroup):
-    """The commands of all tasks that are registered when it is first looked at."""
+    """The commands of all tasks that are registered when the command line starts."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        self._fill()
-        return super().list_commands(ctx)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        self._fill()
-        return super().get_command(ctx, cmd_name)
-
-    def _fill(self) -> None:
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
         for name, task in TASKS.items():
-            if name not in self.commands:
-                self.commands[name] = command_of(task)
+            self.add_command(command_of(task), name)
 
 
 app = typer.Typer(cls=TaskGroup, help="Measure quality on public tasks.", no_args_is_help=True)
