@@ -55,7 +55,7 @@ class Interleaved(BookTask):
         if config.working.policy != SegmentLocalPolicy.name:
             raise InputError(
                 "This model carries a cache from segment to segment, which holds both books: give one to "
-                "--model whose policy is forget."
+                f"--model whose policy is {SegmentLocalPolicy.name}."
             )
         return config
 

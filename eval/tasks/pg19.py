@@ -134,7 +134,7 @@ class PG19(BookTask):
             "books": list(data),
             "split": self.split,
             **part,
-            "policy": self.policy or config.working.policy,
+            "policy": FULL if self.policy == FULL else config.working.policy,
         }
 
     def rows(self, model: HierMemModel, data: dict[str, str], log: ResultLog) -> dict[str, Any]:
