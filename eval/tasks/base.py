@@ -161,10 +161,14 @@ class Task(Section, ABC):
     def settings(self, data: Any, config: "HierMemConfig") -> dict[str, Any]:
         """Settings of the results beside the model, its configuration and the texts, as JSON holds them.
 
-        By default, all fields; of a path, its name.
+        By default, all fields; of a path and of a document, its name without folders.
         """
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
+        values = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            by_name = isinstance(value, Path) or (option_of(entry).document and value is not None)
+            values[entry.name] = Path(value).name if by_name else value
+        return values
 
     # ---- with the model
 
@@ -209,8 +213,11 @@ def register(task: _Registered) -> _Registered:
     """Give a task its command, and its results their part of the report.
 
     Raises:
-        InputError: the name is taken, there is no docstring, or a field is no `option` of a known type.
+        InputError: there is no name or docstring, the name is taken, or a field is no `option` of a known
+            type.
     """
+    if not getattr(task, "name", ""):
+        raise InputError(f"The task {task.__name__} has no name: it is that of its command.")
     if task.name in TASKS:
         raise InputError(
             f"There is a task {task.name!r} already, {TASKS[task.name].__name__}: take another name."
