@@ -142,12 +142,12 @@ def writable(path: Path, option: str = "--out", begins: bytes = b"") -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         check_room(path.parent, 1)
-        there = _beginning(path, len(begins))
+        beginning = _beginning(path, len(begins))
     except OSError as error:
         raise InputError(
             f"Nothing can be written into {path.parent} ({error.strerror or error}): check {option}."
         ) from error
-    if there not in (b"", begins):
+    if beginning not in (b"", begins):
         raise InputError(f"{path} is no earlier result and would be lost: give another to {option}.")
     return path
 
@@ -167,8 +167,8 @@ def check_apart(path: Path, option: str, *inputs: str | os.PathLike[str]) -> Non
     Raises:
         InputError: ``path`` is one of the inputs, which are names of files and folders or of anything else.
     """
-    for given in inputs:
-        if path.exists() and os.path.exists(given) and os.path.samefile(path, given):
+    for name in inputs:
+        if path.exists() and os.path.exists(name) and os.path.samefile(path, name):
             raise InputError(f"{path} is what is read, and would be written over: give another to {option}.")
 
 
