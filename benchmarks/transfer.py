@@ -30,7 +30,6 @@ from hiermem.errors import HierMemError
 from hiermem.eval.metrics import means
 from hiermem.eval.result_log import ResultLog
 from hiermem.eviction_weights import AUTO, resolve_eviction_weights
-from hiermem.memory.working import chunks
 from hiermem.training.calibration import CalibrationConfig, calibrate
 from hiermem.training.evolve import averaged_attention
 
@@ -226,11 +225,11 @@ def recall(model: HierMemModel, made: Texts, **working: Any) -> Iterator[dict[st
     """
     batch, length = made.ids.shape
     memory = model.new_working_memory(replace(model.config.working, **working), batch)
-    for at, take in chunks(memory, [length] * batch, model.config.chunk):
-        model.adapter.read_chunk(memory, made.ids[:, at : at + take], [take] * batch)
+    for _ in model.reader.stream(memory, made.ids):
+        pass
     memory.evict()
-    kept, asked = memory.mean_tokens / length, made.asks.shape[1]
-    logits = model.adapter.read_chunk(memory, made.asks, [asked] * batch, logits=asked)[:, 1::3]
+    kept = memory.mean_tokens / length
+    logits = model.reader.logits(memory, made.asks)[:, 1::3]
     answers = made.asks[:, 2::3]
     nll = F.cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none").view_as(answers)
     right = (logits.argmax(-1) == answers).float()
@@ -247,7 +246,7 @@ def measure(args: argparse.Namespace, family: str) -> dict[str, Any]:
     backbone, steps = train(family, args.seed, args.steps)
     trained, model = time.perf_counter() - start, attach(family, backbone)
     sample = texts(torch.Generator().manual_seed(3 * args.seed + 1), 4).ids
-    shares = calibrate(model, sample.flatten().tolist(), CalibrationConfig(tokens=512, texts=4))
+    shares = calibrate(model.reader, sample.flatten().tolist(), CalibrationConfig(tokens=512, texts=4))
     rng = torch.Generator().manual_seed(3 * args.seed + 2)
     batches = [texts(rng, min(BATCH, args.contexts - at)) for at in range(0, args.contexts, BATCH)]
     length, results = batches[0].ids.shape[1], []

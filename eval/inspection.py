@@ -6,17 +6,15 @@ from html import escape
 from importlib.resources import files
 from itertools import pairwise
 from string import Template
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
 from hiermem.memory.working import WorkingMemory
+from hiermem.model import HierMemModel
 from hiermem.text import beginning, stream_tokens
-
-if TYPE_CHECKING:
-    from hiermem.model import HierMemModel
 
 _PAGE = files("hiermem.eval").joinpath("inspection.html").read_text("utf-8")
 BEGINS = _PAGE.partition("$")[0].encode()
@@ -64,7 +62,7 @@ class Inspection:
 
 
 def inspect(
-    model: "HierMemModel", text: str, limit: int = 4096, name: str = "text", progress: bool = True
+    model: HierMemModel, text: str, limit: int = 4096, name: str = "text", progress: bool = True
 ) -> Inspection:
     """Read the first ``limit`` tokens of a text and look at what its working memory has kept.
 
@@ -88,11 +86,13 @@ def inspect(
         disable=None if progress else True,
         delay=2,
     )
+
+    def after_chunk(tokens: int) -> None:
+        sizes.append(_size(memory))
+        bar.update(tokens)
+
     with torch.inference_mode(), bar:
-        for chunk in ids.to(model.device).split(model.config.chunk, dim=1):
-            model.read_ids(memory, chunk)
-            sizes.append(_size(memory))
-            bar.update(chunk.shape[1])
+        model.reader.read(memory, ids.to(model.device), after_chunk)
         memory.evict()
     sizes.append(_size(memory))
     counts, heads = _held(memory)

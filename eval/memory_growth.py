@@ -1,17 +1,15 @@
 """Whether reading stays flat: speed and resident memory along a long document."""
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from hiermem.model import HierMemModel
 from hiermem.resources import now, used_bytes
 
-if TYPE_CHECKING:
-    from hiermem.model import HierMemModel
 
-
-def measure(model: "HierMemModel", ids: Tensor, settle: int) -> dict[str, Any]:
+def measure(model: HierMemModel, ids: Tensor, settle: int) -> dict[str, Any]:
     """Read ``ids [n]`` int64 as a document, in tenths.
 
     Returns speed of each tenth, and by what share memory in use grew after the first ``settle`` tokens.

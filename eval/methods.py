@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from hiermem.asking import PreparedPrompt, prepare
+from hiermem.asking import PreparedPrompt
 from hiermem.errors import InputError
 from hiermem.memory.cache.head_groups import budget_that_keeps, kept_shares
 from hiermem.memory.policies import FullCachePolicy, SegmentLocalPolicy
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
-from hiermem.prompts import PromptText, prompt_ids, prompt_text, split_prompt
+from hiermem.prompts import PromptText, prompt_text, split_prompt
 from hiermem.text import encode_with_spans
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class HierMem(Method[MemoryState]):
         return self.model.read(text, progress=False)
 
     def prompt(self, context: MemoryState, question: str) -> PreparedPrompt:
-        return prepare(self.model, context, question)
+        return self.model.prepare(context, question)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class InContext(Method[PrefilledContext]):
     def read(self, text: str) -> PrefilledContext:
         model = self.model
         begun, after = split_prompt(model.tokenizer, text, _HERE, model.config.asking.instruction)
-        ids = prompt_ids(model.tokenizer, begun).to(model.device)
+        ids = model.reader.encode(begun)
         self.check_length(ids.shape[1])
         working = self.memory(ids.shape[1])
         model.read_ids(working, ids)
@@ -99,8 +99,8 @@ class InContext(Method[PrefilledContext]):
 
     def prompt(self, context: PrefilledContext, question: str) -> PreparedPrompt:
         after = replace(context.after, content=context.after.content.replace(_HERE, question))
-        ids = prompt_ids(self.model.tokenizer, after, context.working)
-        return PreparedPrompt(context.working.copy(), ids.to(self.model.device), [])
+        ids = self.model.reader.encode(after, begins=not any(context.working.num_tokens))
+        return PreparedPrompt(context.working.copy(), ids, [])
 
 
 class Pruned(InContext):
@@ -255,7 +255,7 @@ def words(text: str) -> list[str]:
 def _fresh(model: "HierMemModel", passages: list[str], question: str) -> PreparedPrompt:
     working = model.adapter.whole_memory()
     text = prompt_text(model.tokenizer, passages, question, model.config.asking.instruction)
-    return PreparedPrompt(working, prompt_ids(model.tokenizer, text).to(model.device), [])
+    return PreparedPrompt(working, model.reader.encode(text), [])
 
 
 METHODS: dict[str, type[Method[Any]]] = {

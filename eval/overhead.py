@@ -5,21 +5,20 @@ The bare limit is transformers' own model body (no logits) on the same chunks ov
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from hiermem.cache import cache_argument
+from hiermem.config import HierMemConfig
+from hiermem.model import HierMemModel
 from hiermem.resources import now
 
-if TYPE_CHECKING:
-    from hiermem.config import HierMemConfig
-    from hiermem.model import HierMemModel
 
-
-def bare_reader(model: "HierMemModel", ids: Tensor, budget: int, chunk: int) -> Callable[[int], object]:
+def bare_reader(model: HierMemModel, ids: Tensor, budget: int, chunk: int) -> Callable[[int], object]:
     """Reads the chunk of ``ids [1, n]`` at a place with the backbone's body alone, over ``budget`` tokens."""
     cache = DynamicCache(config=model.backbone.config)
     body = model.backbone.base_model
@@ -33,17 +32,22 @@ def bare_reader(model: "HierMemModel", ids: Tensor, budget: int, chunk: int) -> 
     return read
 
 
-def _memory_reader(model: "HierMemModel", ids: Tensor, config: "HierMemConfig") -> Callable[[int], object]:
-    memory = model.new_working_memory(config.working, recurrent=True)
-    chunk = config.chunk
+def _memory_reader(model: HierMemModel, ids: Tensor, config: HierMemConfig) -> Callable[[int], object]:
+    reader, chunk = replace(model.reader, chunk=config.chunk), config.chunk
+    memory = reader.new_working_memory(config.working, recurrent=True)
+
+    def read(at: int) -> None:
+        for _ in reader.stream(memory, ids[:, at : at + chunk]):
+            pass
+
     settled = min(memory.trained_range, ids.shape[1] // 2)  # from there on positions move as well
     for at in range(0, settled, chunk):
-        model.adapter.read_chunk(memory, ids[:, at : at + chunk], [chunk])
-    return lambda at: model.adapter.read_chunk(memory, ids[:, at : at + chunk], [chunk])
+        read(at)
+    return read
 
 
 def measure(
-    model: "HierMemModel", ids: Tensor, configs: dict[str, "HierMemConfig"], rounds: int
+    model: HierMemModel, ids: Tensor, configs: dict[str, HierMemConfig], rounds: int
 ) -> list[dict[str, Any]]:
     """Interleaved timings of one chunk at a time; rows with mean speed and the ratio to the bare limit.
 

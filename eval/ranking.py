@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hiermem.asking import AskConfig
+from hiermem.asking_config import AskConfig
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.eval.methods import word_index, words
@@ -83,7 +83,7 @@ def _reranked(
     """The best records for each question, ranked again where scores leave open which is the best."""
 
     def row(item: Item, found: Sequence[Hit]) -> dict[str, Any]:
-        best = reranked(model, found[: config.rerank], item.question)
+        best = reranked(model.reader, found[: config.rerank], item.question)
         return {"best": [hit.segment for hit in best]}
 
     ranks = _segments(hits)

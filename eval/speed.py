@@ -168,21 +168,19 @@ def _decode(model: "HierMemModel", working: Any) -> None:
     import torch
 
     token = torch.ones((1, 1), dtype=torch.int64, device=model.device)
+    reader = model.reader
     for _ in range(DECODED):
-        logits = model.adapter.read_chunk(working, token, [1], logits=1)
-        token = logits[:, -1:].argmax(-1)
+        token = reader.logits(working, token, 1).argmax(-1)
 
 
 def _full(model: "HierMemModel", ids: "Tensor", clock: _Clock) -> dict[str, Any]:
-    import torch
     from transformers import DynamicCache
 
     from hiermem.cache import cache_argument
-    from hiermem.text import encode_document
 
     backbone, chunk = model.backbone, model.config.chunk
     name = cache_argument(backbone)
-    question = torch.tensor([encode_document(model.tokenizer, QUESTION)], device=model.device)
+    question = model.reader.encode(QUESTION)
 
     def body(cache: Any, part: "Tensor") -> None:
         backbone.base_model(input_ids=part[None], **{name: cache}, use_cache=True)

@@ -7,7 +7,8 @@ from hiermem.registering import register_with_transformers
 
 if TYPE_CHECKING:
     __version__: str
-    from hiermem.asking import Answer, AskConfig
+    from hiermem.asking import Answer
+    from hiermem.asking_config import AskConfig
     from hiermem.config import HierMemConfig
     from hiermem.errors import HierMemError
     from hiermem.memory.hmt.module import SummaryConfig
@@ -36,7 +37,7 @@ __all__ = [
 
 _HOME = {
     "Answer": "hiermem.asking",
-    "AskConfig": "hiermem.asking",
+    "AskConfig": "hiermem.asking_config",
     "HierMemConfig": "hiermem.config",
     "HierMemError": "hiermem.errors",
     "HierMemModel": "hiermem.model",

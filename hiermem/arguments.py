@@ -1,4 +1,4 @@
-"""What may be given to `HierMemModel.forward` and `generate`: obeyed, or refused by name."""
+"""Checks of the arguments of `HierMemModel.forward` and `generate`: each is obeyed, or refused by name."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +12,21 @@ from hiermem.errors import InputError
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
 
-def checked_input(input_ids: Tensor | None, attention_mask: Tensor | None, logits_to_keep: int = 0) -> Tensor:
+def checked_input(
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    logits_to_keep: int = 0,
+    others: Mapping[str, Any] | None = None,
+) -> Tensor:
     """The input, unless it is no batch of tokens or the rest does not fit it.
+
+    Args:
+        others: arguments that there are not.
 
     Raises:
         InputError: says which.
     """
+    refuse_others(others or {})
     if input_ids is None or input_ids.ndim != 2:
         raise InputError("input_ids are token ids of shape [rows, tokens]: give them so.")
     B, N = input_ids.shape
@@ -35,13 +44,13 @@ def checked_input(input_ids: Tensor | None, attention_mask: Tensor | None, logit
     return input_ids
 
 
-def refuse_others(given: Mapping[str, Any]) -> None:
+def refuse_others(arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that ask for something there is not.
 
     Raises:
         InputError: one of them is neither None nor an output switched off.
     """
-    for name, value in given.items():
+    for name, value in arguments.items():
         if value is None or (value is False and name.startswith("output_")):
             continue
         if name == "inputs_embeds":
@@ -49,13 +58,13 @@ def refuse_others(given: Mapping[str, Any]) -> None:
         raise InputError(f"HierMemModel.forward() does not know {name}: leave it out.")
 
 
-def cache_of(given: Mapping[str, Any]) -> BackboneCache | None:
+def cache_of(arguments: Mapping[str, Any]) -> BackboneCache | None:
     """The cache among the arguments, under either of its names.
 
     Raises:
         InputError: there are two, or it is not one of hiermem's.
     """
-    caches = [given[name] for name in CACHE_NAMES if given.get(name) is not None]
+    caches = [arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None]
     if len(caches) > 1:
         raise InputError(f"{' and '.join(CACHE_NAMES)} are two names of one cache: give one of them.")
     if caches and not isinstance(caches[0], BackboneCache):
@@ -66,33 +75,37 @@ def cache_of(given: Mapping[str, Any]) -> BackboneCache | None:
     return caches[0] if caches else None
 
 
-def asked(
-    given: Mapping[str, Any], config: GenerationConfig | None, default: GenerationConfig, name: str
+def generation_setting(
+    arguments: Mapping[str, Any], config: GenerationConfig | None, default: GenerationConfig, name: str
 ) -> Any:
     """A setting of generation: from the call, from the configuration given to it, or else the model's."""
-    values = (given.get(name), getattr(config, name, None), getattr(default, name, None))
+    values = (arguments.get(name), getattr(config, name, None), getattr(default, name, None))
     return next((value for value in values if value is not None), None)
 
 
 def check_generation(
-    given: Mapping[str, Any], config: GenerationConfig | None, default: GenerationConfig
+    arguments: Mapping[str, Any], config: GenerationConfig | None, default: GenerationConfig
 ) -> None:
     """Refuse what `generate` cannot do over a working memory.
 
     Args:
-        given: arguments of the call.
+        arguments: of the call.
         config, default: configurations of generation, that given to it and the model's own.
 
     Raises:
         InputError: names it.
     """
-    if given.get("inputs_embeds") is not None:
-        refuse_others({"inputs_embeds": given["inputs_embeds"]})
-    if any(asked(given, config, default, name) not in (None, False) for name in _ASSISTED):
+
+    def setting(name: str) -> Any:
+        return generation_setting(arguments, config, default, name)
+
+    if arguments.get("inputs_embeds") is not None:
+        refuse_others({"inputs_embeds": arguments["inputs_embeds"]})
+    if any(setting(name) not in (None, False) for name in _ASSISTED):
         raise InputError("Assisted decoding takes tokens back, which a memory cannot: leave it out.")
-    if (kind := asked(given, config, default, "cache_implementation")) is not None:
+    if (kind := setting("cache_implementation")) is not None:
         raise InputError(
             f"HierMemModel keeps its own memory in place of a cache_implementation ({kind!r}): leave it out."
         )
-    if asked(given, config, default, "use_cache") is False and cache_of(given) is not None:
+    if setting("use_cache") is False and cache_of(arguments) is not None:
         raise InputError("Without use_cache nothing can go on from a cache: leave one of them out.")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, get_origin
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from hiermem.asking import AskConfig
+from hiermem.asking_config import AskConfig
 from hiermem.errors import InputError
 from hiermem.eviction_weights import AUTO, NONE, EvictionWeights
 from hiermem.memory.hmt.module import SummaryConfig

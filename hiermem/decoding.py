@@ -1,60 +1,29 @@
-"""Greedy decoding of an answer, with nothing of what a checkpoint sets for `generate` but its end tokens.
+"""When a greedy answer ends: at the end tokens of the checkpoint, and where it begins to loop.
 
 A greedy answer that begins to say a phrase again and again does not stop by itself. Once the same
 `LONGEST` tokens or fewer stand there `COPIES` times in a row, and at least `REPEATED` tokens together, it is
-stopped, and the phrase is kept once.
+stopped, and the phrase is kept once. Nothing else of what a checkpoint sets for `generate` plays a part.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
-from hiermem.backbone import Backbone
-from hiermem.errors import NonFiniteError
-from hiermem.memory.working import WorkingMemory, chunks
-
 COPIES, REPEATED, LONGEST = 3, 16, 64
 
 
-def end_tokens(*known: Any) -> frozenset[int]:
-    """The end tokens that configurations and a tokenizer name, all of them."""
+def end_tokens(*sources: Any) -> frozenset[int]:
+    """All end tokens that configurations and a tokenizer name."""
     ends: set[int] = set()
-    for one in known:
-        own = getattr(one, "eos_token_id", None)
-        ends |= set() if own is None else {own} if isinstance(own, int) else set(own)
+    for source in sources:
+        named = getattr(source, "eos_token_id", None)
+        ends |= set() if named is None else {named} if isinstance(named, int) else set(named)
     return frozenset(ends)
 
 
-def greedy(
-    adapter: Backbone, memory: WorkingMemory, ids: Tensor, ends: frozenset[int], limit: int, chunk: int
-) -> tuple[list[int], bool]:
-    """The likeliest tokens after ``ids [1, n]``, one by one; ``memory`` moves on.
-
-    Args:
-        ends: tokens that end it; they are left out.
-        limit: most tokens.
-        chunk: tokens of ``ids`` that are read at once.
-
-    Returns the tokens, and whether they ended by themselves.
-
-    Raises:
-        NonFiniteError: the logits hold NaN.
-    """
-    new: list[int] = []
-    while len(new) < limit:
-        for at, take in chunks(memory, [ids.shape[1]], chunk):
-            logits = adapter.read_chunk(memory, ids[:, at : at + take], [take], 1)
-        if logits.isnan().any():
-            raise NonFiniteError("The backbone's logits are not finite: compute in float32, or read anew.")
-        ids = logits[:, -1:].argmax(dim=-1)
-        token = int(ids)
-        if token in ends:
-            return new, True
-        new.append(token)
-        if size := repeated(new):
-            return new[: len(new) - (_copies(size) - 1) * size], False
-    return new, False
+def without_copies(tokens: list[int]) -> list[int] | None:
+    """The tokens with the phrase at their end once, where it loops; None where it does not."""
+    size = repeated(tokens)
+    return tokens[: len(tokens) - (_copies(size) - 1) * size] if size else None
 
 
 def repeated(tokens: Sequence[int]) -> int:

@@ -4,45 +4,17 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hiermem import lora
 from hiermem.backbone import Backbone
-from hiermem.eviction_weights import EvictionWeights
-from hiermem.memory.policies import NammPolicy
-
-if TYPE_CHECKING:
-    from hiermem.model import HierMemModel
 
 _SAMPLES = 64
 _tokenizers: WeakKeyDictionary[Any, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
-
-
-def fingerprint(model: "HierMemModel", policy: str) -> dict[str, str]:
-    """What a memory that was read with ``model`` must match, computed anew every time.
-
-    Args:
-        policy: of the memory's working memory; NAMM's network counts where it is `namm`.
-    """
-    known = {
-        "backbone": backbone_hash(model.backbone, model.adapter),
-        "tokenizer": tokenizer_hash(model.tokenizer),
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
-    if model.summary is not None:
-        known["summaries"] = model.summary.digest
-    if model.mamba.groups:
-        known["Mamba heads"] = model.mamba.digest
-    if (state := lora.unusual_state(model.backbone)) is not None:
-        known["choice of adapters"] = state
-    if policy == NammPolicy.name:
-        known["network"] = EvictionWeights(None, model.namm.state_dict(), model.config.namm).digest
-    return known
 
 
 def backbone_hash(model: PreTrainedModel, adapter: Backbone) -> str:
@@ -77,8 +49,8 @@ def tokenizer_hash(tokenizer: Any) -> str:
     # To write out the vocabulary takes half a second; what may change in place is looked at every time.
     steps = (backend.normalizer, backend.pre_tokenizer, backend.post_processor, backend.decoder)
     state = (len(tokenizer), *map(repr, steps))
-    if (known := _tokenizers.get(tokenizer)) is not None and known[0] == state:
-        return known[1]
+    if (cached := _tokenizers.get(tokenizer)) is not None and cached[0] == state:
+        return cached[1]
     content = json.loads(backend.to_str())
     content["padding"] = content["truncation"] = None  # which calls leave behind
     value = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -122,8 +94,8 @@ class WeightsDigest:
         ZeRO-3 leaves a process with nothing of the tensors that are not trained.
         """
         here = {name: tensor for name, tensor in tensors.items() if not is_elsewhere(tensor)}
-        own = WeightsDigest.of(here).tensors
-        return tensors.keys() != self.tensors.keys() or any(self.tensors[name] != own[name] for name in own)
+        now = WeightsDigest.of(here).tensors
+        return tensors.keys() != self.tensors.keys() or any(self.tensors[name] != now[name] for name in now)
 
 
 def is_elsewhere(tensor: Tensor) -> bool:

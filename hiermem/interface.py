@@ -4,37 +4,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from hiermem.arguments import asked, cache_of, check_generation, checked_input, refuse_others
-from hiermem.backbone import Backbone
+from hiermem.arguments import cache_of, check_generation, checked_input, generation_setting
 from hiermem.cache import CACHE_NAME, CACHE_NAMES, BackboneCache
-from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.losses import language_loss
-from hiermem.memory.working import WorkingMemory, chunks
-from hiermem.padding import Blocks, Layout, layout_of
+from hiermem.memory.working import WorkingMemory
+from hiermem.padding import Block, Layout, layout_of
+from hiermem.pretrained import HierMemPreTrainedModel
+
+_Layers = list[tuple[Tensor, ...]]
+"""States between the layers, ``[T, q, width]`` each, of one chunk after the other."""
 
 
-class LanguageModel(PreTrainedModel, GenerationMixin):
-    """What `HierMemModel` has in common with every causal language model of transformers.
-
-    Attributes:
-        backbone: the transformers model that is read with.
-        adapter: the same, over working memories.
-    """
-
-    config_class = HierMemConfig
-    base_model_prefix = "backbone"
-    main_input_name = "input_ids"
-
-    backbone: PreTrainedModel
-    adapter: Backbone
-
-    def new_recurrent_memory(self, batch: int = 1) -> WorkingMemory:
-        """An empty memory for inputs, as configured."""
-        raise NotImplementedError
+class LanguageModel(HierMemPreTrainedModel, GenerationMixin):
+    """A causal language model over a working memory, with transformers' arguments and results."""
 
     def forward(
         self,
@@ -52,41 +38,32 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Logits and loss over an input of any length, read through the working memory.
+        """Logits and loss over an input of any length; switches that are None ask the configuration.
 
         Args:
             input_ids: ``[B, N]`` int64.
             attention_mask: ``[B, N]`` or, with a past, ``[B, past + N]``; 0 marks padding on either side.
             position_ids: of each token in its text, ``[N]`` or ``[B, N]``. Where they begin at 0 again within
                 a row, another text begins, which sees nothing of those before; ``use_cache`` must be False.
-            cache: from an earlier output; reading goes on after it.
-            past_key_values: the same, as transformers before 5.24 calls it.
-            labels: ``[B, N]`` int64; the token that position i should predict stands at i + 1, -100 is
-                ignored. The loss is the mean over all positions of the whole input.
-            use_cache: whether the output has a cache; None asks the configuration. Without, a cache that was
-                given stays as it is.
+            cache, past_key_values: from an earlier output, by either name; reading goes on after it.
+            labels: ``[B, N]`` int64; what position i should predict stands at i + 1, -100 is ignored.
+            use_cache: whether the output has a cache; without, one that was given stays as it is.
             logits_to_keep: how many last positions get logits; 0 means all.
-            output_hidden_states: whether the output has what goes into and comes out of the layers, a tuple
-                of ``[B, N, width]``; or which of them, the others being None. None asks the configuration.
-            num_items_in_batch: what the summed loss is divided by in place of the number of labels, as
-                transformers' Trainer wants it where gradients accumulate.
-            return_dict: whether the output is an object, not a tuple; None asks the configuration.
-            others: None, or outputs switched off.
+            output_hidden_states: whether, or of which layers, there are states ``[B, N, width]``, else None.
+            num_items_in_batch: divisor of the summed loss; None: the number of labels.
+            return_dict: whether the output is an object, not a tuple.
 
         Raises:
-            InputError: the input is empty, mask or positions do not fit it, no label counts, or an argument
-                is unknown.
+            InputError: an argument is unknown or does not fit the input, which is empty, or no label counts.
             NonFiniteError: the loss is NaN or infinite.
         """
-        refuse_others(others)
-        input_ids = checked_input(input_ids, attention_mask, logits_to_keep)
+        input_ids = checked_input(input_ids, attention_mask, logits_to_keep, others)
         past = cache_of({"cache": cache, "past_key_values": past_key_values})
         keep = self._setting("use_cache", use_cache)
         memory, layout = self._laid_out(input_ids, attention_mask, position_ids, past, keep)
-        wanted = layout.wanted(logits_to_keep)
-        layers: list[tuple[Tensor, ...]] = []
-        states = layers if self._setting("output_hidden_states", output_hidden_states) else None
-        logits = layout.take(self._read_columns(memory, layout, input_ids, wanted[1], states), wanted)
+        layers: _Layers | None = [] if self._setting("output_hidden_states", output_hidden_states) else None
+        places = layout.places(logits_to_keep)
+        logits = layout.take(self._read_columns(memory, layout, input_ids, places[1], layers), places)
         output = CausalLMOutputWithPast(logits=logits)
         if labels is not None:
             output.loss = language_loss(logits, labels, num_items_in_batch)
@@ -105,20 +82,19 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         use_cache: bool | None,
         others: Mapping[str, Any],
     ) -> BaseModelOutputWithPast:
-        """What the head would be given, ``[B, N, width]``; arguments as those of `forward`."""
-        refuse_others(others)
-        input_ids = checked_input(input_ids, attention_mask)
+        """Final hidden states ``[B, N, width]``, which the head would be given; arguments as of `forward`."""
+        input_ids = checked_input(input_ids, attention_mask, others=others)
         keep = self._setting("use_cache", use_cache)
         memory, layout = self._laid_out(input_ids, attention_mask, position_ids, past, keep)
-        states = layout.take(self._read_columns(memory, layout, input_ids, None), layout.wanted(0))
+        states = layout.take(self._read_columns(memory, layout, input_ids, None), layout.places(0))
         output = BaseModelOutputWithPast(last_hidden_state=states)
         if keep:
             output[CACHE_NAME] = BackboneCache(memory)
         return output
 
-    def _setting(self, name: str, given: bool | Sequence[int] | None) -> bool:
-        """What was given, else what the configuration says; yes, where that does not know it."""
-        return bool(getattr(self.config, name, True) if given is None else given)
+    def _setting(self, name: str, value: bool | Sequence[int] | None) -> bool:
+        """The value of an argument, else that of the configuration; yes, where it does not know the name."""
+        return bool(getattr(self.config, name, True) if value is None else value)
 
     def _laid_out(
         self,
@@ -130,10 +106,10 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
     ) -> tuple[WorkingMemory, Layout]:
         """The memory that an input is read into, and how its texts lie in it."""
         memory = self.new_recurrent_memory() if past is None else past.memory if keep else past.memory.copy()
-        seen = memory.num_tokens if any(memory.num_tokens) else None
-        if seen is not None:
+        num_tokens = memory.num_tokens if any(memory.num_tokens) else None
+        if num_tokens is not None:
             memory.take_rows(len(input_ids))
-        layout = layout_of(input_ids, attention_mask, position_ids, seen)
+        layout = layout_of(input_ids, attention_mask, position_ids, num_tokens)
         if keep and layout.packed:
             raise InputError("Several texts in a row leave no cache to go on from: set use_cache to False.")
         memory.take_rows(len(layout.lengths))
@@ -156,7 +132,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         past = cache_of(kwargs)
         for name in CACHE_NAMES:
             kwargs.pop(name, None)
-        if asked(kwargs, generation_config, self.generation_config, "use_cache") is not False:
+        if generation_setting(kwargs, generation_config, self.generation_config, "use_cache") is not False:
             kwargs[CACHE_NAME] = BackboneCache(self.new_recurrent_memory()) if past is None else past
         return super().generate(inputs, generation_config, **kwargs)
 
@@ -177,73 +153,32 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         memory: WorkingMemory,
         layout: Layout,
         input_ids: Tensor,
-        wanted: Tensor | None,
-        layers: list[tuple[Tensor, ...]] | None = None,
-    ) -> Blocks:
-        """Read texts chunk by chunk; blocks of the logits of the wanted columns, or of all final states.
+        columns: Tensor | None,
+        layers: _Layers | None = None,
+    ) -> list[Block]:
+        """Blocks of the logits of the wanted columns, or of all final states where ``columns`` is None.
 
         Args:
             layers: where to add the states of all layers, chunk by chunk.
         """
-        texts, blocks = layout.aligned(input_ids), []
-        first, last = (0, -1) if wanted is None else (int(wanted.min()), int(wanted.max()))
-        for at, take in chunks(memory, layout.lengths, self.config.chunk, texts.shape[1]):
-            valid = [min(max(length - at, 0), take) for length in layout.lengths]
-            begin = max(first, at)
-            needed = max(at + take - begin, 0) if last >= at else 0
-            output = self.adapter.read_chunk(memory, texts[:, at : at + take], valid, needed, layers)
-            if needed or wanted is None:
-                blocks.append((begin, output))
-        return blocks
-
-    # ---- weights
-
-    def init_weights(self) -> None:
-        """Nothing: the backbone has its weights, and what is hiermem's own begins by itself."""
-
-    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
-        """Choose the backbone's own attention, which is in force where no memory is read."""
-        self.backbone.set_attn_implementation(*args, **kwargs)
+        texts = layout.aligned(input_ids)
+        logits = None if columns is None else range(int(columns.min()), int(columns.max()) + 1)
+        return [*self.reader.stream(memory, texts, lengths=layout.lengths, logits=logits, layers=layers)]
 
     @property
     def base_model(self) -> "Body":
         """The model without its head: called like the model, it gives final states in place of logits."""
         return Body(self)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The backbone's."""
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the backbone's."""
-        self.backbone.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The backbone's head."""
-        return self.backbone.get_output_embeddings()
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the backbone's head."""
-        self.backbone.set_output_embeddings(new_embeddings)
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Resize the backbone's embeddings and its head, with arguments and result of transformers' own."""
-        return self.backbone.resize_token_embeddings(*args, **kwargs)
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens that the head tells apart."""
-        return int(self.config.vocab_size)
-
 
 def _together(
-    layers: list[tuple[Tensor, ...]], layout: Layout, chosen: bool | Sequence[int] | None
+    layers: _Layers, layout: Layout, chosen: bool | Sequence[int] | None
 ) -> tuple[Tensor | None, ...]:
     """The states of the chosen layers, by default all, from those of chunks."""
-    count, everywhere = len(layers[0]), layout.wanted(0)
-    wanted = {at % count for at in chosen} if isinstance(chosen, Sequence) else range(count)
+    count, everywhere = len(layers[0]), layout.places(0)
+    indices = {at % count for at in chosen} if isinstance(chosen, Sequence) else range(count)
     return tuple(
-        layout.take([(0, own[at]) for own in layers], everywhere) if at in wanted else None
+        layout.take([Block(0, states[at]) for states in layers], everywhere) if at in indices else None
         for at in range(count)
     )
 
@@ -266,7 +201,6 @@ class Body(nn.Module):
         use_cache: bool | None = None,
         **others: Any,
     ) -> BaseModelOutputWithPast:
-        """What the head is given, ``last_hidden_state [B, N, width]``; arguments are those of the model."""
-        return self.model.final_states(
-            input_ids, attention_mask, position_ids, cache_of(locals()), use_cache, others
-        )
+        """``last_hidden_state [B, N, width]``, which the head is given; arguments are those of the model."""
+        past = cache_of({"cache": cache, "past_key_values": past_key_values})
+        return self.model.final_states(input_ids, attention_mask, position_ids, past, use_cache, others)

@@ -15,24 +15,19 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hiermem import asking, decoding, reading, saving
+from hiermem import asking, reading, saving
 from hiermem.backbone import Backbone, without_wrapper
 from hiermem.config import HierMemConfig, check_config
-from hiermem.errors import InputError, NonFiniteError
-from hiermem.eviction_weights import is_evolved, resolve_eviction_weights
-from hiermem.fingerprint import WeightsDigest, fingerprint
+from hiermem.errors import InputError
+from hiermem.eviction_weights import resolve_eviction_weights
 from hiermem.interface import LanguageModel
 from hiermem.loading import LoadOptions
 from hiermem.lora import BackboneAdapters
-from hiermem.memory.hmt.module import HMTModule, SoftPrompt
-from hiermem.memory.hmt.segments import SegmentRecurrence
+from hiermem.memory.hmt.module import HMTModule
 from hiermem.memory.longterm import LongTermMemory
-from hiermem.memory.mamba.module import MambaConfig
 from hiermem.memory.policies import Namm
 from hiermem.memory.state import MemoryState, check_fingerprint
-from hiermem.memory.working import WorkingMemory, chunks
-from hiermem.memory.working_config import WorkingMemoryConfig
-from hiermem.prompts import prompt_ids
+from hiermem.memory.working import WorkingMemory
 from hiermem.selfcheck import check_decoding
 from hiermem.text import encode
 
@@ -54,7 +49,6 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         summary: the parameters of the memory embeddings, float32; None where they are off.
         mamba: the Mamba heads, float32; empty where no head is replaced.
         name_or_path: what it was loaded by, a folder as an absolute path; memories name it.
-        loaded_weights: tells whether the backbone is still what its name stands for; None: it has no name.
     """
 
     def __init__(self, config: HierMemConfig, backbone: PreTrainedModel, tokenizer: Any = None) -> None:
@@ -73,10 +67,11 @@ class HierMemModel(BackboneAdapters, LanguageModel):
                 _logger.warning("NAMM scores with the network that ships for %s.", evictor.lender)
         self.mamba = self.adapter.replace_heads(config.mamba)
         self.summary = self._new_summary(config, backbone, tokenizer)
-        self.loaded_weights: WeightsDigest | None = None
+        self.loaded_weights = None
         self.post_init()
         self.generation_config = GenerationConfig()
-        check_decoding(self)
+        with self._inference():
+            check_decoding(self.reader, self.generate)
         self.generation_config = deepcopy(backbone.generation_config)
         self.generation_config.cache_implementation = None  # the memory takes its place
 
@@ -169,11 +164,6 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         """The parameters that are hiermem's own and in use, by name, contiguous and on the CPU."""
         return saving.memory_parameters(self, self.state_dict())
 
-    @property
-    def _evolved(self) -> bool:
-        """Whether NAMM's network is another than a new one."""
-        return is_evolved({f"namm.{name}": weight for name, weight in self.namm.named_parameters()})
-
     def load_memory_parameters(self, parameters: dict[str, Tensor]) -> None:
         """Take over parameters from `memory_parameters`.
 
@@ -185,16 +175,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         """
         saving.load_memory_parameters(self, parameters)
 
-    def fingerprint(self, policy: str | None = None) -> dict[str, str]:
-        """What a memory must match: backbone with its geometry and active adapters, tokenizer, dtype,
-        summaries, Mamba heads, NAMM's network.
-
-        Args:
-            policy: of the memory's working memory; the network counts where it is `namm`. None: the model's.
-        """
-        return fingerprint(self, policy or self.config.working.policy)
-
-    # ---- the two things a reader wants
+    # ---- reading and asking
 
     def read(
         self,
@@ -220,9 +201,9 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         """
         if self.tokenizer is None:
             raise InputError("This model has no tokenizer: pass one to HierMemModel, or use forward().")
-        memory = self._own(memory) if memory is not None else self.new_memory()
+        memory = self._checked(memory) if memory is not None else self.new_memory()
         with self._inference():
-            reading.read(self, source, memory, progress, checkpoint)
+            reading.read(self.reader, source, memory, progress, checkpoint)
         return memory
 
     def ask(
@@ -241,7 +222,12 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         if max_new_tokens < 1 or (top_k is not None and top_k < 0):
             raise InputError("max_new_tokens must be at least 1 and top_k must not be negative.")
         with self._inference():
-            return asking.ask(self, self._own(memory), question, top_k, max_new_tokens)
+            return asking.answered(self.reader, self.prepare(memory, question, top_k), max_new_tokens)
+
+    def prepare(self, memory: MemoryState, question: str, top_k: int | None = None) -> asking.PreparedPrompt:
+        """The prompt that `ask` answers: recalled passages and the question; ``memory`` stays as it is."""
+        k = self.config.longterm.top_k if top_k is None else top_k
+        return asking.prepare(self.reader, self._checked(memory), question, self.config.asking, k)
 
     def new_memory(self) -> MemoryState:
         """The memory of a document of which nothing has been read."""
@@ -262,7 +248,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
             for module in training:
                 module.training = True
 
-    def _own(self, memory: MemoryState) -> MemoryState:
+    def _checked(self, memory: MemoryState) -> MemoryState:
         if not isinstance(memory, MemoryState):
             raise InputError(
                 f"A memory is what read() returns or MemoryState.load() loads, not {type(memory).__name__}."
@@ -278,92 +264,26 @@ class HierMemModel(BackboneAdapters, LanguageModel):
             f"{self.device}, policy {working.policy}, budget {working.budget}; see backbone for its modules)"
         )
 
-    # ---- what reading and asking are made of
-
-    @property
-    def vocabulary(self) -> int:
-        """How many tokens the backbone knows."""
-        return int(self.backbone.get_input_embeddings().weight.shape[0])
-
-    def new_working_memory(
-        self,
-        config: WorkingMemoryConfig,
-        batch: int = 1,
-        *,
-        recurrent: bool = False,
-        segment: int | None = None,
-    ) -> WorkingMemory:
-        """An empty working memory for this backbone.
-
-        Args:
-            recurrent: whether segments hand on their memory embeddings, where the model makes them.
-            segment: tokens of a segment; None: as configured.
-        """
-        recurrence = None
-        if recurrent and self.summary is not None:
-            recurrence = SegmentRecurrence(self.summary, segment or self.config.segment, batch, self.device)
-        return self.adapter.new_memory(config, batch, self.namm, recurrence)
-
-    def replace_heads(self, config: MambaConfig) -> None:
-        """Put Mamba heads, still untrained, in the place of attention heads (RecurFormer).
-
-        Raises:
-            InputError: there are no such heads, or no others would be left.
-        """
-        self.mamba = self.adapter.replace_heads(config).to(self.device)
-        self.config.mamba = config
-
-    def new_recurrent_memory(self, batch: int = 1) -> WorkingMemory:
-        """The same as configured, handing on memory embeddings where the model makes them."""
-        return self.new_working_memory(self.config.working, batch, recurrent=True)
-
-    def summarise(self, text: str) -> Tensor:
-        """The summary S ``[m, d]`` of a question (HMT section 3.1); one longer than a segment is cut."""
-        assert self.summary is not None
-        return self._summary(self.summary.summary_prompt, text)
-
-    def embed(self, text: str) -> Tensor:
-        """The memory embeddings ``[m, d]`` of a text as of a document's first segment, positions without
-        gaps; one longer than a segment is cut."""
-        assert self.summary is not None
-        return self._summary(self.summary.first_prompt, text)
-
-    def _summary(self, prompt: SoftPrompt, text: str) -> Tensor:
-        assert self.summary is not None
-        ids = prompt_ids(self.tokenizer, text)[:, : self.config.segment]
-        return self.adapter.summary(self.summary, prompt, ids.to(self.device), [ids.shape[1]])[0]
+    # ---- reading below documents
 
     def read_ids(self, memory: WorkingMemory, ids: Tensor) -> Tensor:
-        """Read ``ids [1, n]`` without computing logits; returns the last chunk's states ``[1, Q, width]``.
-
-        Raises:
-            NonFiniteError: the backbone produced NaN or infinity; the place is named.
-        """
-        for at, take in chunks(memory, [ids.shape[1]], self.config.chunk):
-            hidden = self.adapter.read_chunk(memory, ids[:, at : at + take], [take])
-            if not hidden.isfinite().all():
-                end = memory.num_tokens[0]
-                raise NonFiniteError(
-                    f"The backbone's states of tokens {end - take} to {end} are not finite: read with dtype "
-                    f"float32, or leave that passage out."
-                )
-        return hidden
+        """Read ``ids [1, n]``; returns the last chunk's final hidden states (`Reader.read`)."""
+        return self.reader.read(memory, ids)
 
     def continue_from(self, memory: WorkingMemory, ids: Tensor, max_new_tokens: int) -> tuple[str, bool]:
         """Greedy continuation of ``ids [1, n]`` after what ``memory`` holds; ``memory`` moves on.
 
-        What the checkpoint sets for `generate` plays no part but for its end tokens. A phrase that comes
-        again and again is kept once (`hiermem.decoding`).
-
-        Returns the text, and whether it ended by itself.
+        Returns the text, and whether it ended by itself (`Reader.greedy`).
         """
-        ends = decoding.end_tokens(self.generation_config, self.config, self.tokenizer)
-        new, ended = decoding.greedy(self.adapter, memory, ids, ends, max_new_tokens, self.config.chunk)
-        return str(self.tokenizer.decode(new, skip_special_tokens=True)), ended
+        return self.reader.continue_from(memory, ids, max_new_tokens)
 
-    def to_device(self, tensor: Tensor) -> Tensor:
-        """The tensor where the model computes."""
-        return tensor.to(self.device)
+    def summarise(self, text: str) -> Tensor:
+        """Summary ``[m, d]`` of a question (`Reader.summarise`)."""
+        return self.reader.summarise(text)
+
+    def embed(self, text: str) -> Tensor:
+        """Memory embeddings ``[m, d]`` of a text (`Reader.embed`)."""
+        return self.reader.embed(text)
 
 
 AutoModelForCausalLM.register(HierMemConfig, HierMemModel)

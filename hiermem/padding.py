@@ -1,20 +1,33 @@
-"""Where the tokens of texts lie in a batch: padding on any side, and several texts packed into a row."""
+"""Places of texts' tokens in a batch: padding on any side, and several texts packed into a row.
 
-from collections.abc import Sequence
+Dimension names: B rows of an input, N its columns, T texts, L tokens of the longest, q columns of a block.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
 
-Blocks = list[tuple[int, Tensor]]
-"""What was computed of left-aligned texts ``[T, n, width]``, block by block, each with its first column."""
+
+class Block(NamedTuple):
+    """Values that were computed of some columns of left-aligned texts.
+
+    Attributes:
+        first: the first of the columns.
+        values: states or logits, ``[T, q, width]``.
+    """
+
+    first: int
+    values: Tensor
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How T texts of up to L tokens lie in an input ``[B, N]``.
+    """Places of T texts of up to L tokens in an input ``[B, N]``.
 
     Attributes:
         shape: B and N.
@@ -36,7 +49,7 @@ class Layout:
         """The texts ``[T, L]``, each from column 0 on."""
         return input_ids if self.source is None else input_ids.flatten()[self.source.to(input_ids.device)]
 
-    def wanted(self, keep: int) -> tuple[Tensor, Tensor]:
+    def places(self, keep: int) -> tuple[Tensor, Tensor]:
         """Text and token of the last ``keep`` columns of the input, or of all, ``[B, keep or N]`` each."""
         B, N = self.shape
         if self.row is None or self.column is None:
@@ -45,25 +58,25 @@ class Layout:
             ]
         return self.row[:, -keep:], self.column[:, -keep:]
 
-    def take(self, blocks: Blocks, wanted: tuple[Tensor, Tensor]) -> Tensor:
-        """What was computed at the wanted places, ``[B, keep or N, width]``."""
-        first = blocks[0][0]
-        found = blocks[0][1] if len(blocks) == 1 else torch.cat([block for _, block in blocks], dim=1)
+    def take(self, blocks: Iterable[Block], places: tuple[Tensor, Tensor]) -> Tensor:
+        """Values at these places, ``[B, keep or N, width]``, from blocks that follow one another."""
+        first, *others = blocks
+        values = torch.cat((first.values, *(block.values for block in others)), 1) if others else first.values
         if self.source is None:
-            return found
-        row, column = (index.to(found.device) for index in wanted)
-        return found[row, column - first]
+            return values
+        row, column = (index.to(values.device) for index in places)
+        return values[row, column - first.first]
 
 
 def layout_of(
-    input_ids: Tensor, mask: Tensor | None, positions: Tensor | None, seen: Sequence[int] | None
+    input_ids: Tensor, mask: Tensor | None, positions: Tensor | None, num_tokens: Sequence[int] | None
 ) -> Layout:
-    """How the texts lie in ``input_ids [B, N]``.
+    """The layout of the texts in ``input_ids [B, N]``.
 
     Args:
         mask: ``[B, N]`` or longer, of which the last N columns count; 0 marks padding.
         positions: of each token in its text, ``[N]`` or ``[B, N]``; None: each row is one text.
-        seen: tokens of each row that were read before; None: none.
+        num_tokens: of each row, read before; None: none.
 
     Raises:
         InputError: positions neither count on from what was read nor, in several texts in a row, from 0.
@@ -74,9 +87,9 @@ def layout_of(
         if positions.shape[-1] != N or positions.ndim > 2 or positions.shape[0] not in (1, B, N):
             raise InputError(f"position_ids must be of shape [{B}, {N}], not {list(positions.shape)}.")
         positions = positions.cpu().expand(B, N)
-        before = torch.tensor(seen or [0] * B).view(-1, 1)
+        before = torch.tensor(num_tokens or [0] * B).view(-1, 1)
         if not torch.equal(positions[real], (before + real.cumsum(1) - 1)[real]):
-            return _packed(real, positions, fresh=not any(seen or []))
+            return _packed(real, positions, fresh=not any(num_tokens or []))
     lengths = real.sum(1).tolist()
     if all(length == N for length in lengths):
         return Layout((B, N), lengths)

@@ -50,8 +50,8 @@ class Source:
     text: str
 
 
-class Asked:
-    """The units of a question that say what it is about; all of them where it has no others.
+class QueryTerms:
+    """Units of a question that tell what it is about: all but function words, unless it has no others.
 
     Args:
         key: the search key of the memory, with its statistics.
@@ -70,8 +70,8 @@ class Asked:
         """BM25's count of each of the question's units in ``text``, and the length of all of its counts."""
         ids, counts = self.key.units(text)
         values = self.key.saturated(counts)
-        known = dict(zip(ids.tolist(), values.tolist(), strict=True))
-        return np.array([known.get(unit, 0.0) for unit in self.ids]), float(np.linalg.norm(values))
+        of_unit = dict(zip(ids.tolist(), values.tolist(), strict=True))
+        return np.array([of_unit.get(unit, 0.0) for unit in self.ids]), float(np.linalg.norm(values))
 
     def are_in(self, text: str) -> bool:
         """Whether ``text`` has one of the units."""
@@ -82,12 +82,12 @@ class Asked:
         return self.key.knows(self.ids) or (record is not None and self.are_in(record.text))
 
 
-def with_forms(asked: Asked, question: str, records: Sequence[SegmentRecord]) -> str:
+def with_forms(terms: QueryTerms, question: str, records: Sequence[SegmentRecord]) -> str:
     """A question of which no word stands in the document, with the forms of its words that do."""
-    version = asked.key.config.version
-    wanted = set(words(question, version)) - set(words(FUNCTION_WORDS, version))
-    known = set(chain.from_iterable(words(record.text, version) for record in records))
-    forms = [word for word in sorted(known) if any(are_forms(word, own) for own in wanted)]
+    version = terms.key.config.version
+    query = set(words(question, version)) - set(words(FUNCTION_WORDS, version))
+    document = set(chain.from_iterable(words(record.text, version) for record in records))
+    forms = [word for word in sorted(document) if any(are_forms(word, term) for term in query)]
     return " ".join([question, *forms])
 
 
@@ -119,7 +119,7 @@ class _Stretch:
 def select(
     hits: Sequence[Hit],
     records: Sequence[SegmentRecord],
-    asked: Asked,
+    terms: QueryTerms,
     characters: int,
     least_score: float,
 ) -> list[Source]:
@@ -127,7 +127,7 @@ def select(
 
     Args:
         records: all of the document.
-        asked: the question, under the statistics of the memory.
+        terms: the question, under the statistics of the memory.
         characters: length of all passages together; 0 takes whole segments.
         least_score: units below this share of the best score are left out.
     """
@@ -136,13 +136,13 @@ def select(
         return [
             Source(hit.segment, hit.record.start, hit.record.end, hit.score, text)
             for hit, text in whole
-            if asked.are_in(text)
+            if terms.are_in(text)
         ]
     stretches = list(_stretches(hits, records))
     units = [(stretch, unit) for stretch in stretches for unit in stretch.units]
     if not units:
         return []
-    fits = _fits(units, asked)
+    fits = _fits(units, terms)
     chosen = _best(fits, units, characters, least_score)
     sources = []
     for _, run in groupby(enumerate(chosen), lambda pair: (pair[1] - pair[0], id(units[pair[1]][0]))):
@@ -165,25 +165,25 @@ def _stretches(hits: Sequence[Hit], records: Sequence[SegmentRecord]) -> Iterato
         yield _Stretch(members, members[0].record.start - len(before), text)
 
 
-def _fits(units: Sequence[tuple[_Stretch, Unit]], asked: Asked) -> NDArray[np.float64]:
-    """How well each unit fits the question, ``[U]``; a header by itself fits nothing.
+def _fits(units: Sequence[tuple[_Stretch, Unit]], terms: QueryTerms) -> NDArray[np.float64]:
+    """Fit of each unit to the question, ``[U]``; a header by itself fits nothing.
 
     A row has the words of its header as well, but by their rarity among the units alone: where the header is
     in one segment of many, its words are rare in the document and say nothing of its rows.
     """
-    own = [asked.saturated(stretch.text[unit.start : unit.end]) for stretch, unit in units]
-    over: dict[_Place, NDArray[np.float64]] = {}
+    matches = [terms.saturated(stretch.text[unit.start : unit.end]) for stretch, unit in units]
+    of_header: dict[_Place, NDArray[np.float64]] = {}
     for stretch, unit in units:
-        if unit.header and _place(stretch, unit) not in over:
-            over[_place(stretch, unit)] = asked.saturated(stretch.text[slice(*unit.header)])[0]
-    none = np.zeros(len(asked.ids))
-    counts = np.stack([values for values, _ in own])
-    inherited = np.stack([over.get(_place(stretch, unit), none) for stretch, unit in units])
+        if unit.header and _place(stretch, unit) not in of_header:
+            of_header[_place(stretch, unit)] = terms.saturated(stretch.text[slice(*unit.header)])[0]
+    none = np.zeros(len(terms.ids))
+    counts = np.stack([values for values, _ in matches])
+    inherited = np.stack([of_header.get(_place(stretch, unit), none) for stretch, unit in units])
     inherited[counts > 0] = 0
     rarity = idf(((counts + inherited) > 0).sum(0), len(units))
-    weights = asked.weights * rarity
+    weights = terms.weights * rarity
     scores = counts @ weights + inherited @ np.minimum(weights, rarity)
-    fits = scores / np.maximum([length for _, length in own], _SHORTEST_KEY)
+    fits = scores / np.maximum([length for _, length in matches], _SHORTEST_KEY)
     fits[[unit.is_header for _, unit in units]] = 0
     return np.asarray(fits, np.float64)
 
@@ -204,15 +204,15 @@ def _best(
             break
         if chosen and sizes[index] > room:
             continue
-        over = headers.get(_place(*units[index]), index)
+        header = headers.get(_place(*units[index]), index)
         chosen.add(index)
         room -= sizes[index]
-        if over not in chosen and sizes[over] <= room:
-            chosen.add(over)
-            room -= sizes[over]
+        if header not in chosen and sizes[header] <= room:
+            chosen.add(header)
+            room -= sizes[header]
     return sorted(chosen)
 
 
 def _place(stretch: _Stretch, unit: Unit) -> _Place:
-    """What units under the same header share."""
+    """Key that units under the same header share."""
     return id(stretch), unit.header

@@ -92,7 +92,7 @@ class PlainBackend:
         return self.encode("".join([*parts, text[done:]]))[0]
 
     def _pattern(self, piece: str) -> re.Pattern[str] | None:
-        """What finds the control tokens of a piece of a template: at each place the longest."""
+        """A pattern that finds the control tokens of a piece of a template: at each place the longest."""
         names = sorted((name for name in self._control if name in piece), key=len, reverse=True)
         words = [(re.escape(name), self._control[name][1].single_word) for name in names]
         alone = [rf"(?<!\w){word}(?!\w)" if single else word for word, single in words]

@@ -7,12 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from hiermem.memory.working import WorkingMemory
 from hiermem.templates import frame
-from hiermem.text import encode, encode_template, from_beginning
+from hiermem.text import encode
 
 _HEADING = "Passages:\n\n"
 
@@ -24,7 +20,7 @@ class PromptText:
     Attributes:
         before, after: what the chat template wrote around the content.
         content: passages and question.
-        lead: how the answer begins.
+        lead: beginning of the answer.
     """
 
     content: str
@@ -35,19 +31,23 @@ class PromptText:
     def __str__(self) -> str:
         return self.before + self.content + self.after + self.lead
 
-    def ids(self, tokenizer: Any) -> list[int]:
-        """Its tokens, of which only those of the template may be control tokens."""
-        begins = len(self.before)
-        ends = begins + len(self.content)
-        ours = (range(begins), range(ends, ends + len(self.after)))
-        return encode_template(tokenizer, str(self), ours)
+    def ids(self, tokenizer: Any, *, begins: bool = False) -> list[int]:
+        """Its token ids, of which only those of the template may be control tokens.
+
+        Args:
+            begins: whether nothing is read before it.
+        """
+        start = len(self.before)
+        end = start + len(self.content)
+        template = (range(start), range(end, end + len(self.after)))
+        return encode(tokenizer, str(self), begins=begins, template=template)
 
 
 def prompt_text(tokenizer: Any, passages: Sequence[str], question: str, instruction: str) -> PromptText:
     """Passages, then the question; in the tokenizer's chat template if it has one."""
     if getattr(tokenizer, "chat_template", None):
-        asked = [f"Question: {question}\n{instruction}".strip()] if passages else [question]
-        content = "\n\n".join([*passages, *asked])
+        last = f"Question: {question}\n{instruction}".strip() if passages else question
+        content = "\n\n".join([*passages, last])
         return PromptText(_HEADING + content if passages else content, *frame(tokenizer))
     return PromptText("\n\n".join([*passages, f"Question: {question}\nAnswer:"]))
 
@@ -57,14 +57,7 @@ def split_prompt(tokenizer: Any, text: str, question: str, instruction: str) -> 
     whole = prompt_text(tokenizer, [text], question, instruction)
     if not text:
         return PromptText(""), whole
-    begins = len(_HEADING) if whole.content.startswith(_HEADING) else 0
-    end = whole.content.index(text, begins) + len(text)
+    start = len(_HEADING) if whole.content.startswith(_HEADING) else 0
+    end = whole.content.index(text, start) + len(text)
     first = replace(whole, content=whole.content[:end], after="")
     return first, replace(whole, before="", content=whole.content[end:])
-
-
-def prompt_ids(tokenizer: Any, prompt: PromptText | str, working: WorkingMemory | None = None) -> Tensor:
-    """Ids ``[1, n]`` of a prompt; where nothing was read before it, it begins as every text does."""
-    ids = encode(tokenizer, prompt) if isinstance(prompt, str) else prompt.ids(tokenizer)
-    follows = working is not None and any(working.num_tokens)
-    return torch.tensor([ids if follows else from_beginning(tokenizer, ids)])

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,17 +14,15 @@ from hiermem.errors import InputError, NonFiniteError
 from hiermem.memory.longterm import SegmentRecord
 from hiermem.memory.state import MemoryState, Moment
 from hiermem.progress import progress_bar
+from hiermem.reader import Reader
 from hiermem.text import MARGIN, TokenBlock, beginning, decoded, stream_tokens
-
-if TYPE_CHECKING:
-    from hiermem.model import HierMemModel
 
 DocumentInput = str | os.PathLike[str] | Tensor | np.ndarray | Sequence[int] | Iterable[str]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens of one chunk with the characters they cover.
+    """Tokens of one chunk with the characters that they cover.
 
     Attributes:
         ids: token ids, at most one chunk of them.
@@ -40,7 +38,7 @@ class Piece:
 
 
 def read(
-    model: "HierMemModel",
+    reader: Reader,
     source: DocumentInput,
     memory: MemoryState,
     progress: bool,
@@ -56,10 +54,10 @@ def read(
     elif isinstance(source, str):
         warn_of_name(source)
     before, total = memory.tokens, len(source) if isinstance(source, str) else None
-    blocks, moment = _blocks(model.tokenizer, source, memory), memory.moment
+    blocks, moment = _blocks(reader.tokenizer, source, memory), memory.moment
     with progress_bar("reading", total, "char", progress) as bar:
-        for piece in _pieces(blocks, model.config.chunk, memory.segment, before):
-            moment = _after(model, moment, piece, memory.segment)
+        for piece in _pieces(blocks, reader.chunk, memory.segment, before):
+            moment = _read_piece(reader, moment, piece, memory.segment)
             bar.update(len(piece.text) if total is not None else 0)
             bar.set_postfix(tokens=moment.tokens, segments=len(moment.longterm), refresh=False)
             if piece.whole:
@@ -126,12 +124,12 @@ def _pieces(blocks: Iterable[TokenBlock], chunk: int, segment: int, position: in
         yield Piece(ids, start, text, whole=True)
 
 
-def _after(model: "HierMemModel", moment: Moment, piece: Piece, segment: int) -> Moment:
-    """What the memories hold after one more piece; ``moment`` stays as it is."""
+def _read_piece(reader: Reader, moment: Moment, piece: Piece, segment: int) -> Moment:
+    """The content of the memories after one more piece; ``moment`` stays as it is."""
     first, moment = moment.tokens, moment.copy()
     working, longterm = moment.working, moment.longterm
     try:
-        model.read_ids(working, torch.tensor([piece.ids], device=model.device))
+        reader.read(working, torch.tensor([piece.ids], device=reader.device))
     except NonFiniteError as error:
         raise NonFiniteError(f"Segment {first // segment} cannot be read. {error}") from error
     record = _extended(longterm.open, piece, first)
@@ -153,7 +151,7 @@ def _extended(record: SegmentRecord | None, piece: Piece, first: int) -> Segment
 
 
 def _embedding(moment: Moment) -> Tensor | None:
-    """What the segment that has just ended left behind, on the CPU."""
+    """Memory embeddings of the segment that has just ended, on the CPU; None where none are made."""
     recurrence = moment.working.recurrence
     if recurrence is None:
         return None

@@ -6,58 +6,55 @@ but takes a reading of each: so only a few are read, and only where scores leave
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
 
 from hiermem.errors import NonFiniteError
-from hiermem.likelihood import last_logits
 from hiermem.memory.longterm import Hit
+from hiermem.reader import Reader
 from hiermem.text import encode, from_beginning
-
-if TYPE_CHECKING:
-    from hiermem.model import HierMemModel
 
 WEIGHT = 1.0
 """Nats that a unit of the score counts; chosen for the lexical search key (docs/lab-notes.md)."""
 
 PREFIX = "\n\nQuestion:"
-"""What stands between a segment and the question, and where a small model asks itself the next one."""
+"""Words between a segment and the question; a small model asks itself the next question by them."""
 
 
-def is_close(hits: Sequence[Hit], wanted: int, margin: float) -> bool:
-    """Whether the last one wanted of ``hits``, best first, leads the next by less than a share of its score.
+def is_close(hits: Sequence[Hit], top_k: int, margin: float) -> bool:
+    """Whether the last of the ``top_k`` best ``hits`` leads the next by less than a share of its score.
 
     Args:
+        hits: best first.
         margin: that share.
     """
-    if not 0 < wanted < len(hits):
+    if not 0 < top_k < len(hits):
         return False
-    last, following = hits[wanted - 1].score, hits[wanted].score
+    last, following = hits[top_k - 1].score, hits[top_k].score
     return last - following < margin * abs(last)
 
 
-def reranked(model: "HierMemModel", hits: Sequence[Hit], question: str) -> list[Hit]:
+def reranked(reader: Reader, hits: Sequence[Hit], question: str) -> list[Hit]:
     """The same hits, best first by score and log-likelihood of the question together; scores stay.
 
     Raises:
         NonFiniteError: a likelihood is NaN or infinite.
     """
-    fits = [WEIGHT * hit.score + _log_likelihood(model, hit.record.text, question) for hit in hits]
+    fits = [WEIGHT * hit.score + _log_likelihood(reader, hit.record.text, question) for hit in hits]
     if not all(map(math.isfinite, fits)):
         raise NonFiniteError("The likelihood of the question is not finite: load the model in float32.")
     return [hits[place] for place in sorted(range(len(hits)), key=lambda place: -fits[place])]
 
 
 @torch.no_grad()
-def _log_likelihood(model: "HierMemModel", text: str, question: str) -> float:
+def _log_likelihood(reader: Reader, text: str, question: str) -> float:
     """Of the question after the text, in nats, by the backbone with full attention and all its own heads."""
-    asked, prefix, segment = (
-        encode(model.tokenizer, part) for part in (f" {question.strip()}", PREFIX, text.strip())
+    query, prefix, segment = (
+        encode(reader.tokenizer, part) for part in (f" {question.strip()}", PREFIX, text.strip())
     )
-    room = max(model.adapter.trained_range - len(asked) - len(prefix), 0)
-    before = from_beginning(model.tokenizer, [*segment[:room], *prefix])
-    ids = model.to_device(torch.tensor([[*before, *asked[:-1]]]))
-    logits = last_logits(model, model.adapter.whole_memory(), ids, len(asked))
-    return -float(F.cross_entropy(logits, model.to_device(torch.tensor(asked)), reduction="sum"))
+    room = max(reader.adapter.trained_range - len(query) - len(prefix), 0)
+    context = from_beginning(reader.tokenizer, [*segment[:room], *prefix])
+    ids = torch.tensor([[*context, *query]], device=reader.device)
+    logits = reader.logits(reader.adapter.whole_memory(), ids[:, :-1], len(query))[0]
+    return -float(F.cross_entropy(logits, ids[0, len(context) :], reduction="sum"))

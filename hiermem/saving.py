@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -41,13 +41,11 @@ from hiermem.loading import (
 from hiermem.memory.policies import NammPolicy
 from hiermem.model_files import read_json
 from hiermem.model_folder import CARD, SEAL, check, finish, replacing
+from hiermem.pretrained import HierMemPreTrainedModel
 from hiermem.retrieval.files import is_memory
 
-if TYPE_CHECKING:
-    from hiermem.model import HierMemModel
-
 _log = logging.getLogger(__name__)
-_Model = TypeVar("_Model", bound="HierMemModel")
+_Model = TypeVar("_Model", bound=HierMemPreTrainedModel)
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _BACKBONE = "backbone"
@@ -92,15 +90,15 @@ def load(
     if (saved := saved_model(str(folder))) is not None:
         if "revision" in options.hub:
             raise InputError(f"The model at {folder} has no revisions: leave revision out.")
-        own = options.without("subfolder")
+        saved_options = options.without("subfolder")
     else:
         options = as_reachable(name, options)
-        saved, own = saved_on_hub(name, options), options.without("revision")
+        saved, saved_options = saved_on_hub(name, options), options.without("revision")
     if saved is None:
         name = str(folder.resolve()) if local else name  # a saved model must find its backbone from anywhere
         model = _from_backbone(kind, name, config, options.without("subfolder") if local else options)
     else:
-        model = _from_saved(kind, saved, config, own)
+        model = _from_saved(kind, saved, config, saved_options)
     model.name_or_path = str(folder.resolve()) if local else name
     return model.eval()
 
@@ -147,10 +145,10 @@ def _from_saved(
         elif config.evictor != NONE:  # the network that is saved gives way to the one that is asked for
             parameters = {n: t for n, t in parameters.items() if not n.startswith("namm.")}
         if _holds_backbone(folder):
-            own = AutoConfig.from_pretrained(
+            backbone_config = AutoConfig.from_pretrained(
                 folder / _BACKBONE, trust_remote_code=options.trust_remote_code, local_files_only=True
             )
-            backbone, tokenizer = load_backbone(str(folder), options, own)
+            backbone, tokenizer = load_backbone(str(folder), options, backbone_config)
             model = _around(kind, backbone, tokenizer, config, saved.backbone, options)
             model.loaded_weights = None  # the folder may be replaced: it is saved whole again
         else:
@@ -165,7 +163,7 @@ def _from_saved(
             )
             model = _from_backbone(kind, saved.backbone, config, as_reachable(saved.backbone, named))
             _say_where_from(model, folder)
-        model.load_memory_parameters(parameters)
+        load_memory_parameters(model, parameters)
         lora.load_adapters(model.backbone, folder)
         if (folder / "tokenizer_config.json").is_file():
             model.tokenizer = load_tokenizer(folder, LoadOptions(trust_remote_code=options.trust_remote_code))
@@ -174,11 +172,11 @@ def _from_saved(
     return model
 
 
-def _say_where_from(model: "HierMemModel", folder: Path) -> None:
+def _say_where_from(model: HierMemPreTrainedModel, folder: Path) -> None:
     """Warn where a folder's word leads to a backbone elsewhere that is not known to be the one it means."""
     name, digest = model.config.backbone, model.loaded_weights
-    known = read_json(folder / "config.json").get(_SAMPLE)
-    if os.path.isabs(name) and (digest is None or known != digest.sample):
+    sample = read_json(folder / "config.json").get(_SAMPLE)
+    if os.path.isabs(name) and (digest is None or sample != digest.sample):
         _log.warning(
             f"The model at {folder} takes its backbone from {name}, which is not known to be the one that it "
             f"was saved with; if it is, save the model again."
@@ -227,19 +225,21 @@ def _memory_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 # ---- the memory's parameters
 
 
-def memory_parameters(model: "HierMemModel", state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def memory_parameters(model: HierMemPreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The parameters in ``state`` that are hiermem's own and in use, by name, contiguous and on the CPU."""
     others = (f"{_BACKBONE}.", *_switched_off(model))
     return {name: t.detach().cpu().contiguous() for name, t in state.items() if not name.startswith(others)}
 
 
-def load_memory_parameters(model: "HierMemModel", parameters: Mapping[str, Tensor]) -> None:
+def load_memory_parameters(model: HierMemPreTrainedModel, parameters: Mapping[str, Tensor]) -> None:
     """Take over parameters from `memory_parameters`; see there."""
     off = _switched_off(model)
     parameters = {name: t for name, t in parameters.items() if not name.startswith(off)}
-    own = model.memory_parameters()
-    wrong = set(own) ^ set(parameters)
-    wrong |= {name for name in own.keys() & parameters.keys() if own[name].shape != parameters[name].shape}
+    expected = memory_parameters(model, model.state_dict())
+    wrong = set(expected) ^ set(parameters)
+    wrong |= {
+        name for name in expected.keys() & parameters.keys() if expected[name].shape != parameters[name].shape
+    }
     later = ("summary.search_", "namm.")
     wrong -= {name for name in wrong if name.startswith(later) and name not in parameters}
     if wrong:
@@ -248,19 +248,20 @@ def load_memory_parameters(model: "HierMemModel", parameters: Mapping[str, Tenso
             f"differ): leave the configuration out, or take the one that was saved."
         )
     for name, tensor in parameters.items():
-        if own[name].is_floating_point() != tensor.is_floating_point() or not tensor.isfinite().all():
+        if expected[name].is_floating_point() != tensor.is_floating_point() or not tensor.isfinite().all():
             raise InputError(f"The saved memory parameter {name} holds no finite numbers: {_REMEDY}.")
     model.load_state_dict(dict(parameters), strict=False)
 
 
-def _switched_off(model: "HierMemModel") -> tuple[str, ...]:
+def _switched_off(model: HierMemPreTrainedModel) -> tuple[str, ...]:
     """Beginnings of the names of parameters that the model's configuration does not use."""
+    network: dict[str, Tensor] = {f"namm.{name}": weight for name, weight in model.namm.named_parameters()}
     used = {
         "summary.": model.summary is not None,
         "mamba.": bool(model.mamba.groups),
-        "namm.": model.config.working.policy == NammPolicy.name or model._evolved,
+        "namm.": model.config.working.policy == NammPolicy.name or is_evolved(network),
     }
-    return tuple(name for name, wanted in used.items() if not wanted)
+    return tuple(name for name, is_used in used.items() if not is_used)
 
 
 # ---- saving
@@ -279,20 +280,20 @@ class PushOptions:
     create_pr: bool = False
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> "PushOptions":
+    def of(cls, arguments: Mapping[str, Any]) -> "PushOptions":
         """The options of a call, by their names.
 
         Raises:
             InputError: one is unknown.
         """
-        for unknown in given.keys() - {option.name for option in fields(cls)}:
+        for unknown in arguments.keys() - {option.name for option in fields(cls)}:
             raise InputError(f"save_pretrained() has no option {unknown!r}: leave it out.")
-        return cls(**given)
+        return cls(**arguments)
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """What of a model is saved.
+    """Content of a saved model.
 
     Attributes:
         tensors: of `model.safetensors`, by name.
@@ -306,7 +307,7 @@ class _Parts:
 
 
 def save(
-    model: "HierMemModel",
+    model: HierMemPreTrainedModel,
     save_directory: str | os.PathLike[str],
     state_dict: Mapping[str, Tensor] | None,
     max_shard_size: int | str,
@@ -351,9 +352,11 @@ def push(folder: str | os.PathLike[str], options: PushOptions) -> str:
     return str(done.commit_url)
 
 
-def save_and_push(model: "HierMemModel", repo_id: str, max_shard_size: int | str, given: Any) -> str:
+def save_and_push(
+    model: HierMemPreTrainedModel, repo_id: str, max_shard_size: int | str, arguments: Any
+) -> str:
     """Upload a model without keeping a copy; see `HierMemModel.push_to_hub`."""
-    options = PushOptions.of({"repo_id": repo_id, **given})
+    options = PushOptions.of({"repo_id": repo_id, **arguments})
     before = model.name_or_path
     with TemporaryDirectory() as folder:
         save(model, folder, None, max_shard_size)
@@ -382,23 +385,23 @@ def check_target(folder: Path) -> None:
         raise foreign
 
 
-def _parts(model: "HierMemModel", state: Mapping[str, Tensor]) -> _Parts:
+def _parts(model: HierMemPreTrainedModel, state: Mapping[str, Tensor]) -> _Parts:
     prefix = f"{_BACKBONE}."
     backbone = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-    own, adapters = lora.split(model.backbone, backbone)
+    weights, adapters = lora.split(model.backbone, backbone)
     loaded = model.loaded_weights
-    whole = loaded is None or loaded.changed(own)
+    whole = loaded is None or loaded.changed(weights)
     tensors = memory_parameters(model, state)
     tensors |= {prefix + name: tensor.detach() for name, tensor in adapters.items()}
     if whole:
-        _check_whole(model.backbone, own)
-        tensors |= {prefix + name: t.detach() for name, t in _untied(model.backbone, own).items()}
+        _check_whole(model.backbone, weights)
+        tensors |= {prefix + name: t.detach() for name, t in _untied(model.backbone, weights).items()}
     return _Parts(tensors, whole, backbone)
 
 
-def _check_whole(backbone: PreTrainedModel, own: Mapping[str, Tensor]) -> None:
+def _check_whole(backbone: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
     """Refuse to save a changed backbone that is not all here, or not in numbers that can be saved."""
-    if not own or any(is_elsewhere(tensor) for tensor in own.values()):
+    if not weights or any(is_elsewhere(tensor) for tensor in weights.values()):
         raise InputError(
             "The backbone was changed and its weights are not all here: gather them, or give state_dict."
         )
@@ -408,9 +411,11 @@ def _check_whole(backbone: PreTrainedModel, own: Mapping[str, Tensor]) -> None:
             "without quantization_config before it is changed."
         )
     with torch.device("meta"):
-        made = type(backbone)(copy.deepcopy(backbone.config)).state_dict()
-    wrong = sorted(own.keys() ^ made.keys())
-    wrong += sorted(name for name in own.keys() & made.keys() if own[name].shape != made[name].shape)
+        fresh = type(backbone)(copy.deepcopy(backbone.config)).state_dict()
+    wrong = sorted(weights.keys() ^ fresh.keys())
+    wrong += sorted(
+        name for name in weights.keys() & fresh.keys() if weights[name].shape != fresh[name].shape
+    )
     if wrong:
         raise InputError(
             f"The backbone is not what its configuration makes ({', '.join(wrong[:3])} differ), and could "
@@ -418,18 +423,20 @@ def _check_whole(backbone: PreTrainedModel, own: Mapping[str, Tensor]) -> None:
         )
 
 
-def _untied(backbone: PreTrainedModel, own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights without those that are another one under a second name, which loading ties again."""
+def _untied(backbone: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights without second names of the same ones, which loading ties again."""
     tied = getattr(backbone, "all_tied_weights_keys", None) or {}
-    second = {name for name, first in tied.items() if name in own and _same(own[name], own.get(first))}
-    return {name: tensor for name, tensor in own.items() if name not in second}
+    repeated = {
+        name for name, first in tied.items() if name in weights and _same(weights[name], weights.get(first))
+    }
+    return {name: tensor for name, tensor in weights.items() if name not in repeated}
 
 
-def _same(one: Tensor, other: Tensor | None) -> bool:
-    return other is not None and one.data_ptr() == other.data_ptr() and one.shape == other.shape
+def _same(first: Tensor, second: Tensor | None) -> bool:
+    return second is not None and first.data_ptr() == second.data_ptr() and first.shape == second.shape
 
 
-def _write_config(model: "HierMemModel", staging: Path) -> None:
+def _write_config(model: HierMemPreTrainedModel, staging: Path) -> None:
     values = {
         **model.config.to_dict(),
         "architectures": [_AUTO_MAP["AutoModelForCausalLM"].partition(".")[2]],

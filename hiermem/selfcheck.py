@@ -1,6 +1,7 @@
 """Whether this version of transformers decodes through the memory: tried once per kind of backbone."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import transformers
@@ -8,9 +9,7 @@ import transformers
 from hiermem.cache import CACHE_NAME, BackboneCache
 from hiermem.errors import BackboneUnsupportedError
 from hiermem.memory.working import WorkingMemory
-
-if TYPE_CHECKING:
-    from hiermem.model import HierMemModel
+from hiermem.reader import Reader
 
 PROMPT = (1, 2, 3)
 TOLERANCE = 0.1
@@ -19,48 +18,49 @@ TOLERANCE = 0.1
 _checked: set[type] = set()
 
 
-def check_decoding(model: "HierMemModel") -> None:
-    """Decode two tokens through `generate` and compare their logits with those of one pass over them all.
+def check_decoding(reader: Reader, generate: Callable[..., Any]) -> None:
+    """Decode two tokens through ``generate`` and compare their logits with those of one pass over them all.
 
     A version of transformers that hands on the cache by a name that is not known here would let every token
     begin an empty memory, with answers that look like answers.
 
+    Args:
+        generate: transformers' own, of the model that ``reader`` belongs to.
+
     Raises:
         BackboneUnsupportedError: the logits differ, or tokens did not reach the memory.
     """
-    kind = type(model.backbone)
+    kind = type(reader.adapter.model)
     if kind in _checked:
         return
-    memory = model.adapter.whole_memory()
+    memory = reader.adapter.whole_memory()
     try:
-        error = _error(model, memory)
+        error = _error(reader, generate, memory)
     except (AttributeError, TypeError, ValueError) as cause:
         raise _unsupported(kind) from cause
-    if (
-        memory.num_tokens != (len(PROMPT) + 1,) or error > TOLERANCE
-    ):  # what is not finite is named once it is read
+    # An error that is not finite passes: it is named once a document is read.
+    if memory.num_tokens != (len(PROMPT) + 1,) or error > TOLERANCE:
         raise _unsupported(kind)
     _checked.add(kind)
 
 
-def _error(model: "HierMemModel", memory: WorkingMemory) -> float:
-    """How far logits that are decoded over ``memory`` are from those of one pass."""
-    with model._inference():
-        ids = torch.tensor([PROMPT], device=model.device) % model.vocab_size
-        output = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            **{CACHE_NAME: BackboneCache(memory)},
-            max_new_tokens=2,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        read, once = output.sequences[:, :-1], model.adapter.whole_memory()
-        known = model.adapter.read_chunk(once, read, [read.shape[1]], logits=2)[0].float()
-    decoded = torch.cat(output.logits).float().to(known.device)
-    spread = (known - known.mean(dim=-1, keepdim=True)).norm()
-    return float((decoded - known).norm() / spread.clamp_min(1e-3))  # a head of zeros has none
+@torch.inference_mode()
+def _error(reader: Reader, generate: Callable[..., Any], memory: WorkingMemory) -> float:
+    """Distance of logits that are decoded over ``memory`` from those of one pass."""
+    ids = torch.tensor([PROMPT], device=reader.device) % reader.num_embeddings
+    output = generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        **{CACHE_NAME: BackboneCache(memory)},
+        max_new_tokens=2,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    expected = reader.logits(reader.adapter.whole_memory(), output.sequences[:, :-1], 2)[0]
+    decoded = torch.cat(output.logits).float().to(expected.device)
+    spread = (expected - expected.mean(dim=-1, keepdim=True)).norm()
+    return float((decoded - expected).norm() / spread.clamp_min(1e-3))  # a head of zeros has none
 
 
 def _unsupported(kind: type) -> BackboneUnsupportedError:

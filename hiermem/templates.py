@@ -1,4 +1,4 @@
-"""Chat templates: what they write before and after a message.
+"""Chat templates: the texts that they put before and after a message.
 
 A template is a program that comes with a model. The bundled model's runs in this process; any other one runs
 once in a process of its own, in limited time and memory.
@@ -25,8 +25,8 @@ _THOUGHT = ("<think>", "</think>")
 
 
 def frame(tokenizer: Any) -> tuple[str, str]:
-    """What the chat template writes before and after a user's message, up to where the answer begins; both
-    are empty where there is no template.
+    """Text of the chat template before and after a user's message, up to where the answer begins; both are
+    empty where there is no template.
 
     Raises:
         InputError: see `frames`.
@@ -38,7 +38,7 @@ def frame(tokenizer: Any) -> tuple[str, str]:
 
 
 def frames(tokenizer: Any, roles: Sequence[str]) -> list[str]:
-    """What the chat template writes before, between and after messages of these roles, up to where the answer
+    """Texts of the chat template before, between and after messages of these roles, up to where the answer
     begins. Thinking is off where the template can switch it off.
 
     Raises:

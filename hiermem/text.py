@@ -1,6 +1,6 @@
 """Text that arrives in pieces, as the tokens that the whole text would give, with character spans."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,35 +45,28 @@ def check_text(text: Any) -> None:
         ) from error
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of ``text`` alone; the names of control tokens in it are text as well (`PlainBackend`).
+def encode(tokenizer: Any, text: str, *, begins: bool = False, template: Sequence[range] = ()) -> list[int]:
+    """The token ids of ``text``, in which the names of control tokens are text as well (`PlainBackend`).
 
     A tokenizer that is not a fast one takes only the names of special tokens as text.
+
+    Args:
+        begins: whether nothing is read before: the beginning-of-sequence token comes first, where texts have
+            one.
+        template: ranges of characters whose names of control tokens are control tokens, in order, none of
+            which reaches into the next; they need a fast tokenizer.
     """
-    if is_fast(tokenizer):
-        return PlainBackend(tokenizer).encode(text)[0]
-    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-    return list(encoded.input_ids)
-
-
-def encode_document(tokenizer: Any, text: str) -> list[int]:
-    """The same tokens after the beginning-of-sequence token, where texts have one."""
-    return from_beginning(tokenizer, encode(tokenizer, text))
+    if template or is_fast(tokenizer):
+        ids = PlainBackend(tokenizer).encode_template(text, template)
+    else:
+        encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        ids = list(encoded.input_ids)
+    return from_beginning(tokenizer, ids) if begins else ids
 
 
 def encode_with_spans(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """The same tokens with the character span of each, from a fast tokenizer."""
+    """The same token ids with the character span of each, from a fast tokenizer."""
     return PlainBackend(tokenizer).encode(text)
-
-
-def encode_template(tokenizer: Any, text: str, template: Iterable[range]) -> list[int]:
-    """The tokens of ``text``, in which only what stands in the ranges of ``template`` is a control token.
-
-    Args:
-        tokenizer: a fast tokenizer.
-        template: ranges of characters, in order, none of which reaches into the next.
-    """
-    return PlainBackend(tokenizer).encode_template(text, template)
 
 
 def separated(before: str, text: str) -> str:

@@ -26,20 +26,22 @@ from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.retrieval.files import load_directory, load_part, read_info, save_directory, verify_directory
 
 
-class Reader(Protocol):
-    """What a memory needs of the model that reads into it.
+class MemoryOwner(Protocol):
+    """The model that a memory belongs to, which reads into it.
 
     Attributes:
         summary: the parameters of the memory embeddings; None where they are off.
         name_or_path: what it was loaded by; empty where it has no name.
         dtype: of its states.
-        vocabulary: how many tokens it knows.
+        num_embeddings: rows of its embedding matrix: token ids are smaller.
     """
 
     name_or_path: str
     summary: HMTModule | None
     dtype: torch.dtype
-    vocabulary: int
+
+    @property
+    def num_embeddings(self) -> int: ...
 
     def fingerprint(self, policy: str | None = None) -> dict[str, str]:
         """What must be the same for a memory with this policy to fit: name → value, in words or as a hash."""
@@ -179,7 +181,7 @@ class MemoryState:
         save_directory(path, files, info, partial(_check_goes_on, path, files["records"]["text"]))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: Reader) -> "MemoryState":
+    def load(cls, path: str | os.PathLike[str], model: MemoryOwner) -> "MemoryState":
         """Load and verify a saved memory.
 
         Raises:
@@ -197,7 +199,7 @@ class MemoryState:
         with _named(path, MemoryCorruptError):
             contents = cls._contents(files, saved, model)
             tensors = {name: model.to_device(tensor) for name, tensor in files["working"].items()}
-            working.load_state(tensors, saved.bookkeeping, model.dtype, model.vocabulary)
+            working.load_state(tensors, saved.bookkeeping, model.dtype, model.num_embeddings)
             longterm = LongTermMemory.from_contents(saved.longterm, contents, model.summary)
             if working.recurrence is not None and longterm.open is not None:
                 working.recurrence.resume([model.to_device(longterm.open.ids.long())])
@@ -238,13 +240,13 @@ class MemoryState:
 
     @staticmethod
     def _contents(
-        files: dict[str, dict[str, Tensor]], saved: SavedInfo, model: Reader | None = None
+        files: dict[str, dict[str, Tensor]], saved: SavedInfo, model: MemoryOwner | None = None
     ) -> Contents:
         """What the long-term memory holds, refused where it is not of such a memory; without a model, as far
         as can be told."""
         exactly(files, ("working", "records", "keys", "embeddings"), "the memory")
         contents = Contents.read({name: own for name, own in files.items() if name != "working"})
-        vocabulary = None if model is None else model.vocabulary
+        vocabulary = None if model is None else model.num_embeddings
         contents.check(saved.segment, saved.tokens, saved.characters, vocabulary, saved.recurrent)
         if model is None:
             return contents

@@ -11,7 +11,7 @@ Dimension names: B batch, H query heads, G KV heads, Q new tokens, T columns tha
 width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -372,27 +372,3 @@ def check_range(
             f"A budget of {budget} and {interval} tokens between evictions exceed the backbone's trained "
             f"range of {trained_range} positions: lower one of them."
         )
-
-
-def chunks(
-    memory: WorkingMemory, lengths: Sequence[int], size: int, width: int | None = None
-) -> Iterator[tuple[int, int]]:
-    """Cut left-aligned rows of ``lengths`` tokens into pieces that end where a decision is due.
-
-    Args:
-        size: most tokens in a piece.
-        width: columns of the rows, padding included; None if the longest has none.
-
-    Yields first column and width of each piece; each must be read before the next is asked for.
-
-    Raises:
-        InputError: see `SegmentRecurrence.check_begins`.
-    """
-    at, end = 0, max(lengths) if width is None else width
-    while at < end:
-        active = [length > at for length in lengths]
-        take = min(size, end - at, memory.room(active) if any(active) else end)
-        if memory.recurrence is not None:
-            memory.recurrence.check_begins([max(length - at, 0) for length in lengths], take)
-        yield at, take
-        at += take

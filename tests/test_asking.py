@@ -11,11 +11,12 @@ from tables import TABLES
 from transformers import PreTrainedTokenizerFast
 
 from hiermem import templates
-from hiermem.asking import NOT_FOUND, Answer, AskConfig, prepare
+from hiermem.asking import NOT_FOUND, Answer
+from hiermem.asking_config import AskConfig
 from hiermem.errors import InputError
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, SegmentRecord
 from hiermem.model import HierMemModel
-from hiermem.passages import Asked, select
+from hiermem.passages import QueryTerms, select
 from hiermem.prompts import prompt_text
 
 
@@ -40,7 +41,7 @@ def test_passages_stand_before_the_question() -> None:
 def test_passages_stand_in_document_order() -> None:
     model, filler = reader(), text_of(200)
     memory = model.read(f"The brass key hangs here. {filler}. A brass key hangs there. {filler}")
-    prompt = prepare(model, memory, "Where hangs the brass key?")
+    prompt = model.prepare(memory, "Where hangs the brass key?")
     starts = [source.start for source in prompt.sources]
     shown = model.tokenizer.decode(prompt.ids[0])
     places = [shown.index(source.text.strip()) for source in prompt.sources]
@@ -60,7 +61,7 @@ def test_the_right_row_of_a_table_is_shown_and_few_others(kind: str) -> None:
     longterm.write(records)
     right, characters = 0, 0
     for question, row in draw.sample(pairs, 20):
-        sources = select(longterm.search(question, 8), records, Asked(longterm.key, question), 600, 0.7)
+        sources = select(longterm.search(question, 8), records, QueryTerms(longterm.key, question), 600, 0.7)
         assert all(text[source.start : source.end] == source.text for source in sources)
         right += row in sources[0].text
         characters += sum(len(source.text) for source in sources)
@@ -133,7 +134,7 @@ def test_only_the_template_places_control_tokens() -> None:
     memory, question = model.read(text), "What is the code?</s><s>"
     assert memory.text == text
     assert not {0, 1, 2} & {token for record in memory.records() for token in record.ids.tolist()}
-    prompt = prepare(model, memory, question)
+    prompt = model.prepare(memory, question)
     ids = prompt.ids[0].tolist()
     assert [token for token in ids if token < 3] == [1, 2]
     shown = model.tokenizer.decode(ids)

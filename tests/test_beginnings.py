@@ -70,8 +70,10 @@ def read_key() -> None:
 
 READERS: dict[str, Callable[[], object]] = {
     "reading": lambda: wide().read(text_of(20), progress=False),
-    "calibrate": lambda: calibrate(wide(), encoded(wide(), 200), CalibrationConfig(tokens=64, texts=2)),
-    "heads": lambda: recency_ratios(wide(), encoded(wide(), 99), RecencyConfig(tokens=48, window=6)),
+    "calibrate": lambda: calibrate(
+        wide().reader, encoded(wide(), 200), CalibrationConfig(tokens=64, texts=2)
+    ),
+    "heads": lambda: recency_ratios(wide().reader, encoded(wide(), 99), RecencyConfig(tokens=48, window=6)),
     "interleaved": read_between,
     "passkey": read_key,
     "pg19": lambda: pg19.PG19(data=Path("books"), max_tokens=60, window=25, overlap=3).measure(

@@ -16,7 +16,7 @@ from hiermem.training.calibration import CalibrationConfig, _received_again, _sh
 def test_a_second_reading_is_seen_as_full_attention_shows_it(family: str, first: list[int]) -> None:
     piece, between, n = ids_of(25)[0].tolist(), [5, 6, 7], len(first)
     model = reader(family, settings(chunk=8))
-    received = _received_again(model, piece, between, first)
+    received = _received_again(model.reader, piece, between, first)
     whole = torch.tensor([[*first, *piece, *between, *piece]])
     for ours, matrix in zip(received, eager_attention(family, whole), strict=True):
         heads = ours.shape[0]
@@ -38,9 +38,9 @@ def test_shares_are_even_in_the_mean_and_the_same_every_time(tmp_path: Path) -> 
     model, ids = reader(), ids_of(80)[0].tolist()
     model.adapter.trained_range = 512
     config = CalibrationConfig(tokens=64, texts=1)
-    shares = calibrate(model, ids, config)
+    shares = calibrate(model.reader, ids, config)
     assert sum(map(sum, shares)) == pytest.approx(6)
-    assert shares == calibrate(model, ids, config)
+    assert shares == calibrate(model.reader, ids, config)
     EvictionWeights(shares).save(tmp_path)
 
 
@@ -60,6 +60,6 @@ def test_bad_settings_are_explained(bad: dict[str, float], sentence: str) -> Non
 
 def test_too_short_a_text_and_too_short_a_range_are_explained() -> None:
     with pytest.raises(ValueError, match="give a longer text"):
-        calibrate(reader(), ids_of(70)[0].tolist(), CalibrationConfig(tokens=64, texts=2))
+        calibrate(reader().reader, ids_of(70)[0].tolist(), CalibrationConfig(tokens=64, texts=2))
     with pytest.raises(ValueError, match="exceed the backbone's trained range"):
-        calibrate(reader(), ids_of(70)[0].tolist(), CalibrationConfig(tokens=64, texts=1))
+        calibrate(reader().reader, ids_of(70)[0].tolist(), CalibrationConfig(tokens=64, texts=1))

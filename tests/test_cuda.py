@@ -150,8 +150,8 @@ def test_training_goes_on_from_its_checkpoint(name: str, tmp_path: Path) -> None
 
 def test_segments_are_reranked_as_on_the_processor() -> None:
     hits = [Hit(n, 1.0, SegmentRecord(0, ids_of(1)[0], 0, 1, text_of(20 + n, seed=n))) for n in range(5)]
-    expected = reranked(made(settings()), hits, "Who sailed north?")
-    assert reranked(on_gpu(made(settings())), hits, "Who sailed north?") == expected
+    expected = reranked(made(settings()).reader, hits, "Who sailed north?")
+    assert reranked(on_gpu(made(settings())).reader, hits, "Who sailed north?") == expected
 
 
 @pytest.mark.parametrize("tokens", [2, 64, 130])

@@ -15,7 +15,7 @@ from hiermem.config import HierMemConfig
 from hiermem.errors import MemoryIncompatibleError
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tasks import needles
-from hiermem.eviction_weights import FILE, EvictionWeights, resolve_eviction_weights
+from hiermem.eviction_weights import FILE, EvictionWeights, is_evolved, resolve_eviction_weights
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 
@@ -158,10 +158,11 @@ def test_shares_alone_score_with_the_network_that_ships(
 def test_a_backbone_at_hand_takes_an_evictor_over_as_well(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert reader(config=settings(policy="namm"))._evolved and "ships for smollm2" in caplog.text
+    evolved = reader(config=settings(policy="namm")).memory_parameters()
+    assert is_evolved(evolved) and "ships for smollm2" in caplog.text
     for evictor, policy in (("auto", "window"), ("none", "namm")):
         config = HierMemConfig(**{**settings(policy=policy).settings(), "evictor": evictor})
-        assert not reader(config=config)._evolved
+        assert not is_evolved(reader(config=config).memory_parameters())
     made().save(tmp_path)
     model = reader(config=HierMemConfig(**{**settings(policy="namm").settings(), "evictor": str(tmp_path)}))
     assert model.config.evictor == "none" and model.config.namm == made().namm

@@ -15,7 +15,7 @@ from lm_eval.api.instance import Instance
 from hiermem.cli import written
 from hiermem.cli.harness import HarnessModel
 from hiermem.errors import InputError
-from hiermem.eviction_weights import EvictionWeights
+from hiermem.eviction_weights import EvictionWeights, is_evolved
 
 TASK = """
 task: tiny_{output_type}
@@ -150,9 +150,11 @@ def test_an_evolved_network_scores(tiny_model: Path, tmp_path: Path) -> None:
     model = HarnessModel(str(tiny_model), evictor=str(tmp_path), **small).model
     assert model.config.working.head_shares == [list(row) for row in uneven(reader())]
     assert torch.equal(model.namm.score.weight.cpu(), network.score.weight)
-    assert HarnessModel(str(tiny_model), **small).model._evolved  # as elsewhere: what ships
+    shipped = HarnessModel(str(tiny_model), **small).model
+    assert is_evolved(shipped.memory_parameters())  # as elsewhere: what ships
     for none in ("none", None):  # as the harness hands it on
-        assert not HarnessModel(str(tiny_model), evictor=none, **small).model._evolved
+        untrained = HarnessModel(str(tiny_model), evictor=none, **small).model
+        assert not is_evolved(untrained.memory_parameters())
     with pytest.raises(InputError, match="no evictor at"):
         HarnessModel(str(tiny_model), evictor=str(tmp_path / "nowhere"), **small)
 

@@ -148,7 +148,7 @@ def test_state_survives_its_dictionary() -> None:
     model, memory = ragged(), memory_of(ragged())
     model.read_ids(memory, ids_of(71))
     again = memory_of(model)
-    again.load_state(memory.state_dict(), memory.bookkeeping(), model.dtype, model.vocabulary)
+    again.load_state(memory.state_dict(), memory.bookkeeping(), model.dtype, model.num_embeddings)
     assert_same_working(again, memory, atol=0.0)
 
 

@@ -435,7 +435,7 @@ def test_logits_that_differ_are_found_out(monkeypatch: pytest.MonkeyPatch) -> No
     head = model.backbone.lm_head
     head.register_forward_hook(lambda _, __, logits: logits.flip(-1) if logits.shape[1] == 1 else logits)
     with pytest.raises(BackboneUnsupportedError, match="decode through the memory"):
-        check_decoding(model)
+        check_decoding(model.reader, model.generate)
 
 
 def test_the_check_is_made_once_for_a_kind_of_backbone(monkeypatch: pytest.MonkeyPatch) -> None:

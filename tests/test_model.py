@@ -25,7 +25,6 @@ from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
-from hiermem.prompts import prompt_ids
 
 POLICIES = ["none", "window", "keen", "lively"]
 MODES = ["distance", "absolute", "compact"]
@@ -533,12 +532,13 @@ def test_reading_on_after_a_stop_within_a_character() -> None:
 def test_an_answer_begins_as_every_text_does() -> None:
     """The prompt of an answer has the beginning-of-sequence token that the model was trained with."""
     model = reader(bos=True)
-    empty = model.new_working_memory(model.config.working)
-    ids = prompt_ids(model.tokenizer, "Who?", empty)
+    ids = model.reader.encode("Who?")
     assert ids[0, 0] == model.tokenizer.bos_token_id
     assert (ids == model.tokenizer.bos_token_id).sum() == 1
-    model.read_ids(empty, ids)
-    assert prompt_ids(model.tokenizer, "Who?", empty)[0, 0] != model.tokenizer.bos_token_id
+    assert torch.equal(model.reader.encode("Who?", begins=False), ids[:, 1:])
+    memory = model.read(text_of(60))
+    assert model.prepare(memory, "Who sailed?").ids[0, 0] == model.tokenizer.bos_token_id  # over none of it
+    assert model.prepare(memory, "Who sailed?", 0).ids[0, 0] != model.tokenizer.bos_token_id
 
 
 def test_a_model_can_be_copied() -> None:

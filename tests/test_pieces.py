@@ -9,7 +9,6 @@ from torch import Tensor
 
 from hiermem.backbone import Backbone
 from hiermem.errors import InputError
-from hiermem.likelihood import last_logits
 from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
 
@@ -58,7 +57,7 @@ def test_decoding_and_likelihoods_are_the_text_up_to_there() -> None:
         assert model(made[:, :end]).logits[0, -1].argmax() == made[0, end]
     memory = model.new_recurrent_memory()
     model.read_ids(memory, made[:, :35])
-    scored = last_logits(model, memory, made[:, 35:], 4)
+    scored = model.reader.logits(memory, made[:, 35:], 4)[0]
     torch.testing.assert_close(scored, model(made).logits[0, -4:], **NEAR)
 
 

@@ -20,7 +20,7 @@ CONFIG = RecencyConfig(tokens=48, window=6, sinks=2)
 @pytest.mark.parametrize("chunk", [8, 48])
 def test_ratios_are_those_of_full_attention_matrices(family: str, chunk: int) -> None:
     ids = ids_of(48)
-    measured = recency_ratios(reader(family, settings(chunk=chunk)), ids[0].tolist(), CONFIG)
+    measured = recency_ratios(reader(family, settings(chunk=chunk)).reader, ids[0].tolist(), CONFIG)
     place = torch.arange(48)
     near = (place[:, None] - place < 6) & (place <= place[:, None])
     for layer, matrix in enumerate(eager_attention(family, ids)):

@@ -5,7 +5,8 @@ import torch
 from readers import reader, settings, text_of
 from torch.nn import functional as F
 
-from hiermem.asking import AskConfig, prepare, recall
+from hiermem.asking import recall
+from hiermem.asking_config import AskConfig
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.memory.longterm import Hit, SegmentRecord
 from hiermem.model import HierMemModel
@@ -45,7 +46,7 @@ def test_scores_are_close_where_the_last_one_wanted_hardly_leads() -> None:
 @pytest.mark.parametrize("bos", [False, True])
 def test_segments_are_ranked_by_score_and_likelihood_of_the_question(bos: bool) -> None:
     model, hits = reader(bos=bos), some_hits()
-    found = reranked(model, hits, QUESTION)
+    found = reranked(model.reader, hits, QUESTION)
     assert found == sorted(hits, key=lambda one: -expected(model, one)) != hits
 
 
@@ -54,7 +55,7 @@ def test_the_end_of_a_segment_beyond_the_trained_range_is_left_out(family: str) 
     model, text, other = reader(family), text_of(200), text_of(200, seed=4)
     begun = len(model.tokenizer.decode(model.tokenizer(text, add_special_tokens=False).input_ids[:64]))
     found = [
-        _log_likelihood(model, segment, QUESTION)
+        _log_likelihood(model.reader, segment, QUESTION)
         for segment in (text, text[:begun] + other, other[:begun] + text[begun:])
     ]
     assert found[0] == pytest.approx(found[1], abs=1e-5) and found[0] != pytest.approx(found[2], abs=1e-3)
@@ -64,21 +65,21 @@ def test_a_likelihood_that_is_not_finite_is_refused() -> None:
     model = reader()
     model.backbone.lm_head.weight.data[0] = torch.nan
     with pytest.raises(NonFiniteError, match="float32"):
-        reranked(model, some_hits(), QUESTION)
+        reranked(model.reader, some_hits(), QUESTION)
 
 
 def test_what_is_recalled_and_shown_is_the_best_of_those_that_are_reranked() -> None:
     model = reader()
     memory = model.read(text_of(300))
-    plain = recall(model, memory, QUESTION, 6)
+    plain = recall(model.reader, memory, QUESTION, model.config.asking, 6)
     for config in (AskConfig(rerank=6, margin=0.0), AskConfig(rerank=0, margin=9.0)):
         model.config.asking = config
-        assert recall(model, memory, QUESTION, 2) == plain[:2]
-    before = prepare(model, memory, QUESTION, 2)
+        assert recall(model.reader, memory, QUESTION, model.config.asking, 2) == plain[:2]
+    before = model.prepare(memory, QUESTION, 2)
     model.config.asking = AskConfig(rerank=6, margin=9.0)
-    found = recall(model, memory, QUESTION, 2)
-    assert found == reranked(model, plain, QUESTION)[:2] and set(found) != set(plain[:2])
-    after = prepare(model, memory, QUESTION, 2)
+    found = recall(model.reader, memory, QUESTION, model.config.asking, 2)
+    assert found == reranked(model.reader, plain, QUESTION)[:2] and set(found) != set(plain[:2])
+    after = model.prepare(memory, QUESTION, 2)
     assert after.ids.tolist() != before.ids.tolist()
     assert {source.segment for source in after.sources} <= {one.segment for one in found}
 

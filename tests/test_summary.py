@@ -23,6 +23,7 @@ from hiermem.asking import recall
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
 from hiermem.memory.hmt.module import SHARPNESS, HMTModule, SummaryConfig
+from hiermem.memory.longterm import Hit
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 
@@ -276,6 +277,11 @@ def test_a_memory_of_other_parameters_is_refused(tmp_path: Path) -> None:
         MemoryState.load(tmp_path / "memory", reader(config=carried()))
 
 
+def every_hit(model: HierMemModel, memory: MemoryState, question: str) -> list[Hit]:
+    """All segments with their scores, best first."""
+    return recall(model.reader, memory, question, model.config.asking, memory.segments, leave_out_held=False)
+
+
 def test_a_search_adds_the_trained_part(tmp_path: Path) -> None:
     """In one index, the same on disk; where nothing is trained yet it adds nothing."""
     summary, question = replace(CARRIED, search=6), "Where did the captain find salt?"
@@ -284,7 +290,7 @@ def test_a_search_adds_the_trained_part(tmp_path: Path) -> None:
     lexical = {hit.segment: hit.score for hit in plain.longterm.search(question, plain.segments)}
     known = torch.tensor([lexical[segment] for segment in range(len(lexical))])
     untrained = reader(config=carried(summary=summary))
-    hits = recall(untrained, untrained.read(text), question, plain.segments, leave_out_held=False)
+    hits = every_hit(untrained, untrained.read(text), question)
     assert {hit.segment: hit.score for hit in hits} == pytest.approx(lexical, abs=1e-4)
     model = handing_on(carried(summary=summary))
     memory, hmt = model.read(text), model.summary
@@ -298,7 +304,7 @@ def test_a_search_adds_the_trained_part(tmp_path: Path) -> None:
     assert trained.abs().min() > 1e-4
     memory.save(tmp_path / "memory")
     for own in (memory, MemoryState.load(tmp_path / "memory", model)):
-        hits = recall(model, own, question, own.segments, leave_out_held=False)
+        hits = every_hit(model, own, question)
         found = torch.tensor([hit.score for hit in sorted(hits, key=lambda hit: hit.segment)])
         torch.testing.assert_close(found, known + trained, atol=1e-3, rtol=1e-4)
     with pytest.raises(InputError, match="raise tokens"):

@@ -11,7 +11,6 @@ import pytest
 import torch
 from readers import lively, reader, settings, text_of, uneven
 
-from hiermem.asking import prepare
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack, hidden
@@ -34,7 +33,7 @@ from hiermem.eval.scoring import prefill, score_answer, score_options
 from hiermem.eval.tasks import babilong, needles, pubmedqa
 from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.model import HierMemModel
-from hiermem.prompts import prompt_ids, prompt_text
+from hiermem.prompts import prompt_text
 
 WIDE = settings(budget=512, update_interval=16, positions="absolute", policy="none")
 
@@ -66,14 +65,14 @@ def test_bootstrap_narrows_with_more_values() -> None:
 def test_answers_are_scored_as_the_model_reads_them() -> None:
     model = wide()
     memory = model.read(text_of(60))
-    prompt, answer, lead = prepare(model, memory, "Who sailed?"), " the captain", " It was"
+    prompt, answer, lead = model.prepare(memory, "Who sailed?"), " the captain", " It was"
     ids = model.tokenizer(lead + answer, add_special_tokens=False).input_ids
     count = len(model.tokenizer(answer, add_special_tokens=False).input_ids)
     whole = torch.cat((prompt.ids, torch.tensor([ids])), dim=1)
     with torch.no_grad():
         logits = model.backbone(whole).logits[0, -count - 1 : -1].log_softmax(-1)
-        score = score_answer(model, prompt.fork(), answer, lead)
-        again = score_answer(model, prefill(model, prompt.fork()), answer, lead)
+        score = score_answer(model.reader, prompt.fork(), answer, lead)
+        again = score_answer(model.reader, prefill(model.reader, prompt.fork()), answer, lead)
     expected = -logits.gather(1, whole[0, -count:, None]).squeeze(1)
     torch.testing.assert_close(score.nll, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(score.nll, again.nll, atol=1e-4, rtol=1e-4)
@@ -82,11 +81,11 @@ def test_answers_are_scored_as_the_model_reads_them() -> None:
 
 def test_options_are_scored_like_answers() -> None:
     model = wide()
-    prompt = prepare(model, model.read(text_of(60)), "Who sailed?")
+    prompt = model.prepare(model.read(text_of(60)), "Who sailed?")
     options = ("no", "Orion", "a cat")
     with torch.no_grad():
-        scores = score_options(model, prompt.fork(), options)
-        singly = [-float(score_answer(model, prompt.fork(), option).nll.sum()) for option in options]
+        scores = score_options(model.reader, prompt.fork(), options)
+        singly = [-float(score_answer(model.reader, prompt.fork(), option).nll.sum()) for option in options]
     assert scores == pytest.approx(singly, rel=1e-4)
 
 
@@ -103,21 +102,20 @@ def test_a_question_leaves_no_trace(name: str) -> None:
     system = new_method(name, model, keep=0.5)
     context = system.read(text)
     first = system.prompt(context, "Who sailed north?")
-    before = score_answer(system.model, first.fork(), " the captain").nll
-    score_answer(system.model, system.prompt(context, "Who fell silent?"), " wind")
+    before = score_answer(system.model.reader, first.fork(), " the captain").nll
+    score_answer(system.model.reader, system.prompt(context, "Who fell silent?"), " wind")
     again = system.prompt(context, "Who sailed north?")
-    assert torch.equal(score_answer(system.model, again, " the captain").nll, before)
+    assert torch.equal(score_answer(system.model.reader, again, " the captain").nll, before)
 
 
 @torch.inference_mode()
 def test_full_attention_reads_the_whole_prompt() -> None:
     model, text = wide(), text_of(100).strip()
     system = Full(model)
-    score = score_answer(model, system.prompt(system.read(text), "Who?"), " nobody").nll
+    score = score_answer(model.reader, system.prompt(system.read(text), "Who?"), " nobody").nll
     whole = prompt_text(model.tokenizer, [text], "Who?", model.config.asking.instruction)
     before, after = str(whole).split(text)
-    empty = model.new_working_memory(model.config.working)
-    ids = [prompt_ids(model.tokenizer, part, empty) for part in (before + text, after, " nobody")]
+    ids = [model.reader.encode(part) for part in (before + text, after, " nobody")]
     logits = model.backbone(torch.cat(ids, dim=1)).logits[0, -ids[2].shape[1] - 1 : -1].log_softmax(-1)
     expected = -logits.gather(1, ids[2][0, :, None]).squeeze(1)
     torch.testing.assert_close(score, expected, atol=1e-4, rtol=1e-4)

@@ -19,7 +19,6 @@ from hiermem.text import (
     TokenBlock,
     beginning,
     encode,
-    encode_template,
     encode_with_spans,
     separated,
     stream_tokens,
@@ -148,7 +147,7 @@ def test_names_of_control_tokens_are_text(parts: list[str]) -> None:
     assert covered == text and tokenizer().decode(ids, clean_up_tokenization_spaces=False) == text
     assert not set(tokenizer().all_special_ids) & set(ids)
     assert ids == encode(tokenizer(), text) and starts == sorted(starts)
-    only = encode_template(tokenizer(), f"<s>{text}</s>", [range(3), range(3 + len(text), 7 + len(text))])
+    only = encode(tokenizer(), f"<s>{text}</s>", template=[range(3), range(3 + len(text), 7 + len(text))])
     assert [token for token in only if token in tokenizer().all_special_ids] == [1, 2]
     assert tokenizer().decode(only, clean_up_tokenization_spaces=False) == f"<s>{text}</s>"
 
@@ -168,8 +167,8 @@ def test_names_of_added_tokens_are_text_whether_special_or_not(name: str) -> Non
     ids, spans = encode_with_spans(chosen, text)
     assert not control & set(ids)
     assert chosen.decode(ids) == text and spans[0][0] == 0 and spans[-1][1] == len(text)
-    assert encode(chosen, text) == encode_template(chosen, text, ()) == ids
-    placed = encode_template(chosen, name + text + name, [range(len(name)), range(len(name + text), 99)])
+    assert encode(chosen, text) == ids
+    placed = encode(chosen, name + text + name, template=[range(len(name)), range(len(name + text), 99)])
     number = chosen.convert_tokens_to_ids(name)
     assert [token for token in placed if token in control] == [number, number]
     assert placed == [number, *ids, number]
@@ -179,18 +178,18 @@ def test_a_control_token_stands_within_the_template() -> None:
     """What a template begins and a content ends is no control token."""
     for parts in (["</", "s>"], ["<tool_call>", "s"]):
         text, first = "".join(parts), range(len(parts[0]))
-        assert text not in with_tools().convert_ids_to_tokens(encode_template(with_tools(), text, [first]))
+        assert text not in with_tools().convert_ids_to_tokens(encode(with_tools(), text, template=[first]))
 
 
 def test_added_white_space_and_tokens_added_later() -> None:
     chosen = with_tools()
     space = chosen.convert_tokens_to_ids("    ")
     assert encode(chosen, "a    b")[1] == space
-    assert encode_template(chosen, "a    b</s>", [range(6, 10)])[1] == space
+    assert encode(chosen, "a    b</s>", template=[range(6, 10)])[1] == space
     text = "<later>ship"
-    assert encode_template(chosen, text, [range(7)]) == encode(chosen, text)
+    assert encode(chosen, text, template=[range(7)]) == encode(chosen, text)
     chosen.add_tokens([AddedToken("<later>", special=True)])
-    assert encode_template(chosen, text, [range(7)])[0] == len(chosen) - 1
+    assert encode(chosen, text, template=[range(7)])[0] == len(chosen) - 1
     assert len(chosen) - 1 not in encode(chosen, text)
 
 
@@ -220,14 +219,13 @@ def test_a_name_within_a_text_adds_no_spaces(make: Callable[[], PreTrainedTokeni
     chosen, text = make(), "ab</s>cd <s>"
     ids = encode(chosen, text)
     assert chosen.convert_ids_to_tokens(ids) == ["▁", *"ab</s>cd▁<s>"]
-    assert encode_template(chosen, text, ()) == ids
     whole = f"<s>{text}</s>"
-    placed = encode_template(chosen, whole, [range(3), range(3 + len(text), len(whole))])
+    placed = encode(chosen, whole, template=[range(3), range(3 + len(text), len(whole))])
     control = set(chosen.all_special_ids)
     assert [token in control for token in placed] == [True, *[False] * (len(placed) - 2), True]
     assert chosen.decode(placed).replace(" ", "") == whole.replace(" ", "")
     plain = "<s>ab cd</s>dc"  # nothing but the template names control tokens: as the tokenizer itself
-    assert encode_template(chosen, plain, [range(3), range(8, 12)]) == chosen(plain).input_ids
+    assert encode(chosen, plain, template=[range(3), range(8, 12)]) == chosen(plain).input_ids
 
 
 def test_an_unknown_character_is_one_token() -> None:
@@ -241,7 +239,7 @@ def test_a_tokenizer_is_used_and_its_state_is_neither_minded_nor_changed() -> No
 
     def all_of_it() -> tuple[object, ...]:
         spans = encode_with_spans(chosen, "<s>ship</s> sailed")
-        placed = encode_template(chosen, "<s>ship</s>", [range(3)])
+        placed = encode(chosen, "<s>ship</s>", template=[range(3)])
         return spans, placed, beginning(chosen), joined(stream_tokens(chosen, ["<s>ship"]))
 
     expected = all_of_it()
@@ -265,7 +263,7 @@ def test_a_text_without_names_has_the_tokens_that_the_tokenizer_gives_it(pieces:
         asked = f"<s>user {text}</s>so"
         template = [range(8), range(8 + len(text), len(asked))]
         own = chosen(asked, add_special_tokens=False)
-        assert encode_template(chosen, asked, template) == own.input_ids
+        assert encode(chosen, asked, template=template) == own.input_ids
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,7 @@ def test_state_survives_its_dictionary() -> None:
     memory = model.new_working_memory(model.config.working, 1)
     model.read_ids(memory, ids[:, :101])
     again = model.new_working_memory(model.config.working, 1)
-    again.load_state(memory.state_dict(), memory.bookkeeping(), model.dtype, model.vocabulary)
+    again.load_state(memory.state_dict(), memory.bookkeeping(), model.dtype, model.num_embeddings)
     assert_same_working(again, memory, atol=0.0)
     assert torch.equal(model.read_ids(again, ids[:, 101:]), model.read_ids(memory, ids[:, 101:]))
 

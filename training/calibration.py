@@ -9,7 +9,7 @@ Dimension names: B batch, G KV heads, R query heads per KV head, Q shown queries
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,11 +23,9 @@ from hiermem.memory.policies.base import (
     Observer,
     extend_state,
 )
+from hiermem.reader import Reader
 from hiermem.settings import check_settings
 from hiermem.text import beginning, encode
-
-if TYPE_CHECKING:
-    from hiermem.model import HierMemModel
 
 AGAIN = "\n\nRepeat the previous context:\n\n"
 
@@ -60,7 +58,7 @@ class CalibrationConfig:
             )
 
 
-def calibrate(model: "HierMemModel", ids: Sequence[int], config: CalibrationConfig) -> list[list[float]]:
+def calibrate(reader: Reader, ids: Sequence[int], config: CalibrationConfig) -> list[list[float]]:
     """Shares of all KV heads, layers x heads, with mean 1.
 
     Args:
@@ -76,17 +74,17 @@ def calibrate(model: "HierMemModel", ids: Sequence[int], config: CalibrationConf
             f"The text has {len(ids)} tokens, a calibration reads {config.tokens * config.texts}: give a "
             f"longer text, or lower --tokens."
         )
-    between = encode(model.tokenizer, AGAIN)
-    first = beginning(model.tokenizer)
-    if len(first) + 2 * config.tokens + len(between) > model.adapter.trained_range:
+    between = encode(reader.tokenizer, AGAIN)
+    first = beginning(reader.tokenizer)
+    if len(first) + 2 * config.tokens + len(between) > reader.adapter.trained_range:
         raise InputError(
             f"Two readings of {config.tokens} tokens exceed the backbone's trained range of "
-            f"{model.adapter.trained_range} positions: lower --tokens."
+            f"{reader.adapter.trained_range} positions: lower --tokens."
         )
     starts = [len(ids) // config.texts * text for text in range(config.texts)]
     pieces = [list(ids[start : start + config.tokens]) for start in starts]
     bar = tqdm(pieces, desc="calibrating", unit="text", disable=None)
-    shares = [_shares(_received_again(model, piece, between, first), config.kept) for piece in bar]
+    shares = [_shares(_received_again(reader, piece, between, first), config.kept) for piece in bar]
     evened = torch.stack(shares).mean(0) ** config.power
     return (evened / evened.mean()).tolist()
 
@@ -98,18 +96,18 @@ def _shares(received: Tensor, kept: float) -> Tensor:
 
 
 @torch.inference_mode()
-def _received_again(model: "HierMemModel", piece: list[int], between: list[int], first: list[int]) -> Tensor:
+def _received_again(reader: Reader, piece: list[int], between: list[int], first: list[int]) -> Tensor:
     """Most attention that each token of ``piece`` receives when it is read again, ``[L, G, T]`` float32.
 
     Args:
         between: what is read between the two readings.
         first: what texts begin with.
     """
-    adapter, device = model.adapter, model.device
+    adapter, device = reader.adapter, reader.device
     policy = SecondReading(first=len(first) + len(piece) + len(between))
     memory = adapter.whole_memory(policy=policy)
     ids = torch.tensor([[*first, *piece, *between, *piece]], device=device)
-    model.read_ids(memory, ids)
+    reader.read(memory, ids)
     received = []
     for cache in memory.caches:  # layers with a sliding window have lost what left it
         assert cache.positions is not None

@@ -18,7 +18,7 @@ from hiermem.memory.attention import QKV, Attention
 from hiermem.memory.chunk import Chunk
 from hiermem.memory.hmt.segments import Encoder
 from hiermem.memory.mamba.cache import MambaCache
-from hiermem.memory.working import WorkingMemory, chunks
+from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
 from hiermem.settings import check_settings
 from hiermem.training.distributed import broadcast_from_rank0
@@ -56,7 +56,8 @@ def replace_recent(model: HierMemModel, samples: TrainingDataset, config: Replac
     if not round(config.share * sum(shape.heads for shape in model.adapter.shapes)):
         raise InputError(f"A share of {config.share} of the backbone's KV groups is none: raise --share.")
     texts = samples.full(config.texts, tokens)
-    ratios = mean([recency_ratios(model, ids, replace(config.recency, tokens=tokens)) for ids in texts])
+    recency = replace(config.recency, tokens=tokens)
+    ratios = mean([recency_ratios(model.reader, ids, recency) for ids in texts])
     groups = broadcast_from_rank0(choose(ratios.of_groups, share=config.share))
     model.replace_heads(replace(model.config.mamba, groups=groups))
 
@@ -70,15 +71,16 @@ class HeadDistillation(WorkingMemory):
         batch: rows.
 
     Attributes:
+        lengths: tokens of each text, ``[B]`` int64; what follows is padding.
         counted: which columns of the present chunk are held against attention, ``[B, T]`` float32.
         apart: of every layer, squared differences ``[B, G']`` of its replaced groups, summed up to here.
         power: the same of what attention put out.
     """
 
-    def __init__(self, model: HierMemModel, batch: int) -> None:
-        whole = model.adapter.whole_memory(batch)
-        super().__init__(whole.config, whole.geometries, whole.trained_range, batch)
-        self.learner = MambaCache(model.mamba)
+    def __init__(self, model: HierMemModel, lengths: Tensor) -> None:
+        whole = model.adapter.whole_memory(len(lengths))
+        super().__init__(whole.config, whole.geometries, whole.trained_range, len(lengths))
+        self.lengths, self.learner = lengths, MambaCache(model.mamba)
         self.counted = torch.ones(1, 1)
         self.apart: dict[int, Tensor] = {}
         self.power: dict[int, Tensor] = {}
@@ -87,6 +89,7 @@ class HeadDistillation(WorkingMemory):
         chunk = super().begin(ids, valid, encoder)
         self.learner.begin(chunk)
         self._chunk_of_learner = chunk
+        self.counted = (chunk.positions < self.lengths.unsqueeze(1)).float()
         return chunk
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attention: Attention) -> Tensor:
@@ -101,8 +104,8 @@ class HeadDistillation(WorkingMemory):
         counted = self.counted.repeat(1, taught.shape[2] // self.counted.shape[1])[:, None, :, None]
         apart = ((learned - taught).square() * counted).sum((2, 3))
         power = (taught.square() * counted).sum((2, 3))
-        for sums, found in ((self.apart, apart), (self.power, power)):
-            sums[layer] = sums[layer] + found if layer in sums else found
+        for sums, new in ((self.apart, apart), (self.power, power)):
+            sums[layer] = sums[layer] + new if layer in sums else new
 
     def commit(self, hidden: Tensor | None = None) -> None:
         super().commit(hidden)
@@ -125,13 +128,9 @@ class HeadObjective(TrainingObjective):
         """The mean over KV groups of the squared error, as a share of what is imitated; `Losses.nll` is the
         same of each sample, ``[B, 1]``."""
         model = self.model
-        B, N = batch.ids.shape
-        memory = HeadDistillation(model, B)
-        lengths = torch.tensor(batch.lengths, device=batch.ids.device).unsqueeze(1)
-        for at, take in chunks(memory, [N] * B, model.config.chunk):
-            columns = torch.arange(at, at + take, device=lengths.device)
-            memory.counted = (columns < lengths).float()
-            model.adapter.read_chunk(memory, batch.ids[:, at : at + take], [take] * B)
+        memory = HeadDistillation(model, torch.tensor(batch.lengths, device=batch.ids.device))
+        for _ in model.reader.stream(memory, batch.ids):
+            pass
         errors = torch.cat(
             [memory.apart[layer] / power.clamp(min=1e-12) for layer, power in memory.power.items()], dim=1
         )

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from hiermem.errors import InputError
 from hiermem.eval.plots import new_figure
 from hiermem.eviction_weights import FILE, EvictionWeights
 from hiermem.memory.policies import Namm, NammConfig
+from hiermem.model import HierMemModel
 from hiermem.training.calibration import calibrate
 from hiermem.training.checkpoints import run_lock
 from hiermem.training.cma_es import Evolution, Generation, Vector
@@ -26,11 +27,8 @@ from hiermem.training.log import log
 from hiermem.training.prompts import FitnessPrompt, TrainTexts, prompt
 from hiermem.training.recipes import EvolveConfig
 
-if TYPE_CHECKING:
-    from hiermem.model import HierMemModel
 
-
-def evolve(model: "HierMemModel", data: Path, config: EvolveConfig, folder: Path) -> dict[str, Any]:
+def evolve(model: HierMemModel, data: Path, config: EvolveConfig, folder: Path) -> dict[str, Any]:
     """Evolve, or go on where an earlier run in ``folder`` stopped, and write the evictor there.
 
     Returns:
@@ -83,7 +81,7 @@ def evolve(model: "HierMemModel", data: Path, config: EvolveConfig, folder: Path
 
 
 def _start(
-    model: "HierMemModel", source: TrainTexts, config: EvolveConfig, folder: Path
+    model: HierMemModel, source: TrainTexts, config: EvolveConfig, folder: Path
 ) -> tuple[Genome, Vector]:
     """Calibrated head shares and averaged attention as score; kept in ``folder`` for the next time."""
     where = folder / "start"
@@ -101,8 +99,8 @@ def _start(
     return genome, genome.vector(saved.shares, network)
 
 
-def _first_evictor(model: "HierMemModel", source: TrainTexts, config: EvolveConfig) -> EvictionWeights:
-    shares = calibrate(model, source.encoded(source.books[0].text), config.calibration)
+def _first_evictor(model: HierMemModel, source: TrainTexts, config: EvolveConfig) -> EvictionWeights:
+    shares = calibrate(model.reader, source.encoded(source.books[0].text), config.calibration)
     tasks = dict.fromkeys(task for stage in config.stages for task in stage.tasks)
     texts = [prompt(source, task, 0, config.seed) for task in tasks]
     network = averaged_attention(config.namm)

@@ -4,7 +4,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,11 +14,9 @@ from hiermem.eval.scoring import score_tokens
 from hiermem.memory.policies import Namm, NammConfig
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
+from hiermem.model import HierMemModel
 from hiermem.training.cma_es import Vector
 from hiermem.training.prompts import FitnessPrompt
-
-if TYPE_CHECKING:
-    from hiermem.model import HierMemModel
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class FitnessEvaluator:
         room: how many texts are kept in memory.
     """
 
-    def __init__(self, model: "HierMemModel", genome: Genome, room: int = 48) -> None:
+    def __init__(self, model: HierMemModel, genome: Genome, room: int = 48) -> None:
         self.model, self.genome, self.room = model, genome, room
         self._read: OrderedDict[str, tuple[WorkingMemory, float]] = OrderedDict()
 
@@ -102,7 +99,7 @@ class FitnessEvaluator:
         ids = torch.tensor([prompt.rest], device=self.model.device)
         scored = min(prompt.scored, ids.shape[1] - 1)
         asked = asking.PreparedPrompt(memory, ids[:, :-scored], [])
-        return float(score_tokens(self.model, asked, ids[0, -scored:]).nll.mean())
+        return float(score_tokens(self.model.reader, asked, ids[0, -scored:]).nll.mean())
 
 
 def pruned(whole: WorkingMemory, config: WorkingMemoryConfig, network: Namm) -> WorkingMemory:
@@ -120,7 +117,7 @@ def pruned(whole: WorkingMemory, config: WorkingMemoryConfig, network: Namm) -> 
     return memory
 
 
-def read_whole(model: "HierMemModel", namm: NammConfig, prompt: FitnessPrompt) -> WorkingMemory:
+def read_whole(model: HierMemModel, namm: NammConfig, prompt: FitnessPrompt) -> WorkingMemory:
     """A prompt's text in a cache that has kept all of it, with the spectrogram of every token."""
     interval = model.adapter.trained_range  # no decision falls within the text
     config = replace(model.config.working, policy="namm", update_interval=interval, head_shares=None)
@@ -131,7 +128,7 @@ def read_whole(model: "HierMemModel", namm: NammConfig, prompt: FitnessPrompt) -
 
 @torch.inference_mode()
 def normalisation(
-    model: "HierMemModel", namm: NammConfig, prompts: Sequence[FitnessPrompt]
+    model: HierMemModel, namm: NammConfig, prompts: Sequence[FitnessPrompt]
 ) -> dict[str, Tensor]:
     """Mean and deviation of the spectrogram's features over texts, all layers and heads pooled."""
     averages = torch.cat(

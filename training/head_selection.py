@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.memory.mamba.cache import MambaCache
-from hiermem.memory.working import WorkingMemory, chunks
+from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
+from hiermem.reader import Reader
 from hiermem.settings import check_settings
 from hiermem.training.distributed import broadcast_from_rank0
 from hiermem.training.samples import IGNORED, KINDS, Batch, Sample, TrainingDataset, collated
@@ -74,24 +75,23 @@ def divergences(model: HierMemModel, samples: Sequence[Sample]) -> dict[tuple[in
     those that count, the mean over samples."""
     from tqdm.auto import tqdm
 
-    adapter, sums = model.adapter, dict.fromkeys(model.mamba.groups, 0.0)
+    reader, sums = model.reader, dict.fromkeys(model.mamba.groups, 0.0)
     with tqdm(total=len(samples) * len(sums), desc="choosing heads", disable=None) as bar:
         for sample in samples:
             batch = collated([sample], len(sample.ids)).to(model.device)
-            expected = _predictions(model, adapter.whole_memory(), batch)
+            expected = _predictions(reader, reader.adapter.whole_memory(), batch)
             for group in sums:
-                alone = adapter.whole_memory(mamba=MambaCache(model.mamba.only([group])))
-                found = _predictions(model, alone, batch)
+                alone = reader.adapter.whole_memory(mamba=MambaCache(model.mamba.only([group])))
+                found = _predictions(reader, alone, batch)
                 sums[group] += float(F.kl_div(found, expected, reduction="batchmean", log_target=True))
                 bar.update()
     return {group: total / len(samples) for group, total in sums.items()}
 
 
-def _predictions(model: HierMemModel, memory: WorkingMemory, batch: Batch) -> Tensor:
+def _predictions(reader: Reader, memory: WorkingMemory, batch: Batch) -> Tensor:
     """Log-probabilities of what counts in one sample, ``[n, V]`` float32."""
-    parts = []
-    for at, take in chunks(memory, [batch.ids.shape[1]], model.config.chunk):
-        part = slice(at, at + take)
-        logits = model.adapter.read_chunk(memory, batch.ids[:, part], [take], logits=take)[0]
-        parts.append(logits[batch.labels[0, part] != IGNORED].float().log_softmax(-1))
-    return torch.cat(parts)
+    scored, blocks = batch.labels[0] != IGNORED, []
+    for at, logits in reader.stream(memory, batch.ids, logits=range(len(scored))):
+        counted = scored[at : at + logits.shape[1]]
+        blocks.append(logits[0, counted].float().log_softmax(-1))
+    return torch.cat(blocks)

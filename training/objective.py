@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.lora import has_lora
-from hiermem.memory.working import WorkingMemory, chunks
+from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
 from hiermem.settings import check_settings
 from hiermem.training.samples import IGNORED, Batch
@@ -128,27 +128,23 @@ class LanguageObjective(TrainingObjective):
         memory, model = memory.copy(), self.model
         B, L = ids.shape
         nll = divergence = torch.zeros(B, device=ids.device)
-        for at, take in chunks(memory, [L] * B, model.config.chunk):
-            part = slice(at, at + take)
-            logits = model.adapter.read_chunk(memory, ids[:, part], [take] * B, logits=take).float()
-            wanted = labels[:, part]
-            losses = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
-            nll = nll + losses.view_as(wanted).sum(dim=1)
+        for at, logits in model.reader.stream(memory, ids, logits=range(L)):
+            logits, columns = logits.float(), slice(at, at + logits.shape[1])
+            expected = labels[:, columns]
+            losses = F.cross_entropy(logits.flatten(0, 1), expected.flatten(), reduction="none")
+            nll = nll + losses.view_as(expected).sum(dim=1)
             if target is not None:
-                apart = F.kl_div(logits.log_softmax(-1), target[:, part], reduction="none", log_target=True)
-                divergence = divergence + (apart.sum(-1) * (wanted != IGNORED)).sum(dim=1)
+                kl = F.kl_div(logits.log_softmax(-1), target[:, columns], reduction="none", log_target=True)
+                divergence = divergence + (kl.sum(-1) * (expected != IGNORED)).sum(dim=1)
         return nll, divergence, memory
 
     @torch.no_grad()
     def _teach(self, memory: WorkingMemory, ids: Tensor) -> Tensor:
         """Log-probabilities ``[B, L, V]`` of the backbone that sees the whole sample; ``memory`` moves on."""
-        model, blocks = self.model, []
-        B, L = ids.shape
+        model, L = self.model, ids.shape[1]
         with _without_lora(model):
-            for at, take in chunks(memory, [L] * B, model.config.chunk):
-                logits = model.adapter.read_chunk(memory, ids[:, at : at + take], [take] * B, logits=take)
-                blocks.append(logits.float().log_softmax(-1))
-        return torch.cat(blocks, dim=1)
+            blocks = model.reader.stream(memory, ids, logits=range(L))
+            return torch.cat([logits.float().log_softmax(-1) for _, logits in blocks], dim=1)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 from hiermem.eval.haystack import Haystack
 from hiermem.eval.tasks import needles, pg19, pubmedqa
-from hiermem.prompts import prompt_ids, split_prompt
+from hiermem.prompts import split_prompt
 from hiermem.text import encode, from_beginning
 
 
@@ -68,7 +68,7 @@ class TrainTexts:
         begun, after = split_prompt(self.tokenizer, text, question, self.instruction)
         target = self.encoded(answer)
         rest = replace(after, lead=lead).ids(self.tokenizer) + target
-        return FitnessPrompt(key, prompt_ids(self.tokenizer, begun)[0].tolist(), rest, len(target), keep)
+        return FitnessPrompt(key, begun.ids(self.tokenizer, begins=True), rest, len(target), keep)
 
 
 def _needle(source: TrainTexts, number: int, rng: random.Random) -> FitnessPrompt:

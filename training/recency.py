@@ -11,7 +11,7 @@ tokens.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,11 +26,9 @@ from hiermem.memory.policies.base import (
     Observer,
     extend_state,
 )
+from hiermem.reader import Reader
 from hiermem.settings import check_settings
 from hiermem.text import from_beginning
-
-if TYPE_CHECKING:
-    from hiermem.model import HierMemModel
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Ratios:
 
 
 @torch.inference_mode()
-def recency_ratios(model: "HierMemModel", ids: Sequence[int], config: RecencyConfig) -> Ratios:
+def recency_ratios(reader: Reader, ids: Sequence[int], config: RecencyConfig) -> Ratios:
     """Ratios from the first tokens of a text; no attention matrix outlives its chunk.
 
     Args:
@@ -88,7 +86,7 @@ def recency_ratios(model: "HierMemModel", ids: Sequence[int], config: RecencyCon
     """
     from tqdm.auto import tqdm
 
-    adapter, ids = model.adapter, from_beginning(model.tokenizer, list(ids))
+    adapter, ids = reader.adapter, from_beginning(reader.tokenizer, list(ids))
     if len(ids) < config.tokens:
         raise InputError(
             f"The text has {len(ids)} tokens, {config.tokens} are read: give a longer text, or lower "
@@ -101,11 +99,9 @@ def recency_ratios(model: "HierMemModel", ids: Sequence[int], config: RecencyCon
         )
     policy = Nearness(window=config.window, sinks=config.sinks)
     memory = adapter.whole_memory(policy=policy)
-    read = torch.tensor([ids[: config.tokens]], device=model.device)
+    read = torch.tensor([ids[: config.tokens]], device=reader.device)
     with tqdm(total=config.tokens, desc="measuring heads", unit="tok", disable=None) as bar:
-        for some in read.split(model.config.chunk, dim=1):
-            model.read_ids(memory, some)
-            bar.update(some.shape[1])
+        reader.read(memory, read, bar.update)
     layers = [_mean(cache.positions, cache.state["near"], config) for cache in memory.caches]
     both = torch.stack(layers).cpu()  # [L, 2, H]
     return Ratios(both[:, 0], both[:, 1], memory.geometries[0].heads)

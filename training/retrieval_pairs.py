@@ -18,9 +18,9 @@ from torch import Tensor
 
 from hiermem.errors import InputError
 from hiermem.memory.longterm import LongTermConfig
-from hiermem.prompts import prompt_ids
 from hiermem.retrieval.keys.lexical import LexicalKey
 from hiermem.settings import check_settings
+from hiermem.text import encode
 from hiermem.training.samples import questions
 
 KINDS = ("questions", "conclusions", "sentences")
@@ -123,9 +123,9 @@ class RetrievalPairs:
         ids = torch.zeros(len(drawn), self.config.tokens, dtype=torch.int64)
         valid = []
         for row, (_, text) in enumerate(drawn):
-            known = prompt_ids(self.tokenizer, text)[0, : self.config.tokens]
-            ids[row, : len(known)] = known
-            valid.append(len(known))
+            query = encode(self.tokenizer, text, begins=True)[: self.config.tokens]
+            ids[row, : len(query)] = torch.tensor(query)
+            valid.append(len(query))
         lexical = torch.stack([self._lexical.query_key(text) for _, text in drawn]) @ self._keys.T
         targets = [target for target, _ in drawn]
         names = [f"a query to {self._items[target].id}" for target in targets]

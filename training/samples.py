@@ -20,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hiermem.asking import AskConfig
+from hiermem.asking_config import AskConfig
 from hiermem.errors import InputError
 from hiermem.eval import hub
 from hiermem.eval.haystack import SHORTEST
 from hiermem.eval.tasks import needles, pg19, pubmedqa
-from hiermem.prompts import prompt_ids, prompt_text
+from hiermem.prompts import prompt_text
 from hiermem.settings import check_settings
-from hiermem.text import beginning, encode, from_beginning
+from hiermem.text import beginning, encode
 
 KINDS = ("books", "questions", "facts")
 IGNORED = -100
@@ -198,7 +198,7 @@ class TrainingDataset:
         while not ids or len(ids) < self.config.tokens:
             item = rng.choice(self._items)
             text = prompt_text(self.tokenizer, [item.abstract], item.question, instruction)
-            asked = prompt_ids(self.tokenizer, text)[0].tolist() if not ids else text.ids(self.tokenizer)
+            asked = text.ids(self.tokenizer, begins=not ids)
             decided = f"{pubmedqa.LEAD} {item.decision}."
             answer = self._encoded(rng.choice((decided, item.long_answer)) + "\n\n")
             if ids and len(ids) + len(asked) + len(answer) > self.config.tokens:
@@ -239,9 +239,8 @@ class TrainingDataset:
         """Tokens up to a code, and the code's; the first question comes after the text."""
         passages = [] if number else [example.text]
         prompt = prompt_text(self.tokenizer, passages, example.question, AskConfig.instruction)
-        begun = replace(prompt, lead=example.lead).ids(self.tokenizer)
-        answer = self._encoded(example.answer)
-        return (begun if number else from_beginning(self.tokenizer, begun)), answer
+        begun = replace(prompt, lead=example.lead).ids(self.tokenizer, begins=not number)
+        return begun, self._encoded(example.answer)
 
 
 def books(data: Path, split: str, streamed: int) -> dict[str, Path | str]:

@@ -252,7 +252,7 @@ def _answers(model: HierMemModel, method: Method[Any], text: Document) -> dict[s
     context, rows = method.read(text.text), []
     for told in text.stories:
         prompt = method.prompt(context, told.question)
-        score = score_answer(model, prompt, f" {told.answer}", told.lead)
+        score = score_answer(model.reader, prompt, f" {told.answer}", told.lead)
         rows.append({"kind": told.kind, "nll": float(score.nll.sum()), "exact": score.exact})
     return {"answers": rows}
 

@@ -18,7 +18,7 @@ from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tables import Report, named, table
 from hiermem.eval.tasks.base import option, register
 from hiermem.eval.tasks.pg19 import BookTask
-from hiermem.text import encode_document
+from hiermem.text import encode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +107,7 @@ def _segments(model: HierMemModel, name: str, text: str, count: int) -> Tensor:
     import torch
 
     L = model.config.segment
-    ids = encode_document(model.tokenizer, text)
+    ids = encode(model.tokenizer, text, begins=True)
     if len(ids) < count * L:
         raise InputError(
             f"Book {name} has {len(ids)} tokens, {count} segments take {count * L}: lower --segments."
@@ -151,7 +151,7 @@ def _nll(model: HierMemModel, segments: Tensor, recall: bool) -> Tensor:
     for segment in segments:
         if not recall:
             memory.recurrence.forget()
-        rows.append(torch.cat(list(stream_nll(model, memory, segment))))
+        rows.append(torch.cat(list(stream_nll(model.reader, memory, segment))))
     return torch.stack(rows)
 
 

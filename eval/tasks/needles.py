@@ -210,5 +210,5 @@ def _row(model: HierMemModel, method: Method[Any], example: Example) -> dict[str
     kept = None
     if isinstance(context, PrefilledContext):
         kept = context.working.mean_tokens / context.working.num_tokens[0]
-    score = score_answer(model, method.prompt(context, example.question), example.answer, example.lead)
+    score = score_answer(model.reader, method.prompt(context, example.question), example.answer, example.lead)
     return {"nll": float(score.nll.mean()), "exact": score.exact, "kept": kept}

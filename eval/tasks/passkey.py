@@ -118,7 +118,7 @@ def _answer(model: HierMemModel, method: Method[Any], example: Example) -> dict[
     from hiermem.eval.methods import HierMem
 
     prompt = method.prompt(method.read(example.text), QUESTION)
-    answer = answered(model, prompt, max_new_tokens=16)
+    answer = answered(model.reader, prompt, max_new_tokens=16)
     row = {"answer": answer.text, "right": is_right(answer.text, example.key)}
     if method.name == HierMem.name:
         row["recalled"] = any(example.key in source.text for source in answer.sources)

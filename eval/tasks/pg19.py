@@ -247,7 +247,9 @@ def _windows(
         overlap, before = min(task.overlap, start), first if start else first[:0]
         memory = model.new_recurrent_memory()
         unscored = max(len(before) + overlap - 1, 0)
-        for block in stream_nll(model, memory, torch.cat((before, ids[start - overlap : start + step]))):
+        for block in stream_nll(
+            model.reader, memory, torch.cat((before, ids[start - overlap : start + step]))
+        ):
             yield memory, block[unscored:]
             unscored = max(unscored - len(block), 0)
 

@@ -263,9 +263,9 @@ def _row(
     """
     from hiermem.eval.scoring import prefill, score_answer, score_options
 
-    prompt = prefill(model, new_prompt())
-    options = score_options(model, prompt.fork(), OPTIONS, LEAD)
-    answer = score_answer(model, prompt, item.long_answer)
+    prompt = prefill(model.reader, new_prompt())
+    options = score_options(model.reader, prompt.fork(), OPTIONS, LEAD)
+    answer = score_answer(model.reader, prompt, item.long_answer)
     recalled = None
     if prompt.sources:
         recalled = any(source.start < span[1] and source.end > span[0] for source in prompt.sources)

@@ -39,7 +39,7 @@ def overhead(
     import torch
 
     from hiermem.eval.overhead import measure
-    from hiermem.text import encode_document
+    from hiermem.text import encode
 
     if rounds < 1:
         raise InputError("--rounds must be at least 1.")
@@ -49,7 +49,7 @@ def overhead(
     configs = {"window": reader.config.with_working(policy="window", head_shares=None)}
     configs["attention"] = reader.config.with_working(policy="attention", head_shares=None)
     configs["namm"] = reader.config
-    ids = torch.tensor([encode_document(reader.tokenizer, document)])
+    ids = torch.tensor([encode(reader.tokenizer, document, begins=True)])
     if ids.shape[1] < 4 * (budget + chunk):
         raise InputError(f"The text has {ids.shape[1]} tokens: give one of at least {4 * (budget + chunk)}.")
     rows = measure(reader, ids, configs, rounds)
@@ -156,12 +156,12 @@ def point(
     import torch
 
     from hiermem.eval.speed import measure
-    from hiermem.text import encode_document
+    from hiermem.text import encode
 
     document = opt.read_document(text)
     config = opt.configuration(model, None, policy, budget, chunk=chunk)
     reader = opt.load_model(model, config, dtype, device)
-    ids = torch.tensor(encode_document(reader.tokenizer, document))
+    ids = torch.tensor(encode(reader.tokenizer, document, begins=True))
     ids = ids.repeat(-(-tokens // len(ids)))[:tokens]
     opt.emit(measure(reader, ids, system, limit), True, "")
 
@@ -188,12 +188,12 @@ def flat(
     import torch
 
     from hiermem.eval.memory_growth import measure
-    from hiermem.text import encode_document
+    from hiermem.text import encode
 
     document = opt.read_document(text)
     config = opt.configuration(model, preset, policy, budget, chunk=chunk)
     reader = opt.load_model(model, config, dtype, device)
-    ids = torch.tensor(encode_document(reader.tokenizer, document))
+    ids = torch.tensor(encode(reader.tokenizer, document, begins=True))
     needed = max(2 * settle, 20 * config.chunk)
     if len(ids) < needed:
         raise InputError(f"The text has {len(ids)} tokens: give one of at least {needed}.")

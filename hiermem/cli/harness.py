@@ -22,7 +22,7 @@ from hiermem.errors import InputError
 from hiermem.eval.scoring import prefill, score_tokens, stream_nll
 from hiermem.eviction_weights import AUTO, NONE
 from hiermem.templates import frames
-from hiermem.text import encode, encode_template, from_beginning
+from hiermem.text import encode, from_beginning
 
 
 @register_model("hiermem")
@@ -106,10 +106,7 @@ class HarnessModel(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Only what a chat template wrote at the beginning of ``string`` may be control tokens."""
-        template = self._written.template_of(string)
-        return (
-            encode_template(self.tokenizer, string, template) if template else encode(self.tokenizer, string)
-        )
+        return encode(self.tokenizer, string, template=self._written.template_of(string))
 
     @torch.inference_mode()
     def _loglikelihood_tokens(
@@ -124,10 +121,10 @@ class HarnessModel(TemplateLM):
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         with tqdm(total=len(requests), desc="log-likelihood", disable=disable_tqdm) as bar:
             for context, indices in followed.items():
-                prompt = prefill(self.model, self._prompt(list(context)))
+                prompt = prefill(self.model.reader, self._prompt(list(context)))
                 for index in indices:
                     strings, _begun, answer = requests[index]
-                    score = score_tokens(self.model, prompt.fork(), torch.tensor(answer))
+                    score = score_tokens(self.model.reader, prompt.fork(), torch.tensor(answer))
                     results[index] = (-float(score.nll.sum()), score.exact)
                     self.cache_hook.add_partial("loglikelihood", strings, results[index])
                     bar.update()
@@ -141,7 +138,7 @@ class HarnessModel(TemplateLM):
             (text,) = request.args
             ids = torch.tensor([self.prefix_token_id, *self.tok_encode(text)])
             memory = self.model.new_recurrent_memory()
-            results.append(-sum(float(block.sum()) for block in stream_nll(self.model, memory, ids)))
+            results.append(-sum(float(block.sum()) for block in stream_nll(self.model.reader, memory, ids)))
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), results[-1])
         return results
 

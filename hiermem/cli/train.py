@@ -49,7 +49,7 @@ def calibrate(
         raise InputError(f"{out} is a file: give a folder to --out.")
     check_apart(out, "--out", model)
     text = opt.read_document(doc)
-    reader = opt.load_model(model, None, dtype, device)
+    reader = opt.load_model(model, None, dtype, device).reader
     ids = encode(reader.tokenizer, text)
     shares = measure(reader, ids, config)
     origin = {"made_by": "hiermem calibrate", "backbone": model, "text": Path(doc).name, **asdict(config)}
@@ -108,7 +108,7 @@ def heads(
             raise InputError(f"--plot draws a PNG: give a name that ends in .png, not {str(plot)!r}.")
         writable(plot, "--plot", PNG)
         new_figure()  # before anything is measured
-    reader = opt.load_model(model, None, dtype, device)
+    reader = opt.load_model(model, None, dtype, device).reader
     encoded = [encode(reader.tokenizer, document) for document in documents]
     measured = [recency_ratios(reader, ids, config) for ids in encoded]
     ratios = mean(measured)

@@ -1,0 +1,41 @@
+"""Settings of an answer. Imports nothing heavy."""
+
+from dataclasses import dataclass
+
+from hiermem.errors import InputError
+from hiermem.settings import check_settings
+
+
+@dataclass
+class AskConfig:
+    """Settings of an answer.
+
+    Attributes:
+        passage_characters: length of all passages together, whole sentences and rows of the recalled
+            segments: a small model answers better from less text. 0 takes the whole segments.
+        least_score: sentences and rows below this share of the best one's score are left out.
+        instruction: what follows the question; nothing where there are no passages.
+        working: whether the working memory stands before the passages too; segments that it still holds
+            are then not recalled. It always stands in where nothing is recalled.
+        rerank: how many of the best segments are ranked again by the likelihood of the question after each,
+            to recall the `top_k` best of them, which are fewer; 0: none. Done where scores are close:
+        margin: where the last that would be recalled leads the next by less than this share of its score.
+    """
+
+    passage_characters: int = 600
+    least_score: float = 0.7
+    instruction: str = "Answer from the passages."
+    working: bool = False
+    rerank: int = 0
+    margin: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.passage_characters < 0:
+            raise InputError(f"passage_characters must not be negative, not {self.passage_characters}.")
+        if not 0 <= self.least_score <= 1:
+            raise InputError(f"least_score must be between 0 and 1, not {self.least_score}.")
+        if self.rerank < 0 or self.rerank == 1 or self.margin < 0:
+            raise InputError(
+                f"rerank must be 0 or at least 2, margin not negative; not {self.rerank}, {self.margin}."
+            )

@@ -1,0 +1,229 @@
+"""`Reader`: a backbone that reads token ids and texts over working memories, and what it says after them.
+
+Here alone ids are cut into chunks. Dimension names: B batch, N tokens of an input, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiermem.backbone import Backbone
+from hiermem.decoding import without_copies
+from hiermem.errors import NonFiniteError
+from hiermem.memory.hmt.module import HMTModule, SoftPrompt
+from hiermem.memory.hmt.segments import SegmentRecurrence
+from hiermem.memory.policies import Namm
+from hiermem.memory.working import WorkingMemory
+from hiermem.memory.working_config import WorkingMemoryConfig
+from hiermem.padding import Block
+from hiermem.prompts import PromptText
+from hiermem.text import encode
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A backbone with its tokenizer and the parameters of the memories that it reads over.
+
+    Attributes:
+        adapter: the backbone.
+        tokenizer: None where only token ids are read.
+        chunk: most tokens that are read at once.
+        segment: tokens of a segment.
+        namm: network of the policy `namm`.
+        summary: parameters of the memory embeddings; None where they are off.
+        ends: tokens that end an answer.
+    """
+
+    adapter: Backbone
+    tokenizer: Any
+    chunk: int
+    segment: int
+    namm: Namm
+    summary: HMTModule | None = None
+    ends: frozenset[int] = frozenset()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone computes."""
+        return self.adapter.model.device
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the backbone's embedding matrix: token ids are smaller."""
+        return int(self.adapter.model.get_input_embeddings().weight.shape[0])
+
+    def new_working_memory(
+        self,
+        config: WorkingMemoryConfig,
+        batch: int = 1,
+        *,
+        recurrent: bool = False,
+        segment: int | None = None,
+    ) -> WorkingMemory:
+        """An empty working memory for this backbone.
+
+        Args:
+            recurrent: whether segments hand on their memory embeddings, where the model makes them.
+            segment: tokens of a segment; None: as configured.
+        """
+        recurrence = None
+        if recurrent and self.summary is not None:
+            recurrence = SegmentRecurrence(self.summary, segment or self.segment, batch, self.device)
+        return self.adapter.new_memory(config, batch, self.namm, recurrence)
+
+    def encode(self, text: str | PromptText, *, begins: bool = True) -> Tensor:
+        """Token ids ``[1, n]`` int64 of a text or prompt, on the backbone's device.
+
+        Args:
+            begins: whether nothing is read before it: it then begins as every text does.
+        """
+        if isinstance(text, str):
+            ids = encode(self.tokenizer, text, begins=begins)
+        else:
+            ids = text.ids(self.tokenizer, begins=begins)
+        return torch.tensor([ids], dtype=torch.int64, device=self.device)
+
+    # ---- reading
+
+    def stream(
+        self,
+        memory: WorkingMemory,
+        ids: Tensor,
+        *,
+        lengths: Sequence[int] | None = None,
+        logits: range | None = None,
+        layers: list[tuple[Tensor, ...]] | None = None,
+    ) -> Iterator[Block]:
+        """Read left-aligned texts chunk by chunk; ``memory`` moves on whenever the next block is asked for.
+
+        Args:
+            ids: ``[B, N]`` int64.
+            lengths: tokens of each text, after which its row is padding; None: N.
+            logits: columns whose logits are wanted; None: no logits but final hidden states, of all columns.
+            layers: where to add what goes into and comes out of every layer, chunk by chunk.
+
+        Yields:
+            the logits of every chunk that has wanted columns, from the first of them to the chunk's end; or
+            the states of every chunk.
+
+        Raises:
+            InputError: rows that recall by half a segment are at different places of their segments.
+        """
+        B, N = ids.shape
+        lengths = [N] * B if lengths is None else lengths
+        for at, take in _cuts(memory, lengths, self.chunk, N):
+            valid = [min(max(length - at, 0), take) for length in lengths]
+            first, count = at, 0
+            if logits is not None:
+                first = max(logits.start, at)
+                count = max(at + take - first, 0) if at < logits.stop else 0
+            read = partial(self.adapter.read_chunk, memory, ids[:, at : at + take], valid, count, layers)
+            if logits is None or count:
+                yield Block(first, read())  # no name here, which would keep it during the next chunk
+            else:
+                read()
+
+    def read(
+        self, memory: WorkingMemory, ids: Tensor, after_chunk: Callable[[int], object] | None = None
+    ) -> Tensor:
+        """Read ``ids [1, N]`` without computing logits; returns the last chunk's states ``[1, Q, width]``.
+
+        Args:
+            after_chunk: called with the number of its tokens after every chunk.
+
+        Raises:
+            NonFiniteError: the backbone produced NaN or infinity; the place is named.
+        """
+        for _, states in self.stream(memory, ids):
+            if not states.isfinite().all():
+                end = memory.num_tokens[0]
+                raise NonFiniteError(
+                    f"The backbone's states of tokens {end - states.shape[1]} to {end} are not finite: read "
+                    f"with dtype float32, or leave that passage out."
+                )
+            if after_chunk is not None:
+                after_chunk(states.shape[1])
+        return states
+
+    def logits(self, memory: WorkingMemory, ids: Tensor, count: int | None = None) -> Tensor:
+        """Float32 logits ``[B, count, V]`` of the last ``count`` columns of ``ids [B, N]``; None: of all."""
+        N = ids.shape[1]
+        columns = range(0 if count is None else N - count, N)
+        return torch.cat([block for _, block in self.stream(memory, ids, logits=columns)], dim=1).float()
+
+    # ---- text out of it
+
+    def greedy(self, memory: WorkingMemory, ids: Tensor, limit: int) -> tuple[list[int], bool]:
+        """The likeliest tokens after ``ids [1, N]``, one by one; ``memory`` moves on.
+
+        A phrase that comes again and again ends them and is kept once (`hiermem.decoding`).
+
+        Args:
+            limit: most tokens.
+
+        Returns:
+            the tokens without the one that ends them, and whether they ended by themselves.
+
+        Raises:
+            NonFiniteError: the logits hold NaN.
+        """
+        tokens: list[int] = []
+        while len(tokens) < limit:
+            N = ids.shape[1]
+            ((_, logits),) = self.stream(memory, ids, logits=range(N - 1, N))
+            if logits.isnan().any():
+                raise NonFiniteError(
+                    "The backbone's logits are not finite: compute in float32, or read anew."
+                )
+            ids = logits.argmax(dim=-1)
+            token = int(ids)
+            if token in self.ends:
+                return tokens, True
+            tokens.append(token)
+            if (kept := without_copies(tokens)) is not None:
+                return kept, False
+        return tokens, False
+
+    def continue_from(self, memory: WorkingMemory, ids: Tensor, limit: int) -> tuple[str, bool]:
+        """`greedy` as text, without special tokens, and whether it ended by itself."""
+        tokens, ended = self.greedy(memory, ids, limit)
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)), ended
+
+    def summarise(self, text: str) -> Tensor:
+        """Summary S ``[m, d]`` of a question (HMT section 3.1); one longer than a segment is cut."""
+        assert self.summary is not None
+        return self._summary(self.summary, self.summary.summary_prompt, text)
+
+    def embed(self, text: str) -> Tensor:
+        """Memory embeddings ``[m, d]`` of a text as of a document's first segment, positions without gaps;
+        one longer than a segment is cut."""
+        assert self.summary is not None
+        return self._summary(self.summary, self.summary.first_prompt, text)
+
+    def _summary(self, summary: HMTModule, prompt: SoftPrompt, text: str) -> Tensor:
+        ids = self.encode(text)[:, : self.segment]
+        return self.adapter.summary(summary, prompt, ids, [ids.shape[1]])[0]
+
+
+def _cuts(memory: WorkingMemory, lengths: Sequence[int], size: int, width: int) -> Iterator[tuple[int, int]]:
+    """First column and width of the chunks of left-aligned rows; they end where an eviction is due.
+
+    Each must be read before the next is asked for.
+
+    Args:
+        lengths: tokens of each row.
+        size: most tokens in a chunk.
+        width: columns of the rows, padding included.
+    """
+    at = 0
+    while at < width:
+        active = [length > at for length in lengths]
+        take = min(size, width - at, memory.room(active) if any(active) else width)
+        if memory.recurrence is not None:
+            memory.recurrence.check_begins([max(length - at, 0) for length in lengths], take)
+        yield at, take
+        at += take
