@@ -1,7 +1,7 @@
 """kvpress methods on the prompts of `hiermem eval needles --dump`, in an environment from `make peers`.
 
 kvpress pins an older transformers than hiermem, so of hiermem this program imports only what needs none: the
-journal and the means. Its result joins the same report. A run that was stopped goes on where it was.
+result log and the means. Its result joins the same report. A run that was stopped goes on where it was.
 
     .venv-peers/bin/python benchmarks/kvpress_needles.py --model DIR --prompts prompts.jsonl \\
         --method snapkv --keep 0.25 --out results/needles-snapkv-25.json
@@ -64,16 +64,16 @@ def score(model: Any, tokenizer: Any, press: Any, prompt: dict[str, str]) -> dic
     return {"nll": float(nll), "exact": bool((logits.argmax(-1) == answer[0]).all()), "kept": kept}
 
 
-def measure(given: argparse.Namespace, lines: list[str], journal: ResultLog) -> dict[str, Any]:
+def measure(args: argparse.Namespace, lines: list[str], log: ResultLog) -> dict[str, Any]:
     """Every prompt, compressed by the method."""
     prompts = [json.loads(line) for line in lines]
-    tokenizer = AutoTokenizer.from_pretrained(given.model)
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
-    press = METHODS[given.method](compression_ratio=1 - given.keep)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+    press = METHODS[args.method](compression_ratio=1 - args.keep)
     with torch.inference_mode():
         rows = [
-            journal.row(str(index), score, model, tokenizer, press, prompt)
-            for index, prompt in enumerate(tqdm(prompts, desc=given.method, disable=None))
+            log.row(str(index), score, model, tokenizer, press, prompt)
+            for index, prompt in enumerate(tqdm(prompts, desc=args.method, disable=None))
         ]
     return means(rows, "nll", "exact", "kept")
 
@@ -86,19 +86,19 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.25, help="Share of the context that is kept.")
     parser.add_argument("--limit", type=int, default=24, help="Use only so many prompts.")
     parser.add_argument("--out", required=True, type=Path, help="JSON file for the result.")
-    given = parser.parse_args()
-    if not 0 < given.keep <= 1 or given.limit < 1:
+    args = parser.parse_args()
+    if not 0 < args.keep <= 1 or args.limit < 1:
         parser.error("--keep must be above 0 and at most 1, --limit at least 1")
-    if not given.prompts.is_file():
-        parser.error(f"there is no file {given.prompts}: make it with `hiermem eval needles --dump`")
-    lines = given.prompts.read_text("utf-8").splitlines()[: given.limit]
-    settings = {"task": "needles", "system": f"kvpress {given.method}", "keep": given.keep}
-    settings |= {"limit": given.limit, "prompts": given.prompts.name, "data": data_hash(*lines)}
-    journal = ResultLog(given.out, {**settings, "model": Path(given.model).name})
+    if not args.prompts.is_file():
+        parser.error(f"there is no file {args.prompts}: make it with `hiermem eval needles --dump`")
+    lines = args.prompts.read_text("utf-8").splitlines()[: args.limit]
+    settings = {"task": "needles", "system": f"kvpress {args.method}", "keep": args.keep}
+    settings |= {"limit": args.limit, "prompts": args.prompts.name, "data": data_hash(*lines)}
+    log = ResultLog(args.out, {**settings, "model": Path(args.model).name})
     command = ".venv-peers/bin/python benchmarks/kvpress_needles.py --model DIR"
-    command += f" --prompts {given.prompts.name} --method {given.method} --keep {given.keep}"
-    command += f" --limit {given.limit} --out {given.out.name}"
-    journal.report(partial(measure, given, lines), command)
+    command += f" --prompts {args.prompts.name} --method {args.method} --keep {args.keep}"
+    command += f" --limit {args.limit} --out {args.out.name}"
+    log.report(partial(measure, args, lines), command)
 
 
 if __name__ == "__main__":

@@ -52,13 +52,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192, help="how much of the text")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: the models' own")
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = measure(given.models, given.text.read_text("utf-8"), given.tokens, given.dtype)
+    rows = measure(args.models, args.text.read_text("utf-8"), args.tokens, args.dtype)
     for row in rows:
         sys.stdout.write(json.dumps(row) + "\n")
-    if given.out is not None:
-        given.out.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+    if args.out is not None:
+        args.out.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

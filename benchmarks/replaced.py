@@ -46,10 +46,10 @@ def measure(model: HierMemModel, lengths: list[int], budget: int) -> list[dict[s
             f"{model.name_or_path} has no Mamba heads: give smollm2-mamba, or a training's output."
         )
     memories, vocabulary = {name: new() for name, new in kinds(model, budget).items()}, len(model.tokenizer)
-    draw, rows, at = torch.Generator().manual_seed(0), [], 0
+    rng, rows, at = torch.Generator().manual_seed(0), [], 0
     for length in lengths:
         seconds = dict.fromkeys(memories, 0.0)
-        ids = torch.randint(vocabulary, (1, length - at), generator=draw)
+        ids = torch.randint(vocabulary, (1, length - at), generator=rng)
         for part in ids.split(CHUNK, dim=1):
             for name, memory in memories.items():
                 seconds[name] += _seconds(model, memory, part)
@@ -65,10 +65,12 @@ def measure(model: HierMemModel, lengths: list[int], budget: int) -> list[dict[s
     return rows
 
 
-def _decoded(model: HierMemModel, memories: dict[str, WorkingMemory], one: torch.Tensor) -> dict[str, float]:
+def _decoded(
+    model: HierMemModel, memories: dict[str, WorkingMemory], token: torch.Tensor
+) -> dict[str, float]:
     """Median seconds of a token that is decoded over a copy of each memory, in turns."""
     copies = {name: memory.copy() for name, memory in memories.items()}
-    turns = [{name: _seconds(model, copy, one) for name, copy in copies.items()} for _ in range(DECODED)]
+    turns = [{name: _seconds(model, copy, token) for name, copy in copies.items()} for _ in range(DECODED)]
     return {name: median(turn[name] for turn in turns) for name in copies}
 
 
@@ -86,17 +88,17 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=512, help="tokens that NAMM keeps of each KV head")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: the model's own")
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    given = parser.parse_args()
-    if any(length < CHUNK or length % CHUNK for length in given.lengths):
-        parser.error(f"--lengths are multiples of {CHUNK}, not {given.lengths}.")
+    args = parser.parse_args()
+    if any(length < CHUNK or length % CHUNK for length in args.lengths):
+        parser.error(f"--lengths are multiples of {CHUNK}, not {args.lengths}.")
     torch.set_num_threads(1)
     try:
-        model = HierMemModel.from_pretrained(given.model, dtype=given.dtype, device="cpu")
-        rows = measure(model, sorted(set(given.lengths)), given.budget)
+        model = HierMemModel.from_pretrained(args.model, dtype=args.dtype, device="cpu")
+        rows = measure(model, sorted(set(args.lengths)), args.budget)
     except HierMemError as error:
         parser.error(str(error))
-    if given.out is not None:
-        given.out.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+    if args.out is not None:
+        args.out.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

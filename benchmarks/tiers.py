@@ -33,16 +33,16 @@ def combined(policy: str, memory: str | None, heads: str | None, recall: int) ->
     parameters: dict[str, Tensor] = {}
     for part, name in (("summary.", memory), ("mamba.", heads)):
         if name is not None:
-            own = HierMemModel.from_pretrained(name)
-            every = own.memory_parameters()
+            trained = HierMemModel.from_pretrained(name)
+            every = trained.memory_parameters()
             taken = {key: tensor for key, tensor in every.items() if key.startswith(part)}
-            if not taken or has_lora(own.backbone) or own.config.segment != config.segment:
+            if not taken or has_lora(trained.backbone) or trained.config.segment != config.segment:
                 raise SystemExit(f"{name} has no such tier, or one of other segments or adapters.")
             parameters |= taken
             if part == "summary.":
-                changes["summary"] = replace(own.config.summary, sensory=0, query="previous")
+                changes["summary"] = replace(trained.config.summary, sensory=0, query="previous")
             else:
-                changes["mamba"] = own.config.mamba
+                changes["mamba"] = trained.config.mamba
     model = HierMemModel.from_pretrained("smollm2", config=HierMemConfig(**config.settings() | changes))
     model.load_memory_parameters(parameters)
     return model
@@ -56,8 +56,8 @@ def main() -> None:
     parser.add_argument("--memory", help="model whose trained memory is handed on")
     parser.add_argument("--heads", help="model whose Mamba heads are used")
     parser.add_argument("--recall", type=int, default=0, help="segments that a question recalls")
-    given = parser.parse_args()
-    combined(given.policy, given.memory, given.heads, given.recall).save_pretrained(given.out)
+    args = parser.parse_args()
+    combined(args.policy, args.memory, args.heads, args.recall).save_pretrained(args.out)
 
 
 if __name__ == "__main__":

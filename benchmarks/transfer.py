@@ -55,16 +55,34 @@ FAMILIES = {
     "gpt-neox": partial(GPTNeoXConfig, **_COMMON, rope_parameters=_ROPE | {"partial_rotary_factor": 0.5}),
     "qwen3": partial(Qwen3Config, **_COMMON, rope_parameters=_ROPE, num_key_value_heads=2, head_dim=16),
 }
-CURRICULUM = (
-    # sentences, facts, references, keys and values in use, rows of a batch
-    (6, 4, 0, 6, 48),
-    (8, 6, 0, 12, 40),
-    (12, 8, 0, 32, 32),
-    (21, 6, REFERENCES, 32, 20),
-    (42, 8, REFERENCES, 32, 12),
-    (85, 16, REFERENCES, 32, 8),
-    (171, 16, REFERENCES, 32, 4),
-    (SENTENCES, FACTS, REFERENCES, 32, 4),
+
+
+class Shape(NamedTuple):
+    """Sizes of a text.
+
+    Attributes:
+        sentences: in all, fillers among them.
+        facts: told once each.
+        references: to each fact that is referred to, the first half of them.
+        in_use: how many keys and values there are.
+    """
+
+    sentences: int
+    facts: int
+    references: int
+    in_use: int
+
+
+WHOLE = Shape(SENTENCES, FACTS, REFERENCES, KEYS)
+CURRICULUM = (  # with the rows of a batch
+    (Shape(6, 4, 0, 6), 48),
+    (Shape(8, 6, 0, 12), 40),
+    (Shape(12, 8, 0, 32), 32),
+    (Shape(21, 6, REFERENCES, 32), 20),
+    (Shape(42, 8, REFERENCES, 32), 12),
+    (Shape(85, 16, REFERENCES, 32), 8),
+    (Shape(171, 16, REFERENCES, 32), 4),
+    (WHOLE, 4),
 )
 """Matching a key with itself is learned fast among few keys only, and is the same among many."""
 
@@ -106,47 +124,39 @@ class Texts:
     referred: Tensor
 
 
-def texts(
-    draw: torch.Generator,
-    rows: int,
-    sentences: int = SENTENCES,
-    facts: int = FACTS,
-    references: int = REFERENCES,
-    known: int = KEYS,
-    again: bool = False,
-) -> Texts:
+def texts(rng: torch.Generator, rows: int, shape: Shape = WHOLE, again: bool = False) -> Texts:
     """Random texts, whose first half of facts has references at any later time.
 
     Args:
-        known: how many keys and values are in use.
         again: ask twice as many questions as there are facts, each for any of them, in place of all in
             turn: a model in training cannot tell an answer by what was not said yet.
     """
-    keys = torch.rand(rows, known, generator=draw).argsort(-1)[:, :facts]
-    values = torch.randint(known, (rows, facts), generator=draw)
-    told = torch.rand(rows, facts, 1, generator=draw)
-    later = told + (1 - told) * torch.rand(rows, facts, references, generator=draw)
-    times = torch.cat((told.flatten(1), later[:, : facts // 2].flatten(1)), dim=1)
+    sentences, facts, references, in_use = shape
+    keys = torch.rand(rows, in_use, generator=rng).argsort(-1)[:, :facts]
+    values = torch.randint(in_use, (rows, facts), generator=rng)
+    fact_times = torch.rand(rows, facts, 1, generator=rng)
+    later = fact_times + (1 - fact_times) * torch.rand(rows, facts, references, generator=rng)
+    times = torch.cat((fact_times.flatten(1), later[:, : facts // 2].flatten(1)), dim=1)
     of = torch.arange(facts)
     of = torch.cat((of, of[: facts // 2].repeat_interleave(references))).expand(rows, -1)
     events = times.shape[1]
     place = (times * (sentences - events)).long() + times.argsort(-1).argsort(-1)  # no two the same
 
-    goes_on = torch.tensor([1, 2, 4, 7])[torch.randint(4, (rows, 3 * sentences), generator=draw)]
-    body = (FILLER + goes_on.cumsum(-1) % FILLERS).view(rows, sentences, 3)
+    steps = torch.tensor([1, 2, 4, 7])[torch.randint(4, (rows, 3 * sentences), generator=rng)]
+    body = (FILLER + steps.cumsum(-1) % FILLERS).view(rows, sentences, 3)
     key, value = KEY + keys.gather(1, of), values.gather(1, of)
     is_fact = (torch.arange(events) < facts).expand(rows, -1)
-    said = torch.where(is_fact, VALUE + value, CLASS + value % CLASSES)
-    sentence = torch.stack((torch.where(is_fact, FACT, REFER), key, said), dim=-1)
+    # A reference tells the class of its fact's value: 2 of its 5 bits.
+    last = torch.where(is_fact, VALUE + value, CLASS + value % CLASSES)
+    sentence = torch.stack((torch.where(is_fact, FACT, REFER), key, last), dim=-1)
     body = body.scatter(1, place.unsqueeze(-1).expand_as(sentence), sentence)
 
-    asked = torch.rand(rows, facts, generator=draw).argsort(-1)
+    queries = torch.rand(rows, facts, generator=rng).argsort(-1)
     if again:
-        asked = torch.randint(facts, (rows, 2 * facts), generator=draw)
-    question = (torch.full_like(asked, ASK), key.gather(1, asked), VALUE + value.gather(1, asked))
-    begun = torch.full((rows, 1), BOS)
-    ids = torch.cat((begun, body.flatten(1)), dim=1)
-    return Texts(ids, torch.stack(question, dim=-1).flatten(1), asked < facts // 2)
+        queries = torch.randint(facts, (rows, 2 * facts), generator=rng)
+    question = (torch.full_like(queries, ASK), key.gather(1, queries), VALUE + value.gather(1, queries))
+    ids = torch.cat((torch.full((rows, 1), BOS), body.flatten(1)), dim=1)
+    return Texts(ids, torch.stack(question, dim=-1).flatten(1), queries < facts // 2)
 
 
 def train(family: str, seed: int, most: int) -> tuple[PreTrainedModel, int]:
@@ -159,13 +169,13 @@ def train(family: str, seed: int, most: int) -> tuple[PreTrainedModel, int]:
     model = AutoModelForCausalLM.from_config(FAMILIES[family]())
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
     warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 100))
-    draw = torch.Generator().manual_seed(3 * seed)
+    rng = torch.Generator().manual_seed(3 * seed)
     steps, bar = 0, tqdm(total=most, desc=f"training {family}", disable=None)
-    for stage, (sentences, facts, references, known, rows) in enumerate(CURRICULUM):
+    for stage, (shape, rows) in enumerate(CURRICULUM):
         right: list[float] = []
         while steps < most and (len(right) < 50 or sum(right[-50:]) < 0.97 * 50):
-            made = texts(draw, rows, sentences, facts, references, known, again=True)
-            loss, accuracy = _loss(model, torch.cat((made.ids, made.asks), dim=1))
+            batch = texts(rng, rows, shape, again=True)
+            loss, accuracy = _loss(model, torch.cat((batch.ids, batch.asks), dim=1))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -184,9 +194,9 @@ def _loss(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, float]:
     logits, targets = model(input_ids=ids, use_cache=False).logits[:, :-1], ids[:, 1:]
     nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
     marks = F.pad(ids[:, :-2], (1, 0))
-    known = (marks == REFER) | (marks == ASK)
+    predictable = (marks == REFER) | (marks == ASK)
     right = (logits.argmax(-1) == targets)[marks == ASK]
-    return nll[known].mean() + 0.1 * nll[~known].mean(), float(right.float().mean())
+    return nll[predictable].mean() + 0.1 * nll[~predictable].mean(), float(right.float().mean())
 
 
 def attach(family: str, backbone: PreTrainedModel) -> HierMemModel:
@@ -230,17 +240,17 @@ def recall(model: HierMemModel, made: Texts, **working: Any) -> Iterator[dict[st
         }
 
 
-def measure(given: argparse.Namespace, family: str) -> dict[str, Any]:
+def measure(args: argparse.Namespace, family: str) -> dict[str, Any]:
     """Train one family, calibrate its head shares, and read the same texts under every policy."""
     start = time.perf_counter()
-    backbone, steps = train(family, given.seed, given.steps)
+    backbone, steps = train(family, args.seed, args.steps)
     trained, model = time.perf_counter() - start, attach(family, backbone)
-    sample = texts(torch.Generator().manual_seed(3 * given.seed + 1), 4).ids
+    sample = texts(torch.Generator().manual_seed(3 * args.seed + 1), 4).ids
     shares = calibrate(model.reader, sample.flatten().tolist(), CalibrationConfig(tokens=512, texts=4))
-    draw = torch.Generator().manual_seed(3 * given.seed + 2)
-    made = [texts(draw, min(BATCH, given.contexts - at)) for at in range(0, given.contexts, BATCH)]
-    length, results = made[0].ids.shape[1], []
-    runs = [(1.0, SYSTEMS[0]), *((keep, system) for keep in given.keep for system in SYSTEMS[1:])]
+    rng = torch.Generator().manual_seed(3 * args.seed + 2)
+    batches = [texts(rng, min(BATCH, args.contexts - at)) for at in range(0, args.contexts, BATCH)]
+    length, results = batches[0].ids.shape[1], []
+    runs = [(1.0, SYSTEMS[0]), *((keep, system) for keep in args.keep for system in SYSTEMS[1:])]
     parameters = networks(model)
     for keep, system in tqdm(runs, desc=f"reading, {family}", disable=None):
         model.namm.load_state_dict(parameters[system.evolved])
@@ -249,7 +259,7 @@ def measure(given: argparse.Namespace, family: str) -> dict[str, Any]:
             "budget": round(keep * length),
             "head_shares": shares if system.shares else None,
         }
-        rows = [row for batch in made for row in recall(model, batch, **settings)]
+        rows = [row for batch in batches for row in recall(model, batch, **settings)]
         result = means(rows, "accuracy", "referred", "others", "nll", "kept")
         results.append({"family": family, "system": system.name, "keep": keep, **result})
     return {"results": results, "shares": shares, "steps": steps, "training_seconds": trained}
@@ -266,26 +276,27 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=float, nargs="+", default=[0.25, 0.5], help="Shares of a text to keep."
     )
-    given = parser.parse_args()
-    if min(given.steps, given.contexts) < 1 or not all(0.01 <= keep <= 1 for keep in given.keep):
+    args = parser.parse_args()
+    if min(args.steps, args.contexts) < 1 or not all(0.01 <= keep <= 1 for keep in args.keep):
         parser.error("--steps and --contexts must be at least 1, --keep from 0.01 to 1")
-    settings = {"seed": given.seed, "steps": given.steps, "contexts": given.contexts, "keep": given.keep}
+    settings = {"seed": args.seed, "steps": args.steps, "contexts": args.contexts, "keep": args.keep}
     evictor = resolve_eviction_weights(AUTO, "", "namm")
     assert evictor is not None
-    journal = ResultLog(given.out, {"task": "transfer", **settings, "evictor": evictor.digest})
+    log = ResultLog(args.out, {"task": "transfer", **settings, "evictor": evictor.digest})
 
-    def all_families(journal: ResultLog) -> dict[str, Any]:
-        families = {name: journal.row(name, measure, given, name) for name in FAMILIES}
+    def all_families(log: ResultLog) -> dict[str, Any]:
+        families = {name: log.row(name, measure, args, name) for name in FAMILIES}
         rows = [result for family in families.values() for result in family.pop("results")]
         accuracy = {
-            one.name: [r["metrics"]["accuracy"] for r in rows if r["system"] == one.name] for one in SYSTEMS
+            method.name: [r["metrics"]["accuracy"] for r in rows if r["system"] == method.name]
+            for method in SYSTEMS
         }
         metrics = {name: sum(values) / len(values) for name, values in accuracy.items()}
-        return {"metrics": metrics, "n": given.contexts, "rows": rows, "families": families}
+        return {"metrics": metrics, "n": args.contexts, "rows": rows, "families": families}
 
-    command = f"python benchmarks/transfer.py --seed {given.seed} --steps {given.steps}"
-    command += f" --contexts {given.contexts} --keep {' '.join(map(str, given.keep))} --out {given.out.name}"
-    journal.report(all_families, command)
+    command = f"python benchmarks/transfer.py --seed {args.seed} --steps {args.steps}"
+    command += f" --contexts {args.contexts} --keep {' '.join(map(str, args.keep))} --out {args.out.name}"
+    log.report(all_families, command)
 
 
 if __name__ == "__main__":

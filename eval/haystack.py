@@ -29,7 +29,7 @@ class Haystack:
         """How many tokens ``text`` has."""
         return len(encode(self._tokenizer, text))
 
-    def cut(self, length: int, draw: random.Random) -> str:
+    def cut(self, length: int, rng: random.Random) -> str:
         """A piece of ``length`` tokens from a place drawn at random.
 
         Raises:
@@ -42,7 +42,7 @@ class Haystack:
                 f"The haystack has {len(self.spans)} tokens, so no text of {length} tokens can be cut: "
                 f"give lengths from {SHORTEST} to {len(self.spans)}."
             )
-        first = draw.randrange(len(self.spans) - length + 1)
+        first = rng.randrange(len(self.spans) - length + 1)
         return self.text[self.spans[first][0] : self.spans[first + length - 1][1]]
 
 

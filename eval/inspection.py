@@ -37,7 +37,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is left of a text in the working memory.
+    """The tokens of a text that the working memory still holds.
 
     Attributes:
         name: of the text.

@@ -1,7 +1,7 @@
-"""What is compared: hiermem and the systems a user would otherwise pick, all around the same backbone.
+"""Methods that are compared: hiermem and what a user would otherwise pick, all around the same backbone.
 
-Every system reads a text once and is then asked any number of times. What it shows the backbone before the
-question is all that tells them apart: prompts, decoding and scoring are the same.
+Every method reads a text once and is then asked any number of times. They differ in what they show the
+backbone before the question, and in nothing else: prompts, decoding and scoring are the same.
 """
 
 import re
@@ -42,11 +42,11 @@ class Method(ABC, Generic[Context]):
 
     @abstractmethod
     def read(self, text: str) -> Context:
-        """What is left of a text after reading it."""
+        """A text, as the method holds it once it has been read."""
 
     @abstractmethod
     def prompt(self, context: Context, question: str) -> PreparedPrompt:
-        """The question with what the system shows before it; the context stays as it is."""
+        """The question with what the method shows before it; the context stays as it is."""
 
 
 class HierMem(Method[MemoryState]):
@@ -95,7 +95,7 @@ class InContext(Method[PrefilledContext]):
         return self.model.new_working_memory(self.working(tokens))
 
     def check_length(self, tokens: int) -> None:
-        """Refuse a text that the system cannot read; by default there is none."""
+        """Refuse a text that the method cannot read; by default there is none."""
 
     def prompt(self, context: PrefilledContext, question: str) -> PreparedPrompt:
         after = replace(context.after, content=context.after.content.replace(_HERE, question))
@@ -259,13 +259,13 @@ def _fresh(model: "HierMemModel", passages: list[str], question: str) -> Prepare
     return PreparedPrompt(working, model.reader.encode(text), [])
 
 
-SYSTEMS: dict[str, type[Method[Any]]] = {
-    system.name: system for system in (HierMem, Pruned, Compressed, Full, Truncated, Streaming, Bm25, Closed)
+METHODS: dict[str, type[Method[Any]]] = {
+    method.name: method for method in (HierMem, Pruned, Compressed, Full, Truncated, Streaming, Bm25, Closed)
 }
 
 
-def new_system(name: str, model: "HierMemModel", keep: float | None = None) -> Method[Any]:
-    """A system by name.
+def new_method(name: str, model: "HierMemModel", keep: float | None = None) -> Method[Any]:
+    """A method by name.
 
     Args:
         keep: share of a text's tokens that `pruned` and `compressed` keep.
@@ -273,9 +273,9 @@ def new_system(name: str, model: "HierMemModel", keep: float | None = None) -> M
     Raises:
         InputError: there is none of that name.
     """
-    check_system(name, tuple(SYSTEMS))
+    check_method(name, tuple(METHODS))
     check_compressed(name, model.config.working, keep)
-    kind = SYSTEMS[name]
+    kind = METHODS[name]
     return kind(model, keep) if issubclass(kind, Pruned) else kind(model)
 
 
@@ -296,8 +296,8 @@ def check_compressed(name: str, config: WorkingMemoryConfig, keep: float | None)
         )
 
 
-def check_system(name: str, choices: Sequence[str]) -> None:
-    """Refuse what is no system before anything is loaded.
+def check_method(name: str, choices: Sequence[str]) -> None:
+    """Refuse what is no method before anything is loaded.
 
     Raises:
         InputError: ``name`` is none of ``choices``.

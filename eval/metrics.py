@@ -11,27 +11,27 @@ def accuracy(right: Sequence[bool]) -> float:
     return sum(right) / len(right)
 
 
-def macro_f1(given: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> float:
-    """Mean over ``labels`` of the harmonic mean of precision and recall; 0 for a label never given right."""
+def macro_f1(predictions: Sequence[str], targets: Sequence[str], labels: Sequence[str]) -> float:
+    """Mean over ``labels`` of the harmonic mean of precision and recall; 0 for one never predicted right."""
     scores = []
     for label in labels:
-        hits = sum(one == other == label for one, other in zip(given, wanted, strict=True))
-        scores.append(2 * hits / max(list(given).count(label) + list(wanted).count(label), 1))
+        hits = sum(pair == (label, label) for pair in zip(predictions, targets, strict=True))
+        scores.append(2 * hits / max(list(predictions).count(label) + list(targets).count(label), 1))
     return sum(scores) / len(scores)
 
 
 def bootstrap(values: Sequence[float], draws: int = 1000, share: float = 0.95) -> tuple[float, float]:
     """Percentile interval of the mean, from ``draws`` resamples with a fixed seed (Efron, 1979)."""
-    draw = random.Random(0)
-    means = sorted(sum(draw.choices(values, k=len(values))) / len(values) for _ in range(draws))
+    rng = random.Random(0)
+    means = sorted(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(draws))
     outside = (1 - share) / 2
     return means[int(outside * draws)], means[min(int((1 - outside) * draws), draws - 1)]
 
 
 def means(rows: Sequence[Mapping[str, Any]], *names: str) -> dict[str, Any]:
     """A result's ``metrics``, ``intervals`` and ``n`` of rows; what has no value is left out."""
-    known = [name for name in names if all(row[name] is not None for row in rows)]
-    values = {name: [float(row[name]) for row in rows] for name in known}
+    measured = [name for name in names if all(row[name] is not None for row in rows)]
+    values = {name: [float(row[name]) for row in rows] for name in measured}
     metrics = {name: sum(each) / len(each) for name, each in values.items()}
     return {
         "metrics": metrics,

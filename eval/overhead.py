@@ -1,4 +1,4 @@
-"""What the memory costs: reading a text against the bare backbone on the same chunks, in one run.
+"""The cost of the memory: reading a text against the bare backbone on the same chunks, in one run.
 
 The bare limit is transformers' own model body (no logits) on the same chunks over an untouched cache of
 `budget` tokens that is cropped back after each chunk: same dtype, same threads.
@@ -19,6 +19,7 @@ from hiermem.resources import now
 
 
 def bare_reader(model: HierMemModel, ids: Tensor, budget: int, chunk: int) -> Callable[[int], object]:
+    """Reads the chunk of ``ids [1, n]`` at a place with the backbone's body alone, over ``budget`` tokens."""
     cache = DynamicCache(config=model.backbone.config)
     body = model.backbone.base_model
     over = {cache_argument(body): cache, "use_cache": True}

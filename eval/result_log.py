@@ -24,7 +24,7 @@ class ResultLog:
         settings: all that the results depend on, and ``task``, its name.
 
     Raises:
-        InputError: the file there is of a run with other settings, or is no journal.
+        InputError: the file there is of a run with other settings, or is no result log.
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ class ResultLog:
             settings, rows = lines[0]["settings"], {line["key"]: line["row"] for line in lines[1:]}
             seconds = sum(line["seconds"] for line in lines[1:])
         except (ValueError, LookupError, TypeError) as error:
-            raise InputError(f"{part} is no journal of a run: delete it, or give another --out.") from error
+            raise InputError(f"{part} is no log of a run: delete it, or give another --out.") from error
         if _as_now(settings) != self.settings:
             raise InputError(
                 f"{part} is of a run with other settings: delete it, or give another file to --out."
@@ -153,12 +153,12 @@ def writable(path: Path, option: str = "--out", begins: bytes = b"") -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         check_room(path.parent, 1)
-        there = _beginning(path, len(begins))
+        beginning = _beginning(path, len(begins))
     except OSError as error:
         raise InputError(
             f"Nothing can be written into {path.parent} ({error.strerror or error}): check {option}."
         ) from error
-    if there not in (b"", begins):
+    if beginning not in (b"", begins):
         raise InputError(f"{path} is no earlier result and would be lost: give another to {option}.")
     return path
 
@@ -178,8 +178,8 @@ def check_apart(path: Path, option: str, *inputs: str | os.PathLike[str]) -> Non
     Raises:
         InputError: ``path`` is one of the inputs, which are names of files and folders or of anything else.
     """
-    for given in inputs:
-        if path.exists() and os.path.exists(given) and os.path.samefile(path, given):
+    for name in inputs:
+        if path.exists() and os.path.exists(name) and os.path.samefile(path, name):
             raise InputError(f"{path} is what is read, and would be written over: give another to {option}.")
 
 

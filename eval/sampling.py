@@ -25,10 +25,10 @@ def stratified(
     places: dict[Hashable, list[int]] = defaultdict(list)
     for place, item in enumerate(items):
         places[kind(item)].append(place)
-    counts = {own: limit * len(found) // len(items) for own, found in places.items()}
-    remainders = sorted(places, key=lambda own: -(limit * len(places[own]) % len(items)))
-    for own in remainders[: limit - sum(counts.values())]:
-        counts[own] += 1
-    draw = random.Random(seed)
-    chosen = [place for own, found in places.items() for place in draw.sample(found, counts[own])]
+    counts = {group: limit * len(found) // len(items) for group, found in places.items()}
+    remainders = sorted(places, key=lambda group: -(limit * len(places[group]) % len(items)))
+    for group in remainders[: limit - sum(counts.values())]:
+        counts[group] += 1
+    rng = random.Random(seed)
+    chosen = [place for group, found in places.items() for place in rng.sample(found, counts[group])]
     return [items[place] for place in sorted(chosen)]

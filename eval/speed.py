@@ -4,13 +4,17 @@ import json
 import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import HierMemError, InputError
+from hiermem.eval.plots import new_figure, plain_label
 from hiermem.eval.result_log import ResultLog
-from hiermem.resources import now, peak_rss_bytes
+from hiermem.eval.tables import Report, Section, rows_of, table
+from hiermem.resources import now, peak_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +48,18 @@ class TooLongError(HierMemError):
     """A measurement took longer than its limit."""
 
 
-def sweep(points: Sequence[Point], repeats: int, journal: ResultLog) -> dict[str, Any]:
+def check_systems(names: Sequence[str]) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        InputError: there is no system of such a name.
+    """
+    for name in names:
+        if name not in SYSTEMS:
+            raise InputError(f"There is no system {name!r}: choose of {', '.join(SYSTEMS)}.")
+
+
+def sweep(points: Sequence[Point], repeats: int, log: ResultLog) -> dict[str, Any]:
     """All points, interleaved ``repeats`` times; medians, and the ratio to the bare limit.
 
     A system that ran out of time or memory at one length is not tried there again, nor at a greater one.
@@ -60,7 +75,7 @@ def sweep(points: Sequence[Point], repeats: int, journal: ResultLog) -> dict[str
     for turn, point in tqdm(rounds, desc="bench", disable=None):
         if point.length >= failed.get(point.system, sys.maxsize):
             continue
-        row = journal.row(f"{point.system}/{point.length}/{turn}", _in_own_process, point)
+        row = log.row(f"{point.system}/{point.length}/{turn}", _in_own_process, point)
         if "failed" in row:
             failed[point.system] = point.length
         measured.setdefault((point.system, point.length), []).append(row)
@@ -107,10 +122,7 @@ def measure(model: "HierMemModel", ids: "Tensor", system: str, limit: float) -> 
         return {"failed": str(error)}
     except torch.OutOfMemoryError:
         return {"failed": "more memory than the device has"}
-    row["peak_rss_bytes"] = peak_rss_bytes()
-    if model.device.type == "cuda":
-        row["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
-    return row
+    return row | peak_bytes(model.device)
 
 
 class _Clock:
@@ -205,3 +217,53 @@ def _bare_limit(model: "HierMemModel", ids: "Tensor", clock: _Clock) -> dict[str
     starts = range(0, len(ids) - chunk + 1, chunk)
     seconds = sum(clock.seconds(read, at) for at in starts)
     return {"tokens_per_second": len(starts) * chunk / seconds}
+
+
+class SpeedSection(Section):
+    """How results of `hiermem bench length` are shown."""
+
+    name = "length"
+    title = "Speed and memory against length"
+    plots = True
+
+    @classmethod
+    def table(cls, reports: Sequence[Report]) -> list[str]:
+        header = [
+            "system",
+            "tokens",
+            "tokens/s",
+            "of the bare limit",
+            "peak MiB",
+            "first token s",
+            "decoded/s",
+            "KV MiB",
+        ]
+        rows = []
+        for row in sorted(rows_of(reports), key=lambda row: row["length"]):
+            if "failed" in row:
+                rows.append([row["system"], row["length"], row["failed"], *[None] * 5])
+                continue
+            kv = row["kv_bytes"] / 2**20 if "kv_bytes" in row else None
+            peak = row["peak_rss_bytes"] / 2**20
+            speed = [row["tokens_per_second"], row.get("ratio_to_bare"), peak, row.get("first_token_seconds")]
+            rows.append([row["system"], row["length"], *speed, row.get("decoded_tokens_per_second"), kv])
+        return table(header, rows)
+
+    @classmethod
+    def plot(cls, reports: Sequence[Report], path: Path) -> None:
+        figure = new_figure()
+        speed, memory = figure.subplots(1, 2)
+        by_system: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in rows_of(reports):
+            if "failed" not in row:
+                by_system[row["system"]].append(row)
+        for name, rows in by_system.items():
+            rows.sort(key=lambda row: row["length"])
+            lengths = [row["length"] for row in rows]
+            label = plain_label(name)
+            speed.plot(lengths, [row["tokens_per_second"] for row in rows], marker="o", label=label)
+            memory.plot(lengths, [row["peak_rss_bytes"] / 2**20 for row in rows], marker="o", label=label)
+        for axes, title in ((speed, "reading, tokens per second"), (memory, "peak resident memory, MiB")):
+            axes.set(xscale="log", xlabel="tokens read", title=title, ylim=(0, None))
+            axes.legend()
+        figure.savefig(path, dpi=120)

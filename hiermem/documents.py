@@ -1,13 +1,30 @@
 """A document as text: what a file holds, checked before anything reads it. Imports nothing heavy."""
 
 import os
+import sys
 import warnings
 from pathlib import Path
 
+from hiermem.bundled import BUNDLED_DOCUMENTS
 from hiermem.errors import InputError
 
 _LONGEST_NAME = 260
 """Characters of a text that may be a file's name by mistake."""
+
+
+def read_document(name: str) -> str:
+    """A document by name: `-` for standard input, a bundled document, or a UTF-8 text file.
+
+    Raises:
+        InputError: it is missing, empty or not a UTF-8 text.
+    """
+    if name in BUNDLED_DOCUMENTS:
+        return BUNDLED_DOCUMENTS[name]()
+    if name != "-":
+        return file_text(name, f"a text file, - for standard input, or {', '.join(BUNDLED_DOCUMENTS)}")
+    if sys.stdin is None:
+        raise InputError("Standard input is closed: give a text file, or send one there.")
+    return decoded_text(sys.stdin.buffer.read(), name)
 
 
 def file_text(path: str | os.PathLike[str], instead: str = "a text file") -> str:

@@ -15,6 +15,16 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def peak_bytes(device: "torch.device") -> dict[str, int]:
+    """Largest memory so far, in bytes, of this process and of a GPU, by its name in results."""
+    peak = {"peak_rss_bytes": peak_rss_bytes()}
+    if device.type == "cuda":
+        import torch
+
+        peak["peak_cuda_bytes"] = torch.cuda.max_memory_allocated(device)
+    return peak
+
+
 def used_bytes(device: "torch.device") -> int:
     """Memory in use now: of the GPU, or resident of this process (Linux), in bytes."""
     if device.type == "cuda":

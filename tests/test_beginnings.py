@@ -13,7 +13,7 @@ from torch import Tensor
 from hiermem.backbone import Backbone
 from hiermem.config import HierMemConfig
 from hiermem.eval.inspection import inspect
-from hiermem.eval.methods import SYSTEMS, new_system
+from hiermem.eval.methods import METHODS, new_method
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tasks import interleaved, passkey, pg19
 from hiermem.memory.hmt.module import SummaryConfig
@@ -59,11 +59,13 @@ def read_between() -> None:
     summary = SummaryConfig(tokens=2, width=8, query="half")
     config = settings(32, 32, policy="forget", update_interval=32, positions="compact")
     model = lively(reader(config=HierMemConfig(**{**config.settings(), "summary": summary}), bos=True))
-    interleaved.evaluate(model, {"a": text_of(80), "b": text_of(80, 1)}, 3, ResultLog(None, {}))
+    task = interleaved.Interleaved(data=Path("books"), model="tiny", segments=3)
+    task.measure(model, {"a": text_of(80), "b": text_of(80, 1)}, ResultLog(None, {}))
 
 
 def read_key() -> None:
-    passkey.evaluate(wide(), "hiermem", text_of(2500), [200], 1, 0, ResultLog(None, {}))
+    task = passkey.PassKey(haystack="book.txt", lengths=(200,), limit=1)
+    task.measure(wide(), text_of(2500), ResultLog(None, {}))
 
 
 READERS: dict[str, Callable[[], object]] = {
@@ -74,8 +76,8 @@ READERS: dict[str, Callable[[], object]] = {
     "heads": lambda: recency_ratios(wide().reader, encoded(wide(), 99), RecencyConfig(tokens=48, window=6)),
     "interleaved": read_between,
     "passkey": read_key,
-    "pg19": lambda: pg19.evaluate(
-        wide(), {"b": text_of(60)}, pg19.Slice(tokens=60, window=25, overlap=3), ResultLog(None, {}), False
+    "pg19": lambda: pg19.PG19(data=Path("books"), max_tokens=60, window=25, overlap=3).measure(
+        wide(), {"b": text_of(60)}, ResultLog(None, {})
     ),
     "inspect": lambda: inspect(wide(), text_of(20), progress=False),
 }
@@ -87,16 +89,16 @@ def test_every_reading_begins_alike(name: str, begins: list[int]) -> None:
     assert set(begins) == {BOS}
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_every_system_begins_alike(name: str, begins: list[int]) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_begins_alike(name: str, begins: list[int]) -> None:
     if name == "bm25":
         pytest.importorskip("rank_bm25")
     model = wide(policy="window")
     model.adapter.trained_range = 600  # what is truncated begins further on
-    system = new_system(name, model, 0.5 if name == "compressed" else None)
+    method = new_method(name, model, 0.5 if name == "compressed" else None)
     with torch.inference_mode():
-        asked = system.prompt(system.read(text_of(100)), "Who is the captain?")
-        model.read_ids(asked.working, asked.ids)
+        prompt = method.prompt(method.read(text_of(100)), "Who is the captain?")
+        model.read_ids(prompt.working, prompt.ids)
     assert set(begins) == {BOS}
 
 

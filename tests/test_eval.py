@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,24 @@ from readers import lively, reader, settings, text_of
 
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
+from hiermem.eval import ranking
 from hiermem.eval.haystack import Haystack
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.sampling import stratified
-from hiermem.eval.tasks import interleaved, passkey, pg19, pubmedqa, retrieval
+from hiermem.eval.tasks import interleaved, passkey, pg19, pubmedqa
 from hiermem.memory.hmt.module import SummaryConfig
+from hiermem.model import HierMemModel
+
+
+def book_figures(model: HierMemModel, texts: dict[str, str], **options: Any) -> dict[str, Any]:
+    """Results of PG-19 on these books."""
+    return pg19.PG19(data=Path("books"), **options).measure(model, texts, ResultLog(None, {}))
+
+
+def between_books(model: HierMemModel, texts: dict[str, str], segments: int) -> dict[str, Any]:
+    """Results of interleaved books."""
+    task = interleaved.Interleaved(data=Path("books"), model="tiny", segments=segments)
+    return task.measure(model, texts, ResultLog(None, {}))
 
 
 def test_pg19_scores_each_token_once() -> None:
@@ -29,8 +43,7 @@ def test_pg19_scores_each_token_once() -> None:
     with torch.no_grad():
         logits = model.backbone(ids).logits[0].log_softmax(-1)
     expected = -logits[:-1].gather(1, ids[0, 1:, None]).squeeze(1)[10:]
-    part = pg19.Slice(start=5, tokens=40, score_from=10)
-    result = pg19.evaluate(model, {"b": text}, part, ResultLog(None, {}), progress=False)
+    result = book_figures(model, {"b": text}, start_token=5, max_tokens=40, score_from=10)
     scored = model.tokenizer.decode(ids[0, 11:])
     assert result["n"] == len(expected) == 29
     assert result["metrics"]["perplexity"] == pytest.approx(math.exp(float(expected.mean())), rel=1e-4)
@@ -51,7 +64,7 @@ def test_recall_between_interleaved_books(residual: bool) -> None:
     for parameter in model.summary.query.parameters():
         torch.nn.init.zeros_(parameter)
     books = {name: text_of(80, seed) for seed, name in enumerate("ab")}
-    result = interleaved.evaluate(model, books, 3, ResultLog(None, {}))
+    result = between_books(model, books, 3)
     even = [1 / 2, 1 / 3, 2 / 4, 2 / 5]  # of the segments before the third, fourth, fifth and sixth
     assert result["metrics"]["weight"] == pytest.approx(sum(even) / 4, abs=1e-6)
     assert result["n"] == 4
@@ -59,34 +72,33 @@ def test_recall_between_interleaved_books(residual: bool) -> None:
     assert apart > 1e-3
     if model.summary.value is not None:
         torch.nn.init.zeros_(model.summary.value.weight)
-        metrics = interleaved.evaluate(model, books, 3, ResultLog(None, {}))["metrics"]
+        metrics = between_books(model, books, 3)["metrics"]
         assert metrics["perplexity"] == pytest.approx(metrics["without_recall"], rel=1e-5)
         torch.nn.init.ones_(model.summary.query.bias)  # what recalls is the same for all: one key wins
-        sharp = interleaved.evaluate(model, books, 3, ResultLog(None, {}))["metrics"]
+        sharp = between_books(model, books, 3)["metrics"]
         assert sharp["right"] in (0, 0.25, 0.5, 0.75, 1)
         assert abs(sharp["weight"] - sum(even) / 4) > 1e-3
     with pytest.raises(InputError, match="lower --segments"):
-        interleaved.evaluate(model, books, 300, ResultLog(None, {}))
+        between_books(model, books, 300)
     carried = HierMemConfig(**{**settings().settings(), "summary": SummaryConfig(tokens=2)})
     short = HierMemConfig(**{**config.settings(), "summary": replace(summary, last=1)})
-    for wrong, count, sentence in (
-        (settings(), 2, "recall nothing"),
-        (short, 2, "recall nothing"),
-        (carried, 2, "carries a cache"),
-        (model.config, 1, "Two books"),
+    task = interleaved.Interleaved(data=Path(__file__), model="tiny")
+    for wrong, sentence in (
+        (settings(), "recall nothing"),
+        (short, "recall nothing"),
+        (carried, "carries a cache"),
     ):
         with pytest.raises(InputError, match=sentence):
-            interleaved.check(wrong, count)
+            task.configure(wrong)
+    with pytest.raises(InputError, match="Two books"):
+        task.load(task.configure(model.config))
 
 
 def test_pg19_means_over_books() -> None:
     model = reader()
     texts = {"a": text_of(100), "b": text_of(120, seed=4)}
-    both = pg19.evaluate(model, texts, pg19.Slice(), ResultLog(None, {}), progress=False)
-    single = [
-        pg19.evaluate(model, {k: v}, pg19.Slice(), ResultLog(None, {}), progress=False)["metrics"]
-        for k, v in texts.items()
-    ]
+    both = book_figures(model, texts)
+    single = [book_figures(model, {name: text})["metrics"] for name, text in texts.items()]
     mean = math.sqrt(single[0]["perplexity"] * single[1]["perplexity"])
     assert both["metrics"]["perplexity"] == pytest.approx(mean)
 
@@ -105,8 +117,7 @@ def test_windows_score_each_token_once_and_know_only_the_overlap(window: int, ov
             nll = -logits[:-1].gather(1, part[0, 1:, None]).squeeze(1)
             expected.append(nll[max(known - 1, 0) :])
     mean = float(torch.cat(expected).mean())
-    part = pg19.Slice(tokens=60, window=window, overlap=overlap)
-    result = pg19.evaluate(model, {"b": text}, part, ResultLog(None, {}), progress=False)
+    result = book_figures(model, {"b": text}, max_tokens=60, window=window, overlap=overlap)
     assert result["n"] == 59
     assert result["metrics"]["perplexity"] == pytest.approx(math.exp(mean), rel=1e-4)
 
@@ -150,7 +161,7 @@ def test_retrieval_on_the_official_layout(tmp_path: Path) -> None:
     write_pubmedqa(tmp_path)
     assert [item.id for item in pubmedqa.load(tmp_path, "test")] == ["4", "1", "2"]
     assert [item.id for item in pubmedqa.load(tmp_path, "train")] == ["0", "3", "5"]
-    result = retrieval.evaluate(pubmedqa.load(tmp_path, "test"), HierMemConfig(), None, ResultLog(None, {}))
+    result = ranking.evaluate(pubmedqa.load(tmp_path, "test"), HierMemConfig(), None, ResultLog(None, {}))
     assert result["metrics"] == {"recall_at_1": 1.0, "recall_at_5": 1.0} and result["n"] == 3
     assert [row["system"] for row in result["rows"]] == ["bm25", "lexical"]
     with pytest.raises(InputError, match="no split"):
@@ -196,22 +207,22 @@ def test_retrieval_with_a_trained_part_and_reranking(tmp_path: Path) -> None:
     summary = SummaryConfig(tokens=2, width=8, search=6)
     model = lively(reader(config=HierMemConfig(**{**settings().settings(), "summary": summary})))
     items, known = pubmedqa.load(tmp_path, "test"), ["bm25", "lexical", "lexical and trained"]
-    whole = retrieval.evaluate(items, model.config, model, ResultLog(None, {}))
+    whole = ranking.evaluate(items, model.config, model, ResultLog(None, {}))
     assert [row["system"] for row in whole["rows"]] == known
     always = model.config.with_asking(rerank=2, margin=9.0)
-    twice = retrieval.evaluate(items, always, model, ResultLog(tmp_path / "out.json", {}))
+    twice = ranking.evaluate(items, always, model, ResultLog(tmp_path / "out.json", {}))
     assert [row["system"] for row in twice["rows"]] == [*known, "lexical and trained, reranked"]
     assert twice["rows"][:3] == whole["rows"]
-    other = lively(reader(config=model.config, seed=1))  # which is not asked: all is in the journal
-    assert retrieval.evaluate(items, always, other, ResultLog(tmp_path / "out.json", {})) == twice
+    other = lively(reader(config=model.config, seed=1))  # which is not asked: all is in the log
+    assert ranking.evaluate(items, always, other, ResultLog(tmp_path / "out.json", {})) == twice
 
 
 def test_reranking_decides_which_text_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pubmedqa(tmp_path)
     items = pubmedqa.load(tmp_path, "test")
     model = reader(config=settings().with_asking(rerank=3, margin=9.0))
-    monkeypatch.setattr(retrieval, "reranked", lambda _, hits, __: hits[::-1])
-    rows = retrieval.evaluate(items, model.config, model, ResultLog(None, {}))["rows"]
+    monkeypatch.setattr(ranking, "reranked", lambda _, hits, __: hits[::-1])
+    rows = ranking.evaluate(items, model.config, model, ResultLog(None, {}))["rows"]
     assert [row["recall_at_1"] for row in rows[1:]] == [1.0, 0.0]
     assert rows[2]["recall_at_5"] == 1.0
 
@@ -220,15 +231,15 @@ def test_more_than_are_counted_may_be_reranked(monkeypatch: pytest.MonkeyPatch) 
     texts = [f"fever {'other ' * n}" for n in range(7)]  # found in this order, whatever is asked
     items = [pubmedqa.Item(str(n), "fever", text, "", "yes") for n, text in enumerate(texts)]
     model = reader(config=settings().with_asking(rerank=7, margin=9.0))
-    monkeypatch.setattr(retrieval, "reranked", lambda _, hits, __: hits[::-1])
-    plain, again = retrieval.evaluate(items, model.config, model, ResultLog(None, {}))["rows"][1:]
+    monkeypatch.setattr(ranking, "reranked", lambda _, hits, __: hits[::-1])
+    plain, again = ranking.evaluate(items, model.config, model, ResultLog(None, {}))["rows"][1:]
     assert plain["recall_at_5"] == again["recall_at_5"] == pytest.approx(5 / 7)
     assert plain["recall_at_1"] == again["recall_at_1"] == pytest.approx(1 / 7)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 def test_retrieval_on_pubmedqa() -> None:
-    result = retrieval.evaluate(
+    result = ranking.evaluate(
         pubmedqa.drawn(pubmedqa.load(SHARED / "pubmedqa", "test"), 300),
         HierMemConfig(),
         None,

@@ -13,7 +13,6 @@ from readers import backbone, lively_namm, reader, settings, text_of, tokenizer,
 from hiermem.bundled import BUNDLED_DOCUMENTS
 from hiermem.config import HierMemConfig
 from hiermem.errors import MemoryIncompatibleError
-from hiermem.eval.haystack import Haystack
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tasks import needles
 from hiermem.eviction_weights import FILE, EvictionWeights, is_evolved, resolve_eviction_weights
@@ -247,9 +246,9 @@ def test_the_bundled_evictor_keeps_what_a_window_loses() -> None:
         model = HierMemModel.from_pretrained(
             "smollm2", HierMemConfig.preset("full").with_working(policy=policy)
         )
-        haystack = Haystack(model.tokenizer, BUNDLED_DOCUMENTS["python-reference"]()[:40_000])
-        made = needles.examples([haystack], length=1000, count=3, seed=0)
-        found[policy] = needles.evaluate(model, "pruned", 0.25, made, ResultLog(None, {"task": "needles"}))
+        text = BUNDLED_DOCUMENTS["python-reference"]()[:40_000]
+        task = needles.Needles(data=Path("books"), keep=0.25, length=1000, limit=3)
+        found[policy] = task.measure(model, {"reference": text}, ResultLog(None, {"task": "needles"}))
     nll = {policy: result["metrics"]["nll"] for policy, result in found.items()}
     assert nll["namm"] < nll["window"] / 2
     assert found["namm"]["metrics"]["kept"] <= 0.25

@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
+from hiermem.eval.tasks import TASKS
 from hiermem.memory.policies import POLICIES
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -14,6 +15,7 @@ SMALLEST = {
     "read_and_ask.py": ["--question", "What is an assert statement?"],
     "resume_memory.py": ["--folder", "example.hmem", "--characters", "4000"],
     "custom_policy.py": ["--budget", "64", "--tokens", "700"],
+    "custom_task.py": ["--limit", "2", "--characters", "300", "--seed", "1"],
     "train_memory.py": ["--steps", "1", "--tokens", "1024", "--output", "run"],
 }
 """What each is called with beside `--model`."""
@@ -22,6 +24,7 @@ SAID = {
     "read_and_ask.py": ("tokens in", "characters "),
     "resume_memory.py": ("search keys as if read at once: True",),
     "custom_policy.py": ("window: perplexity", "attention: perplexity", "thinning: perplexity"),
+    "custom_task.py": ("nll: ", "nll_shuffled: ", "n = 2"),
     "train_memory.py": ("held-out loss", "after 1 steps"),
 }
 
@@ -40,7 +43,8 @@ def test_an_example_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, "--model", str(wide_model), *SMALLEST[name]])
-    with pytest.raises(SystemExit) as end, patch.dict(POLICIES):  # what an example registers goes with it
+    # What an example registers goes with it.
+    with pytest.raises(SystemExit) as end, patch.dict(POLICIES), patch.dict(TASKS):
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     assert end.value.code == 0
     said = capsys.readouterr().out

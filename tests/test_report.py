@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from hiermem.errors import InputError
-from hiermem.eval.report import build, table
+from hiermem.eval.report import build
+from hiermem.eval.tables import table
 
 WORKING = {"policy": "attention", "budget": 512}
 

@@ -18,8 +18,8 @@ def finished_part(value: int) -> dict[str, Any]:
     return {"value": value}
 
 
-def two_parts(journal: ResultLog) -> dict[str, Any]:
-    return {"n": journal.row("a", finished_part, 1)["value"] + journal.row("b", finished_part, 2)["value"]}
+def two_parts(log: ResultLog) -> dict[str, Any]:
+    return {"n": log.row("a", finished_part, 1)["value"] + log.row("b", finished_part, 2)["value"]}
 
 
 def forbidden(*_: Any) -> dict[str, Any]:
@@ -28,8 +28,8 @@ def forbidden(*_: Any) -> dict[str, Any]:
 
 def test_finished_parts_are_not_computed_again(tmp_path: Path) -> None:
     path = tmp_path / "new" / "result.json"
-    journal = ResultLog(path, SETTINGS)
-    journal.row("a", finished_part, 1)
+    log = ResultLog(path, SETTINGS)
+    log.row("a", finished_part, 1)
     again = ResultLog(path, SETTINGS)
     assert again.row("a", forbidden) == {"value": 1}
     report = again.report(two_parts, "hiermem t")
@@ -42,9 +42,9 @@ def test_finished_parts_are_not_computed_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", range(1, 60, 7))
 def test_a_line_cut_short_by_a_kill_is_computed_again(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "result.json"
-    journal, part = ResultLog(path, SETTINGS), tmp_path / "result.json.part"
-    journal.row("a", finished_part, 1)
-    journal.row("b", finished_part, 2)
+    log, part = ResultLog(path, SETTINGS), tmp_path / "result.json.part"
+    log.row("a", finished_part, 1)
+    log.row("b", finished_part, 2)
     part.write_bytes(part.read_bytes()[:-cut])
     again = ResultLog(path, SETTINGS)
     assert [again.row(key, finished_part, value) for key, value in (("a", 1), ("b", 2))] == [
@@ -71,7 +71,7 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no result"):
         ResultLog(path, SETTINGS).report(two_parts, "")
     path.with_name("result.json.part").write_text("neither\n")
-    with pytest.raises(InputError, match="no journal"):
+    with pytest.raises(InputError, match="no log of a run"):
         ResultLog(path, SETTINGS)
 
 
@@ -79,12 +79,12 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
 def test_what_is_not_its_own_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
     part = tmp_path / "result.json.part"
     part.write_bytes(content)
-    with pytest.raises(InputError, match="no journal"):
+    with pytest.raises(InputError, match="no log of a run"):
         ResultLog(tmp_path / "result.json", SETTINGS)
     assert part.read_bytes() == content
 
 
-def test_a_cut_journal_of_other_settings_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_cut_log_of_other_settings_is_left_as_it_is(tmp_path: Path) -> None:
     path, part = tmp_path / "result.json", tmp_path / "result.json.part"
     ResultLog(path, OTHER).row("a", finished_part, 1)
     part.write_bytes(part.read_bytes()[:-3])
@@ -107,9 +107,9 @@ def test_other_texts_have_other_fingerprints() -> None:
 
 
 def test_without_a_path_nothing_is_written() -> None:
-    journal = ResultLog(None, SETTINGS)
-    assert journal.row("a", finished_part, 1) == journal.row("a", forbidden)
-    assert journal.report(two_parts, "")["n"] == 3
+    log = ResultLog(None, SETTINGS)
+    assert log.row("a", finished_part, 1) == log.row("a", forbidden)
+    assert log.report(two_parts, "")["n"] == 3
 
 
 def test_seconds_of_finished_parts_are_counted(tmp_path: Path) -> None:

@@ -57,9 +57,9 @@ def test_every_turn_measures_the_lengths_before_the_one_that_failed(tmp_path: Pa
 
 
 def test_what_cannot_be_measured_at_all_is_no_result(tmp_path: Path) -> None:
-    journal = ResultLog(tmp_path / "out.json", {})
+    log = ResultLog(tmp_path / "out.json", {})
     with pytest.raises(InputError, match="no such device"):
-        sweep([Point("full", 100, failing("hiermem: no such device"))], 1, journal)
+        sweep([Point("full", 100, failing("hiermem: no such device"))], 1, log)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -332,7 +332,7 @@ def test_commands_with_checkpoints_end_on_a_signal_as_on_ctrl_c(
         os.kill(os.getpid(), signal.SIGTERM if seen[-1] != signal.SIG_DFL else signal.SIGINT)
         time.sleep(1)
 
-    monkeypatch.setattr(passkey, "evaluate", stopped)
+    monkeypatch.setattr(passkey.PassKey, "rows", stopped)
     monkeypatch.setattr(calibration, "calibrate", stopped)
     if many:
         monkeypatch.setenv("WORLD_SIZE", "2")

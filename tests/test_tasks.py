@@ -5,6 +5,7 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack, hidden
 from hiermem.eval.methods import (
-    SYSTEMS,
+    METHODS,
     Bm25,
     Compressed,
     Full,
@@ -23,8 +24,8 @@ from hiermem.eval.methods import (
     Pruned,
     Truncated,
     check_compressed,
-    check_system,
-    new_system,
+    check_method,
+    new_method,
 )
 from hiermem.eval.metrics import bootstrap, macro_f1
 from hiermem.eval.result_log import ResultLog
@@ -88,17 +89,17 @@ def test_options_are_scored_like_answers() -> None:
     assert scores == pytest.approx(singly, rel=1e-4)
 
 
-# ---- systems
+# ---- methods
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", METHODS)
 @torch.inference_mode()
 def test_a_question_leaves_no_trace(name: str) -> None:
     pytest.importorskip("rank_bm25")
     model, text = wide(), text_of(120)
     if name == Compressed.name:
         model.config = model.config.with_working(policy="window")
-    system = new_system(name, model, keep=0.5)
+    system = new_method(name, model, keep=0.5)
     context = system.read(text)
     first = system.prompt(context, "Who sailed north?")
     before = score_answer(system.model.reader, first.fork(), " the captain").nll
@@ -159,7 +160,7 @@ def test_compression_decides_once_after_all_was_read() -> None:
         expected = values[:, part.heads].gather(2, index)
         torch.testing.assert_close(memory.values, expected, atol=1e-5, rtol=1e-4)
     with pytest.raises(InputError, match="give --keep"):
-        new_system("compressed", model)
+        new_method("compressed", model)
     for wrong in ({"policy": "none"}, {"positions": "compact"}):
         with pytest.raises(InputError, match="scores tokens where they stand"):
             check_compressed("compressed", replace(model.config.working, **wrong), keep)
@@ -175,11 +176,11 @@ def test_bm25_shows_the_passage_with_the_words() -> None:
     assert prompt.ids.shape[1] < 6 * system.passage_tokens
 
 
-def test_an_unknown_system_is_refused() -> None:
+def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(InputError, match="choose one of hiermem"):
-        new_system("magic", wide())
+        new_method("magic", wide())
     with pytest.raises(InputError, match="choose one of hiermem"):
-        check_system("magic", tuple(SYSTEMS))
+        check_method("magic", tuple(METHODS))
 
 
 # ---- haystacks and needles
@@ -210,7 +211,8 @@ def test_needles_are_reproducible_and_asked_evenly() -> None:
 
 def test_dumped_needles_are_the_prompts_that_are_scored(tmp_path: Path) -> None:
     model, made = wide(), needles.examples([haystack()], 200, 3, seed=1)
-    needles.dump(model, made, tmp_path / "prompts.jsonl")
+    task = needles.Needles(data=Path("books"), length=200, limit=3, seed=1, dump=tmp_path / "prompts.jsonl")
+    assert task.export(model, {"book": haystack().text}) == 3
     rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text("utf-8").splitlines()]
     instruction = model.config.asking.instruction
     for row, example in zip(rows, made, strict=True):
@@ -223,8 +225,8 @@ def test_dumped_needles_are_the_prompts_that_are_scored(tmp_path: Path) -> None:
 @torch.inference_mode()
 def test_needles_keep_their_share() -> None:
     model = reader(config=settings(policy="window", budget=50, update_interval=16))
-    made = needles.examples([haystack()], 200, 3, 1)
-    result = needles.evaluate(model, "pruned", 0.2, made, ResultLog(None, {}))
+    task = needles.Needles(data=Path("books"), keep=0.2, length=200, limit=3, seed=1)
+    result = task.measure(model, {"book": haystack().text}, ResultLog(None, {}))
     assert result["metrics"]["kept"] == pytest.approx(0.2, abs=0.01)
     assert result["metrics"]["nll"] == pytest.approx(sum(row["nll"] for row in result["examples"]) / 3)
 
@@ -313,8 +315,8 @@ def test_too_many_stories_are_refused() -> None:
 
 @torch.inference_mode()
 def test_babi_long_reports_every_kind() -> None:
-    size = babilong.Size(lengths=[0, 1500], texts=2, rounds=1, seed=0)
-    result = babilong.evaluate(reader(), "hiermem", haystack(), size, ResultLog(None, {}))
+    task = babilong.BabiLong(haystack="book.txt", lengths=(0, 1500), limit=2, stories=1)
+    result = task.measure(reader(), haystack().text, ResultLog(None, {}))
     assert [row["length"] for row in result["rows"]] == [0, 1500]
     assert all(row["n"] == 10 and set(babilong.QUESTIONS) <= set(row) for row in result["rows"])
     assert all(row["nll"] > 0 for row in result["rows"])
@@ -349,7 +351,8 @@ def test_fused_spans_quote_the_abstracts() -> None:
 @pytest.mark.parametrize("system", ["hiermem", "right", "closed"])
 @torch.inference_mode()
 def test_pubmedqa_asks_each_question_once(system: str) -> None:
-    result = pubmedqa.evaluate(wide(), system, items(), 3, ResultLog(None, {}))
+    task = pubmedqa.PubMedQA(data=Path("pubmedqa"), system=system, together=3)
+    result = task.measure(wide(), items(), ResultLog(None, {}))
     assert result["n"] == 5
     assert 0 <= result["metrics"]["accuracy"] <= 1
     assert result["metrics"]["long_answer_perplexity"] > 1
@@ -369,9 +372,11 @@ def test_half_of_a_text_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pruned, "read", read)
     model = reader(config=WIDE.with_working(policy="window"))
     model.adapter.trained_range = 4096
-    pubmedqa.evaluate(model, "pruned", items(), 3, ResultLog(None, {}), keep=0.5)
-    size = babilong.Size(lengths=(0,), texts=1, rounds=1, seed=0)
-    babilong.evaluate(model, "pruned", haystack(), size, ResultLog(None, {}), keep=0.5)
+    pruned: dict[str, Any] = {"system": "pruned", "keep": 0.5}
+    task = pubmedqa.PubMedQA(data=Path("pubmedqa"), together=3, **pruned)
+    task.measure(model, items(), ResultLog(None, {}))
+    stories = babilong.BabiLong(haystack="book.txt", lengths=(0,), limit=1, stories=1, **pruned)
+    stories.measure(model, haystack().text, ResultLog(None, {}))
     assert len(kept) == 3 and all(0.4 < share <= 0.51 for share in kept)
 
 
@@ -380,7 +385,8 @@ def test_a_text_is_read_once_for_all_its_questions(monkeypatch: pytest.MonkeyPat
     real = HierMemModel.read
     monkeypatch.setattr(HierMemModel, "read", lambda *a, **k: reads.append(1) or real(*a, **k))
     with torch.inference_mode():
-        pubmedqa.evaluate(model, "hiermem", items(), 3, ResultLog(None, {}))
+        task = pubmedqa.PubMedQA(data=Path("pubmedqa"), together=3)
+        task.measure(model, items(), ResultLog(None, {}))
     assert len(reads) == 2
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hiermem.errors import InputError
-from hiermem.eval.report import new_figure
+from hiermem.eval.plots import new_figure
 from hiermem.eviction_weights import FILE, EvictionWeights
 from hiermem.memory.policies import Namm, NammConfig
 from hiermem.model import HierMemModel

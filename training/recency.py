@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
-from hiermem.eval.report import new_figure
+from hiermem.eval.plots import new_figure
 from hiermem.memory.policies.base import (
     AttentionStats,
     CacheStats,

@@ -6,21 +6,25 @@ from what happened (bAbI, arXiv 1502.05698): one, two and three supporting facts
 three arguments. Each story has names of its own, so that one text holds many of them and is read once.
 """
 
+from __future__ import annotations
+
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from hiermem.documents import read_document
 from hiermem.errors import InputError
 from hiermem.eval.haystack import SHORTEST, Haystack, hidden
-from hiermem.eval.methods import new_system
 from hiermem.eval.metrics import accuracy, bootstrap
 from hiermem.eval.result_log import ResultLog
-from hiermem.eval.scoring import score_answer
+from hiermem.eval.tables import Report, by_length
+from hiermem.eval.tasks.base import AnswerTask, option, register
 
 if TYPE_CHECKING:
+    from hiermem.config import HierMemConfig
+    from hiermem.eval.methods import Method
     from hiermem.model import HierMemModel
 
 QUESTIONS = ("one fact", "two facts", "three facts", "two arguments", "three arguments")
@@ -58,10 +62,10 @@ class Story:
 class Names:
     """Names that are given out once each, so that no two stories of a text share one."""
 
-    def __init__(self, draw: random.Random) -> None:
+    def __init__(self, rng: random.Random) -> None:
         self._left = {"people": [*_PEOPLE], "places": [*_PLACES], "things": [*_THINGS]}
         for names in self._left.values():
-            draw.shuffle(names)
+            rng.shuffle(names)
 
     def take(self, kind: str, count: int) -> list[str]:
         """``count`` names of people, places or things.
@@ -79,56 +83,56 @@ class Names:
 class World:
     """Where people are, and what has happened so far."""
 
-    def __init__(self, draw: random.Random, places: Sequence[str]) -> None:
-        self.draw, self.places = draw, [*places]
+    def __init__(self, rng: random.Random, places: Sequence[str]) -> None:
+        self.rng, self.places = rng, [*places]
         self.at: dict[str, str] = {}
         self.facts: list[str] = []
 
     def go(self, person: str, place: str) -> None:
         """``person`` walks to ``place``, with all that he or she holds."""
-        verb = self.draw.choice(("went to", "walked to", "travelled to", "moved to"))
+        verb = self.rng.choice(("went to", "walked to", "travelled to", "moved to"))
         self.at[person] = place
         self.facts.append(f"{person} {verb} the {place}.")
 
     def take(self, person: str, thing: str) -> None:
         """``person`` picks ``thing`` up."""
-        verb = self.draw.choice(("took", "picked up", "grabbed"))
+        verb = self.rng.choice(("took", "picked up", "grabbed"))
         self.facts.append(f"{person} {verb} the {thing} there.")
 
-    def give(self, person: str, thing: str, other: str) -> None:
-        """``person`` hands ``thing`` to ``other``."""
-        verb = self.draw.choice(("gave", "handed", "passed"))
-        self.facts.append(f"{person} {verb} the {thing} to {other}.")
+    def give(self, person: str, thing: str, receiver: str) -> None:
+        """``person`` hands ``thing`` to ``receiver``."""
+        verb = self.rng.choice(("gave", "handed", "passed"))
+        self.facts.append(f"{person} {verb} the {thing} to {receiver}.")
 
     def elsewhere(self, person: str) -> str:
         """A place where ``person`` is not."""
-        return self.draw.choice([place for place in self.places if place != self.at.get(person)])
+        return self.rng.choice([place for place in self.places if place != self.at.get(person)])
 
     def story(self, kind: str, question: str, lead: str, answer: str) -> Story:
         """The story so far, with a question."""
         return Story(kind, tuple(self.facts), question, lead, answer)
 
 
-def story(kind: str, names: Names, draw: random.Random) -> Story:
+def story(kind: str, names: Names, rng: random.Random) -> Story:
     """A story of one kind with names of its own; its length varies."""
     people, places, things = names.take("people", 2), names.take("places", 3), names.take("things", 1)
-    world, thing = World(draw, places), things[0]
+    world, thing = World(rng, places), things[0]
     if kind == "two arguments":
-        return _relation(kind, places, draw)
-    for person in people * draw.randint(1, 2):
+        return _relation(kind, places, rng)
+    for person in people * rng.randint(1, 2):
         world.go(person, world.elsewhere(person))
-    person, other = draw.sample(people, 2)
+    person, friend = rng.sample(people, 2)
     if kind == "one fact":
         return world.story(kind, f"Where is {person}?", f"{person} is in the", world.at[person])
     world.take(person, thing)
     if kind == "three arguments":
-        world.give(person, thing, other)
-        gave = (f"Who gave the {thing} to {other}?", f"The {thing} was given to {other} by", person)
-        received = (f"Who received the {thing}?", f"The {thing} was given to", other)
-        return world.story(kind, *draw.choice((gave, received)))
+        world.give(person, thing, friend)
+        gave = (f"Who gave the {thing} to {friend}?", f"The {thing} was given to {friend} by", person)
+        received = (f"Who received the {thing}?", f"The {thing} was given to", friend)
+        return world.story(kind, *rng.choice((gave, received)))
     before = world.at[person]
     world.go(person, world.elsewhere(person))
-    world.go(other, world.elsewhere(other))
+    world.go(friend, world.elsewhere(friend))
     now = world.at[person]
     if kind == "two facts":
         return world.story(kind, f"Where is the {thing}?", f"The {thing} is in the", now)
@@ -136,15 +140,15 @@ def story(kind: str, names: Names, draw: random.Random) -> Story:
     return world.story(kind, question, lead, before)
 
 
-def _relation(kind: str, places: Sequence[str], draw: random.Random) -> Story:
-    first, middle, last = draw.sample(list(places), 3)
-    one, other = draw.sample(_DIRECTIONS, 2)
-    facts = (f"The {first} is {one} of the {middle}.", f"The {last} is {other} of the {middle}.")
-    question = draw.choice(
+def _relation(kind: str, places: Sequence[str], rng: random.Random) -> Story:
+    first, middle, last = rng.sample(list(places), 3)
+    way, way_back = rng.sample(_DIRECTIONS, 2)
+    facts = (f"The {first} is {way} of the {middle}.", f"The {last} is {way_back} of the {middle}.")
+    question = rng.choice(
         (
-            (f"What is {one} of the {middle}?", f"{one.capitalize()} of the {middle} is the", first),
-            (f"What is the {first} {one} of?", f"The {first} is {one} of the", middle),
-            (f"What is {other} of the {middle}?", f"{other.capitalize()} of the {middle} is the", last),
+            (f"What is {way} of the {middle}?", f"{way.capitalize()} of the {middle} is the", first),
+            (f"What is the {first} {way} of?", f"The {first} is {way} of the", middle),
+            (f"What is {way_back} of the {middle}?", f"{way_back.capitalize()} of the {middle} is the", last),
         )
     )
     return Story(kind, facts, *question)
@@ -158,7 +162,7 @@ class Document:
     stories: list[Story]
 
 
-def document(haystack: Haystack, length: int, rounds: int, draw: random.Random) -> Document:
+def document(haystack: Haystack, length: int, rounds: int, rng: random.Random) -> Document:
     """Book text with ``rounds`` stories of each kind, each in its order: ``length`` tokens with the stories.
 
     Args:
@@ -167,11 +171,11 @@ def document(haystack: Haystack, length: int, rounds: int, draw: random.Random) 
     Raises:
         InputError: the haystack is too short, or ``length`` is for the stories.
     """
-    names = Names(draw)
-    stories = [story(kind, names, draw) for _ in range(rounds) for kind in QUESTIONS]
+    names = Names(rng)
+    stories = [story(kind, names, rng) for _ in range(rounds) for kind in QUESTIONS]
     placed = []
     for told in stories:
-        depths = sorted(draw.random() for _ in told.facts)
+        depths = sorted(rng.random() for _ in told.facts)
         placed += list(zip(depths, told.facts, strict=True))
     placed.sort(key=lambda fact: fact[0])
     depths, facts = [depth for depth, _ in placed], [fact for _, fact in placed]
@@ -180,65 +184,77 @@ def document(haystack: Haystack, length: int, rounds: int, draw: random.Random) 
         raise InputError(
             f"The stories alone take {taken} tokens: give --lengths of 0 or at least {taken + SHORTEST}."
         )
-    text = haystack.cut(length - taken, draw) if length else ""
+    text = haystack.cut(length - taken, rng) if length else ""
     return Document(hidden(text, facts, depths).strip(), stories)
 
 
-@dataclass(frozen=True)
-class Size:
-    """How much is evaluated.
+@register
+@dataclass(frozen=True, kw_only=True)
+class BabiLong(AnswerTask):
+    """Little stories of people, places and things scattered in a long text; five kinds of question.
 
-    Attributes:
-        lengths: tokens of a text, stories included, one row of the result each.
-        texts: texts of each length.
-        rounds: stories of each kind in a text.
+    Example:
+
+        hiermem eval babi-long --haystack book.txt --lengths 1000,8000 --limit 5 --seed 1
     """
 
-    lengths: Sequence[int]
-    texts: int
-    rounds: int
-    seed: int
+    name = "babi-long"
+    title = "babi-long"
+
+    haystack: str = option(help="Text file that the facts are scattered in.", document=True)
+    lengths: tuple[int, ...] = option(
+        (0, 1000, 8000, 32000), help="Text lengths in tokens, comma-separated; 0: the stories alone."
+    )
+    limit: int = option(4, help="Texts per length.", least=1)
+    stories: int = option(2, help="Stories of each of five kinds in a text.", least=1)
+    seed: int = option(0, help="Seed of everything that is drawn at random.")
+
+    def load(self, config: HierMemConfig) -> str:
+        """The text of the haystack."""
+        return read_document(self.haystack)
+
+    def texts(self, data: str) -> list[str]:
+        return [data]
+
+    def settings(self, data: str, config: HierMemConfig) -> dict[str, Any]:
+        settings = {"haystack": Path(self.haystack).name, "lengths": self.lengths, "texts": self.limit}
+        return settings | {"rounds": self.stories, "seed": self.seed, "system": self.system, **self.kept()}
+
+    def rows(self, model: HierMemModel, data: str, log: ResultLog) -> dict[str, Any]:
+        """Exact match and negative log-likelihood of the answer, for each length and kind of question."""
+        from tqdm.auto import tqdm
+
+        from hiermem.eval.methods import new_method
+
+        method, haystack = new_method(self.system, model, self.keep), Haystack(model.tokenizer, data)
+        places = [(length, index) for length in self.lengths for index in range(self.limit)]
+        # All texts are made first: what cannot be made is refused before anything is read.
+        texts = {place: self._document(haystack, *place) for place in places}
+        answers: dict[int, list[list[dict[str, Any]]]] = {length: [] for length in self.lengths}
+        for (length, index), text in tqdm(texts.items(), desc="babi-long", disable=None, delay=2):
+            row = log.row(f"{length}/{index}", _answers, model, method, text)
+            answers[length].append(row["answers"])
+        rows = [{"length": length, **_summary(texts)} for length, texts in answers.items()]
+        mean = sum(row["exact"] for row in rows) / len(rows)
+        return {"metrics": {"exact": mean}, "rows": rows, "n": sum(row["n"] for row in rows)}
+
+    def _document(self, haystack: Haystack, length: int, index: int) -> Document:
+        return document(haystack, length, self.stories, random.Random(f"{self.seed}/{length}/{index}"))
+
+    @classmethod
+    def table(cls, reports: Sequence[Report]) -> list[str]:
+        return by_length(reports, "exact")
 
 
-@torch.inference_mode()
-def evaluate(
-    model: "HierMemModel",
-    system: str,
-    haystack: Haystack,
-    size: Size,
-    journal: ResultLog,
-    keep: float | None = None,
-) -> dict[str, Any]:
-    """Exact match and negative log-likelihood of the answer, for each length and kind of question.
+def _answers(model: HierMemModel, method: Method[Any], text: Document) -> dict[str, Any]:
+    from hiermem.eval.scoring import score_answer
 
-    Args:
-        keep: share of a text that `pruned` keeps.
-    """
-    from tqdm.auto import tqdm
-
-    asked = new_system(system, model, keep)
-
-    def ask(made: Document) -> dict[str, Any]:
-        context, rows = asked.read(made.text), []
-        for told in made.stories:
-            prompt = asked.prompt(context, told.question)
-            score = score_answer(model.reader, prompt, f" {told.answer}", told.lead)
-            rows.append({"kind": told.kind, "nll": float(score.nll.sum()), "exact": score.exact})
-        return {"answers": rows}
-
-    documents = {
-        (length, index): document(
-            haystack, length, size.rounds, random.Random(f"{size.seed}/{length}/{index}")
-        )
-        for length in size.lengths
-        for index in range(size.texts)
-    }
-    answers: dict[int, list[list[dict[str, Any]]]] = {length: [] for length in size.lengths}
-    for (length, index), made in tqdm(documents.items(), desc="babi-long", disable=None, delay=2):
-        answers[length].append(journal.row(f"{length}/{index}", ask, made)["answers"])
-    rows = [{"length": length, **_summary(texts)} for length, texts in answers.items()]
-    mean = sum(row["exact"] for row in rows) / len(rows)
-    return {"metrics": {"exact": mean}, "rows": rows, "n": sum(row["n"] for row in rows)}
+    context, rows = method.read(text.text), []
+    for told in text.stories:
+        prompt = method.prompt(context, told.question)
+        score = score_answer(model.reader, prompt, f" {told.answer}", told.lead)
+        rows.append({"kind": told.kind, "nll": float(score.nll.sum()), "exact": score.exact})
+    return {"answers": rows}
 
 
 def _summary(texts: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:

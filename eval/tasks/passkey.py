@@ -1,20 +1,23 @@
 """Pass key: a five-digit number in one sentence somewhere in real text, asked for at the end."""
 
+from __future__ import annotations
+
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from hiermem.asking import answered
+from hiermem.documents import read_document
 from hiermem.eval.haystack import Haystack, hidden
-from hiermem.eval.methods import HierMem, new_system
 from hiermem.eval.result_log import ResultLog
+from hiermem.eval.tables import Report, by_length
+from hiermem.eval.tasks.base import AnswerTask, option, register
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from hiermem.config import HierMemConfig
+    from hiermem.eval.methods import Method
     from hiermem.model import HierMemModel
 
 SENTENCE = "The pass key is {key}. Remember it. "
@@ -36,13 +39,13 @@ def examples(haystack: Haystack, length: int, count: int, seed: int) -> list[Exa
     Raises:
         InputError: the haystack is shorter than ``length`` tokens.
     """
-    draw = random.Random(f"{seed}/{length}")
-    made = []
+    rng = random.Random(f"{seed}/{length}")
+    found = []
     for index in range(count):
-        text = haystack.cut(length, draw)
-        depth, key = (index + 0.5) / count, str(draw.randrange(10000, 100000))
-        made.append(Example(hidden(text, [SENTENCE.format(key=key)], [depth]), key, depth))
-    return made
+        text = haystack.cut(length, rng)
+        depth, key = (index + 0.5) / count, str(rng.randrange(10000, 100000))
+        found.append(Example(hidden(text, [SENTENCE.format(key=key)], [depth]), key, depth))
+    return found
 
 
 def is_right(answer: str, key: str) -> bool:
@@ -51,44 +54,72 @@ def is_right(answer: str, key: str) -> bool:
     return number is not None and number.group() == key
 
 
-@torch.inference_mode()
-def evaluate(
-    model: "HierMemModel",
-    system: str,
-    haystack: str,
-    lengths: "Sequence[int]",
-    count: int,
-    seed: int,
-    journal: ResultLog,
-    keep: float | None = None,
-) -> dict[str, Any]:
-    """Accuracy of the greedy answer for each length.
+@register
+@dataclass(frozen=True, kw_only=True)
+class PassKey(AnswerTask):
+    """Find a five-digit key in a long text: greedy answer, exact match.
 
-    Args:
-        keep: share of a text that `pruned` and `compressed` keep.
+    Examples:
+
+        hiermem eval passkey --haystack book.txt --lengths 1024,8192 --limit 20 --seed 1
+
+        hiermem eval passkey --haystack book.txt --lengths 2048 --system full
     """
-    from tqdm.auto import tqdm
 
-    asked = new_system(system, model, keep)
+    name = "passkey"
+    title = "Pass key"
 
-    def row(example: Example) -> dict[str, Any]:
-        prompt = asked.prompt(asked.read(example.text), QUESTION)
-        answer = answered(model.reader, prompt, max_new_tokens=16)
-        scored = {"answer": answer.text, "right": is_right(answer.text, example.key)}
-        if system == HierMem.name:
-            scored["recalled"] = any(example.key in source.text for source in answer.sources)
-        return scored
+    haystack: str = option(help="Text file that the sentence is hidden in.", document=True)
+    lengths: tuple[int, ...] = option((1024, 8192, 32768), help="Text lengths in tokens, comma-separated.")
+    limit: int = option(20, help="Examples per length.", least=1)
+    seed: int = option(0, help="Seed of everything that is drawn at random.")
 
-    texts = Haystack(model.tokenizer, haystack)
-    sets = {length: examples(texts, length, count, seed) for length in lengths}
-    rows = []
-    with tqdm(total=len(lengths) * count, desc="pass key", disable=None, delay=2) as bar:
-        for length, made in sets.items():
-            answers = []
-            for index, example in enumerate(made):
-                answers.append(journal.row(f"{length}/{index}", row, example))
-                bar.update()
-            shares = {name: sum(a[name] for a in answers) / count for name in answers[0] if name != "answer"}
-            rows.append({"length": length, "accuracy": shares.pop("right"), **shares, "n": count})
-    mean = sum(row["accuracy"] for row in rows) / len(rows)
-    return {"metrics": {"accuracy": mean}, "rows": rows, "n": len(rows) * count}
+    def load(self, config: HierMemConfig) -> str:
+        """The text of the haystack."""
+        return read_document(self.haystack)
+
+    def texts(self, data: str) -> list[str]:
+        return [data]
+
+    def settings(self, data: str, config: HierMemConfig) -> dict[str, Any]:
+        settings = {"haystack": Path(self.haystack).name, "lengths": self.lengths, "limit": self.limit}
+        settings |= {"seed": self.seed, **self.kept()}
+        # Results from before there were other methods name none.
+        return settings | ({} if self.system == "hiermem" else {"system": self.system})
+
+    def rows(self, model: HierMemModel, data: str, log: ResultLog) -> dict[str, Any]:
+        """Accuracy of the greedy answer for each length."""
+        from tqdm.auto import tqdm
+
+        from hiermem.eval.methods import new_method
+
+        method, haystack = new_method(self.system, model, self.keep), Haystack(model.tokenizer, data)
+        sets = {length: examples(haystack, length, self.limit, self.seed) for length in self.lengths}
+        rows = []
+        with tqdm(total=len(sets) * self.limit, desc="pass key", disable=None, delay=2) as bar:
+            for length, texts in sets.items():
+                answers = []
+                for index, example in enumerate(texts):
+                    answers.append(log.row(f"{length}/{index}", _answer, model, method, example))
+                    bar.update()
+                names = [name for name in answers[0] if name != "answer"]
+                shares = {name: sum(answer[name] for answer in answers) / self.limit for name in names}
+                rows.append({"length": length, "accuracy": shares.pop("right"), **shares, "n": self.limit})
+        mean = sum(row["accuracy"] for row in rows) / len(rows)
+        return {"metrics": {"accuracy": mean}, "rows": rows, "n": len(rows) * self.limit}
+
+    @classmethod
+    def table(cls, reports: Sequence[Report]) -> list[str]:
+        return by_length(reports, "accuracy")
+
+
+def _answer(model: HierMemModel, method: Method[Any], example: Example) -> dict[str, Any]:
+    from hiermem.asking import answered
+    from hiermem.eval.methods import HierMem
+
+    prompt = method.prompt(method.read(example.text), QUESTION)
+    answer = answered(model.reader, prompt, max_new_tokens=16)
+    row = {"answer": answer.text, "right": is_right(answer.text, example.key)}
+    if method.name == HierMem.name:
+        row["recalled"] = any(example.key in source.text for source in answer.sources)
+    return row

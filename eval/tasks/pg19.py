@@ -1,64 +1,42 @@
 """PG-19: streaming perplexity over books (Rae et al., arXiv 1911.05507)."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from hiermem.errors import InputError
 from hiermem.eval import hub
 from hiermem.eval.metrics import perplexity
+from hiermem.eval.plots import new_figure, plain_label
 from hiermem.eval.result_log import ResultLog
-from hiermem.eval.scoring import stream_nll
-from hiermem.memory.working import WorkingMemory
+from hiermem.eval.tables import Report, rows_of, table
+from hiermem.eval.tasks.base import Task, option, register
 from hiermem.text import beginning, encode_with_spans
 
 if TYPE_CHECKING:
+    import torch
+
+    from hiermem.config import HierMemConfig
+    from hiermem.memory.working import WorkingMemory
     from hiermem.model import HierMemModel
 
-
-@dataclass(frozen=True)
-class Slice:
-    """Which part of each book is read and scored, in tokens.
-
-    Attributes:
-        start: first token that is read.
-        tokens: how many are read; None reads to the end.
-        score_from: predictions made before this token of the slice are not scored.
-        window: forget everything after so many tokens; None never does.
-        overlap: tokens of the last window that are read again, unscored, before the next: 1 gives isolated
-            segments, 32 HMT without its memory (its sensory tokens).
-    """
-
-    start: int = 0
-    tokens: int | None = None
-    score_from: int = 0
-    window: int | None = None
-    overlap: int = 1
-
-    def __post_init__(self) -> None:
-        if self.start < 0 or self.score_from < 0 or (self.tokens is not None and self.tokens < 2):
-            raise InputError("--start-token and --score-from must not be negative, --max-tokens at least 2.")
-        if self.overlap < 1 or (self.window is not None and self.window < 1):
-            raise InputError("--window and --overlap must be at least 1.")
-        if self.overlap > 1 and (self.window is None or self.overlap >= self.window):
-            raise InputError(f"--overlap {self.overlap} needs a --window that is wider.")
-        if self.tokens is not None and self.score_from > self.tokens - 2:
-            raise InputError(
-                f"--score-from {self.score_from} leaves nothing of {self.tokens} tokens to score."
-            )
+FULL = "full"
+"""Name of plain full attention among the policies."""
+_WITHOUT_BUDGET = {FULL, "full_cache", "segment_local", "none", "forget"}
+"""Policies that no budget binds, by their names in new and in old results."""
 
 
 def books(data: Path, split: str, book: str | None, limit: int | None) -> dict[str, str]:
     """Texts by book id: from one file, from ``data/split/*.txt``, or from a dataset on the hub."""
     if hub.is_name(data):
         found = hub.rows(str(data), split, lambda row: (Path(row["url"]).name, row["text"]))
-        wanted = (each for each in found if book in (None, each[0]))
-        texts = dict(islice(wanted, limit if book is None else 1))
+        matching = (each for each in found if book in (None, each[0]))
+        texts = dict(islice(matching, limit if book is None else 1))
         if not texts:
             raise InputError(f"There is no book {book or ''} in {data} ({split}): give another one.")
         return texts
@@ -79,62 +57,167 @@ def books(data: Path, split: str, book: str | None, limit: int | None) -> dict[s
         raise InputError(f"A book under {data} cannot be read as UTF-8 text: {error}.") from error
 
 
-def evaluate(
-    model: "HierMemModel",
-    texts: dict[str, str],
-    part: Slice,
-    journal: ResultLog,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Perplexity per token and per word and bits per byte: per book, and their means over books.
+@dataclass(frozen=True, kw_only=True)
+class BookTask(Task):
+    """A task on books in the layout of PG-19."""
 
-    The mean is the exponential of the mean log-perplexity over books; `n` counts scored tokens.
+    data: Path = option(help="Folder or file with the data, or its name on the hub.")
+    split: str = option("test", help="train, test or (books) validation; all for PubMedQA from the hub.")
+    limit: int | None = option(None, help="Use only so many books, the first by name.", least=1)
+
+    def load(self, config: HierMemConfig) -> dict[str, str]:
+        """Texts by the ids of their books."""
+        return books(self.data, self.split, None, self.limit)
+
+    def texts(self, data: dict[str, str]) -> Iterable[str]:
+        return data.values()
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class PG19(BookTask):
+    """Streaming perplexity over books: teacher-forced, each token scored once.
+
+    Examples:
+
+        hiermem eval pg19 --data pg19 --policy window --budget 512 --max-tokens 32768
+
+        hiermem eval pg19 --data book.txt --policy full --window 8192 --json
+
+        hiermem eval pg19 --data pg19 --policy full --window 512 --overlap 32  # HMT without its memory
     """
-    rows = [
-        journal.row(name, _evaluate_book, model, name, text, part, progress) for name, text in texts.items()
-    ]
-    mean = {
-        name: math.exp(sum(math.log(row[name]) for row in rows) / len(rows))
-        for name in ("perplexity", "word_perplexity")
-    }
-    mean["bits_per_byte"] = sum(row["bits_per_byte"] for row in rows) / len(rows)
-    return {"metrics": mean, "n": sum(row["n"] for row in rows), "rows": rows}
+
+    name = "pg19"
+    title = "PG-19 perplexity"
+    plots = True
+    model_options = ("policy", "policy_set", "budget", "chunk", "positions", "evictor")
+
+    book: str | None = option(None, help="Id of one book; default: all.")
+    start_token: int = option(0, help="First token that is read.")
+    max_tokens: int | None = option(None, help="Tokens read of each book.")
+    score_from: int = option(0, help="Score only predictions made from this token on.")
+    window: int | None = option(None, help="Forget everything after so many tokens.")
+    # 1 gives isolated segments; 32, HMT without its memory: its sensory tokens.
+    overlap: int = option(1, help="Tokens read again, unscored, at the start of a window.")
+    policy: str | None = option(
+        None, help="window, attention, namm, none, or full: plain full attention. Default: the model's own."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        start, score_from, tokens = self.start_token, self.score_from, self.max_tokens
+        if start < 0 or score_from < 0 or (tokens is not None and tokens < 2):
+            raise InputError("--start-token and --score-from must not be negative, --max-tokens at least 2.")
+        if self.overlap < 1 or (self.window is not None and self.window < 1):
+            raise InputError("--window and --overlap must be at least 1.")
+        if self.overlap > 1 and (self.window is None or self.overlap >= self.window):
+            raise InputError(f"--overlap {self.overlap} needs a --window that is wider.")
+        if tokens is not None and score_from > tokens - 2:
+            raise InputError(f"--score-from {score_from} leaves nothing of {tokens} tokens to score.")
+
+    def configuration_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """With full attention, those of the bare backbone."""
+        if self.policy != FULL:
+            return options
+        if any(options[name] is not None for name in ("budget", "positions", "policy_set")):
+            raise InputError(
+                "Full attention keeps everything in place: leave --budget, --positions and --policy-set out."
+            )
+        return {"preset": "bare", "chunk": options["chunk"]}
+
+    def load(self, config: HierMemConfig) -> dict[str, str]:
+        """Texts by the ids of their books."""
+        return books(self.data, self.split, self.book, self.limit)
+
+    def settings(self, data: dict[str, str], config: HierMemConfig) -> dict[str, Any]:
+        part = {"start": self.start_token, "tokens": self.max_tokens, "score_from": self.score_from}
+        part |= {"window": self.window, "overlap": self.overlap}
+        return {
+            "books": list(data),
+            "split": self.split,
+            **part,
+            "policy": FULL if self.policy == FULL else config.working.policy,
+        }
+
+    def rows(self, model: HierMemModel, data: dict[str, str], log: ResultLog) -> dict[str, Any]:
+        """Perplexity per token and per word and bits per byte: per book, and their means over books.
+
+        The mean is the exponential of the mean log-perplexity over books; `n` counts scored tokens.
+        """
+        rows = [log.row(name, _score_book, model, name, text, self) for name, text in data.items()]
+        means = {
+            name: math.exp(sum(math.log(row[name]) for row in rows) / len(rows))
+            for name in ("perplexity", "word_perplexity")
+        }
+        means["bits_per_byte"] = sum(row["bits_per_byte"] for row in rows) / len(rows)
+        return {"metrics": means, "n": sum(row["n"] for row in rows), "rows": rows}
+
+    @classmethod
+    def table(cls, reports: Sequence[Report]) -> list[str]:
+        """Perplexities; where a full-attention run is there, the share of the gap to the window it closes."""
+        names = sorted({row["book"] for row in rows_of(reports)})
+        rows = []
+        for report in sorted(reports, key=_order):
+            config, mean = report["config"], report["metrics"]["perplexity"]
+            budget = config["working"]["budget"] if config["policy"] not in _WITHOUT_BUDGET else None
+            same = [r for r in reports if _text_of(r) == _text_of(report)]
+            by_book = {row["book"]: row["perplexity"] for row in report["rows"]}
+            share = _share_of_gap(mean, budget, same)
+            read = [_name(config), budget, config.get("tokens")]
+            rows.append([*read, mean, share, *(by_book.get(name) for name in names)])
+        return table(["policy", "budget", "tokens", "mean", "share of the gap closed", *names], rows)
+
+    @classmethod
+    def plot(cls, reports: Sequence[Report], path: Path) -> None:
+        """Mean log-perplexity along the books, relative to that of all systems together."""
+        import numpy as np
+
+        figure = new_figure()
+        axes = figure.subplots()
+        longest = max(reports, key=lambda report: report["n"])
+        same = [report for report in reports if _slice_of(report) == _slice_of(longest)]
+        for report in sorted(same, key=_order):
+            curves = [row["curve"] for row in report["rows"]]
+            curves = [
+                curve for curve in curves if len(curve) == len(curves[0])
+            ]  # a short text has fewer parts
+            config = report["config"]
+            budget = "" if config["policy"] == FULL else f" {config['working']['budget']}"
+            place = np.linspace(0, 1, len(curves[0]) + 1)[1:]
+            axes.plot(
+                place,
+                np.cumsum(np.mean(curves, 0)) / np.arange(1, len(place) + 1),
+                label=plain_label(_name(config) + budget),
+            )
+        axes.set(xlabel="share of the text read", ylabel="mean log-perplexity so far, nats", title="PG-19")
+        axes.legend(fontsize="small", ncols=2)
+        figure.savefig(path, dpi=120)
 
 
-def _evaluate_book(
-    model: "HierMemModel", name: str, text: str, part: Slice, progress: bool
-) -> dict[str, Any]:
+def _score_book(model: HierMemModel, name: str, text: str, task: PG19) -> dict[str, Any]:
+    import torch
     from tqdm.auto import tqdm
 
     tokens, spans = encode_with_spans(model.tokenizer, text)
-    end = len(tokens) if part.tokens is None else part.start + part.tokens
+    start, score_from = task.start_token, task.score_from
+    end = len(tokens) if task.max_tokens is None else start + task.max_tokens
     first = beginning(model.tokenizer)
-    ids = torch.tensor(first + tokens[part.start : end])
-    if len(ids) < len(first) + part.score_from + 2:
+    ids = torch.tensor(first + tokens[start:end])
+    if len(ids) < len(first) + score_from + 2:
         raise InputError(
-            f"Book {name} has {len(tokens)} tokens, too few to score any after token "
-            f"{part.start + part.score_from}: lower --start-token or --score-from."
+            f"Book {name} has {len(tokens)} tokens, too few to score any after token {start + score_from}: "
+            f"lower --start-token or --score-from."
         )
-    spans = spans[part.start : end][part.score_from + 1 :]
+    spans = spans[start:end][score_from + 1 :]
     scored = text[spans[0][0] : spans[-1][1]]
     blocks: list[torch.Tensor] = []
     live = 0
-    with (
-        torch.inference_mode(),
-        tqdm(
-            total=len(ids),
-            unit="tok",
-            unit_scale=True,
-            desc=name,
-            disable=None if progress else True,
-            delay=2,
-        ) as bar,
-    ):
-        for memory, block in _windows(model, ids, part):
+    with tqdm(total=len(ids), unit="tok", unit_scale=True, desc=name, disable=None, delay=2) as bar:
+        for memory, block in _windows(model, ids, task):
             blocks.append(block)
             live = max(live, memory.frames.peak_tokens)
             bar.update(len(block))
-    nll = torch.cat(blocks)[len(first) + part.score_from :]
+    nll = torch.cat(blocks)[len(first) + score_from :]
     total = float(nll.double().sum())
     return {
         "book": name,
@@ -153,14 +236,56 @@ def _curve(nll: torch.Tensor, parts: int = 32) -> list[float]:
 
 
 def _windows(
-    model: "HierMemModel", ids: torch.Tensor, part: Slice
+    model: HierMemModel, ids: torch.Tensor, task: PG19
 ) -> Iterator[tuple[WorkingMemory, torch.Tensor]]:
     """Negative log-likelihood of every token after the first, once, and the memory it was read with."""
-    step, first = part.window or len(ids), torch.tensor(beginning(model.tokenizer), dtype=ids.dtype)
+    import torch
+
+    from hiermem.eval.scoring import stream_nll
+
+    step, first = task.window or len(ids), torch.tensor(beginning(model.tokenizer), dtype=ids.dtype)
     for start in range(0, len(ids), step):
-        known, before = min(part.overlap, start), first if start else first[:0]  # the text has its own
+        # The text's own beginning stands in the first window already.
+        overlap, before = min(task.overlap, start), first if start else first[:0]
         memory = model.new_recurrent_memory()
-        unscored = max(len(before) + known - 1, 0)
-        for block in stream_nll(model.reader, memory, torch.cat((before, ids[start - known : start + step]))):
+        unscored = max(len(before) + overlap - 1, 0)
+        for block in stream_nll(
+            model.reader, memory, torch.cat((before, ids[start - overlap : start + step]))
+        ):
             yield memory, block[unscored:]
             unscored = max(unscored - len(block), 0)
+
+
+def _slice_of(report: Report) -> list[Any]:
+    """The part of the texts that was read and scored."""
+    return [report["config"].get(name) for name in ("books", "split", "start", "tokens", "score_from")]
+
+
+def _text_of(report: Report) -> list[Any]:
+    """The part that was read and scored, and by which model; only figures of the same text are compared."""
+    return [*_slice_of(report), *(report["config"].get(name) for name in ("data", "model", "dtype"))]
+
+
+def _share_of_gap(mean: float, budget: int | None, same: Sequence[Report]) -> float | None:
+    """How much of the gap from the window policy of the same budget to full attention is closed."""
+    full = [r for r in same if r["config"]["policy"] == FULL and r["config"]["window"]]
+    window = [
+        r for r in same if r["config"]["policy"] == "window" and r["config"]["working"]["budget"] == budget
+    ]
+    if not full or not window or budget is None:
+        return None
+    best = max(full, key=lambda r: r["config"]["window"])["metrics"]["perplexity"]
+    base = window[0]["metrics"]["perplexity"]
+    return (base - mean) / (base - best) if base > best else None
+
+
+def _name(config: dict[str, Any]) -> str:
+    name = config["policy"] + (f", windows of {config['window']}" if config["window"] else "")
+    trained = [words for part, words in (("summary", "memory"), ("mamba", "Mamba heads")) if config.get(part)]
+    name += f", {' and '.join(trained)} of {Path(config['model']).name}" if trained else ""
+    return name + (f" + {config['overlap']}" if config.get("overlap", 1) > 1 else "")
+
+
+def _order(report: Report) -> tuple[bool, int, str]:
+    config = report["config"]
+    return config["policy"] == FULL, config["working"]["budget"], config["policy"]

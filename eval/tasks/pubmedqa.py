@@ -3,24 +3,27 @@
 The fused form is that of HMT (arXiv 2405.06067): all contexts first, read once, and asked M times.
 """
 
+from __future__ import annotations
+
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from hiermem.errors import InputError
 from hiermem.eval import hub
-from hiermem.eval.methods import Method, new_system
 from hiermem.eval.metrics import accuracy, bootstrap, macro_f1, perplexity
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.sampling import stratified
-from hiermem.eval.scoring import prefill, score_answer, score_options
+from hiermem.eval.tables import Report, pivot
+from hiermem.eval.tasks.base import AnswerTask, Task, option, register
 
 if TYPE_CHECKING:
+    from hiermem.asking import PreparedPrompt
+    from hiermem.config import HierMemConfig
+    from hiermem.eval.methods import Method
     from hiermem.model import HierMemModel
 
 SPLITS = ("train", "test")
@@ -29,7 +32,7 @@ LABELS = ("yes", "no", "maybe")
 OPTIONS = (" yes", " no", " maybe")
 LEAD = "The answer is"
 RIGHT = "right"
-"""A system that is given the right abstract and nothing else: what perfect recall would give."""
+"""Name of the method that is given the right abstract and nothing else: what perfect recall would give."""
 
 ASKING = {"instruction": "Answer yes, no or maybe.", "passage_characters": 1800, "least_score": 0.0}
 """Settings of the prompt, chosen on the training half."""
@@ -99,7 +102,7 @@ def _hub_item(row: dict) -> Item:
 
 def _abstract(paragraphs: Any) -> str:
     """One text of them; nothing where they are no paragraphs."""
-    if not isinstance(paragraphs, list) or not all(isinstance(one, str) for one in paragraphs):
+    if not isinstance(paragraphs, list) or not all(isinstance(text, str) for text in paragraphs):
         return ""
     return "\n".join(paragraphs)
 
@@ -141,56 +144,126 @@ def fused(items: Sequence[Item]) -> Fused:
     return Fused(text.strip(), spans)
 
 
-@torch.inference_mode()
-def evaluate(
-    model: "HierMemModel",
-    system: str,
-    items: Sequence[Item],
-    together: int,
-    journal: ResultLog,
-    keep: float | None = None,
-) -> dict[str, Any]:
-    """Accuracy and macro-F1 of the decision, perplexity of the long answer, recall of the right abstract.
+@dataclass(frozen=True, kw_only=True)
+class QuestionTask(Task):
+    """A task on the questions of PubMedQA."""
 
-    Args:
-        together: M, how many records are fused.
-        keep: share of a text that `pruned` keeps.
+    data: Path = option(help="Folder or file with the data, or its name on the hub.")
+    split: str = option("test", help="train, test or (books) validation; all for PubMedQA from the hub.")
+    limit: int | None = option(
+        None,
+        help="Use only so many questions, drawn at random, each decision in proportion.",
+        least=1,
+    )
+    seed: int | None = option(None, help="Seed of what --limit draws; default: 0.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.limit is None and self.seed is not None:
+            raise InputError(
+                "Only what --limit leaves is drawn with a seed: give --limit, or leave --seed out."
+            )
+
+    def questions(self) -> list[Item]:
+        """Those of the split, or what is drawn of them."""
+        return drawn(load(self.data, self.split), self.limit, self.seed or 0)
+
+    def part(self) -> dict[str, Any]:
+        """The part of the questions that is taken, among the settings of a run."""
+        # Results of all questions name no seed, as those from before there was one.
+        seed = {} if self.limit is None else {"seed": self.seed or 0}
+        return {"split": self.split, "limit": self.limit, **seed}
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class PubMedQA(QuestionTask, AnswerTask):
+    """PubMedQA with M abstracts read first, then their questions: decision, long answer, recall.
+
+    Examples:
+
+        hiermem eval pubmedqa --data pubmedqa --together 50
+
+        hiermem eval pubmedqa --data pubmedqa --together 50 --system bm25 --limit 100 --json
     """
-    from tqdm.auto import tqdm
 
-    asked = new_system("full" if system == RIGHT else system, model, keep)
-    rows = []
-    with tqdm(total=len(items), desc=f"PubMedQA, M = {together}", disable=None, delay=2) as bar:
-        for first in range(0, len(items), together):
-            group = items[first : first + together]
-            whole = fused(group)
-            read = cache(asked.read)  # once, and only if a question is still open
-            for item, span in zip(group, whole.spans, strict=True):
-                text = item.abstract if system == RIGHT else whole.text
-                rows.append(journal.row(item.id, _row, model, asked, read, text, item, span))
-                bar.update()
-    given, wanted = [row["given"] for row in rows], [row["wanted"] for row in rows]
-    right = [one == other for one, other in zip(given, wanted, strict=True)]
-    tokens = sum(row["tokens"] for row in rows)
-    metrics = {
-        "accuracy": accuracy(right),
-        "macro_f1": macro_f1(given, wanted, LABELS),
-        "long_answer_perplexity": perplexity(sum(row["nll"] for row in rows), tokens),
-    }
-    if all(row["recalled"] is not None for row in rows):
-        metrics["recall"] = accuracy([row["recalled"] for row in rows])
-    return {"metrics": metrics, "intervals": {"accuracy": bootstrap(right)}, "n": len(rows)}
+    name = "pubmedqa"
+    title = "PubMedQA, fused"
+    together: int = option(10, help="M: abstracts fused into one text.", least=1)
+    system: str = option(
+        "hiermem",
+        help="hiermem, full, truncated, streaming, bm25, closed, pruned or right (the right abstract).",
+    )
+
+    @classmethod
+    def methods(cls) -> tuple[str, ...]:
+        """Names that the option system takes."""
+        return (*super().methods(), RIGHT)
+
+    def configure(self, config: HierMemConfig) -> HierMemConfig:
+        """The same with this task's prompt."""
+        return super().configure(config).with_asking(**ASKING)
+
+    def load(self, config: HierMemConfig) -> list[Item]:
+        """The questions, each with its abstract."""
+        return self.questions()
+
+    def texts(self, data: Sequence[Item]) -> Iterable[str]:
+        return map(str, data)
+
+    def settings(self, data: Sequence[Item], config: HierMemConfig) -> dict[str, Any]:
+        return {**self.part(), "together": self.together, "system": self.system, **self.kept()}
+
+    def rows(self, model: HierMemModel, data: Sequence[Item], log: ResultLog) -> dict[str, Any]:
+        """Accuracy and macro-F1 of decisions, perplexity of long answers, recall of the right abstracts."""
+        from tqdm.auto import tqdm
+
+        from hiermem.eval.methods import Full, new_method
+
+        method = new_method(Full.name if self.system == RIGHT else self.system, model, self.keep)
+        rows = []
+        with tqdm(total=len(data), desc=f"PubMedQA, M = {self.together}", disable=None, delay=2) as bar:
+            for first in range(0, len(data), self.together):
+                group = data[first : first + self.together]
+                whole = fused(group)
+                read = cache(method.read)  # once, and only if a question is still open
+                for item, span in zip(group, whole.spans, strict=True):
+                    # Made when it is asked: a part that the log has needs no prompt.
+                    text = item.abstract if self.system == RIGHT else whole.text
+                    prompt = partial(_prompt, method, read, text, item.question)
+                    rows.append(log.row(item.id, _row, model, prompt, item, span))
+                    bar.update()
+        return _summary(rows)
+
+    @classmethod
+    def table(cls, reports: Sequence[Report]) -> list[str]:
+        lines: list[str] = []
+        for metric, words in (
+            ("accuracy", "Accuracy"),
+            ("macro_f1", "Macro-F1"),
+            ("recall", "Recall of the right abstract"),
+            ("long_answer_perplexity", "Perplexity of the long answer"),
+        ):
+            lines += [f"{words}, by M abstracts read together:", ""]
+            lines += [*pivot(reports, "together", metric, "system"), ""]
+        return lines[:-1]
+
+
+def _prompt(method: Method[Any], read: Callable[[str], Any], text: str, question: str) -> PreparedPrompt:
+    return method.prompt(read(text), question)
 
 
 def _row(
-    model: "HierMemModel",
-    system: Method[Any],
-    read: Callable[[str], Any],
-    text: str,
-    item: Item,
-    span: tuple[int, int],
+    model: HierMemModel, new_prompt: Callable[[], PreparedPrompt], item: Item, span: tuple[int, int]
 ) -> dict[str, Any]:
-    prompt = prefill(model.reader, system.prompt(read(text), item.question))
+    """The row of a question.
+
+    Args:
+        span: characters of the right abstract in the text that was read.
+    """
+    from hiermem.eval.scoring import prefill, score_answer, score_options
+
+    prompt = prefill(model.reader, new_prompt())
     options = score_options(model.reader, prompt.fork(), OPTIONS, LEAD)
     answer = score_answer(model.reader, prompt, item.long_answer)
     recalled = None
@@ -204,3 +277,17 @@ def _row(
         "tokens": len(answer.nll),
         "recalled": recalled,
     }
+
+
+def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    predictions, decisions = [row["given"] for row in rows], [row["wanted"] for row in rows]
+    right = [prediction == decision for prediction, decision in zip(predictions, decisions, strict=True)]
+    tokens = sum(row["tokens"] for row in rows)
+    metrics = {
+        "accuracy": accuracy(right),
+        "macro_f1": macro_f1(predictions, decisions, LABELS),
+        "long_answer_perplexity": perplexity(sum(row["nll"] for row in rows), tokens),
+    }
+    if all(row["recalled"] is not None for row in rows):
+        metrics["recall"] = accuracy([row["recalled"] for row in rows])
+    return {"metrics": metrics, "intervals": {"accuracy": bootstrap(right)}, "n": len(rows)}

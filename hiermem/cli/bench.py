@@ -1,6 +1,7 @@
 """`hiermem bench`: what the memory costs, and whether it stays flat."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,35 +92,39 @@ def length(
         hiermem bench length --text book.txt --lengths 2048,8192,32768 --out speed.json
     """
     from hiermem.eval.result_log import ResultLog, data_hash
-    from hiermem.eval.speed import SYSTEMS, Point, sweep
+    from hiermem.eval.speed import Point, check_systems, sweep
 
-    chosen, wanted = [name.strip() for name in systems.split(",")], opt.whole_numbers(lengths, "--lengths")
-    for name in set(chosen) - set(SYSTEMS):
-        raise InputError(f"There is no system {name!r}: choose of {', '.join(SYSTEMS)}.")
-    if min(wanted) < 2 * chunk:
+    names, tokens = [name.strip() for name in systems.split(",")], opt.whole_numbers(lengths, "--lengths")
+    check_systems(names)
+    if min(tokens) < 2 * chunk:
         raise InputError(f"--lengths must be at least two chunks, which is {2 * chunk}.")
     config = opt.configuration(model, None, policy, budget, chunk=chunk, policy_set=policy_set)
-    data = data_hash(opt.read_document(text))
-    where = opt.usable_device(device).type
-    common = ["--text", text, "--model", model, "--policy", config.working.policy]
-    common += [word for setting in policy_set or () for word in ("--policy-set", setting)]
-    common += ["--budget", str(budget), "--chunk", str(chunk), "--limit", str(limit)]
-    common += [*(["--dtype", dtype] if dtype else []), *(["--device", device] if device else [])]
-    start = [sys.executable, "-m", "hiermem.cli.main", "bench", "point"]
+    data, where = data_hash(opt.read_document(text)), opt.usable_device(device).type
+    shared = {"text": text, "model": model, "policy": config.working.policy, "budget": budget}
+    shared |= {"chunk": chunk, "limit": limit, "dtype": dtype, "device": device}
     points = [
-        Point(name, tokens, [*start, "--system", name, "--tokens", str(tokens), *common])
-        for tokens in wanted
-        for name in chosen
+        Point(name, count, _point_command({"system": name, "tokens": count, **shared}, policy_set or ()))
+        for count in tokens
+        for name in names
     ]
-    settings = {"lengths": wanted, "systems": chosen, "repeats": repeats, "policy": config.working.policy}
+    settings = {"lengths": tokens, "systems": names, "repeats": repeats, **shared}
+    settings |= {"text": Path(text).name, "data": data, "device": where}
     settings |= {"policy_settings": own} if (own := config.working.policy_settings) else {}
-    settings |= {"text": Path(text).name, "data": data, "limit": limit}
-    settings |= {"model": model, "budget": budget, "chunk": chunk, "dtype": dtype, "device": where}
 
-    def run(journal: ResultLog) -> dict[str, Any]:
-        return sweep(points, repeats, journal)
+    def run(log: ResultLog) -> dict[str, Any]:
+        return sweep(points, repeats, log)
 
     results.run("length", run, settings, out, json, _length_words)
+
+
+def _point_command(options: dict[str, Any], policy_set: Sequence[str]) -> list[str]:
+    """`bench point` with the options that have a value, in a process of its own."""
+    command = [sys.executable, "-m", "hiermem.cli.main", "bench", "point"]
+    for name, value in options.items():
+        command += [] if value is None else [f"--{name}", str(value)]
+    for setting in policy_set:
+        command += ["--policy-set", setting]
+    return command
 
 
 def _length_words(report: dict[str, Any]) -> str:

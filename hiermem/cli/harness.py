@@ -157,24 +157,24 @@ class HarnessModel(TemplateLM):
         """Continuations up to the first stop string, which is left out; greedy unless a task samples."""
         results = []
         for request in tqdm(requests, desc="generation", disable=disable_tqdm):
-            context, given = request.args
-            results.append(self._generate(context, dict(given)))
+            context, settings = request.args
+            results.append(self._generate(context, dict(settings)))
             self.cache_hook.add_partial("generate_until", request.args, results[-1])
         return results
 
-    def _generate(self, context: str, given: dict[str, Any]) -> str:
-        given = normalize_gen_kwargs(given, self.max_gen_toks)
-        until = [stop for stop in given.pop("until") if stop]
-        if not given["do_sample"]:
-            given.pop("temperature", None)
+    def _generate(self, context: str, settings: dict[str, Any]) -> str:
+        settings = normalize_gen_kwargs(settings, self.max_gen_toks)
+        until = [stop for stop in settings.pop("until") if stop]
+        if not settings["do_sample"]:
+            settings.pop("temperature", None)
         ids = self._prompt(self.tok_encode(context) or [self.prefix_token_id]).ids
         output = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=given.pop("max_gen_toks"),
+            max_new_tokens=settings.pop("max_gen_toks"),
             stop_strings=until or None,
             tokenizer=self.tokenizer,
-            **given,
+            **settings,
         )
         text = str(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
         return text[: min((text.index(stop) for stop in until if stop in text), default=len(text))]

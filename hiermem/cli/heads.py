@@ -133,7 +133,7 @@ def _check_plot(path: Path) -> None:
     Raises:
         InputError: so it is.
     """
-    from hiermem.eval.report import PNG, new_figure
+    from hiermem.eval.plots import PNG, new_figure
     from hiermem.eval.result_log import writable
 
     if path.suffix.lower() != ".png":

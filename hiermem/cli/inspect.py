@@ -46,9 +46,9 @@ def inspect(
     writable(out, begins=inspection.BEGINS)
     reader = opt.load_model(model, config, dtype, device)
     name = "standard input" if doc == "-" else Path(doc).name
-    seen = inspection.inspect(reader, text, limit, name)
-    replaced(out, inspection.page(seen))
-    tokens, mean, layers = len(seen.tokens), seen.sizes[-1].tokens, len(seen.heads)
+    found = inspection.inspect(reader, text, limit, name)
+    replaced(out, inspection.page(found))
+    tokens, mean, layers = len(found.tokens), found.sizes[-1].tokens, len(found.heads)
     words = (
         f"Wrote {out}: of {tokens} tokens a KV head holds {mean:.1f} in the mean over {layers} layers. "
         f"Open it in a browser."

@@ -1,7 +1,6 @@
 """Options that several commands share, and the model they describe."""
 
 import os
-import sys
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hiermem.cli.terminal import emit as emit
+from hiermem.documents import read_document as read_document
 from hiermem.errors import InputError
 
 if TYPE_CHECKING:
@@ -247,39 +247,21 @@ def quiet_transformers() -> None:
         standard.getLogger(name).setLevel(standard.ERROR)
 
 
-def read_document(doc: str) -> str:
-    """A document by name: `-`, a bundled document, or a UTF-8 text file.
-
-    Raises:
-        InputError: it is missing, empty or not a UTF-8 text.
-    """
-    from hiermem.bundled import BUNDLED_DOCUMENTS
-    from hiermem.documents import decoded_text, file_text
-
-    if doc in BUNDLED_DOCUMENTS:
-        return BUNDLED_DOCUMENTS[doc]()
-    if doc != "-":
-        return file_text(doc, f"a text file, - for standard input, or {', '.join(BUNDLED_DOCUMENTS)}")
-    if sys.stdin is None:
-        raise InputError("Standard input is closed: give a text file, or send one there.")
-    return decoded_text(sys.stdin.buffer.read(), doc)
-
-
 def mib(count: int) -> str:
     """A number of bytes for a person to read."""
     return f"{count / 2**20:.0f} MiB"
 
 
-def whole_numbers(given: str, option: str) -> list[int]:
+def whole_numbers(text: str, option: str) -> list[int]:
     """Numbers of 0 or more with commas between.
 
     Raises:
         InputError: they are not.
     """
     try:
-        numbers = [int(number) for number in given.split(",")]
+        numbers = [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise InputError(f"{option} takes whole numbers with commas between, not {given!r}.") from error
+        raise InputError(f"{option} takes whole numbers with commas between, not {text!r}.") from error
     if min(numbers) < 0:
         raise InputError(f"{option} takes no negative numbers, such as {min(numbers)}.")
     return numbers

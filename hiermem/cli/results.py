@@ -1,4 +1,4 @@
-"""Results of a measurement: what they depend on, kept in a file, taken up again after a stop, printed."""
+"""Results of a measurement: their settings, kept in a file, taken up again after a stop, printed."""
 
 import shlex
 import sys
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from hiermem.cli import options as opt
 from hiermem.cli.signals import stoppable
-from hiermem.errors import InputError
 from hiermem.eval.result_log import ResultLog, data_hash
 from hiermem.retrieval.disk import sha256_of
 
@@ -49,32 +48,10 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-# ---- what results depend on
-
-
-def drawn(limit: int | None, seed: int | None) -> dict[str, Any]:
-    """What part of the questions is taken, among the settings of a run: the seed where there is a limit."""
-    if limit is None and seed is not None:
-        raise InputError("Only what --limit leaves is drawn with a seed: give --limit, or leave --seed out.")
-    return {"limit": limit} if limit is None else {"limit": limit, "seed": seed or 0}
-
-
-def kept(keep: float | None, system: str, config: "HierMemConfig") -> dict[str, float]:
-    """The share that is kept, among the settings of a run, where one was given."""
-    from hiermem.eval.methods import check_compressed
-
-    check_compressed(system, config.working, keep)
-    if keep is not None and system not in ("pruned", "compressed"):
-        raise InputError("Only --system pruned and compressed keep a share of a text: leave --keep out.")
-    if keep == 0:
-        raise InputError("A share of 0 keeps nothing: raise --keep.")
-    return {} if keep is None else {"keep": keep}
-
-
 def settings(
-    model: str, config: Any, dtype: str | None, device: str | None, data: Iterable[str]
+    model: str, config: "HierMemConfig", dtype: str | None, device: str | None, data: Iterable[str]
 ) -> dict[str, Any]:
-    """What results depend on: figures of a processor with and of one without bf16 do not mix.
+    """Settings that results depend on: figures of a processor with and of one without bf16 do not mix.
 
     Args:
         data: the texts that are read.
@@ -88,25 +65,25 @@ def settings(
 
     where = opt.usable_device(device)
     numbers = dtype or f"{native_dtype(torch.bfloat16, where)}".removeprefix("torch.")
-    known = config.to_dict()
+    values = config.to_dict()
     parts = ["segment", "chunk", "working", "longterm", "asking"]
     parts += ["namm"] if config.working.policy == "namm" else []
     parts += ["summary"] if config.summary.tokens else []
     parts += ["mamba"] if config.mamba.groups else []
     depends = {"model": model, "dtype": numbers, "device": where.type, "data": data_hash(*data)}
-    if known["working"]["head_shares"] is None:
-        del known["working"]["head_shares"]
-    if not known["asking"]["rerank"]:  # as in results from before there was reranking
-        del known["asking"]["rerank"], known["asking"]["margin"]
+    if values["working"]["head_shares"] is None:
+        del values["working"]["head_shares"]
+    if not values["asking"]["rerank"]:  # as in results from before there was reranking
+        del values["asking"]["rerank"], values["asking"]["margin"]
     folder = saved_model(model)
     backbone = model if folder is None else HierMemConfig.from_saved(folder).backbone
     evictor = resolve_eviction_weights(config.evictor, backbone, config.working.policy)
     if evictor is not None:  # its head shares are in its digest
         depends["evictor"] = evictor.digest
-        known["namm"] = config.with_evictor(evictor).to_dict()["namm"]
+        values["namm"] = config.with_evictor(evictor).to_dict()["namm"]
     if folder is not None:
         weights = {"parameters": folder / "model.safetensors", "adapter": folder / ADAPTER}
         for part, file in weights.items():
             if file.exists():
                 depends[part] = sha256_of(file)[:16]
-    return depends | {name: known[name] for name in parts}
+    return depends | {name: values[name] for name in parts}

@@ -1,4 +1,4 @@
-"""What a chat template wrote, known again in the texts that lm-evaluation-harness makes of it."""
+"""Control tokens of a chat template, found again in the texts that lm-evaluation-harness makes of it."""
 
 import hashlib
 from collections.abc import Sequence
