@@ -259,7 +259,7 @@ def test_a_policy(policy: str, own: dict[str, Any], positions: str, tmp_path: Pa
     config = settings(policy=policy, policy_settings=own, positions=positions)
     memory = assert_read_saved_loaded_and_asked(reader(config=config), tmp_path)
     assert memory.working.policy == POLICIES[policy](sinks=2, **own)
-    assert memory.working.live_tokens <= 24 + 16
+    assert memory.working.cache.tokens <= 24 + 16
 
 
 def test_a_policy_from_the_command_line() -> None:

@@ -105,7 +105,7 @@ def evaluate(
         context = asked.read(example.text)
         kept = None
         if isinstance(context, PrefilledContext):
-            kept = context.working.mean_tokens / context.working.num_tokens[0]
+            kept = context.working.cache.mean_tokens / context.working.num_tokens[0]
         score = score_answer(
             model.reader, asked.prompt(context, example.question), example.answer, example.lead
         )

@@ -132,7 +132,7 @@ def _evaluate_book(
     ):
         for memory, block in _windows(model, ids, part):
             blocks.append(block)
-            live = max(live, memory.frames.peak_tokens)
+            live = max(live, memory.frames.counts.peak_tokens)
             bar.update(len(block))
     nll = torch.cat(blocks)[len(first) + part.score_from :]
     total = float(nll.double().sum())
