@@ -228,7 +228,7 @@ def recall(model: HierMemModel, made: Texts, **working: Any) -> Iterator[dict[st
     for _ in model.reader.stream(memory, made.ids):
         pass
     memory.evict()
-    kept = memory.mean_tokens / length
+    kept = memory.cache.mean_tokens / length
     logits = model.reader.logits(memory, made.asks)[:, 1::3]
     answers = made.asks[:, 2::3]
     nll = F.cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none").view_as(answers)

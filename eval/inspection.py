@@ -116,7 +116,7 @@ def _first_tokens(tokenizer: Any, text: str, limit: int) -> tuple[Tensor, list[s
 
 
 def _size(memory: WorkingMemory) -> Size:
-    return Size(memory.num_tokens[0], memory.mean_tokens, memory.nbytes)
+    return Size(memory.num_tokens[0], memory.cache.mean_tokens, memory.nbytes)
 
 
 def _held(memory: WorkingMemory) -> tuple[list[list[int]], list[int]]:

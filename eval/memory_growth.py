@@ -33,5 +33,5 @@ def measure(model: HierMemModel, ids: Tensor, settle: int) -> dict[str, Any]:
         "settled_bytes": settled,
         "peak_bytes": peak,
         "growth": peak / settled - 1,
-        "live_tokens_max": memory.working.frames.peak_tokens,
+        "live_tokens_max": memory.working.frames.counts.peak_tokens,
     }

@@ -125,7 +125,7 @@ def recall(
 
     def is_gone(record: SegmentRecord) -> bool:
         end = record.first_token + len(record.ids)
-        return not bool(memory.working.held_everywhere(record.first_token, end).all())
+        return not bool(memory.working.cache.held_everywhere(record.first_token, end).all())
 
     if not top_k:
         return []

@@ -69,12 +69,12 @@ def reading(memory: WorkingMemory) -> Iterator[None]:
 
 def is_reading(memory: WorkingMemory) -> bool:
     """Whether attention in this context goes through ``memory``."""
-    return _reading.get() is memory
+    return present() is memory
 
 
 def attention_over(before: str) -> str:
     """The name of attention over a memory for a model whose own implementation is ``before``."""
-    if before in _names.values():
+    if before in _names.values():  # a memory is read within the reading of another: a summary
         return before
     if before not in _names:
         name = f"hiermem{len(_names)}"
@@ -86,8 +86,8 @@ def attention_over(before: str) -> str:
 
 def _mask(before: str, *args: Any, **kwargs: Any) -> Any:
     """No mask where a memory is read, which makes its own, layer by layer; else the model's own."""
-    own = None if present() is not None else ALL_MASK_ATTENTION_FUNCTIONS.get(before)
-    return None if own is None else own(*args, **kwargs)
+    mask = None if present() is not None else ALL_MASK_ATTENTION_FUNCTIONS.get(before)
+    return None if mask is None else mask(*args, **kwargs)
 
 
 def _own_attention(module: nn.Module, before: str) -> Callable[..., tuple[Tensor, Any]]:
@@ -111,24 +111,23 @@ def _attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    **extra: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention over ``memory``; the signature after it is that of transformers' AttentionInterface.
 
     Args:
         query: ``[B, H, Q, D]``; key, value: ``[B, G, Q, D]``, of the new tokens alone.
         attention_mask: ignored, the working memory knows better.
+        options: scaling, softcap and dropout are obeyed.
     """
     for unsupported in ("s_aux", "position_bias"):
-        if extra.get(unsupported) is not None:
+        if options.get(unsupported) is not None:
             raise BackboneUnsupportedError(
                 f"{type(module).__name__} uses {unsupported} in its attention, which hiermem does not support"
             )
+    scaling = options.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    attention = SoftmaxAttention(scaling, softcap, dropout)
+    attention = SoftmaxAttention(scaling, options.get("softcap"), options.get("dropout", 0.0))
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     return memory.attend(layer, query, key, value, attention), None
 
@@ -162,6 +161,7 @@ class SoftmaxAttention:
         Args:
             mask: of the last keys; all see what stands before.
         """
+        # The fused kernel gives no weights: they are computed for the few queries that a policy looks at.
         logits = (query * self.scaling) @ keys.transpose(-1, -2)
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap

@@ -1,9 +1,10 @@
 """Any decoder-only model of transformers over a `WorkingMemory`.
 
-This file, `attention` and `cache` alone know the insides of transformers. While a `Backbone` is attached,
-keys and values go to the working memory, which answers with everything that may be seen and the mask for it,
-so layers may hold different tokens, heads may be ragged and rows may be padded. The model itself is not
-changed: its attention implementation is set for the length of a `with` block and set back on any exit.
+This file, `attention`, `cache` and `geometry` alone know the insides of transformers. While a `Backbone` is
+attached, queries, keys and values go to the working memory, which answers with the output of attention: so
+layers may hold different tokens, heads may be ragged and rows may be padded. Of the memory the adapter calls
+`begin`, `attend` and `commit`. The model itself is not changed: its attention implementation is set for the
+length of a `with` block and set back on any exit.
 
 Dimension names: B batch, Q new queries.
 """
@@ -37,17 +38,17 @@ _locks: WeakKeyDictionary[PreTrainedModel, threading.RLock] = WeakKeyDictionary(
 
 
 @contextmanager
-def _head_inputs(model: PreTrainedModel, memory: WorkingMemory, wanted: bool) -> Iterator[list[Tensor]]:
-    """Collects, if ``wanted``, the final hidden states ``[B, n, width]`` that the model's head is given while
-    ``memory`` is read."""
+def _head_inputs(model: PreTrainedModel, memory: WorkingMemory, collected: bool) -> Iterator[list[Tensor]]:
+    """If ``collected``, a list of the final hidden states ``[B, n, width]`` that the model's head is given
+    while ``memory`` is read."""
     states: list[Tensor] = []
-    if not wanted:
+    if not collected:
         yield states
         return
 
-    def collect(_: Any, given: tuple[Tensor, ...]) -> None:
+    def collect(_: Any, inputs: tuple[Tensor, ...]) -> None:
         if is_reading(memory):  # another thread may use the model meanwhile
-            states.append(given[0])
+            states.append(inputs[0])
 
     hook = model.get_output_embeddings().register_forward_pre_hook(collect)
     try:
@@ -69,9 +70,9 @@ def without_wrapper(model: Any) -> PreTrainedModel:
             f"{type(model.active_peft_config).__name__} puts embeddings before the text, which hiermem does "
             f"not support: use adapters inside the layers, such as LoRA."
         )
-    own = model.get_base_model()
-    own._hf_peft_config_loaded = True  # transformers' own sign of adapters
-    return own
+    inner = model.get_base_model()
+    inner._hf_peft_config_loaded = True  # transformers' own sign of adapters
+    return inner
 
 
 class Backbone:
@@ -88,6 +89,7 @@ class Backbone:
         model: the model itself, unchanged.
         shapes: one `LayerGeometry` per attention layer.
         mamba: what replaces some of its heads; None: nothing does.
+        compiled: whether `compile` was called.
         trained_range: number of positions the model was trained on.
     """
 
@@ -102,6 +104,7 @@ class Backbone:
         self._cache_argument = cache_argument(model.base_model)
         self._keeps_logits = "logits_to_keep" in signature(model.forward).parameters
         self.mamba: MambaHeads | None = None
+        self.compiled = False
         probe = GeometryProbe(model, self.config, self.read_chunk)
         self.trained_range = probe.trained_range
         self.shapes = probe.geometries()
@@ -146,7 +149,9 @@ class Backbone:
         trained_range, policy = config.trained_range or self.trained_range, config.new_policy(network)
         beside: list[ChunkState] = [] if recurrence is None else [recurrence]
         beside += [] if self.mamba is None else [MambaCache(self.mamba)]
-        return WorkingMemory(config, self.shapes, trained_range, batch, policy, beside)
+        memory = WorkingMemory(config, self.shapes, trained_range, batch, policy, beside)
+        memory.cache.fixed_shapes = self.compiled
+        return memory
 
     def whole_memory(
         self, batch: int = 1, policy: EvictionPolicy | None = None, mamba: MambaCache | None = None
@@ -190,7 +195,7 @@ class Backbone:
             the final hidden states ``[B, Q, width]``, or logits ``[B, logits, vocabulary]``.
         """
         with self.attached(memory):
-            try:
+            try:  # also within `begin`, which may read a text of its own and run out of memory
                 chunk = memory.begin(input_ids, valid, self)
                 output, states = self.step(memory, chunk, chunk.needed(logits), layers is not None)
             except BaseException:
@@ -217,7 +222,9 @@ class Backbone:
             the final hidden states ``[B, Q, width]``, or logits ``[B, logits, vocabulary]``, and the states
             of all layers, if wanted.
         """
-        cache = ChunkCache(len(memory.geometries))
+        cache = ChunkCache(
+            len(memory.geometries)
+        )  # counts who asks; it says nothing of the document's length
         arguments: dict[str, Any] = {
             "position_ids": chunk.position_ids,
             self._cache_argument: cache,
@@ -247,12 +254,27 @@ class Backbone:
             found = self.model.base_model(**arguments)
             hidden = found.last_hidden_state
             return hidden[:, chunk.tokens], hidden, found.hidden_states or ()
-        last = logits + chunk.suffix
+        last = logits + chunk.suffix  # the suffix has logits that nobody wants
         if self._keeps_logits:
             arguments["logits_to_keep"] = last
-        with _head_inputs(self.model, memory, wanted=chunk.suffix > 0) as states:
+        with _head_inputs(self.model, memory, collected=chunk.suffix > 0) as states:
             found = self.model(**arguments)
         return found.logits[:, -last:][:, :logits], states[0] if states else None, found.hidden_states or ()
+
+    def compile(self, **options: Any) -> None:
+        """Let `torch.compile` make one graph of the step for each kind of chunk.
+
+        Kinds differ in the shapes of the cache until it is full, and in whether a segment begins or ends, an
+        eviction is due and the position frame moves. Memories that are made from here on keep as many slots
+        as the budget allows at every eviction, empty ones among them.
+
+        Args:
+            options: of `torch.compile`.
+        """
+        self.step = torch.compile(  # type: ignore[method-assign]
+            self.step, **({"fullgraph": True, "dynamic": False} | options)
+        )
+        self.compiled = True
 
     def embed(self, ids: Tensor) -> Tensor:
         """The model's input embeddings ``[B, n, d]`` of token ids ``[B, n]``."""

@@ -22,8 +22,8 @@ CACHE_NAME = next(name for name in CACHE_NAMES if name in _FIELDS)
 
 def cache_argument(model: nn.Module) -> str:
     """What the model's own code calls the cache that it is given."""
-    known = signature(model.forward).parameters
-    return next((name for name in CACHE_NAMES if name in known), CACHE_NAME)
+    parameters = signature(model.forward).parameters
+    return next((name for name in CACHE_NAMES if name in parameters), CACHE_NAME)
 
 
 class _CacheLayer(CacheLayerMixin):
@@ -51,7 +51,7 @@ class _CacheLayer(CacheLayerMixin):
         return key_states, value_states  # `WorkingMemory.attend` takes them
 
     def get_seq_length(self) -> int:
-        return 0 if self._memory is None else self._memory.frames.columns
+        return 0 if self._memory is None else self._memory.frames.counts.columns
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0

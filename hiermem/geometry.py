@@ -5,7 +5,6 @@ sees itself only, so whatever its position its keys differ by the rotation, in a
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,15 +68,18 @@ class GeometryProbe:
         Args:
             origin: what `_alone` finds at position 0.
         """
+        # Far enough that slow frequencies turn visibly, near enough that float32 angles are exact.
         place = min(self.trained_range, 1024) - 1
         tables = frequency_tables(self._model)
         if not tables:
             return [None] * len(origin)
-        signed = [*tables, *(-table for table in tables)]
+        signed = [*tables, *(-table for table in tables)]  # some models turn the other way round
         candidates: list[Rotary | None] = [None]
         candidates += [Rotary(table, interleaved) for table in signed for interleaved in (False, True)]
         pairs = zip(origin, self._alone(place), strict=True)
-        return [self._fitting(candidates, here, there, place) for here, there in pairs]
+        return [
+            self._fitting(candidates, origin_cache, moved_cache, place) for origin_cache, moved_cache in pairs
+        ]
 
     def _alone(self, place: int) -> list[LayerCache]:
         """What every layer caches of a few tokens, each read alone at position ``place``."""
@@ -87,7 +89,7 @@ class GeometryProbe:
         layers = tuple(LayerGeometry(window=window) for window in self._windows)
         settings = WorkingMemoryConfig(policy="none", positions="absolute")
         memory = WorkingMemory(settings, layers, self.trained_range, len(ids))
-        memory.frames = replace(memory.frames, num_tokens=(place,) * len(ids))
+        memory.frames = memory.frames.at([place] * len(ids), memory.frames.next_frame)
         training = model.training
         model.eval()
         try:
@@ -98,16 +100,17 @@ class GeometryProbe:
         return memory.caches
 
     def _fitting(
-        self, candidates: list[Rotary | None], here: LayerCache, there: LayerCache, place: int
+        self, candidates: list[Rotary | None], origin_cache: LayerCache, moved_cache: LayerCache, place: int
     ) -> Rotary | None:
         """The rotation that turns what was read at position 0 into what was read at ``place``."""
-        origin, moved = here.held(), there.held()
+        origin, moved = origin_cache.held(), moved_cache.held()
         assert origin is not None and moved is not None
         still = torch.allclose(origin[1].float(), moved[1].float(), rtol=TOLERANCE, atol=TOLERANCE)
         shift = torch.full(origin[0].shape[:3], place, device=origin[0].device)
         turned = [origin[0] if rotary is None else rotary.turn(origin[0], shift) for rotary in candidates]
+        # Values carry no position: where they differ, the token has seen something else than itself.
         keys = moved[0].float()
-        errors = torch.stack([(own.float() - keys).norm() for own in turned]) / keys.norm()
+        errors = torch.stack([(candidate.float() - keys).norm() for candidate in turned]) / keys.norm()
         best = int(errors.argmin())
         if not (still and errors[best] < TOLERANCE):
             raise BackboneUnsupportedError(
@@ -148,8 +151,8 @@ def windows_of(model: PreTrainedModel, config: Any) -> list[int | None]:
         )
     per_layer = [arguments] * len(types) if isinstance(arguments, dict) else arguments  # a dict up to 5.18
     return [
-        own.get("sliding_window") if kind == "sliding_attention" else None
-        for kind, own in zip(types, per_layer, strict=True)
+        options.get("sliding_window") if kind == "sliding_attention" else None
+        for kind, options in zip(types, per_layer, strict=True)
     ]
 
 

@@ -6,7 +6,6 @@ tokens, D head width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -57,11 +56,11 @@ class QKV:
         """R."""
         return self.query.shape[1] // self.key.shape[1]
 
-    @cached_property
+    @property
     def grouped(self) -> Tensor:
         """Query heads of one KV group as rows of one matrix, ``[B, G, R * T, D]``: so keys and values are
         never repeated."""
-        B, _, T, D = self.query.shape
+        B, _, T, D = self.query.shape  # query heads g R … g R + R - 1 share KV head g
         return self.query.reshape(B, self.key.shape[1], self.repeats * T, D)
 
     def together(self, outputs: HeadOutputs) -> Tensor:

@@ -28,7 +28,7 @@ class Chunk:
         starting, ending: in which rows.
         embeddings: what the backbone reads, ``[B, prefix + Q + suffix, d]``; None: the tokens alone.
         prefix_mask: which columns before each row's present segment may be seen, ``[B, P]`` bool; None: all.
-        asked: columns of the tokens that were asked for, ``[B, n]`` int64, where others are read again
+        requested: columns of the tokens that were asked for, ``[B, n]`` int64, where others are read again
             before them; None: all are asked for.
     """
 
@@ -44,7 +44,7 @@ class Chunk:
     ending: tuple[bool, ...] = ()
     embeddings: Tensor | None = None
     prefix_mask: Tensor | None = None
-    asked: Tensor | None = None
+    requested: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -63,15 +63,15 @@ class Chunk:
 
     def needed(self, last: int) -> int:
         """How many last tokens must be computed to have the ``last`` that were asked for."""
-        if self.asked is None or not last:
+        if self.requested is None or not last:
             return last
-        return self.width - int(self.asked[:, -last:].min())
+        return self.width - int(self.requested[:, -last:].min())
 
     def answer(self, values: Tensor, last: int = 0) -> Tensor:
         """Of ``values [B, n, width]`` of the last n tokens, the ``last`` that were asked for; 0: all."""
-        if self.asked is None:
+        if self.requested is None:
             return values
-        index = self.asked[:, -last:] - (self.width - values.shape[1])
+        index = self.requested[:, -last:] - (self.width - values.shape[1])
         index = index.to(values.device).unsqueeze(-1)
         return values.gather(1, index.expand(-1, -1, values.shape[-1]))
 

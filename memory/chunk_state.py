@@ -1,11 +1,39 @@
 """The protocol of what is carried from chunk to chunk."""
 
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+import torch
 from torch import Tensor
 
 from hiermem.memory.attention import QKV, Attention, HeadOutputs
 from hiermem.memory.cache.frames import FrameMove
 from hiermem.memory.chunk import Chunk
+from hiermem.memory.stored import Stored
 from hiermem.memory.tensor_state import TensorState
+
+_State = TypeVar("_State", bound="ChunkState")
+
+
+@dataclass(frozen=True)
+class SavedRow:
+    """What is known of a saved memory of one row before its tensors are loaded.
+
+    Attributes:
+        num_tokens: tokens read so far.
+        prefix: embeddings that are read before a segment; some stand there if anything was read.
+        dtype: of the backbone's states.
+        vocabulary: how many tokens the backbone knows.
+        ragged: of each group of heads, whether any slot may be empty.
+        marked: whether a segment ended of which nothing else is carried on.
+    """
+
+    num_tokens: int
+    prefix: int
+    dtype: torch.dtype
+    vocabulary: int
+    ragged: list[bool]
+    marked: bool
 
 
 class ChunkState(TensorState):
@@ -34,3 +62,59 @@ class ChunkState(TensorState):
 
     def rewind(self) -> None:
         """Go back to where the present segments began, of which nothing is carried into them."""
+
+    def specs(self, stored: Stored, row: SavedRow) -> dict[str, Any]:
+        """What the tensors of a saved memory must be: specs for `load`."""
+        return {}
+
+
+class ComposedState:
+    """Several states as one.
+
+    Attributes:
+        states: all of them, in the order in which they are told of a chunk.
+    """
+
+    states: list[ChunkState]
+
+    def find(self, kind: type[_State]) -> _State | None:
+        """The state of a kind, if there is one."""
+        return next((state for state in self.states if isinstance(state, kind)), None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(state.nbytes for state in self.states)
+
+    def copy(self) -> Self:
+        """An independent one with the same content, between two chunks; it shares the tensors."""
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        twin.states = [state.copy() for state in self.states]
+        twin.end_chunk()
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.copy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self.copy())  # without what belongs to a chunk
+
+    def end_chunk(self) -> None:
+        """Drop what belongs to the present chunk alone."""
+        for state in self.states:
+            state.end_chunk()
+
+    def detach(self) -> None:
+        """Cut the gradients: what was read so far is a constant from here."""
+        for state in self.states:
+            state.detach()
+
+    def select_rows(self, index: Tensor) -> None:
+        """Reorder, repeat or drop batch rows in place: row i becomes old row ``index[i]`` (int64)."""
+        for state in self.states:
+            state.select_rows(index)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors by their names in files."""
+        return {name: tensor for state in self.states for name, tensor in state.tensors().items()}

@@ -102,6 +102,7 @@ def seen_causally(cached: int, chunk: Chunk, columns: Tensor) -> Tensor:
     Args:
         columns: the chunk's queries that are wanted, ``[Q']`` int64; -1 is one before the tokens, Q after.
     """
+    # Cached keys have negative columns: all of them stand before every query.
     keys = torch.arange(-cached, chunk.width, device=columns.device)
     return keys <= columns.unsqueeze(1)
 
@@ -129,6 +130,7 @@ def _query_positions(chunk: Chunk, columns: Tensor) -> Tensor:
         return chunk.positions[:, columns]
     last = chunk.positions.amax(dim=1, keepdim=True)
     first = last + 1 - torch.tensor(chunk.valid, device=last.device).unsqueeze(1)
+    # Column -1 and column Q of the chunk are then one lookup, as all columns are.
     around = torch.cat((first - 1, chunk.positions, last + 1), dim=1)
     return around[:, columns + 1]
 

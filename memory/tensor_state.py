@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from hiermem.memory.stored import Stored
+from hiermem.memory.stored import Stored, in_range
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,12 @@ class TensorSpec:
     Attributes:
         dtype: its dtype, or those that it may have.
         shape: its sizes; None: any; a name: any, but the same wherever the name stands.
+        within: the least and the most that its numbers may be, and what they are called; None: any.
     """
 
     dtype: torch.dtype | Collection[torch.dtype]
     shape: tuple[int | str | None, ...]
+    within: tuple[int, int, str] | None = None
 
 
 def mapped(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
@@ -36,7 +38,9 @@ def mapped(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return type(tree)(mapped(change, branch) for branch in tree)
     if is_dataclass(tree) and not isinstance(tree, type):
-        return replace(tree, **{own.name: mapped(change, getattr(tree, own.name)) for own in fields(tree)})
+        return replace(
+            tree, **{entry.name: mapped(change, getattr(tree, entry.name)) for entry in fields(tree)}
+        )
     return tree
 
 
@@ -53,7 +57,9 @@ def named(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(tree, list | tuple):
         branches = list(enumerate(tree))
     elif is_dataclass(tree) and not isinstance(tree, type):
-        branches = [(own.metadata.get("file", own.name), getattr(tree, own.name)) for own in fields(tree)]
+        branches = [
+            (entry.metadata.get("file", entry.name), getattr(tree, entry.name)) for entry in fields(tree)
+        ]
     else:
         return
     for name, branch in branches:
@@ -69,7 +75,9 @@ def _filled(tree: Any, tensors: Iterator[Tensor]) -> Any:
     if isinstance(tree, list | tuple):
         return type(tree)(_filled(branch, tensors) for branch in tree)
     if is_dataclass(tree) and not isinstance(tree, type):
-        return replace(tree, **{own.name: _filled(getattr(tree, own.name), tensors) for own in fields(tree)})
+        return replace(
+            tree, **{entry.name: _filled(getattr(tree, entry.name), tensors) for entry in fields(tree)}
+        )
     return tree
 
 
@@ -141,7 +149,7 @@ class TensorState:
                 shape = [sizes.get(size) if isinstance(size, str) else size for size in spec.shape]
                 tensor = stored.take(self.file_name(path), spec.dtype, *shape)
                 sizes |= {s: n for s, n in zip(spec.shape, tensor.shape, strict=True) if isinstance(s, str)}
-                found.append(tensor)
+                found.append(tensor if spec.within is None else in_range(tensor, *spec.within))
             setattr(self, name, _filled(tree, iter(found)))
 
     @property

@@ -13,21 +13,20 @@ width.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from hiermem.errors import InputError
 from hiermem.memory.attention import QKV, Attention
-from hiermem.memory.cache.frames import Decision, PositionFrames
+from hiermem.memory.cache.frames import Counts, Decision, PositionFrames
 from hiermem.memory.cache.head_groups import HeadGroup, plan_head_groups
 from hiermem.memory.cache.kv_cache import KVCache
 from hiermem.memory.cache.layer import LayerCache, LayerGeometry
 from hiermem.memory.chunk import Chunk
-from hiermem.memory.chunk_state import ChunkState
-from hiermem.memory.hmt.segments import Encoder, SegmentRecurrence
+from hiermem.memory.chunk_state import ChunkState, ComposedState, SavedRow
+from hiermem.memory.hmt.segments import Encoder, SegmentRecurrence, again
 from hiermem.memory.mamba.cache import MambaCache
 from hiermem.memory.policies import EvictionPolicy
 from hiermem.memory.stored import Stored, read_bookkeeping
@@ -35,30 +34,30 @@ from hiermem.memory.tier import EvictionHook
 from hiermem.memory.working_config import WorkingMemoryConfig
 
 
-class WorkingMemory:
+class WorkingMemory(ComposedState):
     """The working memory of a backbone for a batch of documents.
 
     One chunk is read as `begin`, then `attend` for each layer, then `commit`. Rows of the batch may be at
     different places of their documents.
 
     Args:
-        config: its settings.
         geometries: of the backbone's layers.
         trained_range: positions that the backbone was trained on.
         batch: rows.
         policy: what scores cached tokens; None: as configured.
-        beside: what is carried beside the cache: a `SegmentRecurrence`, a `MambaCache`, or others.
+        beside: what is carried beside the cache: a `SegmentRecurrence`, a `MambaCache`, others.
 
     Raises:
         InputError: the settings do not fit the backbone.
 
     Attributes:
-        cache: the KV cache.
-        recurrence: what segments hand on; None: nothing.
-        mamba: states of Mamba heads, in place of the cache of the heads they replace; None: there are none.
         frames: how far the rows have come.
         on_evicted: hears what is evicted; None: nobody asks.
     """
+
+    _chunk: Chunk | None
+    _before: "WorkingMemory | None"
+    _next: tuple[PositionFrames, Decision | None, list[int]] | None
 
     def __init__(
         self,
@@ -71,22 +70,33 @@ class WorkingMemory:
     ) -> None:
         self.config, self.geometries, self.trained_range = config, tuple(geometries), trained_range
         self.policy = policy or config.new_policy()
-        self.recurrence = next((own for own in beside if isinstance(own, SegmentRecurrence)), None)
-        self.mamba = next((own for own in beside if isinstance(own, MambaCache)), None)
+        self.states = list(beside)
         replaced = () if self.mamba is None else self.mamba.heads.groups
         groups = plan_head_groups(geometries, config.budget, config.head_shares, config.sinks, replaced)
         around = 0 if self.recurrence is None else self.recurrence.prefix + self.recurrence.suffix
         check_range(config, self.policy, trained_range, max(group.budget for group in groups), around)
-        self.cache = KVCache(self.geometries, groups, self.policy, config.recent)
-        start = (0,) * batch, (self._least_frame(0),) * batch
-        self.frames = PositionFrames(config.positions, config.update_interval, trained_range, *start)
+        self.states.insert(0, KVCache(self.geometries, groups, self.policy, config.recent))
+        counts, frame = Counts((0,) * batch), (self._least_frame(0),) * batch
+        self.frames = PositionFrames(config.positions, config.update_interval, trained_range, counts, frame)
         self.on_evicted: EvictionHook | None = None
-        self._end_chunk()
+        self.end_chunk()
 
     @property
-    def states(self) -> list[ChunkState]:
-        """All that is carried."""
-        return [own for own in (self.cache, self.recurrence, self.mamba) if own is not None]
+    def cache(self) -> KVCache:
+        """The KV cache."""
+        cache = self.states[0]
+        assert isinstance(cache, KVCache)
+        return cache
+
+    @property
+    def recurrence(self) -> SegmentRecurrence | None:
+        """What segments hand on; None: nothing."""
+        return self.find(SegmentRecurrence)
+
+    @property
+    def mamba(self) -> MambaCache | None:
+        """States of Mamba heads, in place of the cache of the heads they replace; None: there are none."""
+        return self.find(MambaCache)
 
     @property
     def num_tokens(self) -> tuple[int, ...]:
@@ -123,53 +133,38 @@ class WorkingMemory:
         Args:
             encoder: what makes embeddings and summaries, wanted where segments hand something on.
         """
-        self._end_chunk()
-        width, asked = ids.shape[1], None
+        self.end_chunk()
+        width, requested = ids.shape[1], None
         if self.recurrence is not None and self.recurrence.falls_short(valid):
             self._before = self.copy()
-            ids, valid, asked = self._rewound(self.recurrence, ids, valid)
-        learned = all(own.rotary is None for own in self.geometries)
+            ids, valid, requested = self._rewound(self.recurrence.segment_ids, ids, valid)
+        learned = all(layer.rotary is None for layer in self.geometries)
         chunk = self.frames.chunk(ids, valid, learned)
         if self.recurrence is not None:
             assert encoder is not None
             chunk = self.recurrence.surround(chunk, self.frames, encoder)
-        chunk = replace(chunk, asked=asked)
-        self._plan(chunk, width)
+        chunk = replace(chunk, requested=requested)
         for state in self.states:
             state.begin(chunk)
-        self._chunk = chunk
+        after, decision = self.frames.next(chunk, width, self.cache.tokens + chunk.width)
+        self._chunk, self._next = chunk, (after, decision, [*map(self._least_frame, after.num_tokens)])
         return chunk
 
-    def _plan(self, chunk: Chunk, width: int) -> None:
-        """Where the rows will stand after a chunk of the asked ``width``, and whether an eviction is due."""
-        before = self.frames.starts()
-        self._after = self.frames.after(chunk, width, self.cache.tokens + chunk.width)
-        due = self._after.due(chunk.valid)
-        if any(due):
-            self._decision = self._after.decision(due, before, chunk.ids.device)
-
     def _rewound(
-        self, recurrence: SegmentRecurrence, ids: Tensor, valid: Sequence[int]
+        self, begun: Sequence[Tensor], ids: Tensor, valid: Sequence[int]
     ) -> tuple[Tensor, list[int], Tensor]:
-        """Go back to where the present segments began: all tokens since then with the new ones, their number
-        in each row, and which columns the new ones are now; those of padding do not matter."""
-        begun = recurrence.segment_ids
+        """Go back to where the present segments began; `again` gives the tokens since then."""
         assert self.policy.clears_cache
-        if self.mamba is not None and len({len(own) for own in begun}) > 1:
+        if self.mamba is not None and len({len(row) for row in begun}) > 1:
             raise InputError(
                 "Rows at different places of their segments cannot be read on with Mamba heads and the query "
                 "half: read them one by one."
             )
-        rows = [torch.cat((own, new[:n])) for own, new, n in zip(begun, ids, valid, strict=True)]
-        longer = pad_sequence(rows, batch_first=True)
-        first = torch.tensor([len(own) for own in begun]).unsqueeze(1)
-        asked = (first + torch.arange(ids.shape[1])).clamp(max=longer.shape[1] - 1)
-        counts = [count - len(own) for count, own in zip(self.num_tokens, begun, strict=True)]
-        frames = tuple(map(self._least_frame, counts))
-        self.frames = replace(self.frames, num_tokens=tuple(counts), next_frame=frames)
+        counts = [count - len(row) for count, row in zip(self.num_tokens, begun, strict=True)]
+        self.frames = self.frames.at(counts, [*map(self._least_frame, counts)])
         for state in self.states:
             state.rewind()
-        return longer, [len(row) for row in rows], asked
+        return again(begun, ids, valid)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attention: Attention) -> Tensor:
         """Attention of a layer over all that it may see, ``[B, T, H, D]``.
@@ -179,7 +174,8 @@ class WorkingMemory:
             attention: the backbone's.
         """
         qkv = QKV(query, key, value)
-        return qkv.together([own for state in self.states for own in state.attend(layer, qkv, attention)])
+        outputs = [heads for state in self.states for heads in state.attend(layer, qkv, attention)]
+        return qkv.together(outputs)
 
     @property
     def complete(self) -> bool:
@@ -192,52 +188,42 @@ class WorkingMemory:
         Args:
             hidden: final states of the chunk's last columns, ``[B, n, d]``, at least of those of its suffix.
         """
-        if self._chunk is None or self._after is None:
+        if self._chunk is None or self._next is None:
             raise RuntimeError("no chunk is being read: call begin first")
         if not self.complete:
             raise RuntimeError("a chunk was committed that not every layer has read")
         for state in self.states:
             state.commit(self._chunk, hidden)
-        self.frames, decision = self._after, self._decision
-        self._end_chunk()
+        self.frames, decision, least = self._next
+        self.end_chunk()
         if decision is not None:
-            self._decide(decision)
+            self._decide(decision, least)
 
     def rollback(self) -> None:
         """Drop the chunk that was begun: the memory is as it was before."""
         if self._before is not None:
             vars(self).update({**vars(self._before), "on_evicted": self.on_evicted})
-        self._end_chunk()
+        self.end_chunk()
 
-    def _end_chunk(self) -> None:
-        self._chunk: Chunk | None = None
-        self._before: WorkingMemory | None = None
-        self._after: PositionFrames | None = None
-        self._decision: Decision | None = None
-        for state in self.states:
-            state.end_chunk()
+    def end_chunk(self) -> None:
+        super().end_chunk()
+        self._chunk = self._before = self._next = None
 
     # ---- eviction
 
     def evict(self) -> None:
         """Evict now, in the middle of an interval: what is cached shrinks to the budget."""
-        rows, device = [True] * len(self.num_tokens), self.cache.device
-        self._decide(self.frames.decision(rows, self.frames.starts(), device))
+        rows, least = [True] * len(self.num_tokens), [*map(self._least_frame, self.num_tokens)]
+        self._decide(self.frames.decision(rows, self.frames.starts(), self.cache.device), least)
 
-    def _decide(self, decision: Decision) -> None:
-        caches = self.caches
-        self.cache.evict(decision)
-        if self.on_evicted is not None:
-            for moments in zip(self.head_groups, caches, self.caches, strict=True):
-                self.on_evicted(*moments)
+    def _decide(self, decision: Decision, least: list[int]) -> None:
+        """Evict, and move the frame; ``least`` is where it may put each row's next token at the earliest."""
+        self.cache.evict(decision, self.on_evicted)
         move = decision.move
         if self.config.positions == "compact":
-            held = self.cache.most_held(len(self.num_tokens))
-            before, least = self.frames, [*map(self._least_frame, self.num_tokens)]
-            self.frames = before.close_gaps(held, least, decision.rows)
-            move = self.frames.closed(before, decision.num_tokens.device)
-        if move is not None:
-            for state in self.states:
+            self.frames, move = self.cache.close_gaps(decision, self.frames, least)
+        for state in self.states:
+            if move is not None:
                 state.move(move)
         if self.mamba is not None and self.policy.clears_cache:
             self.mamba.mark_segment()
@@ -260,61 +246,17 @@ class WorkingMemory:
         """Which heads of which layer share a cache; one group a layer where all keep the same."""
         return self.cache.head_groups
 
-    @property
-    def live_tokens(self) -> int:
-        """Most tokens that any KV head holds now."""
-        return self.cache.tokens
-
-    @property
-    def mean_tokens(self) -> float:
-        """Tokens that a KV head holds now, in the mean over rows, layers and heads, without empty slots."""
-        return self.cache.mean_tokens
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all that is kept, bookkeeping included."""
-        return sum(state.nbytes for state in self.states)
-
-    def held_everywhere(self, start: int, end: int) -> Tensor:
-        """Which tokens of a span of row 0 every head of every layer still holds, ``[end - start]`` bool."""
-        return self.cache.held_everywhere(start, end)
-
-    def copy(self) -> "WorkingMemory":
-        """An independent memory with the same content; shares tensors, which are never written in place.
-
-        Nobody hears what it evicts.
-        """
-        twin = object.__new__(type(self))
-        vars(twin).update(vars(self))
-        twin.cache = self.cache.copy()
-        twin.recurrence = None if self.recurrence is None else self.recurrence.copy()
-        twin.mamba = None if self.mamba is None else self.mamba.copy()
+    def copy(self) -> Self:
+        """An independent memory with the same content; nobody hears what it evicts."""
+        twin = super().copy()
         twin.on_evicted = None
-        twin._end_chunk()
         return twin
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "WorkingMemory":
-        return self.copy()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self.copy())  # without what belongs to a chunk
-
-    def detach(self) -> None:
-        """Cut the gradients: what was read so far is a constant from here."""
-        for state in self.states:
-            state.detach()
-
     def select_rows(self, index: Tensor) -> None:
-        """Reorder, repeat or drop batch rows in place: row i becomes old row ``index[i]`` (int64)."""
-        for state in self.states:
-            state.select_rows(index)
+        super().select_rows(index)
         self.frames = self.frames.select_rows(index.tolist())
 
-    # ---- saving
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """All tensors by their names in files; the rest is in `bookkeeping`."""
-        return {name: tensor for state in self.states for name, tensor in state.tensors().items()}
+    # ---- saving, with `state_dict`
 
     def bookkeeping(self) -> dict[str, Any]:
         """JSON-ready rest of the state."""
@@ -333,23 +275,15 @@ class WorkingMemory:
             ValueError: something is missing, left over or not as such a memory leaves it.
         """
         counts = read_bookkeeping(bookkeeping, len(self.head_groups))
-        (num_tokens,), (frame,), stored = counts["seen"], counts["next_frame"], Stored(tensors)
+        (num_tokens,), stored = counts["seen"], Stored(tensors)
+        marked = self.policy.clears_cache and num_tokens >= self.config.update_interval
         prefix = 0 if self.recurrence is None else self.recurrence.prefix
-        cache = self.cache.stored(stored, num_tokens, prefix, dtype, counts["holes"])
-        self.cache.load(stored, cache)
-        if self.recurrence is not None:
-            self.recurrence.load(stored, self.recurrence.stored(num_tokens, dtype))
-            self.recurrence.check_ids(vocabulary)
-        if self.mamba is not None:
-            marked = self.policy.clears_cache and num_tokens >= self.config.update_interval
-            self.mamba.load(stored, self.mamba.stored(num_tokens, marked, prefix, dtype))
+        row = SavedRow(num_tokens, prefix, dtype, vocabulary, counts["holes"], marked)
+        for state in self.states:
+            state.load(stored, state.specs(stored, row))
         stored.done()
         self.cache.check(num_tokens, num_tokens + self.trained_range)
-        if not self.live_tokens <= counts["peak_tokens"]:
-            raise ValueError("more tokens are cached than ever were")
-        if frame > num_tokens + prefix:
-            raise ValueError("next_frame leaves its range")
-        self.frames = self.frames.restored(counts)
+        self.frames = self.frames.restored(counts, self.cache.tokens, prefix)
 
 
 def check_range(

@@ -14,7 +14,7 @@ from trainings import COMBINATIONS, batch, combination, steps
 
 from hiermem.config import HierMemConfig
 from hiermem.memory.longterm import Hit, SegmentRecord
-from hiermem.memory.mamba.scan import _kernel, fused, step_by_step
+from hiermem.memory.mamba.scan import ScanInputs, _kernel, fused, step_by_step
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 from hiermem.reranking import reranked
@@ -169,7 +169,10 @@ def test_the_kernels_of_mamba_ssm_are_the_recurrence_with_its_gradients(tokens: 
     made[1], made[2] = made[1].abs() / 8, made[2].abs() / 8
     made[1][:, :, tokens // 2] = 0
     ours, plain = ([tensor.to(device).requires_grad_() for tensor in made] for device in ("cuda", "cpu"))
-    results = fused(kernel, *ours), step_by_step(*plain)
+    results = (
+        fused(kernel, ScanInputs(*ours[:5]), ours[5]),
+        step_by_step(ScanInputs(*plain[:5]), plain[5]),
+    )
     for output, state in results:
         (output.square().mean() + state.mean()).backward()
     for one, other in zip(results[0], results[1], strict=True):

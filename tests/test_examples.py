@@ -3,12 +3,8 @@
 import runpy
 import sys
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
-
-from hiermem.eval.tasks import TASKS
-from hiermem.memory.policies import POLICIES
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SMALLEST = {
@@ -33,6 +29,7 @@ def test_every_example_is_run() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(SMALLEST) == set(SAID)
 
 
+@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize("name", SMALLEST)
 def test_an_example_runs(
     name: str,
@@ -43,8 +40,7 @@ def test_an_example_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, "--model", str(wide_model), *SMALLEST[name]])
-    # What an example registers goes with it.
-    with pytest.raises(SystemExit) as end, patch.dict(POLICIES), patch.dict(TASKS):
+    with pytest.raises(SystemExit) as end:
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     assert end.value.code == 0
     said = capsys.readouterr().out

@@ -22,12 +22,10 @@ from hiermem.memory.longterm import LongTermConfig, LongTermMemory, SegmentRecor
 from hiermem.memory.policies import POLICIES, CacheStats, EvictionPolicy, register_policy
 from hiermem.memory.records import Hit
 from hiermem.memory.state import MemoryState
-from hiermem.memory.tier import TIERS, EvictedTokens, Tier, register_tier
+from hiermem.memory.tier import EvictedTokens, Tier, register_tier
 from hiermem.model import HierMemModel
-from hiermem.registry import Registry
 from hiermem.retrieval.files import load_directory, save_directory
 from hiermem.retrieval.keys import (
-    SEARCH_KEYS,
     Keyed,
     LexicalKeyConfig,
     Question,
@@ -216,12 +214,8 @@ class EvictedKVTier(Tier):
 
 
 @pytest.fixture(autouse=True)
-def added(monkeypatch: pytest.MonkeyPatch) -> None:
+def added(own_registries: None) -> None:
     """Each method registered by its one line, for the time of a test."""
-    registries: list[Registry[Any]] = [POLICIES, SEARCH_KEYS, TIERS]
-    for registry in registries:
-        for inside in ("_classes", "_names"):
-            monkeypatch.setattr(registry, inside, dict(getattr(registry, inside)))
     register_policy(SnapKVPolicy)
     register_policy(KeyDiffPolicy)
     register_search_key(DenseKey)
@@ -259,7 +253,7 @@ def test_a_policy(policy: str, own: dict[str, Any], positions: str, tmp_path: Pa
     config = settings(policy=policy, policy_settings=own, positions=positions)
     memory = assert_read_saved_loaded_and_asked(reader(config=config), tmp_path)
     assert memory.working.policy == POLICIES[policy](sinks=2, **own)
-    assert memory.working.live_tokens <= 24 + 16
+    assert memory.working.cache.tokens <= 24 + 16
 
 
 def test_a_policy_from_the_command_line() -> None:

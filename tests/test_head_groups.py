@@ -122,7 +122,7 @@ def test_every_head_holds_its_budget_and_not_a_byte_more() -> None:
     held = [cache.positions.shape for cache in memory.caches if cache.positions is not None]
     assert held == [(1, 1, budget) for row in budgets for budget in row]
     assert not any(cache.ragged for cache in memory.caches)
-    assert memory.mean_tokens == sum(map(sum, budgets)) / len(held) <= 20
+    assert memory.cache.mean_tokens == sum(map(sum, budgets)) / len(held) <= 20
 
 
 @pytest.mark.parametrize("policy", ["window", "keen", "lively"])

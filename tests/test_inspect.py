@@ -95,7 +95,7 @@ def test_counts_are_what_the_memory_holds(policy: str, shares: bool) -> None:
                     expected[part.layer][position] += 1
     assert seen.counts == expected
     assert seen.heads == [shape.heads for shape in memory.geometries]
-    assert seen.sizes[-1] == (n, memory.mean_tokens, memory.nbytes)
+    assert seen.sizes[-1] == (n, memory.cache.mean_tokens, memory.nbytes)
     assert sum(map(sum, seen.counts)) == pytest.approx(seen.sizes[-1].tokens * sum(seen.heads))
 
 

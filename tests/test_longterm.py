@@ -130,7 +130,7 @@ def test_what_the_working_memory_holds_is_not_recalled() -> None:
     held = {
         index
         for index, one in enumerate(memory.records())
-        if memory.working.held_everywhere(one.first_token, one.first_token + len(one.ids)).all()
+        if memory.working.cache.held_everywhere(one.first_token, one.first_token + len(one.ids)).all()
     }
     assert held and len(held) < memory.segments
     every = recall(

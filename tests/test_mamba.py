@@ -29,7 +29,7 @@ from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError
 from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.mamba.module import MambaConfig, MambaLayer
-from hiermem.memory.mamba.scan import scan, step_by_step
+from hiermem.memory.mamba.scan import ScanInputs, scan, step_by_step
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
@@ -94,7 +94,10 @@ def inputs(tokens: int, seed: int = 0) -> list[Tensor]:
 @pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 70])
 def test_the_scan_is_the_recurrence_with_its_gradients(tokens: int) -> None:
     ours, plain = inputs(tokens), inputs(tokens)
-    results = [scan(*ours, block=16), step_by_step(*plain)]
+    results = [
+        scan(ScanInputs(*ours[:5]), ours[5], block=16),
+        step_by_step(ScanInputs(*plain[:5]), plain[5]),
+    ]
     for values, expected in zip(*results, strict=True):
         torch.testing.assert_close(values, expected, atol=1e-4, rtol=1e-4)
     for output, state in results:
@@ -106,11 +109,11 @@ def test_the_scan_is_the_recurrence_with_its_gradients(tokens: int) -> None:
 @pytest.mark.parametrize("cut", [1, 16, 29])
 def test_the_scan_goes_on_from_its_state(cut: int) -> None:
     x, steps, rates, b, c, state = inputs(40)
-    whole, last = scan(x, steps, rates, b, c, state, block=16)
+    whole, last = scan(ScanInputs(x, steps, rates, b, c), state, block=16)
     outputs = []
     for part in (slice(0, cut), slice(cut, 40)):
-        some, given, later, asked = (tensor[:, :, part] for tensor in (x, steps, b, c))
-        output, state = scan(some, given, rates, later, asked, state, block=16)
+        some = ScanInputs(x[:, :, part], steps[:, :, part], rates, b[:, :, part], c[:, :, part])
+        output, state = scan(some, state, block=16)
         outputs.append(output)
     torch.testing.assert_close(torch.cat(outputs, 2), whole, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(state, last, atol=1e-4, rtol=1e-4)
@@ -144,7 +147,8 @@ def test_the_scan_and_the_convolution_are_those_of_transformers_mamba2(groups: i
                 t.view(2, T, groups, N).transpose(1, 2).repeat_interleave(heads // groups, 1) for t in (b, c)
             )
             steps = F.softplus(dt + mixer.dt_bias).transpose(1, 2)
-            y, _ = scan(x, steps, mixer.A_log.exp(), b, c, torch.zeros(2, heads, N, P), block=8)
+            read = ScanInputs(x, steps, mixer.A_log.exp(), b, c)
+            y, _ = scan(read, torch.zeros(2, heads, N, P), block=8)
             y = y + mixer.D.view(-1, 1, 1) * x
             output = mixer.out_proj(mixer.norm(y.transpose(1, 2).flatten(2), gate))
         output.square().sum().backward()
@@ -209,7 +213,7 @@ def test_groups_between_others_are_replaced_in_their_place() -> None:
             layer.skip.zero_()
         torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=1e-5, rtol=1e-4)
     assert weight[8:24].abs().sum() > 0
-    assert model.new_recurrent_memory().parts[1].heads == [0, 3]
+    assert model.new_recurrent_memory().head_groups[1].heads == [0, 3]
 
 
 @pytest.mark.parametrize(

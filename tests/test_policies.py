@@ -7,9 +7,10 @@ import torch
 from readers import backbone, ids_of, over
 from torch import Tensor
 
-from hiermem.attention import _weights
+from hiermem.attention import SoftmaxAttention
 from hiermem.memory.cache.layer import LayerCache
-from hiermem.memory.chunk import Chunk, additive, seen_exactly
+from hiermem.memory.chunk import Chunk
+from hiermem.memory.masks import additive, seen_exactly
 from hiermem.memory.policies import (
     POLICIES,
     AttentionPolicy,
@@ -109,9 +110,9 @@ def test_padding_is_finite_in_half_precision() -> None:
     """The lowest half number plus a strongly negative logit would overflow where a query sees nothing."""
     query, key = torch.full((1, 1, 2, 4), 10.0).half(), torch.full((1, 1, 2, 4), -10.0).half()
     padding = torch.full((1, 2), -1)
-    chunk = Chunk(padding, padding, (0,), (0,), True)
+    chunk = Chunk(padding, padding, padding, (0,), (0,), True)
     mask = additive(seen_exactly(LayerCache(), chunk, torch.arange(2), None), 1, torch.float16)
-    assert _weights(query, key, mask, 1.0, None).isfinite().all()
+    assert SoftmaxAttention(1.0).weights(query, key, mask).isfinite().all()
 
 
 def test_a_policy_that_does_not_look_costs_no_state() -> None:

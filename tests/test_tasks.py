@@ -132,8 +132,8 @@ def test_full_attention_refuses_what_does_not_fit_and_truncation_cuts_it() -> No
 
 def test_pruning_keeps_the_budget_before_the_question() -> None:
     model = reader(config=settings(policy="window", budget=24, update_interval=16))
-    assert InContext(model).read(text_of(100)).working.live_tokens > 24
-    assert Pruned(model).read(text_of(100)).working.live_tokens == 24
+    assert InContext(model).read(text_of(100)).working.cache.tokens > 24
+    assert Pruned(model).read(text_of(100)).working.cache.tokens == 24
 
 
 def test_what_is_pruned_hands_on_a_trained_memory() -> None:
@@ -152,7 +152,7 @@ def test_compression_decides_once_after_all_was_read() -> None:
     shares = uneven(model)
     model.config = settings(policy="window", head_shares=shares, update_interval=16)
     compressed, whole = Compressed(model, keep).read(text).working, Full(model).read(text).working
-    assert keep - 0.05 < compressed.mean_tokens / compressed.num_tokens[0] <= keep
+    assert keep - 0.05 < compressed.cache.mean_tokens / compressed.num_tokens[0] <= keep
     for part, memory in zip(compressed.head_groups, compressed.caches, strict=True):
         values, kept = whole.caches[part.layer].values, memory.positions
         assert values is not None and kept is not None and memory.tokens < whole.num_tokens[0]
@@ -366,7 +366,7 @@ def test_half_of_a_text_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def read(self: Pruned, text: str) -> PrefilledContext:
         prefill = real(self, text)
-        kept.append(prefill.working.mean_tokens / sum(prefill.working.num_tokens))
+        kept.append(prefill.working.cache.mean_tokens / sum(prefill.working.num_tokens))
         return prefill
 
     monkeypatch.setattr(Pruned, "read", read)

@@ -1,7 +1,8 @@
 """The pruned cache: compared with a slow model that keeps everything and masks what was evicted."""
 
 import sys
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from hiermem.attention import SoftmaxAttention
 from hiermem.memory.attention import numbers
 from hiermem.memory.cache.layer import LayerCache, LayerGeometry
+from hiermem.memory.policies import CacheStats, EvictionPolicy
 from hiermem.memory.tensor_state import named
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
@@ -174,11 +176,11 @@ def test_a_head_never_holds_more_than_budget_and_interval(
     memory = model.new_working_memory(model.config.working, 1)
     for part in ids_of(160)[0].split(5):
         model.read_ids(memory, part[None])
-        assert memory.live_tokens <= budget + interval
+        assert memory.cache.tokens <= budget + interval
         if memory.num_tokens[0] % interval == 0:
-            assert memory.live_tokens <= budget
-    assert memory.frames.peak_tokens <= budget + interval and (
-        memory.policy.drops or memory.frames.peak_tokens > budget
+            assert memory.cache.tokens <= budget
+    assert memory.frames.counts.peak_tokens <= budget + interval and (
+        memory.policy.drops or memory.frames.counts.peak_tokens > budget
     )
 
 
@@ -211,7 +213,7 @@ def test_each_head_keeps_its_own_best_tokens() -> None:
     ids = ids_of(64)
     for at in range(0, 48, 16):
         model.read_ids(memory, ids[:, at : at + 16])
-    evict, memory.cache.evict = memory.cache.evict, lambda _: None  # type: ignore[method-assign]
+    evict, memory.cache.evict = memory.cache.evict, lambda *_: None  # type: ignore[method-assign]
     model.read_ids(memory, ids[:, 48:])
     full = [dict(named(layer)) for layer in memory.caches]
     evict(memory.frames.decision([True], memory.frames.starts(), ids.device))
@@ -278,12 +280,12 @@ def test_a_copy_goes_its_own_way() -> None:
 def test_held_everywhere_is_what_all_heads_hold() -> None:
     model = over(backbone("llama"), 8, budget=24)
     memory = model.new_working_memory(model.config.working, 1)
-    assert not memory.held_everywhere(0, 5).any()
+    assert not memory.cache.held_everywhere(0, 5).any()
     model.read_ids(memory, ids_of(135))
     sets = [set(row.tolist()) for held in live(memory) for row in held[0]]
     for start, end in ((0, 135), (3, 40), (100, 135), (120, 130)):
         expected = [all(p in held for held in sets) for p in range(start, end)]
-        assert memory.held_everywhere(start, end).tolist() == expected
+        assert memory.cache.held_everywhere(start, end).tolist() == expected
 
 
 @torch.no_grad()
@@ -295,6 +297,71 @@ def test_state_survives_its_dictionary() -> None:
     again.load_state(memory.state_dict(), memory.bookkeeping(), model.dtype, model.num_embeddings)
     assert_same_working(again, memory, atol=0.0)
     assert torch.equal(model.read_ids(again, ids[:, 101:]), model.read_ids(memory, ids[:, 101:]))
+
+
+# ---- what policies are shown
+
+
+@dataclass(frozen=True)
+class LastQueries(EvictionPolicy):
+    """Keeps what it is shown at every eviction, and the window."""
+
+    num_queries: ClassVar[int] = 5  # type: ignore[misc]
+    name: ClassVar[str] = "last-queries"
+    shown: ClassVar[list[CacheStats]] = []
+
+    def scores(self, view: CacheStats) -> Tensor:
+        self.shown.append(view)
+        return view.positions.float()
+
+
+@pytest.mark.parametrize("parts", [[16] * 6, [5, 11, 3, 30, 47], [1] * 33 + [63]])
+@torch.no_grad()
+def test_policies_are_shown_keys_values_and_the_last_queries_however_a_text_is_cut(parts: list[int]) -> None:
+    model, ids = over(backbone("llama"), 16, budget=24, sinks=2), ids_of(96)
+
+    def shown_of(cuts: list[int]) -> list[CacheStats]:
+        policy = LastQueries(sinks=2)
+        policy.shown.clear()
+        config = model.config.working
+        memory = WorkingMemory(config, model.adapter.shapes, model.adapter.trained_range, 1, policy)
+        for part in ids.split(cuts, dim=1):
+            model.read_ids(memory, part)
+            assert all(cache.queries is not None for cache in memory.caches)
+            twin = WorkingMemory(config, model.adapter.shapes, model.adapter.trained_range, 1, policy)
+            twin.load_state(memory.state_dict(), memory.bookkeeping(), model.dtype, model.vocabulary)
+            memory = twin
+        return list(policy.shown)
+
+    whole, cut = shown_of([96]), shown_of(parts)
+    assert len(whole) == len(cut) == 5 * len(model.adapter.shapes)  # the first is within the budget
+    for ours, theirs in zip(cut, whole, strict=True):
+        for name in ("keys", "values", "queries", "positions"):
+            torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), atol=1e-5, rtol=1e-4)
+        assert ours.queries is not None and ours.queries.shape == (1, 2, 2, 5, 8)
+        assert ours.keys is not None and ours.keys.shape[:3] == ours.positions.shape
+
+
+@torch.no_grad()
+def test_the_last_queries_are_of_each_row() -> None:
+    model, ids = over(backbone("llama"), 16, budget=24, sinks=2), ids_of(40, rows=2)
+    policy, config = LastQueries(sinks=2), model.config.working
+    rows = {row: ids[row : row + 1, : (40, 23)[row]] for row in range(2)}
+
+    def queries(batch: Tensor, lengths: list[int]) -> Tensor:
+        memory = WorkingMemory(config, model.adapter.shapes, 64, len(batch), policy)
+        for at in range(0, 40, 8):
+            valid = [min(max(length - at, 0), 8) for length in lengths]
+            if any(valid):
+                model.adapter.read_chunk(memory, batch[:, at : at + 8], valid)
+        assert memory.caches[1].queries is not None
+        return memory.caches[1].queries
+
+    both = queries(ids, [40, 23])
+    for row, own in rows.items():
+        padded = torch.nn.functional.pad(own, (0, 40 - own.shape[1]))
+        alone = queries(padded, [own.shape[1]])
+        torch.testing.assert_close(both[row : row + 1], alone, atol=1e-5, rtol=1e-4)
 
 
 # ---- misuse
@@ -309,7 +376,7 @@ def test_chunks_are_begun_read_and_committed_in_order() -> None:
     memory.attend(0, one, one, one, SoftmaxAttention(1.0))
     with pytest.raises(RuntimeError, match="not every layer"):
         memory.commit()
-    assert memory.num_tokens == (0,) and memory.live_tokens == 0
+    assert memory.num_tokens == (0,) and memory.cache.tokens == 0
 
 
 def test_an_interval_must_fit_the_range() -> None:

@@ -83,7 +83,7 @@ class FitnessEvaluator:
         budget = max(round(prompt.keep * len(prompt.text)), 1)
         config = replace(whole.config, budget=budget, head_shares=shares)
         memory = pruned(whole, config, network)
-        kept = memory.mean_tokens / len(prompt.text)
+        kept = memory.cache.mean_tokens / len(prompt.text)
         # Relative to the full cache, prompts that are hard for the backbone count as much as easy ones.
         return relative_likelihood(self._nll(memory, prompt), reference), kept
 
@@ -112,9 +112,8 @@ def pruned(whole: WorkingMemory, config: WorkingMemoryConfig, network: Namm) -> 
         whole: a memory in which all heads of a layer share a cache, as `read_whole` gives it.
     """
     memory = WorkingMemory(config, whole.geometries, whole.trained_range, policy=config.new_policy(network))
-    for group, cache in enumerate(memory.head_groups):
-        layer = whole.caches[cache.layer]
-        memory.caches[group] = layer.of_tokens(lambda tensor, heads=cache.heads: tensor[:, heads])
+    for index, group in enumerate(memory.head_groups):
+        memory.caches[index] = whole.caches[group.layer].of_heads(group.heads)
     memory.frames = whole.frames
     memory.evict()
     return memory

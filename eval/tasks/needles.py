@@ -209,6 +209,6 @@ def _row(model: HierMemModel, method: Method[Any], example: Example) -> dict[str
     context = method.read(example.text)
     kept = None
     if isinstance(context, PrefilledContext):
-        kept = context.working.mean_tokens / context.working.num_tokens[0]
+        kept = context.working.cache.mean_tokens / context.working.num_tokens[0]
     score = score_answer(model.reader, method.prompt(context, example.question), example.answer, example.lead)
     return {"nll": float(score.nll.mean()), "exact": score.exact, "kept": kept}

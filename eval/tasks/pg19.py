@@ -215,7 +215,7 @@ def _score_book(model: HierMemModel, name: str, text: str, task: PG19) -> dict[s
     with tqdm(total=len(ids), unit="tok", unit_scale=True, desc=name, disable=None, delay=2) as bar:
         for memory, block in _windows(model, ids, task):
             blocks.append(block)
-            live = max(live, memory.frames.peak_tokens)
+            live = max(live, memory.frames.counts.peak_tokens)
             bar.update(len(block))
     nll = torch.cat(blocks)[len(first) + score_from :]
     total = float(nll.double().sum())

@@ -152,7 +152,7 @@ def _report(task: Task, seconds: float, json: bool) -> None:
         "seconds": seconds,
         "tokens_per_second": tokens / seconds if tokens else 0.0,
         "peak_rss_bytes": peak_rss_bytes(),
-        "live_tokens_max": memory.working.frames.peak_tokens,
+        "live_tokens_max": memory.working.frames.counts.peak_tokens,
         "memory_bytes": memory.nbytes,
         "new_tokens": tokens,
         "out": str(task.out),
@@ -160,7 +160,7 @@ def _report(task: Task, seconds: float, json: bool) -> None:
     words = (
         f"Read {tokens} tokens in {seconds:.1f} s ({result['tokens_per_second']:.0f} a second); "
         f"the memory at {task.out} holds {memory.tokens} tokens in {memory.segments} segments, at most "
-        f"{memory.working.frames.peak_tokens} of them live per KV head. "
+        f"{memory.working.frames.counts.peak_tokens} of them live per KV head. "
         f"Peak memory {opt.mib(peak_rss_bytes())}."
     )
     opt.emit(result, json, words)

@@ -65,6 +65,21 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """How much was read. It stands apart, since a compiled step takes numbers that it touches for constants.
+
+    Attributes:
+        num_tokens: tokens read so far, per row.
+        columns: width of the input read so far, padding included.
+        peak_tokens: most tokens that any KV head held so far.
+    """
+
+    num_tokens: tuple[int, ...]
+    columns: int = 0
+    peak_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class PositionFrames:
     """How far the rows of a batch have come, and from where the next tokens' frame positions count.
 
@@ -72,19 +87,25 @@ class PositionFrames:
         mode: one of `POSITION_MODES`.
         interval: tokens between two evictions.
         trained_range: positions that the backbone was trained on.
-        num_tokens: tokens read so far, per row.
+        counts: how much was read.
         next_frame: frame position of the next token where there are no gaps, per row.
-        columns: width of the input read so far, padding included.
-        peak_tokens: most tokens that any KV head held so far.
     """
 
     mode: str
     interval: int
     trained_range: int
-    num_tokens: tuple[int, ...]
+    counts: Counts
     next_frame: tuple[int, ...]
-    columns: int = 0
-    peak_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> tuple[int, ...]:
+        """Tokens read so far, per row."""
+        return self.counts.num_tokens
+
+    def at(self, num_tokens: Sequence[int], next_frame: Sequence[int]) -> "PositionFrames":
+        """The same for rows that stand elsewhere."""
+        counts = replace(self.counts, num_tokens=tuple(num_tokens))
+        return replace(self, counts=counts, next_frame=tuple(next_frame))
 
     def starts(self) -> list[int]:
         """True position of frame position 0 in each row; without gaps the row's own running offset."""
@@ -127,25 +148,25 @@ class PositionFrames:
             position_ids = position_ids.masked_fill(~real, 0)
         return Chunk(ids, positions, position_ids, tuple(valid), self.num_tokens, padded)
 
-    def after(self, chunk: Chunk, columns: int, held: int) -> "PositionFrames":
-        """How far rows have come once a chunk was read.
+    def next(self, chunk: Chunk, columns: int, held: int) -> tuple["PositionFrames", Decision | None]:
+        """How far rows have come once a chunk was read, and the eviction that is due then.
 
         Args:
             columns: of the input that it was asked for.
             held: most tokens that any KV head holds then.
         """
-        return replace(
+        after = replace(
             self,
-            num_tokens=tuple(a + b for a, b in zip(chunk.num_tokens, chunk.valid, strict=True)),
+            counts=Counts(
+                tuple(a + b for a, b in zip(chunk.num_tokens, chunk.valid, strict=True)),
+                self.counts.columns + columns,
+                max(self.counts.peak_tokens, held),
+            ),
             next_frame=tuple(a + b for a, b in zip(self.next_frame, chunk.valid, strict=True)),
-            columns=self.columns + columns,
-            peak_tokens=max(self.peak_tokens, held),
         )
-
-    def due(self, valid: Sequence[int]) -> tuple[bool, ...]:
-        """In which rows an interval ended with the last ``valid`` tokens."""
-        rows = zip(self.num_tokens, valid, strict=True)
-        return tuple(new > 0 and count % self.interval == 0 for count, new in rows)
+        rows = zip(after.num_tokens, chunk.valid, strict=True)
+        due = [new > 0 and count % self.interval == 0 for count, new in rows]
+        return after, after.decision(due, self.starts(), chunk.ids.device) if any(due) else None
 
     def decision(self, rows: Sequence[bool], before: list[int], device: torch.device) -> Decision:
         """An eviction in some rows, after the present tokens.
@@ -156,8 +177,9 @@ class PositionFrames:
         num_tokens, after = torch.tensor(self.num_tokens, device=device).view(-1, 1, 1), self.starts()
         if self.mode == "compact" or after == before:
             return Decision(tuple(rows), num_tokens, None)
+        # A token at frame position p - old stands at p - new from here.
         shift = [old - new for old, new in zip(before, after, strict=True)]
-        origin, by = (torch.tensor(own, device=device).view(-1, 1, 1) for own in (after, shift))
+        origin, by = (torch.tensor(rows, device=device).view(-1, 1, 1) for rows in (after, shift))
         return Decision(tuple(rows), num_tokens, FrameMove(origin, None, by))
 
     def close_gaps(self, held: Sequence[int], least: Sequence[int], rows: Sequence[bool]) -> "PositionFrames":
@@ -171,7 +193,7 @@ class PositionFrames:
         frames = tuple(max(tokens, low) if due else frame for tokens, low, due, frame in every)
         return replace(self, next_frame=frames)
 
-    def closed(self, before: "PositionFrames", device: torch.device) -> FrameMove:
+    def moved_from(self, before: "PositionFrames", device: torch.device) -> FrameMove:
         """Where tokens stand after `close_gaps`, which was called on ``before``."""
         shift = [new - old for new, old in zip(self.next_frame, before.next_frame, strict=True)]
         end = torch.tensor(self.next_frame, device=device).view(-1, 1, 1)
@@ -181,25 +203,31 @@ class PositionFrames:
         """What files hold of it."""
         return {
             "seen": list(self.num_tokens),
-            "columns": self.columns,
-            "peak_tokens": self.peak_tokens,
+            "columns": self.counts.columns,
+            "peak_tokens": self.counts.peak_tokens,
             "next_frame": list(self.next_frame),
         }
 
-    def restored(self, counts: Mapping[str, Any]) -> "PositionFrames":
-        """The inverse of `bookkeeping`, checked."""
-        return replace(
-            self,
-            num_tokens=tuple(counts["seen"]),
-            next_frame=tuple(counts["next_frame"]),
-            columns=counts["columns"],
-            peak_tokens=counts["peak_tokens"],
-        )
+    def restored(self, counts: Mapping[str, Any], held: int, prefix: int) -> "PositionFrames":
+        """The inverse of `bookkeeping`, of one row.
+
+        Args:
+            held: most tokens that any KV head holds.
+            prefix: embeddings that are read before a segment.
+
+        Raises:
+            ValueError: the numbers do not fit.
+        """
+        if held > counts["peak_tokens"]:
+            raise ValueError("more tokens are cached than ever were")
+        if counts["next_frame"][0] > counts["seen"][0] + prefix:
+            raise ValueError("next_frame leaves its range")
+        read = Counts(tuple(counts["seen"]), counts["columns"], counts["peak_tokens"])
+        return replace(self, counts=read, next_frame=tuple(counts["next_frame"]))
 
     def select_rows(self, rows: Sequence[int]) -> "PositionFrames":
         """Row i becomes old row ``rows[i]``."""
-        counts, frames = (tuple(own[row] for row in rows) for own in (self.num_tokens, self.next_frame))
-        return replace(self, num_tokens=counts, next_frame=frames)
+        return self.at(*([old[row] for row in rows] for old in (self.num_tokens, self.next_frame)))
 
 
 def frame_start(num_tokens: int, interval: int, trained_range: int) -> int:
@@ -208,10 +236,12 @@ def frame_start(num_tokens: int, interval: int, trained_range: int) -> int:
     The frame depends on the interval alone, not on how it is cut into chunks, so reading whole, in pieces
     or resumed gives the same positions. Within an interval no frame position reaches ``trained_range``.
     """
+    # The end of the interval counts, not the token: all tokens of an interval are read in one frame.
     interval_end = (num_tokens // interval + 1) * interval
     excess = interval_end - trained_range
     if excess <= 0:
         return 0
     step = max(trained_range // FRAME_STEP_SHARE, interval)
+    # A step above range - interval would move the frame past tokens of the present interval.
     step = min(step, max(trained_range - interval, 1))
     return -(-excess // step) * step

@@ -119,6 +119,6 @@ def budget_that_keeps(shares: HeadBudgets | None, tokens: int, kept: int, sinks:
     low, high = 1, LEAST * tokens  # from there on every head keeps all
     while low < high:
         budget = (low + high + 1) // 2
-        own = [min(part, tokens) for row in head_budgets(shares, budget, sinks) for part in row]
-        low, high = (budget, high) if sum(own) <= kept * len(own) else (low, budget - 1)
+        held = [min(limit, tokens) for row in head_budgets(shares, budget, sinks) for limit in row]
+        low, high = (budget, high) if sum(held) <= kept * len(held) else (low, budget - 1)
     return low

@@ -2,49 +2,30 @@
 
 A layer's cache is one rectangle, or, where its heads keep different numbers of tokens, several.
 
-Dimension names: B batch, G KV heads, R query heads per KV head, Q new tokens, T cached tokens, S visible
-keys, D head width.
+Dimension names: B batch, G KV heads, T cached tokens, D head width.
 """
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from hiermem.memory.attention import QKV, Attention, HeadOutputs
-from hiermem.memory.cache.frames import Decision, FrameMove
+from hiermem.memory.cache.chunk_reading import ChunkReading
+from hiermem.memory.cache.frames import Decision, FrameMove, PositionFrames
 from hiermem.memory.cache.head_groups import HeadGroup
 from hiermem.memory.cache.layer import LayerCache, LayerGeometry, Prefix
-from hiermem.memory.chunk import Chunk, in_order
-from hiermem.memory.chunk_state import ChunkState
-from hiermem.memory.masks import ChunkMasks
-from hiermem.memory.policies import AttentionStats, CacheStats, EvictionPolicy, ObservedQueries, Observer
+from hiermem.memory.chunk import Chunk
+from hiermem.memory.chunk_state import ChunkState, SavedRow
+from hiermem.memory.policies import CacheStats, EvictionPolicy
 from hiermem.memory.stored import Stored
 from hiermem.memory.tensor_state import TensorSpec
 
-
-@dataclass
-class _Reading:
-    """What belongs to the chunk that is being read.
-
-    Attributes:
-        chunk: its tokens.
-        prefix: keys that stand before the cached ones.
-        windows: of each layer, its sliding window where a token has left it.
-        masks: of the chunk.
-        observed: the queries that the policy looks at, and who takes note of them; None: it looks at none.
-        layers: of each group that has read the chunk, its cache with the chunk's tokens.
-    """
-
-    chunk: Chunk
-    prefix: int
-    windows: list[int | None]
-    masks: ChunkMasks
-    observed: tuple[ObservedQueries, Observer] | None
-    layers: dict[int, LayerCache]
+Heard = Callable[[HeadGroup, LayerCache, LayerCache], None]
+"""Told of a group's cache before and after an eviction."""
 
 
 class KVCache(ChunkState):
@@ -78,7 +59,7 @@ class KVCache(ChunkState):
         self._of_layer: list[list[int]] = [[] for _ in self.geometries]
         for index, group in enumerate(self.head_groups):
             self._of_layer[group.layer].append(index)
-        self._reading: _Reading | None = None
+        self._reading: ChunkReading | None = None
 
     def _empty(self, group: HeadGroup) -> LayerCache:
         return self.geometries[group.layer].cache
@@ -88,7 +69,7 @@ class KVCache(ChunkState):
     @property
     def tokens(self) -> int:
         """Most tokens that any KV head holds."""
-        return max((cache.tokens for cache in self.layers), default=0)
+        return max([0, *(cache.tokens for cache in self.layers)])
 
     @property
     def complete(self) -> bool:
@@ -99,120 +80,11 @@ class KVCache(ChunkState):
         self._reading = None
 
     def begin(self, chunk: Chunk) -> None:
-        old = self.layers[0].prefix if self.layers else None
-        prefix = chunk.prefix or (0 if old is None else old.keys.shape[2])
-        reach = max(chunk.num_tokens) + chunk.width
-        windows = [
-            None if own.window is None or reach <= own.window else own.window for own in self.geometries
-        ]
-        masks = ChunkMasks(chunk, prefix, self.tokens)
-        self._reading = _Reading(chunk, prefix, windows, masks, self._observed(chunk), {})
-
-    def _observed(self, chunk: Chunk) -> tuple[ObservedQueries, Observer] | None:
-        """The chunk's queries that the policy looks at, and what takes note of them.
-
-        They depend on true positions alone, so cutting a text into other chunks shows the same queries. Where
-        rows differ, all columns are shown.
-        """
-        period = self.policy.period
-        if not period:
-            return None
-        columns = torch.arange(chunk.width, device=chunk.positions.device)
-        if not chunk.padded and len({count % period for count in chunk.num_tokens}) == 1:
-            columns = columns[self.policy.observed_mask(columns + chunk.num_tokens[0])]
-        positions = chunk.positions[:, columns]
-        counted = (positions >= 0) & self.policy.observed_mask(positions)
-        queries = ObservedQueries(columns, positions, counted, chunk.num_tokens, chunk.valid, chunk.width)
-        return queries, self.policy.observer(queries)
+        self._reading = ChunkReading(chunk, self.geometries, self.head_groups, self.layers, self.policy)
 
     def attend(self, layer: int, qkv: QKV, attention: Attention) -> HeadOutputs:
-        reading = self._reading
-        assert reading is not None
-        outputs, visible = [], []
-        for index in self._of_layer[layer]:
-            heads = self.head_groups[index].heads
-            keys, values = self._extend(index, qkv.key[:, heads], qkv.value[:, heads])
-            mask = reading.masks.of(self.layers[index], reading.windows[layer], qkv.repeats, qkv.query.dtype)
-            outputs.append((heads, attention(qkv.grouped[:, heads], keys, values, mask)))
-            visible.append(keys)
-        if visible:
-            self._observe(layer, qkv, visible, attention)
-        return outputs
-
-    def _extend(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a chunk's keys and values ``[B, G, prefix + Q + suffix, D]`` to a group's cache; all that may
-        be seen, ``[B, G, S, D]``."""
-        reading, cache = self._reading, self.layers[index]
-        assert reading is not None
-        chunk, prefix = reading.chunk, cache.prefix
-        if chunk.prefix:
-            prefix = self._new_prefix(cache, keys[:, :, : chunk.prefix], values[:, :, : chunk.prefix])
-        keys, values = cache.extended(keys[:, :, chunk.prefix :], values[:, :, chunk.prefix :])
-        tokens = slice(keys.shape[2] - chunk.suffix)  # what follows a segment only sees, and leaves nothing
-        longer = cache.with_chunk(chunk, keys[:, :, tokens], values[:, :, tokens], {})
-        reading.layers[index] = replace(longer, prefix=prefix)
-        if prefix is None:
-            return keys, values
-        return torch.cat((prefix.keys, keys), dim=2), torch.cat((prefix.values, values), dim=2)
-
-    def _new_prefix(self, cache: LayerCache, keys: Tensor, values: Tensor) -> Prefix:
-        """What stands before each row's present segment: new where one begins, else what was there."""
         assert self._reading is not None
-        starting = self._reading.chunk.starting
-        if cache.prefix is None or all(starting):
-            return Prefix(keys, values)
-        begins = torch.tensor(starting, device=keys.device).view(-1, 1, 1, 1)
-        old = cache.prefix
-        return Prefix(torch.where(begins, keys, old.keys), torch.where(begins, values, old.values))
-
-    @torch.no_grad()
-    def _observe(self, layer: int, qkv: QKV, visible: list[Tensor], attention: Attention) -> None:
-        """Let the policy see the attention of the queries that it looks at, and keep those it asks for.
-
-        Args:
-            visible: the keys that each group of the layer sees, ``[B, G, S, D]``.
-        """
-        reading, R = self._reading, qkv.repeats
-        assert reading is not None
-        if reading.observed is None and not self.policy.num_queries:
-            return
-        groups, queries = self._of_layer[layer], qkv.grouped.unflatten(2, (R, -1))
-        queries = queries[:, :, :, reading.chunk.tokens]  # [B, G, R, Q, D]
-        states: list[dict[str, Tensor]] = [{} for _ in groups]
-        if reading.observed is not None:
-            (observed, observer), window = reading.observed, reading.windows[layer]
-            some, received = queries.index_select(3, observed.columns).flatten(2, 3), []
-            for index, keys in zip(groups, visible, strict=True):
-                cache, heads = self.layers[index], self.head_groups[index].heads
-                mask = reading.masks.of(cache, window, R, some.dtype, observed.columns)
-                weights = attention.weights(some[:, heads], keys, mask)
-                received.append(self._received(cache, weights.unflatten(2, (R, -1)), observed))
-            states = observer(received)
-        for index, state in zip(groups, states, strict=True):
-            last = self._last_queries(self.layers[index], queries[:, self.head_groups[index].heads])
-            reading.layers[index] = replace(reading.layers[index], state=state, queries=last)
-
-    def _received(self, cache: LayerCache, attention: Tensor, observed: ObservedQueries) -> AttentionStats:
-        assert self._reading is not None
-        chunk, prefix = self._reading.chunk, self._reading.prefix
-        attention = attention[..., prefix : attention.shape[-1] - chunk.suffix]
-        new = chunk.positions.unsqueeze(1).expand(*attention.shape[:2], -1)
-        positions = new if cache.positions is None else torch.cat((cache.positions, new), dim=2)
-        span = positions.shape[2] if cache.ragged or chunk.padded else observed.width
-        return AttentionStats(cache.state, attention, positions, span)
-
-    def _last_queries(self, cache: LayerCache, queries: Tensor) -> Tensor | None:
-        """The last n real queries up to the end of the chunk, from ``queries [B, G, R, Q, D]``."""
-        n = self.policy.num_queries
-        if not n:
-            return None
-        assert self._reading is not None
-        before = cache.queries
-        if before is None:
-            before = queries.new_zeros(*queries.shape[:3], n, queries.shape[4])
-        ends = torch.tensor(self._reading.chunk.valid, device=queries.device).unsqueeze(1)
-        order = ends + torch.arange(n, device=queries.device)
-        return in_order(torch.cat((before, queries), dim=3), order)
+        return self._reading.attend(self._of_layer[layer], layer, qkv, attention)
 
     def commit(self, chunk: Chunk, hidden: Tensor | None = None) -> None:
         assert self._reading is not None
@@ -221,12 +93,20 @@ class KVCache(ChunkState):
 
     # ---- eviction
 
-    def evict(self, decision: Decision) -> None:
-        """Let every KV head keep its best tokens within the budget, in the rows that are due."""
-        windows = any(own.window for own in self.geometries)
+    def evict(self, decision: Decision, heard: Heard | None = None) -> None:
+        """Let every KV head keep its best tokens within the budget, in the rows that are due.
+
+        Args:
+            heard: told of each group's cache before and after.
+        """
+        before = self.layers
+        windows = any(layer.window for layer in self.geometries)
         if self.policy.evicts or windows or any(cache.ragged for cache in self.layers):
             groups = zip(self.head_groups, self.layers, strict=True)
             self.layers = [self._evicted(group, cache, decision) for group, cache in groups]
+        if heard is not None:
+            for group, old, new in zip(self.head_groups, before, self.layers, strict=True):
+                heard(group, old, new)
 
     def _evicted(self, group: HeadGroup, cache: LayerCache, decision: Decision) -> LayerCache:
         window, held = self.geometries[group.layer].window, cache.held()
@@ -236,7 +116,7 @@ class KVCache(ChunkState):
         even = all(decision.rows) and not cache.ragged and not self.policy.drops
         if even and cache.tokens <= limit:
             return cache
-        recent = max(self._recent(group.budget), 1)
+        recent = max(self._recent(group.budget), 1)  # the newest token always stays, so no head is ever empty
         stats = CacheStats(
             cache.positions,
             decision.num_tokens,
@@ -255,6 +135,18 @@ class KVCache(ChunkState):
         if even:
             return keep_best(cache, scores, limit)
         return keep_best_where_due(cache, scores, decision.rows, limit, self.fixed_shapes)
+
+    def close_gaps(
+        self, decision: Decision, frames: PositionFrames, least: Sequence[int]
+    ) -> tuple[PositionFrames, FrameMove]:
+        """The frames in which what is left after an eviction stands side by side, and the move there.
+
+        Args:
+            least: as in `PositionFrames.close_gaps`.
+        """
+        held = self.most_held(len(frames.num_tokens))
+        closed = frames.close_gaps(held, least, decision.rows)
+        return closed, closed.moved_from(frames, decision.num_tokens.device)
 
     def move(self, move: FrameMove) -> None:
         """Turn the cached keys to where they stand from here."""
@@ -287,6 +179,8 @@ class KVCache(ChunkState):
 
     def most_held(self, batch: int) -> list[int]:
         """Most tokens that any KV head holds, per batch row."""
+        if not any(cache.ragged for cache in self.layers):
+            return [self.tokens] * batch
         counts = [
             (cache.positions >= 0).sum(-1).amax(-1)
             if cache.ragged and cache.positions is not None
@@ -319,34 +213,22 @@ class KVCache(ChunkState):
         """The prefix is by kind and group in files, the cache by group and kind."""
         return re.sub(r"^(\d+)\.prefix\.(\w+)$", r"prefix.\2.\1", path)
 
-    def stored(
-        self, stored: Stored, num_tokens: int, prefix: int, dtype: torch.dtype, ragged: Sequence[bool]
-    ) -> dict[str, Any]:
-        """Specs for `load`, of one row.
-
-        Args:
-            stored: what there is: a cache that was cleared has no tensors.
-            num_tokens: tokens read so far.
-            prefix: embeddings that are read before a segment, of which there is one if anything was read.
-            dtype: of the backbone's states.
-            ragged: of each group, whether any slot may be empty.
-        """
-        state, layers = self.policy.state(num_tokens), []
-        for index, (group, holes) in enumerate(zip(self.head_groups, ragged, strict=True)):
-            geometry = self.geometries[group.layer]
+    def specs(self, stored: Stored, row: SavedRow) -> dict[str, Any]:
+        layers, n = [], self.policy.num_queries
+        for index, (group, ragged) in enumerate(zip(self.head_groups, row.ragged, strict=True)):
+            geometry, cache = self.geometries[group.layer], self._empty(group)
             heads = group.size(geometry.heads)
-            cache = replace(self._empty(group), ragged=holes)
-            if f"{index}.keys" in stored or f"{index}.positions" in stored:
-                size = f"T{index}"
-                cache = type(cache).stored(heads, geometry.widths, dtype, size, state)
-                cache = replace(cache, ragged=holes)
-                if self.policy.num_queries:
-                    shape = (1, heads, geometry.repeats, self.policy.num_queries, geometry.widths[0] or None)
-                    cache = replace(cache, queries=TensorSpec(dtype, shape))
-            if prefix and num_tokens:
-                keys, values = (TensorSpec(dtype, (1, heads, prefix, own or None)) for own in geometry.widths)
-                cache = replace(cache, prefix=Prefix(keys, values))  # type: ignore[arg-type]
-            layers.append(cache)
+            if f"{index}.positions" in stored:  # a cache that was cleared has no tensors
+                state = self.policy.state(row.num_tokens)
+                cache = type(cache).stored(heads, geometry.widths, row.dtype, f"T{index}", state)
+                shape = (1, heads, geometry.repeats, n, geometry.widths[0] or None)
+                queries: Any = TensorSpec(row.dtype, shape) if n else None
+                cache = replace(cache, queries=queries)
+            if row.prefix and row.num_tokens:
+                widths = (width or None for width in geometry.widths)
+                pair: Any = [TensorSpec(row.dtype, (1, heads, row.prefix, width)) for width in widths]
+                cache = replace(cache, prefix=Prefix(*pair))
+            layers.append(replace(cache, ragged=ragged))
         return {"layers": layers}
 
     def check(self, num_tokens: int, highest: int) -> None:
@@ -390,13 +272,14 @@ def keep_best_where_due(
     is_due = torch.tensor(due, device=scores.device).view(-1, 1, 1)
     untouched = torch.zeros_like(scores).masked_fill(cache.positions < 0, -torch.inf)
     scores = torch.where(is_due, scores, untouched)
-    alive = scores > -torch.inf
+    alive = scores > -torch.inf  # a policy that drops says so by its score
     order = _best_first(scores)
     rank = torch.arange(scores.shape[-1], device=scores.device)
     keep = alive.gather(-1, order) & (~is_due | (rank < limit))
     height = min(limit, scores.shape[-1]) if fixed and all(due) else max(int(keep.sum(-1).max()), 1)
     order, keep = order[..., :height], keep[..., :height]
     positions = cache.positions.gather(-1, order).masked_fill(~keep, -1)
+    # Back into the order of the document, where -1 puts empty slots in front.
     positions, by_position = positions.sort(dim=-1, stable=True)
     empty = positions < 0
     ragged = fixed or bool(empty.any())

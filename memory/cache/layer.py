@@ -11,8 +11,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from hiermem.memory.attention import Heads
 from hiermem.memory.cache.rope import Rotary
-from hiermem.memory.chunk import Chunk
 from hiermem.memory.stored import in_range
 from hiermem.memory.tensor_state import TensorSpec, mapped
 
@@ -33,8 +33,8 @@ class Prefix:
 class LayerCache:
     """The cache of some KV heads of one layer; all tensors are None until the first chunk.
 
-    A subclass may keep keys and values in another form: it overrides `held`, `holding` and `specs`, and adds
-    fields, whose tensors are ``[B, G, T, …]``.
+    A subclass may keep keys and values in another form: it overrides `held`, `packed` and `specs`, and adds
+    fields, whose tensors are ``[B, G, T, …]``. `LayerGeometry.cache` says which form a layer has.
 
     Attributes:
         keys: ``[B, G, T, D]``, rotated at `position_ids`.
@@ -62,9 +62,9 @@ class LayerCache:
         """Keys and values as attention takes them, ``[B, G, T, D]`` each; None before the first chunk."""
         return None if self.keys is None or self.values is None else (self.keys, self.values)
 
-    def holding(self, keys: Tensor, values: Tensor) -> Self:
-        """The same with other keys and values, as `held` gives them."""
-        return replace(self, keys=keys, values=values)
+    def packed(self, keys: Tensor, values: Tensor) -> dict[str, Any]:
+        """The fields that keep keys and values of this form, as `held` gives them."""
+        return {"keys": keys, "values": values}
 
     @classmethod
     def specs(cls, heads: int, widths: tuple[int, int], dtype: torch.dtype, size: str) -> dict[str, Any]:
@@ -97,10 +97,13 @@ class LayerCache:
             state: shape of a token's state of each name.
         """
         slots, kinds = (1, heads, size), (torch.float32, torch.promote_types(torch.float32, dtype))
-        own: dict[str, Any] = cls.specs(heads, widths, dtype, size)
-        own["positions"], own["position_ids"] = TensorSpec(torch.int64, slots), TensorSpec(torch.int32, slots)
-        own["state"] = {name: TensorSpec(kinds, (*slots, *shape)) for name, shape in state.items()}
-        return cls(**own)
+        specs: dict[str, Any] = cls.specs(heads, widths, dtype, size)
+        specs["positions"], specs["position_ids"] = (
+            TensorSpec(torch.int64, slots),
+            TensorSpec(torch.int32, slots),
+        )
+        specs["state"] = {name: TensorSpec(kinds, (*slots, *shape)) for name, shape in state.items()}
+        return cls(**specs)
 
     @property
     def tokens(self) -> int:
@@ -111,31 +114,37 @@ class LayerCache:
         """The keys and values that are held, and new ones behind them."""
         if (held := self.held()) is None:
             return keys, values
+        # Attention sees this very tensor, and it becomes the cache: one copy serves both.
         return torch.cat((held[0], keys), dim=2), torch.cat((held[1], values), dim=2)
 
     def with_chunk(
-        self, chunk: Chunk, keys: Tensor, values: Tensor, state: dict[str, Tensor]
+        self, slots: "LayerCache", keys: Tensor, values: Tensor, prefix: Prefix | None
     ) -> "LayerCache":
-        """The cache with a chunk's tokens.
+        """The cache with a chunk's tokens, of which no policy has a state yet.
 
         Args:
+            slots: positions of the chunk's tokens, ``[B, 1, Q]``, and whether any may be empty.
             keys, values: those of all tokens, as `extended` gives them.
-            state: the policy's tensors of all tokens.
+            prefix: what stands before the present segments from here.
         """
-        shape = (*keys.shape[:2], chunk.width)
-        positions = chunk.positions.unsqueeze(1).expand(shape)
-        frames = chunk.position_ids[:, chunk.tokens].to(torch.int32).unsqueeze(1).expand(shape)
+        assert slots.positions is not None and slots.position_ids is not None
+        shape = (*keys.shape[:2], slots.positions.shape[2])
+        positions, frames = slots.positions.expand(shape), slots.position_ids.expand(shape)
         if self.positions is not None and self.position_ids is not None:
             positions = torch.cat((self.positions, positions), dim=2)
             frames = torch.cat((self.position_ids, frames), dim=2)
-        ragged = self.ragged or chunk.padded
-        longer = replace(self, positions=positions, position_ids=frames, state=state, ragged=ragged)
-        return longer.holding(keys, values)
+        changes: dict[str, Any] = {"positions": positions, "position_ids": frames}
+        changes |= {"ragged": self.ragged or slots.ragged}
+        return replace(self, **changes, **self.packed(keys, values), state={}, prefix=prefix)
 
     def of_tokens(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The cache with every tensor that has a slot for each token changed."""
-        names = [own.name for own in fields(self) if own.name not in ("prefix", "queries")]
+        names = [tree.name for tree in fields(self) if tree.name not in ("prefix", "queries")]
         return replace(self, **{name: mapped(change, getattr(self, name)) for name in names})
+
+    def of_heads(self, heads: Heads) -> Self:
+        """The tokens of some of the KV heads alone; shares storage."""
+        return self.of_tokens(lambda tensor: tensor[:, heads])
 
     def gathered(self, slots: Tensor, empty: Tensor | None, ragged: bool = False) -> Self:
         """Some of the slots, ``[B, G, T'] int64``, in new and smaller tensors.
@@ -145,6 +154,7 @@ class LayerCache:
             ragged: whether any may.
         """
         B, G, T = slots.shape
+        # One index over the flat rows of all heads: faster than a gather that is expanded over the width.
         base = torch.arange(B * G, device=slots.device).view(B, G, 1) * self.tokens
         rows = (base + slots).flatten()
 
@@ -160,10 +170,12 @@ class LayerCache:
         """The keys turned to stand at other frame positions, ``[B, G, T]`` int64."""
         held = self.held()
         assert held is not None and self.position_ids is not None
-        moved = replace(self, position_ids=position_ids.to(torch.int32))
+        changes: dict[str, Any] = {"position_ids": position_ids.to(torch.int32)}
         if rotary is None:
-            return moved
-        return moved.holding(rotary.turn(held[0], position_ids - self.position_ids), held[1])
+            return replace(self, **changes)
+        # Rotations add up: R(a + s) = R(s) R(a), so the difference is all that is needed.
+        keys = rotary.turn(held[0], position_ids - self.position_ids)
+        return replace(self, **changes, **self.packed(keys, held[1]))
 
     def check_slots(self, num_tokens: int, highest: int) -> None:
         """Refuse positions that are not those of some of the first ``num_tokens`` in order, and frame

@@ -18,9 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 from hiermem.errors import InputError
 from hiermem.memory.cache.frames import PositionFrames
 from hiermem.memory.chunk import Chunk
-from hiermem.memory.chunk_state import ChunkState
+from hiermem.memory.chunk_state import ChunkState, SavedRow
 from hiermem.memory.hmt.module import HMTModule, SoftPrompt
-from hiermem.memory.stored import in_range
+from hiermem.memory.stored import Stored
 from hiermem.memory.tensor_state import TensorSpec
 
 
@@ -150,6 +150,7 @@ class SegmentRecurrence(ChunkState):
         first = torch.tensor(frames.first(), device=device).unsqueeze(1)
         end = first + torch.tensor(chunk.valid, device=device).unsqueeze(1)
         offsets = [self.offsets(before)[:prefix] for before in chunk.num_tokens]
+        # The prompt stands right before the segment; at a document's beginning there is no room for it.
         before = (first + torch.tensor(offsets, device=device, dtype=torch.int64)).clamp(0, highest)
         after = (end + torch.arange(suffix, device=device)).clamp(0, highest)
         chunk = replace(
@@ -186,21 +187,19 @@ class SegmentRecurrence(ChunkState):
         """
         begins = torch.tensor(starting, device=self.device).unsqueeze(1)
         if self.recent is None or self.sensory is None:
-            none = encoder.embed(torch.empty(len(starting), 0, dtype=torch.int64, device=self.device))
-            self.prompt = self._prompt(begins, summary, none)
+            ids = torch.empty(len(starting), 0, dtype=torch.int64, device=self.device)
+        else:
+            self.sensory = torch.where(begins, self.recent, self.sensory)
+            ids = self.sensory
+        sensory = encoder.embed(ids.clamp(min=0))
+        new = self._recalled(summary, sensory)
+        self.prompt = new if self.prompt is None else torch.where(begins.unsqueeze(2), new, self.prompt)
+        if self.sensory is None:
             return self.prompt
-        self.sensory = torch.where(begins, self.recent, self.sensory)
-        sensory = encoder.embed(self.sensory.clamp(min=0))
-        self.prompt = self._prompt(begins, summary, sensory)
-        always = torch.ones_like(self.prompt[..., 0], dtype=torch.bool)
-        mask = torch.cat((always, self.sensory >= 0), dim=1)
+        # Before token k a document has fewer than k sensory tokens, -1 in their place.
+        mask = torch.cat((torch.ones_like(new[..., 0], dtype=torch.bool), ids >= 0), dim=1)
         self.prefix_mask = mask if self.prefix_mask is None else torch.where(begins, mask, self.prefix_mask)
         return torch.cat((self.prompt, sensory), dim=1)
-
-    def _prompt(self, begins: Tensor, summary: Tensor | None, like: Tensor) -> Tensor:
-        """P_n of the rows whose segment ``begins [B, 1]``; that of the others stays."""
-        new = self._recalled(summary, like)
-        return new if self.prompt is None else torch.where(begins.unsqueeze(2), new, self.prompt)
 
     def _recalled(self, summary: Tensor | None, like: Tensor) -> Tensor:
         """P_n from what all rows' segments left, on the device of ``like``."""
@@ -233,6 +232,7 @@ class SegmentRecurrence(ChunkState):
         """Take note of new tokens ``ids [B, Q] int64``, of which each row's first ``valid`` are real."""
         if self.recent is not None:
             k = self.recent.shape[1]
+            # Of k old and Q new columns, the last k real ones begin at column `valid`.
             columns = torch.tensor(valid, device=ids.device).unsqueeze(1) + torch.arange(k, device=ids.device)
             self.recent = torch.cat((self.recent, ids), dim=1).gather(1, columns)
         if self.summary_tokens:
@@ -242,12 +242,10 @@ class SegmentRecurrence(ChunkState):
 
     def store_embeddings(self, states: Tensor, ending: Sequence[bool]) -> None:
         """Take the final states ``[B, m, d]`` at the end of the segments of the ``ending`` rows."""
-        rows = zip(self.memory_embeddings, states.unsqueeze(1), ending, strict=True)
-        self.memory_embeddings = [self._longer(left, new) if ends else left for left, new, ends in rows]
-
-    def _longer(self, left: Tensor | None, new: Tensor) -> Tensor:
-        """What was left, and ``new [1, m, d]``; only the newest are kept."""
-        return new if left is None else torch.cat((left, new))[-self.module.config.last :]
+        last = self.module.config.last
+        for row, (left, new) in enumerate(zip(self.memory_embeddings, states.unsqueeze(1), strict=True)):
+            if ending[row]:
+                self.memory_embeddings[row] = new if left is None else torch.cat((left, new))[-last:]
 
     # ---- whole-memory operations
 
@@ -267,35 +265,35 @@ class SegmentRecurrence(ChunkState):
             self.recent = torch.where(began.unsqueeze(1), self.sensory, self.recent)
         self.segment_ids = [begun[:0] for begun in self.segment_ids]
 
-    def stored(self, num_tokens: int, dtype: torch.dtype) -> dict[str, Any]:
-        """Specs for `load`, of one row after so many tokens.
-
-        Args:
-            dtype: of the backbone's states.
-        """
+    def specs(self, stored: Stored, row: SavedRow) -> dict[str, Any]:
         m, d = self.module.summary_prompt.weight.shape
-        k, kinds = self.module.config.sensory, (dtype, torch.float32)
-        ended = min(num_tokens // self.segment, self.module.config.last)
+        k, kinds = self.module.config.sensory, (row.dtype, torch.float32)
+        ended = min(row.num_tokens // self.segment, self.module.config.last)
         specs: dict[str, Any] = {}
         if ended:
             specs["memory_embeddings"] = [TensorSpec(kinds, (ended, m, d))]
         if k:
-            specs |= {name: TensorSpec(torch.int64, (1, k)) for name in ("recent", "sensory")}
-        if num_tokens:
+            ids = TensorSpec(torch.int64, (1, k), (-1, row.vocabulary - 1, "a sensory token"))
+            specs |= {"recent": ids, "sensory": ids}
+        if row.num_tokens:
             specs["prompt"] = TensorSpec(kinds, (1, m, d))
-        if num_tokens and k:
+        if row.num_tokens and k:
             specs["prefix_mask"] = TensorSpec(torch.bool, (1, self.prefix))
         return specs
 
-    def check_ids(self, vocabulary: int) -> None:
-        """Refuse sensory tokens that the backbone does not know.
 
-        Raises:
-            ValueError: there are some.
-        """
-        for ids in (self.recent, self.sensory):
-            if ids is not None:
-                in_range(ids, -1, vocabulary - 1, "a sensory token")
+def again(begun: Sequence[Tensor], ids: Tensor, valid: Sequence[int]) -> tuple[Tensor, list[int], Tensor]:
+    """The tokens of begun segments with new ones behind them: ids ``[B, N]``, how many are real in each row,
+    and which columns the new ones are, ``[B, Q]``; those of padding do not matter.
+
+    Args:
+        begun: each row's, ``[n]`` int64.
+        ids: new ones, ``[B, Q]`` int64, of which each row's first ``valid`` are real.
+    """
+    rows = [torch.cat((old, new[:n])) for old, new, n in zip(begun, ids, valid, strict=True)]
+    longer, first = pad_sequence(rows, batch_first=True), torch.tensor([len(old) for old in begun])
+    columns = first.unsqueeze(1) + torch.arange(ids.shape[1])
+    return longer, [len(row) for row in rows], columns.clamp(max=longer.shape[1] - 1)
 
 
 class TextSummary(SegmentRecurrence):

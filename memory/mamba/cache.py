@@ -14,7 +14,7 @@ from torch import Tensor
 from hiermem.memory.attention import QKV, Attention, HeadOutputs
 from hiermem.memory.cache.frames import FrameMove
 from hiermem.memory.chunk import Chunk, real_first
-from hiermem.memory.chunk_state import ChunkState
+from hiermem.memory.chunk_state import ChunkState, SavedRow
 from hiermem.memory.mamba.local_attention import (
     LocalAttentionPlan,
     SinkWindowKV,
@@ -22,6 +22,7 @@ from hiermem.memory.mamba.local_attention import (
     plan_local_attention,
 )
 from hiermem.memory.mamba.module import MambaHeads, MambaLayerState, ScanOrder
+from hiermem.memory.stored import Stored
 from hiermem.memory.tensor_state import TensorSpec
 
 
@@ -58,8 +59,9 @@ class MambaCache(ChunkState):
         config = self.heads.config
         if not config.window:
             return
-        known = next(iter(self.states.values()), None)
-        old = 0 if known is None or known.near is None else known.near.prompt.shape[2]
+        first = next(iter(self.states.values()), None)
+        old = 0 if first is None or first.near is None else first.near.prompt.shape[2]
+        # Layers with the same sliding window see alike: one plan serves them all.
         for sliding in {self.heads.shapes[layer].window for layer, _ in self.heads.groups}:
             self._plans[sliding] = plan_local_attention(
                 chunk, config.sinks, config.window, chunk.prefix or old, sliding
@@ -70,12 +72,13 @@ class MambaCache(ChunkState):
         if not groups:
             return []
         assert self._chunk is not None
+        # Whole KV groups are replaced, with all query heads that share their keys.
         query = qkv.query.unflatten(1, (qkv.key.shape[1], -1))[:, groups].flatten(1, 2)
         key, value = qkv.key[:, groups], qkv.value[:, groups]
-        known = self.states.get(layer)
+        state = self.states.get(layer)
         looked, near = None, None
         if (config := self.heads.config).window:
-            before = None if known is None else known.near
+            before = None if state is None else state.near
             if before is None:
                 before = SinkWindowKV.nothing(torch.cat((key, value), dim=-1), config.sinks, config.window)
             plan = self._plans[self.heads.shapes[layer].window]
@@ -83,7 +86,7 @@ class MambaCache(ChunkState):
         if rotary is not None:  # the recurrence knows no positions
             both = rotary.turn(torch.cat((query, key), dim=1), -self._chunk.position_ids.unsqueeze(1))
             query, key = both.split((query.shape[1], key.shape[1]), dim=1)
-        carried = None if known is None else (known.conv_state, known.ssm_state)
+        carried = None if state is None else (state.conv_state, state.ssm_state)
         output, conv_state, ssm_state = self.heads(layer, query, key, value, self._order, carried)
         self._pending[layer] = MambaLayerState(conv_state, ssm_state, near)
         output = (output if looked is None else output + looked).to(value.dtype)
@@ -118,32 +121,23 @@ class MambaCache(ChunkState):
         """Go back to where the present segment began."""
         self.states = self.segment_states
 
-    def stored(self, num_tokens: int, marked: bool, prompt: int, dtype: torch.dtype) -> dict[str, Any]:
-        """Specs for `load`, of one row after so many tokens.
-
-        Args:
-            marked: whether `mark_segment` was called.
-            prompt: columns that were read before the present segment.
-            dtype: of the backbone's states.
-        """
+    def specs(self, stored: Stored, row: SavedRow) -> dict[str, Any]:
         layers = sorted({layer for layer, _ in self.heads.groups})
-        states = {layer: self._stored_layer(layer, prompt, dtype) for layer in layers}
-        return {"states": states if num_tokens else {}, "segment_states": states if marked else {}}
+        states = {layer: self._layer_specs(layer, row.prefix, row.dtype) for layer in layers}
+        return {"states": states if row.num_tokens else {}, "segment_states": states if row.marked else {}}
 
-    def _stored_layer(self, layer: int, prompt: int, dtype: torch.dtype) -> Any:
+    def _layer_specs(self, layer: int, prompt: int, dtype: torch.dtype) -> Any:
         config, shape = self.heads.config, self.heads.shapes[layer]
         groups, width = len(self.heads.of_layer(layer)), shape.width
         heads = groups * shape.repeats
-        near: Any = None
+        near = None
         if config.window:
             counts = (config.sinks, config.window - 1, prompt)
-            near = SinkWindowKV(*(TensorSpec(dtype, (1, groups, n, 2 * width)) for n in counts))  # type: ignore[arg-type]
-        state: Any = MambaLayerState
-        return state(
-            TensorSpec(torch.float32, (1, heads, config.taps - 1, 3 * width)),
-            TensorSpec(torch.float32, (1, heads, width, width)),
-            near,
-        )
+            pairs: Any = [TensorSpec(dtype, (1, groups, n, 2 * width)) for n in counts]
+            near = SinkWindowKV(*pairs)
+        conv_state: Any = TensorSpec(torch.float32, (1, heads, config.taps - 1, 3 * width))
+        ssm_state: Any = TensorSpec(torch.float32, (1, heads, width, width))
+        return MambaLayerState(conv_state, ssm_state, near)
 
 
 def scan_order(chunk: Chunk) -> ScanOrder:

@@ -173,26 +173,26 @@ def local_attention(
         attention: the backbone's.
     """
     pairs, queries = torch.cat((qkv.key, qkv.value), dim=-1), qkv.query.unflatten(1, (qkv.key.shape[1], -1))
-    lead, body = pairs[:, :, : plan.prefix], pairs[:, :, plan.prefix :]
+    prefix, body = pairs[:, :, : plan.prefix], pairs[:, :, plan.prefix :]
     asking = queries[:, :, :, plan.prefix :]  # [B, G', R, T', D]
     if plan.order is not None:
         body, asking = in_order(body, plan.order), in_order(asking, plan.order)
     prompt = before.prompt
     if plan.prefix and plan.starting is not None and prompt.shape[2]:
-        prompt = torch.where(plan.starting.view(-1, 1, 1, 1), lead, prompt)
+        prompt = torch.where(plan.starting.view(-1, 1, 1, 1), prefix, prompt)
     elif plan.prefix:
-        prompt = lead.clone()  # a view would keep the whole chunk
+        prompt = prefix.clone()  # a view would keep the whole chunk
     first = before.first
     if plan.first is not None:
         place, new = plan.first
         first = torch.where(new[:, None, :, None], in_order(body, place), first)
-    stream = torch.cat((before.last, body), dim=2)
+    stream = torch.cat((before.last, body), dim=2)  # [B, G', w - 1 + T', E]: each query's window ends at it
     output = _over_blocks(asking, stream, torch.cat((prompt, first), dim=2), plan, attention)
     if plan.order is not None:
         output = in_order(output, plan.order.argsort(dim=1))
     if plan.prefix:
         leading = queries[:, :, :, : plan.prefix].unsqueeze(1)
-        alone = _over(leading, lead.unsqueeze(1), plan.prefix_sees, attention).squeeze(1)
+        alone = _over(leading, prefix.unsqueeze(1), plan.prefix_sees, attention).squeeze(1)
         output = torch.cat((alone, output), dim=3)
     count = before.last.shape[2]
     if plan.end is None:
@@ -211,6 +211,7 @@ def _over_blocks(
     missing, blocks = -T % L, -(-T // L)
     if missing:
         queries, stream = (F.pad(tensor, (0, 0, 0, missing)) for tensor in (queries, stream))
+    # Query i of a block sees at most w - 1 tokens before the block: one slice serves all L queries.
     reach = stream.shape[2] - blocks * L + L
     windows = stream.unfold(2, reach, L).permute(0, 2, 1, 4, 3)  # [B, n, G', w - 1 + L, E]
     pairs = torch.cat((always.unsqueeze(1).expand(-1, blocks, -1, -1, -1), windows), dim=3)

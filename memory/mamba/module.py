@@ -22,7 +22,7 @@ from hiermem.memory.cache.layer import LayerGeometry
 from hiermem.memory.chunk import in_order
 from hiermem.memory.digest import digest
 from hiermem.memory.mamba.local_attention import SinkWindowKV
-from hiermem.memory.mamba.scan import scan
+from hiermem.memory.mamba.scan import ScanInputs, scan
 from hiermem.memory.modules import AtLeastFloat32
 from hiermem.settings import check_settings
 
@@ -161,7 +161,7 @@ class MambaLayer(nn.Module):
         steps = F.softplus(control[..., 0])
         if scan_order.written is not None:  # a step of 0 neither reads nor decays
             steps = steps * scan_order.written.unsqueeze(1)
-        scanned, ssm_state = scan(x, steps, self.decay.exp(), b, c, ssm_state)
+        scanned, ssm_state = scan(ScanInputs(x, steps, self.decay.exp(), b, c), ssm_state)
         output = scanned * self.scale.exp().view(-1, 1, 1) + x * self.skip.unsqueeze(1)  # e^s SSD(…) + d x
         output = output * control[..., 1:].sigmoid()  # σ(g)
         if scan_order.order is not None:
@@ -225,8 +225,8 @@ class MambaHeads(AtLeastFloat32):
         self._of_layer = by_layer
         self.layers = nn.ModuleDict(
             {
-                str(layer): MambaLayer(len(own) * shapes[layer].repeats, shapes[layer].width, config)
-                for layer, own in by_layer.items()
+                str(layer): MambaLayer(len(replaced) * shapes[layer].repeats, shapes[layer].width, config)
+                for layer, replaced in by_layer.items()
             }
         )
 
@@ -237,9 +237,9 @@ class MambaHeads(AtLeastFloat32):
     def only(self, groups: Sequence[tuple[int, int]]) -> "MambaHeads":
         """Those of some of the groups, with the parameters that they have here."""
         fewer = MambaHeads(replace(self.config, groups=[list(group) for group in groups]), self.shapes)
-        for layer, own in fewer._of_layer.items():
-            repeats, known = self.shapes[layer].repeats, self.of_layer(layer)
-            rows = [known.index(group) * repeats + head for group in own for head in range(repeats)]
+        for layer, kept in fewer._of_layer.items():
+            repeats, all_groups = self.shapes[layer].repeats, self.of_layer(layer)
+            rows = [all_groups.index(group) * repeats + head for group in kept for head in range(repeats)]
             parameters = self.layers[str(layer)].state_dict()
             fewer.layers[str(layer)].load_state_dict(
                 {name: every[rows] for name, every in parameters.items()}
@@ -249,8 +249,8 @@ class MambaHeads(AtLeastFloat32):
     @property
     def digest(self) -> str:
         """A short hash of what is replaced and of the parameters."""
-        own = self.config
-        replaced = (self.groups, own.window, own.sinks) if own.window else self.groups
+        config = self.config
+        replaced = (self.groups, config.window, config.sinks) if config.window else self.groups
         return digest(repr(replaced), self.state_dict())
 
     def forward(

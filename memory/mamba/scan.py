@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,29 +23,41 @@ SMALLEST = 16
 """Least width of a head, and of a block, that the kernels of mamba-ssm multiply."""
 
 
-def scan(
-    x: Tensor, steps: Tensor, rates: Tensor, b: Tensor, c: Tensor, state: Tensor, block: int = BLOCK
-) -> tuple[Tensor, Tensor]:
+class ScanInputs(NamedTuple):
+    """What the recurrence reads.
+
+    Attributes:
+        x: ``[B, H, T, P]``.
+        steps: Δ, ``[B, H, T]``, at least 0; where it is 0, nothing is read and nothing decays.
+        rates: A of each head, ``[H]``, at least 0.
+        b, c: ``[B, H, T, N]``.
+    """
+
+    x: Tensor
+    steps: Tensor
+    rates: Tensor
+    b: Tensor
+    c: Tensor
+
+
+def scan(inputs: ScanInputs, state: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     """All outputs and the last state, block by block, without a loop over tokens.
 
     On a GPU the kernels of mamba-ssm do it where that package is installed; they multiply in TF32.
 
     Args:
-        x: ``[B, H, T, P]``.
-        steps: Δ, ``[B, H, T]``, at least 0; where it is 0, nothing is read and nothing decays.
-        rates: A of each head, ``[H]``, at least 0.
-        b, c: ``[B, H, T, N]``.
         state: S before the first token, ``[B, H, N, P]``.
         block: L.
 
     Returns:
         y ``[B, H, T, P]`` and S after the last token.
     """
+    x, b = inputs.x, inputs.b
     if x.shape[2] == 1:
-        return step_by_step(x, steps, rates, b, c, state)
+        return step_by_step(inputs, state)
     if x.is_cuda and min(x.shape[-1], b.shape[-1], block) >= SMALLEST and (kernel := _kernel()) is not None:
-        return fused(kernel, x, steps, rates, b, c, state, block)
-    return in_blocks(x, steps, rates, b, c, state, block)
+        return fused(kernel, inputs, state, block)
+    return in_blocks(inputs, state, block)
 
 
 @lru_cache
@@ -61,26 +74,19 @@ def _kernel() -> Callable[..., tuple[Tensor, Tensor]] | None:
 
 
 def fused(
-    kernel: Callable[..., tuple[Tensor, Tensor]],
-    x: Tensor,
-    steps: Tensor,
-    rates: Tensor,
-    b: Tensor,
-    c: Tensor,
-    state: Tensor,
-    block: int = BLOCK,
+    kernel: Callable[..., tuple[Tensor, Tensor]], inputs: ScanInputs, state: Tensor, block: int = BLOCK
 ) -> tuple[Tensor, Tensor]:
     """`scan` by ``kernel``, which has tokens before heads and states transposed."""
+    x, steps, rates, b, c = inputs
     x, steps, b, c = (tensor.transpose(1, 2).contiguous() for tensor in (x, steps, b, c))
     before = state.transpose(-1, -2).contiguous()
     y, after = kernel(x, steps, -rates, b, c, block, initial_states=before, return_final_states=True)
     return y.transpose(1, 2), after.transpose(-1, -2)
 
 
-def in_blocks(
-    x: Tensor, steps: Tensor, rates: Tensor, b: Tensor, c: Tensor, state: Tensor, block: int = BLOCK
-) -> tuple[Tensor, Tensor]:
+def in_blocks(inputs: ScanInputs, state: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     """`scan` by matrix products of plain torch."""
+    x, steps, rates, b, c = inputs
     T = x.shape[2]
     x, decay = x * steps.unsqueeze(-1), -steps * rates.unsqueeze(1)
     L = min(block, T)
@@ -91,8 +97,10 @@ def in_blocks(
     x, b, c = (tensor.unflatten(2, (-1, L)) for tensor in (x, b, c))  # [B, H, n, L, ·]
     within = decay.unflatten(2, (-1, L)).cumsum(-1)  # [B, H, n, L]
     total = within[..., -1:]
+    # What each block adds to the state: Σ_t exp(decay after t) Δ_t b_t x_tᵀ.
     left = (b * (total - within).exp().unsqueeze(-1)).transpose(-1, -2) @ x  # [B, H, n, N, P]
     before, state = _between(left, total.squeeze(-1), state)
+    # Within a block all pairs of tokens, masked by what has decayed between them; before it, the state alone.
     pairs = (c @ b.transpose(-1, -2)) * _decays(within)
     y = pairs @ x + (c * within.exp().unsqueeze(-1)) @ before
     return y.flatten(2, 3)[:, :, :T], state
@@ -115,13 +123,13 @@ def _between(left: Tensor, total: Tensor, state: Tensor) -> tuple[Tensor, Tensor
     return states[:, :, :-1], states[:, :, -1].clone()  # a view would keep all of them
 
 
-def step_by_step(
-    x: Tensor, steps: Tensor, rates: Tensor, b: Tensor, c: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def step_by_step(inputs: ScanInputs, state: Tensor) -> tuple[Tensor, Tensor]:
     """`scan` token after token as defined: a step of decoding, and what the others are tested against."""
+    x, steps, rates, b, c = inputs
     outputs = []
     kept, added = (-steps * rates.unsqueeze(1)).exp(), x * steps.unsqueeze(-1)
     for t in range(x.shape[2]):
+        # S_t = exp(-Δ_t A) S_{t-1} + Δ_t b_t x_tᵀ, then y_t = S_tᵀ c_t
         state = kept[:, :, t, None, None] * state + b[:, :, t, :, None] * added[:, :, t, None]
         outputs.append((c[:, :, t].unsqueeze(2) @ state).squeeze(2))
     return torch.stack(outputs, dim=2), state

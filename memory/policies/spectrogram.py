@@ -73,6 +73,7 @@ class SpectrogramObserver:
     def __init__(self, config: SpectrogramConfig, shown: ObservedQueries) -> None:
         self._config = config
         device = shown.columns.device
+        self._basis = _basis(config.width, device)
         spans = [(start, start + new) for start, new in zip(shown.starts, shown.valid, strict=True)]
         counts = [end // config.hop - start // config.hop for start, end in spans]
         self._frames = max(counts)
@@ -120,7 +121,7 @@ class SpectrogramObserver:
     def _averaged(self, signal: Tensor) -> Tensor:
         """Sums that the chunk's frames add to the moving averages, ``[B, bins, X]``."""
         frames = _picked(signal, self._framed).unflatten(1, (self._frames, self._config.width))
-        parts = _basis(self._config.width, signal.device) @ frames  # [B, F, 2 * bins, X]
+        parts = self._basis @ frames  # [B, F, 2 * bins, X]
         magnitudes = parts.unflatten(2, (2, self._config.bins)).square_().sum(2).sqrt_()
         return (magnitudes * self._weights.view(len(signal), -1, 1, 1)).sum(1)
 
