@@ -232,11 +232,9 @@ class HierMemModel(BackboneAdapters, LanguageModel):
 
     def new_memory(self) -> MemoryState:
         """The memory of a document of which nothing has been read."""
-        working = self.new_recurrent_memory()
-        config = self.config.longterm
-        longterm, tiers = LongTermMemory(config, self.summary), new_tiers(config.tiers)
-        known, name = self.fingerprint(), self.name_or_path
-        return MemoryState(working, longterm, self.config.segment, known, name, tiers)
+        working, config = self.new_recurrent_memory(), self.config
+        longterm, tiers = LongTermMemory(config.longterm, self.summary), new_tiers(config.longterm.tiers)
+        return MemoryState(working, longterm, config.segment, self.fingerprint(), self.name_or_path, tiers)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
