@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -160,23 +161,29 @@ class Stops:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
             return child
         status = 70
+
+        def ready() -> None:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
         try:
             for number in numbers:
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
             log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(log, 1), os.dup2(log, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
             with (
                 patch("sys.argv", self.command(doc, save_every, out)),
                 patch.object(options, "load_model", lambda *_: self.reader),
+                patch(
+                    "hiermem.cli.main._prepare", lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+                ),
             ):
                 main()
         except SystemExit as end:
             status = int(end.code or 0)
-        except BaseException as error:
-            os.write(2, f"Traceback: {error!r}\n".encode())
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
         finally:
             os._exit(status)
 

@@ -58,17 +58,21 @@ def options(
 
 def main() -> None:
     """Run the command line; errors are one plain sentence on standard error and exit status 2."""
+    try:
+        _prepare()
+        status = _status()
+    except KeyboardInterrupt:  # before it had begun, or once more while it was ending
+        status = 130
+    signals.end_by_signals()
+    end(status)
+
+
+def _prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait take the cores of others
     # DeepSpeed, which transformers imports where it is installed, writes its warnings to standard output.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     terminal.prepare()
-    try:
-        status = _status()
-    except KeyboardInterrupt:  # once more, while it was ending
-        status = 130
-    signals.end_by_signals()
-    end(status)
 
 
 def _status() -> int:
