@@ -217,20 +217,23 @@ def _blocks(text: str, lines: Sequence[_Line], width: int) -> Iterator[_Block]:
     pairs = list(pairwise(lines))
     tells = len(pairs) >= _ENOUGH
     width = _prose_width(pairs) if tells else width
+    # Where one line has run on, a full one that ends with a sentence does too: no row of a list begins small.
+    prose = any(after.begins_small for _, after in pairs)
     first = lines[0]
     for line, after in pairs:
-        if not _runs_on(first, line, after, width, tells):
+        if not _runs_on(first, line, after, width, tells, prose):
             yield _Block(first.start, line.end, text[first.start : line.end].strip())
             first = after
     yield _Block(first.start, lines[-1].end, text[first.start : lines[-1].end].strip())
 
 
-def _runs_on(first: _Line, line: _Line, after: _Line, width: int, tells: bool) -> bool:
+def _runs_on(first: _Line, line: _Line, after: _Line, width: int, tells: bool, prose: bool) -> bool:
     """Whether ``line`` goes on in the one after it.
 
     Args:
         first: where the row of ``line`` begins; what is indented under it belongs to it.
         tells: whether ``width`` is that of this very paragraph.
+        prose: whether a line of this paragraph begins with a small letter.
     """
     if not _WORDS.search(after.text) or after.indent > first.indent:
         return True
@@ -238,7 +241,7 @@ def _runs_on(first: _Line, line: _Line, after: _Line, width: int, tells: bool) -
         return True
     if tells or _are_cells(line, after):
         return tells and width > 0
-    if width and line.columns >= _NEARLY * width and not line.is_closed:
+    if width and line.columns >= _NEARLY * width and (prose or not line.is_closed):
         return True
     return line.columns >= _WIDTH and after.begins_small
 

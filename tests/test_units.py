@@ -50,6 +50,17 @@ def test_sentences_of_prose_go_on_over_the_ends_of_lines() -> None:
     ]
 
 
+def test_a_full_line_of_prose_that_ends_with_a_sentence_runs_on() -> None:
+    speech = (
+        "I told you why I came, and nobody of the crew has an\n"
+        "answer to it, have you. The sea is long and it is cold.\n"
+        "And what do I get? The pass key is 43348. Remember it. I am alone,\n"
+        "Tillie!\n"
+    )
+    sentences = [piece.strip() for piece in pieces(PROSE + "\n" + speech)]
+    assert "The pass key is 43348." in sentences
+
+
 def test_words_broken_at_the_end_of_a_line_join_lines() -> None:
     text = "The pass-\nword of the ar-\nchive is tulip.\n"
     assert pieces(text) == [text]
