@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from commands import assert_refused, result, run
 from readers import backbone, ids_of, over, reader, settings, text_of
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,10 +19,15 @@ from torch.nn import functional as F
 from hiermem.asking import recall
 from hiermem.cli import options
 from hiermem.errors import InputError, MemoryCorruptError, MemoryIncompatibleError
+from hiermem.eval.result_log import ResultLog
+from hiermem.eval.tables import Report, table
+from hiermem.eval.tasks import Task, option, register
+from hiermem.memory.cache.layer import LayerCache
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, SegmentRecord
 from hiermem.memory.policies import POLICIES, CacheStats, EvictionPolicy, register_policy
 from hiermem.memory.records import Hit
 from hiermem.memory.state import MemoryState
+from hiermem.memory.tensor_state import TensorSpec
 from hiermem.memory.tier import EvictedTokens, Tier, register_tier
 from hiermem.model import HierMemModel
 from hiermem.retrieval.files import load_directory, save_directory
@@ -213,6 +219,75 @@ class EvictedKVTier(Tier):
             self.evicted(layer, EvictedTokens(slice(None), **parts))
 
 
+@dataclass(frozen=True)
+class Int8Cache(LayerCache):
+    """Keys and values in eight bits, each token's under a scale of its own.
+
+    Attributes:
+        key_scale, value_scale: ``[B, G, T, 1]`` in the backbone's dtype.
+    """
+
+    key_scale: Tensor | None = None
+    value_scale: Tensor | None = None
+
+    def held(self) -> tuple[Tensor, Tensor] | None:
+        if self.keys is None or self.values is None:
+            return None
+        assert self.key_scale is not None and self.value_scale is not None
+        return self.keys * self.key_scale, self.values * self.value_scale
+
+    def packed(self, keys: Tensor, values: Tensor) -> dict[str, Any]:
+        (eight, scale), (eight_values, value_scale) = map(eight_bits, (keys, values))
+        return {"keys": eight, "key_scale": scale, "values": eight_values, "value_scale": value_scale}
+
+    @classmethod
+    def specs(cls, heads: int, widths: tuple[int, int], dtype: torch.dtype, size: str) -> dict[str, Any]:
+        specs = super().specs(heads, widths, torch.int8, size)
+        scale = TensorSpec(dtype, (1, heads, size, 1))
+        return specs | {"key_scale": scale, "value_scale": scale}
+
+
+def eight_bits(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers from -127 to 127 and what they are multiplied by."""
+    scale = states.abs().amax(-1, keepdim=True).clamp(min=1e-8) / 127
+    return (states / scale).round().to(torch.int8), scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountWords(Task):
+    """How many words of a text are in passages that a question recalls.
+
+    Example:
+
+        hiermem eval count-words --text book.txt --question "Who was the captain?"
+    """
+
+    name = "count-words"
+    title = "Words in passages"
+    model_options = ("policy", "policy_set", "budget", "chunk", "segment")
+
+    text: Path = option(help="Text file.")
+    question: str = option("Who was the captain?", help="What is asked.")
+
+    def load(self, config: Any) -> str:
+        return self.text.read_text("utf-8")
+
+    def texts(self, data: str) -> list[str]:
+        return [data]
+
+    def rows(self, model: HierMemModel, data: str, log: ResultLog) -> dict[str, Any]:
+        row = log.row(self.question, self.shown, model, data)
+        return {"metrics": row, "rows": [row], "n": 1}
+
+    def shown(self, model: HierMemModel, data: str) -> dict[str, Any]:
+        prepared = model.prepare(model.read(data, progress=False), self.question)
+        return {"words": sum(len(source.text.split()) for source in prepared.sources)}
+
+    @classmethod
+    def table(cls, reports: Sequence[Report]) -> list[str]:
+        return table(["words"], [[report["metrics"]["words"]] for report in reports])
+
+
 @pytest.fixture(autouse=True)
 def added(own_registries: None) -> None:
     """Each method registered by its one line, for the time of a test."""
@@ -220,6 +295,7 @@ def added(own_registries: None) -> None:
     register_policy(KeyDiffPolicy)
     register_search_key(DenseKey)
     register_tier(EvictedKVTier)
+    register(CountWords)
 
 
 def assert_read_saved_loaded_and_asked(model: HierMemModel, folder: Path) -> MemoryState:
@@ -465,3 +541,44 @@ def test_a_saved_model_keeps_its_methods(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     again = type(config).from_pretrained(tmp_path)
     assert again.working == config.working and again.longterm == config.longterm
+
+
+# ---- caches of layers
+
+
+def in_eight_bits(model: HierMemModel) -> HierMemModel:
+    model.adapter.shapes = tuple(replace(shape, cache=Int8Cache()) for shape in model.adapter.shapes)
+    return model
+
+
+@pytest.mark.parametrize("policy", ["attention", "snapkv", "window"])
+def test_a_form_of_the_cache(policy: str, tmp_path: Path) -> None:
+    config = settings(policy=policy)
+    memory = assert_read_saved_loaded_and_asked(in_eight_bits(reader(config=config)), tmp_path)
+    caches = memory.working.caches
+    assert all(type(cache) is Int8Cache and cache.values.dtype == torch.int8 for cache in caches)
+
+
+def test_a_form_of_the_cache_rounds_what_is_held() -> None:
+    ids = ids_of(48)
+    with torch.no_grad():
+        exact = over(backbone(), budget=24)(ids).logits
+        rounded = in_eight_bits(over(backbone(), budget=24))(ids).logits
+    error = (rounded - exact).norm() / exact.norm()
+    assert 0 < error < 0.05
+
+
+# ---- evaluation tasks
+
+
+def test_a_task_with_its_command(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("The captain was Ahab. " + text_of(200), "utf-8")
+    out = tmp_path / "out" / "words.json"
+    sizes = ["--segment", 32, "--chunk", 16, "--budget", 24]
+    command = ["eval", "count-words", "--text", tmp_path / "book.txt", "--model", tiny_model, *sizes]
+    report = result(*command, "--policy", "snapkv", "--policy-set", "pool=3", "--out", out)
+    assert report["metrics"]["words"] > 0 and report["config"]["working"]["policy_settings"] == {"pool": 3}
+    run("report", tmp_path / "out", "--page", tmp_path / "page.md")
+    assert "Words in passages" in (tmp_path / "page.md").read_text("utf-8")
+    assert_refused(run(*command, "--policy", "snapkv", "--policy-set", "pool=wide"), "pool")
+    assert_refused(run("eval", "count-word", "--text", "book.txt"), "count-word")
