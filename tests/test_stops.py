@@ -24,6 +24,7 @@ from hiermem.errors import InputError, MemoryFileError
 from hiermem.loading import plainly
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
+from hiermem.reader import Reader
 from hiermem.retrieval import disk
 
 SMALL = ["--budget", "24", "--segment", "32", "--chunk", "16"]
@@ -187,17 +188,17 @@ def stopped_addition(
     more, out = folder / "more.txt", folder / "m.hmem"
     more.write_text(text, "utf-8")
     common = ["read", more, "--out", out, "--model", tiny_model, *SMALL, "--append"]
-    real, left = HierMemModel.read_ids, chunks
+    real, left = Reader.read, chunks
 
-    def failing(model: HierMemModel, *arguments: Any) -> torch.Tensor:
+    def failing(reader: Reader, *arguments: Any, **options: Any) -> torch.Tensor:
         nonlocal left
         left -= 1
         if left < 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(model, *arguments)
+        return real(reader, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(HierMemModel, "read_ids", failing)
+        patch.setattr(Reader, "read", failing)
         done = run(*common)
     assert done.returncode == 143 and b"the same command goes on" in done.stderr
     return common

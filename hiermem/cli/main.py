@@ -61,9 +61,10 @@ def main() -> None:
     try:
         _prepare()
         status = _status()
-    except KeyboardInterrupt:  # before it had begun, or once more while it was ending
+        signals.end_by_signals()
+    except KeyboardInterrupt:  # before it had begun, or when all was done
         status = 130
-    signals.end_by_signals()
+        signals.end_by_signals()
     end(status)
 
 

@@ -36,6 +36,11 @@ class Stop:
         self._number: int | None = None
         self._held = self._done = False
 
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has asked for it."""
+        return self._number is not None
+
     def ask(self, number: int, _frame: object) -> None:
         """Handle a signal."""
         if self._number is None:
@@ -78,7 +83,8 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Let signals ask for a stop while this lasts; afterwards they are handled as before."""
+    """Let signals ask for a stop while this lasts; afterwards they are handled as before, or, where one has
+    asked, end the process at once: what there was to keep is kept."""
     stop, before = Stop(), {number: signal.getsignal(number) for number in _numbers()}
     handled = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
     try:
@@ -88,7 +94,7 @@ def stoppable() -> Iterator[Stop]:
     finally:
         stop.hold()  # nothing is raised while the handlers go back
         for number in handled:
-            signal.signal(number, before[number])
+            signal.signal(number, signal.SIG_DFL if stop.asked else before[number])
     stop.check()
 
 
