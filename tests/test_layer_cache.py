@@ -49,8 +49,8 @@ class Int8LayerCache(LayerCache):
 def models() -> tuple[HierMemModel, HierMemModel]:
     """A tiny model as it is, and one whose caches have eight bits."""
     plain, small = (reader(config=settings(policy="window")) for _ in range(2))
-    layers = small.adapter.shapes
-    small.adapter.shapes = tuple(replace(layer, cache=Int8LayerCache()) for layer in layers)
+    layers = small.adapter.geometries
+    small.adapter.geometries = tuple(replace(layer, cache=Int8LayerCache()) for layer in layers)
     return plain, small
 
 
@@ -74,7 +74,7 @@ def test_another_form_is_copied_saved_and_reordered_as_any() -> None:
     memory = model.new_working_memory(model.config.working)
     model.read_ids(memory, ids[:, :101])
     again = model.new_working_memory(model.config.working)
-    again.load_state(memory.state_dict(), memory.bookkeeping(), model.dtype, model.vocabulary)
+    again.load_state(memory.state_dict(), memory.bookkeeping(), model.dtype, model.num_embeddings)
     twin = memory.copy()
     expected = model.read_ids(memory, ids[:, 101:])
     assert torch.equal(model.read_ids(again, ids[:, 101:]), expected)
