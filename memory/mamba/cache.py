@@ -141,7 +141,7 @@ class MambaCache(ChunkState):
 
 
 def scan_order(chunk: Chunk) -> ScanOrder:
-    """Which of a chunk's columns heads read, in which order, and which of them leave something behind.
+    """Order in which heads read a chunk's columns, and which of them leave something behind.
 
     What is read around a segment only sees: nothing of it stays in the states. Columns that a row has no use
     for come last.

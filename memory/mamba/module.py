@@ -76,7 +76,7 @@ class MambaConfig:
 
 @dataclass(frozen=True)
 class MambaLayerState:
-    """What the Mamba heads of a layer carry from token to token.
+    """State that the Mamba heads of a layer carry from token to token.
 
     Attributes:
         conv_state: what the convolution saw last, ``[B, H, K - 1, C]`` float32.
@@ -91,7 +91,7 @@ class MambaLayerState:
 
 @dataclass(frozen=True)
 class ScanOrder:
-    """How heads read the columns of a chunk.
+    """Order in which heads read the columns of a chunk.
 
     Attributes:
         order: in which order each row's columns are read, ``[B, T]`` int64; None: as they stand.
@@ -233,11 +233,11 @@ class MambaHeads(AtLeastFloat32):
         )
 
     def of_layer(self, layer: int) -> list[int]:
-        """Which KV groups of a layer are replaced."""
+        """KV groups of a layer that are replaced."""
         return self._of_layer.get(layer, [])
 
     def only(self, groups: Sequence[tuple[int, int]]) -> "MambaHeads":
-        """Those of some of the groups, with the parameters that they have here."""
+        """The heads of some of the groups, with the parameters that they have here."""
         fewer = MambaHeads(replace(self.config, groups=[list(group) for group in groups]), self.geometries)
         for layer, kept in fewer._of_layer.items():
             repeats, all_groups = self.geometries[layer].repeats, self.of_layer(layer)
