@@ -397,7 +397,7 @@ def test_learned_positions_end_where_they_end() -> None:
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [
-        ({"policy": "no such"}, "choose one of none, window, forget, attention"),
+        ({"policy": "no such"}, "choose one of full_cache, window, segment_local, attention"),
         ({"positions": "no such"}, "choose one of distance, absolute, compact"),
         ({"budget": 0}, "at least 1 token"),
         ({"update_interval": 0}, "at least 1 token"),
