@@ -91,7 +91,7 @@ def _mask(before: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def _own_attention(module: nn.Module, before: str) -> Callable[..., tuple[Tensor, Any]]:
-    """What the model would have called without hiermem."""
+    """The attention that the model would have called without hiermem."""
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(before, eager)
 

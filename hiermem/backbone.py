@@ -87,7 +87,7 @@ class Backbone:
 
     Attributes:
         model: the model itself, unchanged.
-        shapes: one `LayerGeometry` per attention layer.
+        geometries: one `LayerGeometry` per attention layer.
         mamba: what replaces some of its heads; None: nothing does.
         compiled: whether `compile` was called.
         trained_range: number of positions the model was trained on.
@@ -107,7 +107,7 @@ class Backbone:
         self.compiled = False
         probe = GeometryProbe(model, self.config, self.read_chunk)
         self.trained_range = probe.trained_range
-        self.shapes = probe.geometries()
+        self.geometries = probe.geometries()
 
     def replace_heads(self, config: MambaConfig) -> MambaHeads:
         """Let Mamba heads take the place of some heads, wherever the model is read from here.
@@ -116,8 +116,10 @@ class Backbone:
             InputError: there are no such groups.
             BackboneUnsupportedError: keys and values differ in width.
         """
-        heads = MambaHeads(config, self.shapes)
-        if any(not (self.shapes[layer].width and self.shapes[layer].repeats) for layer, _ in heads.groups):
+        heads = MambaHeads(config, self.geometries)
+        if any(
+            not (self.geometries[layer].width and self.geometries[layer].repeats) for layer, _ in heads.groups
+        ):
             raise BackboneUnsupportedError(
                 f"{type(self.model).__name__} has keys and values of unlike widths, or unlike numbers of "
                 f"heads in its layers, which Mamba heads cannot replace"
@@ -141,7 +143,7 @@ class Backbone:
         Raises:
             InputError: the settings do not fit it.
         """
-        if (config.trained_range or 0) > self.trained_range and not any(s.rotary for s in self.shapes):
+        if (config.trained_range or 0) > self.trained_range and not any(s.rotary for s in self.geometries):
             raise InputError(
                 f"This backbone has {self.trained_range} learned positions, not {config.trained_range}: "
                 f"leave trained_range out."
@@ -149,7 +151,7 @@ class Backbone:
         trained_range, policy = config.trained_range or self.trained_range, config.new_policy(network)
         beside: list[ChunkState] = [] if recurrence is None else [recurrence]
         beside += [] if self.mamba is None else [MambaCache(self.mamba)]
-        memory = WorkingMemory(config, self.shapes, trained_range, batch, policy, beside)
+        memory = WorkingMemory(config, self.geometries, trained_range, batch, policy, beside)
         memory.cache.fixed_shapes = self.compiled
         return memory
 
@@ -164,7 +166,7 @@ class Backbone:
         """
         settings = WorkingMemoryConfig(policy="none", positions="absolute")
         beside = [] if mamba is None else [mamba]
-        return WorkingMemory(settings, self.shapes, self.trained_range, batch, policy, beside)
+        return WorkingMemory(settings, self.geometries, self.trained_range, batch, policy, beside)
 
     @contextmanager
     def attached(self, memory: WorkingMemory) -> Iterator[None]:

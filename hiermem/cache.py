@@ -13,15 +13,15 @@ from hiermem.errors import BackboneUnsupportedError
 from hiermem.memory.working import WorkingMemory
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""What models call a cache: the first from transformers 5.24 on, the second before."""
+"""Names that models call a cache by: the first from transformers 5.24 on, the second before."""
 
 _FIELDS = {field.name for field in fields(CausalLMOutputWithPast)}
 CACHE_NAME = next(name for name in CACHE_NAMES if name in _FIELDS)
-"""Of the two, the one that this version's `generate` hands on and finds in outputs."""
+"""The one of the two that this version's `generate` hands on and finds in outputs."""
 
 
 def cache_argument(model: nn.Module) -> str:
-    """What the model's own code calls the cache that it is given."""
+    """The name by which the model's own code takes a cache."""
     parameters = signature(model.forward).parameters
     return next((name for name in CACHE_NAMES if name in parameters), CACHE_NAME)
 
@@ -61,14 +61,14 @@ class _CacheLayer(CacheLayerMixin):
 
 
 class ChunkCache(Cache):
-    """What a model is given as its cache while a chunk goes through it."""
+    """The cache of a model while a chunk goes through it."""
 
     def __init__(self, layers: int) -> None:
         super().__init__(layers=[_CacheLayer() for _ in range(layers)])
 
     @property
     def updates(self) -> int:
-        """How often layers have handed on keys and values."""
+        """Number of times that layers have handed on keys and values."""
         return sum(layer.updates for layer in self.layers if isinstance(layer, _CacheLayer))
 
 

@@ -20,7 +20,7 @@ _tokenizers: WeakKeyDictionary[Any, tuple[tuple[Any, ...], str]] = WeakKeyDictio
 def backbone_hash(model: PreTrainedModel, adapter: Backbone) -> str:
     """SHA-256 over geometry, names, shapes and some evenly spaced values of every parameter."""
     digest = hashlib.sha256(f"{type(model).__name__} {adapter.trained_range}".encode())
-    for shape in adapter.shapes:
+    for shape in adapter.geometries:
         digest.update(f"{shape.window}".encode())
         if shape.rotary is not None:
             digest.update(f"{shape.rotary.interleaved}{shape.rotary.frequencies.tolist()}".encode())

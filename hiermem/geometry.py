@@ -62,7 +62,7 @@ class GeometryProbe:
         )
 
     def _rotaries(self, origin: list[LayerCache]) -> list[Rotary | None]:
-        """How each layer rotates its keys; None for a layer that does not, and for all layers of a model with
+        """Rotation of each layer's keys; None for a layer that does not, and for all layers of a model with
         learned positions.
 
         Args:
@@ -82,7 +82,7 @@ class GeometryProbe:
         ]
 
     def _alone(self, place: int) -> list[LayerCache]:
-        """What every layer caches of a few tokens, each read alone at position ``place``."""
+        """Caches of all layers after a few tokens, each read alone at position ``place``."""
         model = self._model
         vocabulary = model.get_input_embeddings().weight.shape[0]
         ids = torch.tensor([[1], [2], [3], [vocabulary // 2]], device=model.device) % vocabulary

@@ -40,7 +40,7 @@ class Attention(Protocol):
 
 @dataclass(frozen=True)
 class QKV:
-    """What one layer has projected of a chunk's columns, keys and queries rotated.
+    """Projections of a chunk's columns in one layer, keys and queries rotated.
 
     Attributes:
         query: ``[B, H, T, D]``.
@@ -83,5 +83,5 @@ def _in_place(outputs: HeadOutputs, groups: int) -> Tensor:
 
 
 def numbers(heads: Heads, groups: int) -> Sequence[int]:
-    """Which of a layer's ``groups`` KV heads an index means."""
+    """Numbers of the KV heads that an index means, of a layer's ``groups``."""
     return range(groups)[heads] if isinstance(heads, slice) else heads

@@ -58,11 +58,11 @@ class Chunk:
 
     @property
     def tokens(self) -> slice:
-        """Which of the columns that the backbone reads are tokens."""
+        """Columns of the tokens, among those that the backbone reads."""
         return slice(self.prefix, self.prefix + self.width)
 
     def needed(self, last: int) -> int:
-        """How many last tokens must be computed to have the ``last`` that were asked for."""
+        """Number of last tokens that must be computed to have the ``last`` that were asked for."""
         if self.requested is None or not last:
             return last
         return self.width - int(self.requested[:, -last:].min())

@@ -17,7 +17,7 @@ _State = TypeVar("_State", bound="ChunkState")
 
 @dataclass(frozen=True)
 class SavedRow:
-    """What is known of a saved memory of one row before its tensors are loaded.
+    """Facts of a saved memory of one row, known before its tensors are loaded.
 
     Attributes:
         num_tokens: tokens read so far.
@@ -37,7 +37,7 @@ class SavedRow:
 
 
 class ChunkState(TensorState):
-    """What is carried from chunk to chunk: it is told of a chunk's begin, of its layers, and of its end.
+    """State that is carried from chunk to chunk: it is told of a chunk's begin, layers and end.
 
     All that depends on a chunk's place in the document becomes tensors in `begin`; `attend`, `commit` and
     `move` compute with tensors, and their shapes, alone.
@@ -64,7 +64,7 @@ class ChunkState(TensorState):
         """Go back to where the present segments began, of which nothing is carried into them."""
 
     def specs(self, stored: Stored, row: SavedRow) -> dict[str, Any]:
-        """What the tensors of a saved memory must be: specs for `load`."""
+        """Specs of the tensors of a saved memory, for `load`."""
         return {}
 
 

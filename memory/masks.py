@@ -12,7 +12,7 @@ from hiermem.memory.chunk import Chunk
 
 
 def _never(dtype: torch.dtype) -> float:
-    """What is added to the logits of an unseen key: so low that its weight is 0, so high that logits added
+    """Addend to the logits of an unseen key: so low that its weight is 0, so high that logits added
     to it stay finite, and a row that sees nothing with them."""
     return torch.finfo(dtype).min / 2
 
@@ -25,7 +25,7 @@ def additive(visible: Tensor, repeats: int, dtype: torch.dtype) -> Tensor:
 
 
 class SharedMask:
-    """What queries see, in the shapes that layers want; each is made once.
+    """A mask in the shapes that layers want; each is made once.
 
     Args:
         visible: ``[B, n, L, S]`` bool.
@@ -97,7 +97,7 @@ class ChunkMasks:
 
 
 def seen_causally(cached: int, chunk: Chunk, columns: Tensor) -> Tensor:
-    """What is visible ``[Q', S]`` bool where all cached tokens are seen and new ones causally.
+    """Visible keys ``[Q', S]`` bool where all cached tokens are seen and new ones causally.
 
     Args:
         columns: the chunk's queries that are wanted, ``[Q']`` int64; -1 is one before the tokens, Q after.
@@ -108,7 +108,7 @@ def seen_causally(cached: int, chunk: Chunk, columns: Tensor) -> Tensor:
 
 
 def seen_exactly(cache: LayerCache, chunk: Chunk, columns: Tensor, window: int | None) -> Tensor:
-    """What is visible ``[B, 1 or G, Q', S]`` bool from true positions: padding, empty slots, sliding windows.
+    """Visible keys ``[B, 1 or G, Q', S]`` bool from true positions: padding, empty slots, sliding windows.
 
     Args:
         columns: as in `seen_causally`.

@@ -16,7 +16,7 @@ from hiermem.memory.stored import Stored, in_range
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a stored tensor must be: it stands in a tree where the tensor will.
+    """Demands on a stored tensor: it stands in a tree where the tensor will.
 
     Attributes:
         dtype: its dtype, or those that it may have.
@@ -82,7 +82,7 @@ def _filled(tree: Any, tensors: Iterator[Tensor]) -> Any:
 
 
 class TensorState:
-    """What is carried through a batch of documents; tensors are replaced, never written in place.
+    """State of a batch of documents; tensors are replaced, never written in place.
 
     A subclass names its attributes, and under which path each is in files; an empty path adds nothing to
     those of its branches, None leaves an attribute out of files.
@@ -129,7 +129,7 @@ class TensorState:
         return {self.file_name(name): tensor for path, tree in trees for name, tensor in named(tree, path)}
 
     def file_name(self, path: str) -> str:
-        """What files call the tensor at a path."""
+        """Name in files of the tensor at a path."""
         return path
 
     def load(self, stored: Stored, specs: Mapping[str, Any]) -> None:

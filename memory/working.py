@@ -90,7 +90,7 @@ class WorkingMemory(ComposedState):
 
     @property
     def recurrence(self) -> SegmentRecurrence | None:
-        """What segments hand on; None: nothing."""
+        """The recurrence of segments; None: they hand nothing on."""
         return self.find(SegmentRecurrence)
 
     @property
@@ -116,7 +116,7 @@ class WorkingMemory(ComposedState):
             self.recurrence.take_rows(batch)
 
     def room(self, rows: Sequence[bool]) -> int:
-        """How many tokens may be read until an eviction is due or a segment ends in a chosen row."""
+        """Tokens that may be read until an eviction is due or a segment ends in a chosen row."""
         room = self.frames.room(rows)
         if self.recurrence is None:
             return room
@@ -243,7 +243,7 @@ class WorkingMemory(ComposedState):
 
     @property
     def head_groups(self) -> tuple[HeadGroup, ...]:
-        """Which heads of which layer share a cache; one group a layer where all keep the same."""
+        """Heads that share a cache; one group a layer where all keep the same."""
         return self.cache.head_groups
 
     def copy(self) -> Self:

@@ -139,7 +139,7 @@ def over(model: PreTrainedModel, chunk: int = 16, **working: Any) -> HierMemMode
 def uneven(model: HierMemModel) -> HeadBudgets:
     """Shares by which every layer's first head keeps thrice as much as the second."""
     return tuple(
-        tuple(3.0 if head % 2 == 0 else 1.0 for head in range(s.heads)) for s in model.adapter.shapes
+        tuple(3.0 if head % 2 == 0 else 1.0 for head in range(s.heads)) for s in model.adapter.geometries
     )
 
 

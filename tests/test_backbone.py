@@ -93,7 +93,7 @@ def test_logits_and_loss_are_the_backbones(family: str, policy: str) -> None:
 @pytest.mark.parametrize("family", INTERLEAVED)
 def test_interleaved_logits_are_the_backbones(family: str) -> None:
     model, ids = interleaved(family), ids_of(60)
-    assert all(shape.rotary is not None and shape.rotary.interleaved for shape in Backbone(model).shapes)
+    assert all(shape.rotary is not None and shape.rotary.interleaved for shape in Backbone(model).geometries)
     with torch.no_grad():
         ours, plain = over(model, 16, **ROOMY)(ids).logits, model(ids).logits
     torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
@@ -335,7 +335,7 @@ def test_turned_keys_are_keys_rotated_at_the_new_position(family: str) -> None:
     old = torch.randint(0, 500, (1, 9), generator=generator)
     new = torch.randint(0, 500, (1, 9), generator=generator)
     kinds = config.layer_types if family == "gemma3" else [None] * config.num_hidden_layers
-    for shape, kind in zip(Backbone(model).shapes, kinds, strict=True):
+    for shape, kind in zip(Backbone(model).geometries, kinds, strict=True):
         assert shape.rotary is not None
         turned = shape.rotary.turn(rotations(model, keys, old, kind), (new - old).expand(2, -1)[None])
         torch.testing.assert_close(turned, rotations(model, keys, new, kind), atol=2e-4, rtol=1e-4)

@@ -66,7 +66,7 @@ def test_heads_are_replaced_and_taught_in_stages(data: Path, tiny_model: Path, t
     for name, tensor in load_file(tmp_path / "whole" / "model.safetensors").items():
         assert torch.equal(load_file(tmp_path / "stopped" / "model.safetensors")[name], tensor)
     model = HierMemModel.from_pretrained(tmp_path / "whole")
-    shapes = model.adapter.shapes
+    shapes = model.adapter.geometries
     assert len(model.mamba.groups) == round(sum(shape.heads for shape in shapes) / 2)
     assert first["trained"] == sum(weight.numel() for weight in model.mamba.parameters())
     assert first["history"][-1]["loss"] < first["history"][0]["loss"]
@@ -88,11 +88,11 @@ def test_the_heads_that_change_least_stay(data: Path, tiny_model: Path, tmp_path
     finetune.train(config_of(1), taught)
     model = HierMemModel.from_pretrained(taught.output)
     layer, group = spoilt = model.mamba.groups[0]
-    at, repeats = model.mamba.of_layer(layer).index(group), model.adapter.shapes[layer].repeats
+    at, repeats = model.mamba.of_layer(layer).index(group), model.adapter.geometries[layer].repeats
     with torch.no_grad():
         model.mamba.layers[str(layer)].scale[at * repeats : (at + 1) * repeats] = 3.0
     model.save_pretrained(taught.output)
-    all_groups = sum(shape.heads for shape in model.adapter.shapes)
+    all_groups = sum(shape.heads for shape in model.adapter.geometries)
     share = (len(model.mamba.groups) - 1) / all_groups
     choosing = config_of(0, replacement=None, choice=ChoiceConfig(share=share, texts=2), objective=WHOLE)
     choosing = replace(choosing, samples=SampleConfig(books=0.5, facts=0.5, tokens=1100))
@@ -121,7 +121,7 @@ def test_fewer_heads_read_as_they_did_among_others(tiny_model: Path) -> None:
         for weight in model.mamba.parameters():
             weight.add_(0.3 * torch.randn_like(weight))
     whole, layer = model.mamba, model.mamba.layers["2"]
-    shape = model.adapter.shapes[2]
+    shape = model.adapter.geometries[2]
     q = torch.randn(1, 2 * shape.repeats, 20, shape.width)
     k, v = torch.randn(2, 1, 2, 20, shape.width)
     both = layer(q, k, v, ScanOrder(), None)[0]

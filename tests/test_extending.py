@@ -547,7 +547,7 @@ def test_a_saved_model_keeps_its_methods(tmp_path: Path) -> None:
 
 
 def in_eight_bits(model: HierMemModel) -> HierMemModel:
-    model.adapter.shapes = tuple(replace(shape, cache=Int8Cache()) for shape in model.adapter.shapes)
+    model.adapter.geometries = tuple(replace(shape, cache=Int8Cache()) for shape in model.adapter.geometries)
     return model
 
 

@@ -68,7 +68,7 @@ def test_a_moved_frame_changes_nothing_within_the_range(family: str) -> None:
 
 
 def test_some_layers_do_not_rotate() -> None:
-    rotaries = [shape.rotary for shape in Backbone(built("smollm3", {})).shapes]
+    rotaries = [shape.rotary for shape in Backbone(built("smollm3", {})).geometries]
     assert any(rotary is None for rotary in rotaries)
     assert any(rotary is not None for rotary in rotaries)
 
@@ -82,7 +82,7 @@ def test_an_unknown_rotation_is_refused(family: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_finds_the_same(dtype: torch.dtype) -> None:
     for family in ("llama", "gemma3", "gpt-neox"):
-        low, full = Backbone(backbone(family, dtype)).shapes, Backbone(backbone(family)).shapes
+        low, full = Backbone(backbone(family, dtype)).geometries, Backbone(backbone(family)).geometries
         for one, other in zip(low, full, strict=True):
             assert one.rotary is not None
             assert other.rotary is not None

@@ -324,17 +324,17 @@ def test_policies_are_shown_keys_values_and_the_last_queries_however_a_text_is_c
         policy = LastQueries(sinks=2)
         policy.shown.clear()
         config = model.config.working
-        memory = WorkingMemory(config, model.adapter.shapes, model.adapter.trained_range, 1, policy)
+        memory = WorkingMemory(config, model.adapter.geometries, model.adapter.trained_range, 1, policy)
         for part in ids.split(cuts, dim=1):
             model.read_ids(memory, part)
             assert all(cache.queries is not None for cache in memory.caches)
-            twin = WorkingMemory(config, model.adapter.shapes, model.adapter.trained_range, 1, policy)
-            twin.load_state(memory.state_dict(), memory.bookkeeping(), model.dtype, model.vocabulary)
+            twin = WorkingMemory(config, model.adapter.geometries, model.adapter.trained_range, 1, policy)
+            twin.load_state(memory.state_dict(), memory.bookkeeping(), model.dtype, model.num_embeddings)
             memory = twin
         return list(policy.shown)
 
     whole, cut = shown_of([96]), shown_of(parts)
-    assert len(whole) == len(cut) == 5 * len(model.adapter.shapes)  # the first is within the budget
+    assert len(whole) == len(cut) == 5 * len(model.adapter.geometries)  # the first is within the budget
     for ours, theirs in zip(cut, whole, strict=True):
         for name in ("keys", "values", "queries", "positions"):
             torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), atol=1e-5, rtol=1e-4)
@@ -349,7 +349,7 @@ def test_the_last_queries_are_of_each_row() -> None:
     rows = {row: ids[row : row + 1, : (40, 23)[row]] for row in range(2)}
 
     def queries(batch: Tensor, lengths: list[int]) -> Tensor:
-        memory = WorkingMemory(config, model.adapter.shapes, 64, len(batch), policy)
+        memory = WorkingMemory(config, model.adapter.geometries, 64, len(batch), policy)
         for at in range(0, 40, 8):
             valid = [min(max(length - at, 0), 8) for length in lengths]
             if any(valid):
@@ -397,7 +397,7 @@ def test_learned_positions_end_where_they_end() -> None:
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [
-        ({"policy": "no such"}, "choose one of none, window, forget, attention"),
+        ({"policy": "no such"}, "choose one of full_cache, window, segment_local, attention"),
         ({"positions": "no such"}, "choose one of distance, absolute, compact"),
         ({"budget": 0}, "at least 1 token"),
         ({"update_interval": 0}, "at least 1 token"),

@@ -58,7 +58,7 @@ def replace_recent(model: HierMemModel, samples: TrainingDataset, config: Replac
         InputError: the share is less than one KV group, or the samples are too short.
     """
     tokens = min(config.recency.tokens, samples.config.tokens, model.adapter.trained_range)
-    if not round(config.share * sum(shape.heads for shape in model.adapter.shapes)):
+    if not round(config.share * sum(shape.heads for shape in model.adapter.geometries)):
         raise InputError(f"A share of {config.share} of the backbone's KV groups is none: raise --share.")
     texts = samples.full(config.texts, tokens)
     recency = replace(config.recency, tokens=tokens)

@@ -55,7 +55,7 @@ def keep_best_heads(model: HierMemModel, samples: TrainingDataset, config: Choic
         NonFiniteError: predictions are not finite.
     """
     groups = model.mamba.groups
-    count = round(config.share * sum(shape.heads for shape in model.adapter.shapes))
+    count = round(config.share * sum(shape.heads for shape in model.adapter.geometries))
     if not 0 < count <= len(groups):
         raise InputError(
             f"{count} KV groups are to have Mamba heads, and {len(groups)} have: change --share."

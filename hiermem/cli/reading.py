@@ -122,7 +122,9 @@ def _final_size(reader: "HierMemModel", task: Task) -> int:
     working, number = config.working, reader.dtype.itemsize
     keeps_all = working.policy == FullCachePolicy.name
     live = tokens if keeps_all else min(working.budget + working.update_interval, tokens)
-    cache = sum(2 * shape.heads * shape.width * number + 12 * shape.heads for shape in reader.adapter.shapes)
+    cache = sum(
+        2 * shape.heads * shape.width * number + 12 * shape.heads for shape in reader.adapter.geometries
+    )
     return live * cache + tokens // memory.segment * width * 4 + 3 * characters
 
 

@@ -19,7 +19,7 @@ from hiermem.memory.policies import AttentionStats, EvictionPolicy, ObservedQuer
 
 
 class ChunkReading:
-    """What belongs to the chunk that is being read.
+    """The part of a cache's work that belongs to the chunk being read.
 
     Args:
         chunk: its tokens.
@@ -83,7 +83,7 @@ class ChunkReading:
         return torch.cat((prefix.keys, keys), dim=2), torch.cat((prefix.values, values), dim=2)
 
     def _new_prefix(self, cache: LayerCache, keys: Tensor, values: Tensor) -> Prefix:
-        """What stands before each row's present segment: new where one begins, else what was there."""
+        """Prefix of each row's present segment: new where one begins, else what was there."""
         if cache.prefix is None or all(self.chunk.starting):
             return Prefix(keys, values)
         # Rows stand at different places of their segments: the others keep what stood before theirs.

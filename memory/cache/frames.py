@@ -1,4 +1,4 @@
-"""Where tokens stand for the rotary embedding once the document outgrows the trained range.
+"""Frame positions: where tokens stand for the rotary embedding once a document outgrows the trained range.
 
 Every token has a *true position*: its index among the tokens that were read. The backbone sees *frame
 positions*: true positions measured from the start of a frame that moves along with the document, so that
@@ -27,7 +27,7 @@ FRAME_STEP_SHARE = 8
 
 @dataclass(frozen=True)
 class FrameMove:
-    """Where cached tokens stand from here; each is ``[B, 1, 1]`` int64.
+    """Move of the frame: where cached tokens stand from here; each is ``[B, 1, 1]`` int64.
 
     Attributes:
         origin: true position of frame position 0; None: tokens stand side by side, without gaps.
@@ -66,7 +66,9 @@ class Decision:
 
 @dataclass(frozen=True)
 class Counts:
-    """How much was read. It stands apart, since a compiled step takes numbers that it touches for constants.
+    """Counts of what was read.
+
+    They stand apart, since a compiled step takes numbers that it touches for constants.
 
     Attributes:
         num_tokens: tokens read so far, per row.
@@ -81,7 +83,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class PositionFrames:
-    """How far the rows of a batch have come, and from where the next tokens' frame positions count.
+    """Places of a batch's rows in their documents, and the frame that their next tokens are read in.
 
     Attributes:
         mode: one of `POSITION_MODES`.
@@ -120,7 +122,7 @@ class PositionFrames:
         return [count - start for count, start in zip(self.num_tokens, self.starts(), strict=True)]
 
     def room(self, rows: Sequence[bool]) -> int:
-        """How many tokens may be read until an eviction is due in one of the chosen rows."""
+        """Tokens that may be read until an eviction is due in one of the chosen rows."""
         chosen = (count for count, reads in zip(self.num_tokens, rows, strict=True) if reads)
         return min(self.interval - count % self.interval for count in chosen)
 
@@ -149,7 +151,7 @@ class PositionFrames:
         return Chunk(ids, positions, position_ids, tuple(valid), self.num_tokens, padded)
 
     def next(self, chunk: Chunk, columns: int, held: int) -> tuple["PositionFrames", Decision | None]:
-        """How far rows have come once a chunk was read, and the eviction that is due then.
+        """The places of rows once a chunk was read, and the eviction that is due then.
 
         Args:
             columns: of the input that it was asked for.
@@ -194,13 +196,13 @@ class PositionFrames:
         return replace(self, next_frame=frames)
 
     def moved_from(self, before: "PositionFrames", device: torch.device) -> FrameMove:
-        """Where tokens stand after `close_gaps`, which was called on ``before``."""
+        """The move of `close_gaps`, which was called on ``before``."""
         shift = [new - old for new, old in zip(self.next_frame, before.next_frame, strict=True)]
         end = torch.tensor(self.next_frame, device=device).view(-1, 1, 1)
         return FrameMove(None, end, torch.tensor(shift, device=device).view(-1, 1, 1) if any(shift) else None)
 
     def bookkeeping(self) -> dict[str, Any]:
-        """What files hold of it."""
+        """The entries that files hold."""
         return {
             "seen": list(self.num_tokens),
             "columns": self.counts.columns,

@@ -1,4 +1,4 @@
-"""How many tokens each KV head keeps: which heads need a long memory is a property of the backbone.
+"""Budgets of KV heads: which heads need a long memory is a property of the backbone.
 
 Heads of one layer that keep equally many tokens make one group, whose cache is one rectangle; a layer whose
 heads are all alike is one group.
@@ -36,7 +36,7 @@ class HeadGroup:
     budget: int
 
     def size(self, heads: int) -> int:
-        """How many they are, of a layer's ``heads``."""
+        """Number of them, of a layer's ``heads``."""
         return len(numbers(self.heads, heads))
 
 

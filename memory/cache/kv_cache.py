@@ -166,7 +166,7 @@ class KVCache(ChunkState):
 
     @property
     def device(self) -> torch.device:
-        """Where it is; the CPU before the first chunk."""
+        """Device of the cache; the CPU before the first chunk."""
         positions = next((cache.positions for cache in self.layers if cache.positions is not None), None)
         return torch.device("cpu") if positions is None else positions.device
 
@@ -190,7 +190,7 @@ class KVCache(ChunkState):
         return list(torch.stack([count.cpu() for count in counts]).amax(0).tolist())
 
     def held_everywhere(self, start: int, end: int) -> Tensor:
-        """Which tokens of a span of row 0 every head of every layer still holds, ``[end - start]`` bool."""
+        """Tokens of a span of row 0 that every head of every layer still holds, ``[end - start]`` bool."""
         held: Tensor | None = None
         for cache in self.layers:
             if cache.positions is None:

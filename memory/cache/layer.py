@@ -19,7 +19,7 @@ from hiermem.memory.tensor_state import TensorSpec, mapped
 
 @dataclass(frozen=True)
 class Prefix:
-    """What is read before a segment: seen by all its tokens, never evicted, replaced by the next.
+    """Prefix of a segment: seen by all its tokens, never evicted, replaced by the next.
 
     Attributes:
         keys, values: ``[B, G, P, D]``.
@@ -68,7 +68,7 @@ class LayerCache:
 
     @classmethod
     def specs(cls, heads: int, widths: tuple[int, int], dtype: torch.dtype, size: str) -> dict[str, Any]:
-        """What its keys and values are in a file, of one row.
+        """Specs of its keys and values in a file, of one row.
 
         Args:
             heads: G.
@@ -90,7 +90,7 @@ class LayerCache:
         size: str,
         state: Mapping[str, tuple[int, ...]],
     ) -> Self:
-        """What it is in a file, of one row: a tree of specs.
+        """The cache of one row as a file holds it: a tree of specs.
 
         Args:
             heads, widths, dtype, size: as in `specs`.
@@ -197,7 +197,7 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class LayerGeometry:
-    """What the working memory must know of one attention layer.
+    """Geometry of one attention layer, as the working memory needs it.
 
     Attributes:
         window: width of its sliding attention window in tokens, or None for full attention.

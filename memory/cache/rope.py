@@ -1,4 +1,4 @@
-"""How keys are rotated (RoPE, arXiv 2104.09864), and turned further once they are cached.
+"""Rotation of keys (RoPE, arXiv 2104.09864), also of those that are cached.
 
 Dimension names: B batch, G KV heads, T cached tokens, D head width, F rotary frequencies.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rotary:
-    """How one layer's keys are rotated.
+    """Rotation of one layer's keys.
 
     Attributes:
         frequencies: radians per position, ``[F]`` float32; ``2 F`` leading dimensions of a head rotate.

@@ -25,7 +25,7 @@ from hiermem.memory.tensor_state import TensorSpec
 
 
 class Encoder(Protocol):
-    """What the recurrence needs of the backbone."""
+    """The backbone, as the recurrence needs it."""
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings ``[B, n, d]`` of token ids ``[B, n]``."""
@@ -89,7 +89,7 @@ class SegmentRecurrence(ChunkState):
         return num_tokens % self.segment == 0
 
     def room(self, num_tokens: int) -> int:
-        """How many tokens are left until a segment ends."""
+        """Tokens that are left until a segment ends."""
         return self.segment - num_tokens % self.segment
 
     def falls_short(self, valid: Sequence[int]) -> bool:
@@ -124,7 +124,7 @@ class SegmentRecurrence(ChunkState):
                 )
 
     def offsets(self, num_tokens: int) -> list[int]:
-        """How far before the first token of a segment that begins after so many tokens its prefix stands."""
+        """Places of the prefix, before the first token of a segment that begins after so many tokens."""
         k = self.module.config.sensory
         before = self.suffix + min(k, num_tokens)
         return [*range(-before, self.suffix - before), *range(-k, 0)]

@@ -62,13 +62,13 @@ class MambaCache(ChunkState):
         first = next(iter(self.states.values()), None)
         old = 0 if first is None or first.near is None else first.near.prompt.shape[2]
         # Layers with the same sliding window see alike: one plan serves them all.
-        for sliding in {self.heads.shapes[layer].window for layer, _ in self.heads.groups}:
+        for sliding in {self.heads.geometries[layer].window for layer, _ in self.heads.groups}:
             self._plans[sliding] = plan_local_attention(
                 chunk, config.sinks, config.window, chunk.prefix or old, sliding
             )
 
     def attend(self, layer: int, qkv: QKV, attention: Attention) -> HeadOutputs:
-        groups, rotary = self.heads.of_layer(layer), self.heads.shapes[layer].rotary
+        groups, rotary = self.heads.of_layer(layer), self.heads.geometries[layer].rotary
         if not groups:
             return []
         assert self._chunk is not None
@@ -81,7 +81,7 @@ class MambaCache(ChunkState):
             before = None if state is None else state.near
             if before is None:
                 before = SinkWindowKV.nothing(torch.cat((key, value), dim=-1), config.sinks, config.window)
-            plan = self._plans[self.heads.shapes[layer].window]
+            plan = self._plans[self.heads.geometries[layer].window]
             looked, near = local_attention(QKV(query, key, value), plan, before, attention)
         if rotary is not None:  # the recurrence knows no positions
             both = rotary.turn(torch.cat((query, key), dim=1), -self._chunk.position_ids.unsqueeze(1))
@@ -103,7 +103,7 @@ class MambaCache(ChunkState):
             return
         states = dict(self.states)
         for layer, state in self.states.items():
-            rotary = self.heads.shapes[layer].rotary
+            rotary = self.heads.geometries[layer].rotary
             if state.near is None or rotary is None:
                 continue
             keys, values = state.near.last.chunk(2, dim=-1)
@@ -127,7 +127,7 @@ class MambaCache(ChunkState):
         return {"states": states if row.num_tokens else {}, "segment_states": states if row.marked else {}}
 
     def _layer_specs(self, layer: int, prompt: int, dtype: torch.dtype) -> Any:
-        config, shape = self.heads.config, self.heads.shapes[layer]
+        config, shape = self.heads.config, self.heads.geometries[layer]
         groups, width = len(self.heads.of_layer(layer)), shape.width
         heads = groups * shape.repeats
         near = None
@@ -141,7 +141,7 @@ class MambaCache(ChunkState):
 
 
 def scan_order(chunk: Chunk) -> ScanOrder:
-    """Which of a chunk's columns heads read, in which order, and which of them leave something behind.
+    """Order in which heads read a chunk's columns, and which of them leave something behind.
 
     What is read around a segment only sees: nothing of it stays in the states. Columns that a row has no use
     for come last.

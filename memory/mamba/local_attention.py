@@ -37,14 +37,14 @@ class SinkWindowKV:
 
     @classmethod
     def nothing(cls, like: Tensor, sinks: int, window: int) -> "SinkWindowKV":
-        """Where nothing was read yet; ``like [B, G', ·, E]``."""
+        """The state before anything was read; ``like [B, G', ·, E]``."""
         B, G, _, E = like.shape
         return cls(*(like.new_zeros(B, G, columns, E) for columns in (sinks, window - 1, 0)))
 
 
 @dataclass(frozen=True)
 class LocalAttentionPlan:
-    """Who sees what in a chunk; the same for all heads of layers with the same sliding window.
+    """Plan of who sees what in a chunk; the same for all heads of layers with the same sliding window.
 
     Attributes:
         prefix: columns before the tokens.
@@ -73,7 +73,7 @@ class LocalAttentionPlan:
 def plan_local_attention(
     chunk: Chunk, sinks: int, window: int, prompt: int, sliding: int | None = None
 ) -> LocalAttentionPlan:
-    """How Mamba heads look at a chunk.
+    """Plan how Mamba heads look at a chunk.
 
     Args:
         chunk: the tokens that are read, and what is read around them.
@@ -104,7 +104,7 @@ def plan_local_attention(
 
 @dataclass(frozen=True)
 class _Reach:
-    """How far queries of a chunk look back.
+    """Reach of a chunk's queries.
 
     Attributes:
         first: columns of the document's first tokens, counted from the chunk's first, ``[B, s]``.
@@ -127,14 +127,14 @@ class _Reach:
 
 
 def _shown(chunk: Chunk, prompt: int) -> Tensor:
-    """Which columns of a prompt of P may be seen, ``[B, P]`` bool."""
+    """Columns of a prompt of P that may be seen, ``[B, P]`` bool."""
     if chunk.prefix_mask is not None:
         return chunk.prefix_mask
     return torch.ones(len(chunk.valid), prompt, dtype=torch.bool, device=chunk.positions.device)
 
 
 def _sees(reach: _Reach, body: int, L: int, shown: Tensor) -> Tensor:
-    """What the queries of each block see, ``[B, n, L, S]`` bool.
+    """Visible keys of each block's queries, ``[B, n, L, S]`` bool.
 
     A layer's sliding window is measured as attention measures it: all that follows the tokens of a row stands
     at one place, right after the last.
@@ -157,7 +157,7 @@ def _sees(reach: _Reach, body: int, L: int, shown: Tensor) -> Tensor:
 
 
 def _order(Q: int, suffix: int, valid: Tensor) -> Tensor:
-    """What follows the tokens right after each row's own, ``[B, Q + suffix]``."""
+    """Order that puts the suffix right after each row's own tokens, ``[B, Q + suffix]``."""
     columns = torch.arange(Q + suffix, device=valid.device)
     return real_first((columns < valid.unsqueeze(1)) | (columns >= Q))
 

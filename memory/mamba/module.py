@@ -76,7 +76,7 @@ class MambaConfig:
 
 @dataclass(frozen=True)
 class MambaLayerState:
-    """What the Mamba heads of a layer carry from token to token.
+    """State that the Mamba heads of a layer carry from token to token.
 
     Attributes:
         conv_state: what the convolution saw last, ``[B, H, K - 1, C]`` float32.
@@ -91,7 +91,7 @@ class MambaLayerState:
 
 @dataclass(frozen=True)
 class ScanOrder:
-    """How heads read the columns of a chunk.
+    """Order in which heads read the columns of a chunk.
 
     Attributes:
         order: in which order each row's columns are read, ``[B, T]`` int64; None: as they stand.
@@ -193,31 +193,31 @@ class MambaHeads(AtLeastFloat32):
     """The Mamba heads of a backbone, layer by layer.
 
     Args:
-        shapes: of the backbone's attention layers.
+        geometries: of the backbone's attention layers.
 
     Raises:
         InputError: a group that the backbone does not have is to be replaced, or all are.
 
     Attributes:
-        config, shapes: the arguments.
+        config, geometries: the arguments.
         groups: the KV groups that are replaced, as pairs of layer and group.
     """
 
-    def __init__(self, config: MambaConfig, shapes: Sequence[LayerGeometry]) -> None:
+    def __init__(self, config: MambaConfig, geometries: Sequence[LayerGeometry]) -> None:
         super().__init__()
-        self.config, self.shapes = config, list(shapes)
+        self.config, self.geometries = config, list(geometries)
         self.groups = [(layer, group) for layer, group in config.groups or ()]
         unknown = [
             (layer, group)
             for layer, group in self.groups
-            if not (0 <= layer < len(shapes) and 0 <= group < shapes[layer].heads)
+            if not (0 <= layer < len(geometries) and 0 <= group < geometries[layer].heads)
         ]
         if unknown:
             raise InputError(
                 f"The backbone has no KV group {unknown[0][1]} in layer {unknown[0][0]}: choose the groups "
                 f"that Mamba heads replace with `hiermem heads`."
             )
-        if len(self.groups) == sum(shape.heads for shape in shapes):
+        if len(self.groups) == sum(shape.heads for shape in geometries):
             raise InputError("Mamba heads cannot replace all KV groups: leave at least one.")
         by_layer: dict[int, list[int]] = {}
         for layer, group in self.groups:
@@ -225,20 +225,22 @@ class MambaHeads(AtLeastFloat32):
         self._of_layer = by_layer
         self.layers = nn.ModuleDict(
             {
-                str(layer): MambaLayer(len(replaced) * shapes[layer].repeats, shapes[layer].width, config)
+                str(layer): MambaLayer(
+                    len(replaced) * geometries[layer].repeats, geometries[layer].width, config
+                )
                 for layer, replaced in by_layer.items()
             }
         )
 
     def of_layer(self, layer: int) -> list[int]:
-        """Which KV groups of a layer are replaced."""
+        """KV groups of a layer that are replaced."""
         return self._of_layer.get(layer, [])
 
     def only(self, groups: Sequence[tuple[int, int]]) -> "MambaHeads":
-        """Those of some of the groups, with the parameters that they have here."""
-        fewer = MambaHeads(replace(self.config, groups=[list(group) for group in groups]), self.shapes)
+        """The heads of some of the groups, with the parameters that they have here."""
+        fewer = MambaHeads(replace(self.config, groups=[list(group) for group in groups]), self.geometries)
         for layer, kept in fewer._of_layer.items():
-            repeats, all_groups = self.shapes[layer].repeats, self.of_layer(layer)
+            repeats, all_groups = self.geometries[layer].repeats, self.of_layer(layer)
             rows = [all_groups.index(group) * repeats + head for group in kept for head in range(repeats)]
             parameters = self.layers[str(layer)].state_dict()
             fewer.layers[str(layer)].load_state_dict(

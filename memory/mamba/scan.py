@@ -24,7 +24,7 @@ SMALLEST = 16
 
 
 class ScanInputs(NamedTuple):
-    """What the recurrence reads.
+    """Inputs of the recurrence.
 
     Attributes:
         x: ``[B, H, T, P]``.
@@ -107,7 +107,7 @@ def in_blocks(inputs: ScanInputs, state: Tensor, block: int = BLOCK) -> tuple[Te
 
 
 def _decays(within: Tensor) -> Tensor:
-    """How much of each token is left at each later one of its block, ``[…, L, L]``; 0 at earlier ones."""
+    """Share of each token that is left at each later one of its block, ``[…, L, L]``; 0 at earlier ones."""
     L = within.shape[-1]
     apart = within.unsqueeze(-1) - within.unsqueeze(-2)
     earlier = torch.ones(L, L, dtype=torch.bool, device=within.device).tril()
