@@ -61,14 +61,14 @@ def main() -> None:
     try:
         _prepare()
         status = _status()
-        signals.end_by_signals()
     except KeyboardInterrupt:  # before it had begun, or when all was done
         status = 130
-        signals.end_by_signals()
+    signals.end_by_signals()
     end(status)
 
 
 def _prepare() -> None:
+    signals.interrupt_once()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait take the cores of others
     # DeepSpeed, which transformers imports where it is installed, writes its warnings to standard output.

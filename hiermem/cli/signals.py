@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeVar, cast
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
@@ -103,6 +104,17 @@ def _numbers() -> list[int]:
     if threading.current_thread() is not threading.main_thread():
         return []
     return [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+
+
+def interrupt_once() -> None:
+    """Let the first Ctrl-C raise KeyboardInterrupt, as it does, and the next one end the process at once."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler and _numbers():
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    signal.default_int_handler(number, frame)
 
 
 def end_by_signals() -> None:
