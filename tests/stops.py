@@ -175,9 +175,7 @@ class Stops:
             with (
                 patch("sys.argv", self.command(doc, save_every, out)),
                 patch.object(options, "load_model", lambda *_: self.reader),
-                patch(
-                    "hiermem.cli.main._prepare", lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
-                ),
+                patch("hiermem.cli.terminal.prepare", ready),
             ):
                 main()
         except SystemExit as end:
