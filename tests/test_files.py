@@ -32,7 +32,7 @@ from hiermem.errors import (
     MemoryMissingError,
     MemoryTooNewError,
 )
-from hiermem.retrieval import disk, files, plain, staging, tensors
+from hiermem.retrieval import disk, files, regular_files, staging, tensors
 from hiermem.retrieval import manifest as manifests
 from hiermem.retrieval.files import load_directory, only_writer, save_directory, verify_directory
 
@@ -419,8 +419,8 @@ def test_a_file_of_holes_is_not_read(memory: Path) -> None:
     file = memory / min(named(memory) - {".lock", "manifest.json"})
     body = json.loads((memory / "manifest.json").read_bytes())["files"]
     for entry in body.values():
-        entry["bytes"] = plain.HOLES_FROM if entry["file"] == file.name else entry["bytes"]
-    os.truncate(file, plain.HOLES_FROM)
+        entry["bytes"] = regular_files.HOLES_FROM if entry["file"] == file.name else entry["bytes"]
+    os.truncate(file, regular_files.HOLES_FROM)
     reseal(memory, files=body)
     assert_corrupt(memory, f"{file.name} .* made of holes")
     os.truncate(memory / "manifest.json", 1 << 40)
@@ -432,7 +432,7 @@ def test_more_than_fits_into_the_machine_is_not_read(memory: Path, monkeypatch: 
     with pytest.raises(MemoryFileError, match="more than this machine has"):
         load_directory(memory)
     monkeypatch.undo()
-    assert (plain.physical_memory() or 1 << 40) > 1 << 24
+    assert (regular_files.physical_memory() or 1 << 40) > 1 << 24
 
 
 def header(**changes: Any) -> str:
