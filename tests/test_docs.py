@@ -83,6 +83,24 @@ def test_python_blocks_import_what_exists(page: Path) -> None:
                 assert all(hasattr(module, alias.name) for alias in node.names), block
 
 
+@pytest.mark.parametrize("page", PRESENT, ids=name_of)
+def test_files_that_are_named_exist(page: Path) -> None:
+    folders = r"hiermem|memory|retrieval|eval|training|benchmarks|examples|tests|docs"
+    for path in re.findall(rf"`((?:{folders})/[\w/.-]+)`", page.read_text("utf-8")):
+        assert (ROOT / path).exists() or "NAME" in path, path
+
+
+def test_the_map_has_every_module_and_no_other() -> None:
+    """The architecture page gives each module its place."""
+    named = set(re.findall(r"\b\w+\.py\b", (ROOT / "docs" / "architecture.md").read_text("utf-8")))
+    folders = ("hiermem", "memory", "retrieval", "eval", "training", "benchmarks")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    unlisted = ("cli", "policies", "tasks")  # one file for each command, policy and task
+    modules = {path.name for path in files if path.parent.name not in unlisted}
+    assert modules - named - {"__init__.py"} == set()
+    assert named - {path.name for path in files} == set()
+
+
 def test_what_can_be_chosen_by_name_is_documented() -> None:
     names = ("index.md", "concepts.md", "training.md")
     start, concepts, training = ((ROOT / "docs" / name).read_text("utf-8") for name in names)
