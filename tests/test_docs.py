@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")], key=lambda page: str(page)
 )
+FOLDERS = ("hiermem", "memory", "retrieval", "eval", "training")
 RECORDS = ("lab-notes", "results")
 """Folders of pages that say what was done once, by the names of then."""
 
@@ -93,8 +94,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
 def test_the_map_has_every_module_and_no_other() -> None:
     """The architecture page gives each module its place."""
     named = set(re.findall(r"\b\w+\.py\b", (ROOT / "docs" / "architecture.md").read_text("utf-8")))
-    folders = ("hiermem", "memory", "retrieval", "eval", "training", "benchmarks")
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    files = [path for folder in (*FOLDERS, "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     unlisted = ("cli", "policies", "tasks")  # one file for each command, policy and task
     modules = {path.name for path in files if path.parent.name not in unlisted}
     assert modules - named - {"__init__.py"} == set()
@@ -115,6 +115,40 @@ def test_every_public_name_is_in_the_reference() -> None:
     for name in hiermem.__all__:
         home = getattr(hiermem, name).__module__
         assert f"::: {home}.{name}\n" in pages or f"::: {home}\n" in pages, f"{home}.{name}"
+
+
+def documented(docstring: str, section: str) -> list[str]:
+    """The entries of a section of a docstring, such as ``Args``; each may name several."""
+    block = re.search(rf"^{section}:\n((?:    .*\n?|\n)+)", docstring, re.MULTILINE)
+    entries = r"^    ([*\w]+(?:, [*\w]+)*)(?: \(.*\))?:"
+    return re.findall(entries, block[1], re.MULTILINE) if block else []
+
+
+def attributes_of(node: ast.ClassDef) -> set[str]:
+    """Fields, methods and what is assigned to ``self``."""
+    annotated = (part.target for part in node.body if isinstance(part, ast.AnnAssign))
+    fields = {target.id for target in annotated if isinstance(target, ast.Name)}
+    methods = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+    used = (part for part in ast.walk(node) if isinstance(part, ast.Attribute))
+    own = {part.attr for part in used if isinstance(part.value, ast.Name) and part.value.id == "self"}
+    return fields | methods | own
+
+
+def test_docstrings_name_what_is_there() -> None:
+    """One parameter a line, as the reference shows them; each exists."""
+    wrong = []
+    for path in (path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.FunctionDef):
+                arguments = {a.arg for a in ast.walk(node.args) if isinstance(a, ast.arg)}
+                for entry in documented(ast.get_docstring(node) or "", "Args"):
+                    wrong += [] if entry.strip("*") in arguments else [f"{where}: {entry}"]
+            elif isinstance(node, ast.ClassDef):
+                for entry in documented(ast.get_docstring(node) or "", "Attributes"):
+                    missing = set(entry.split(", ")) - attributes_of(node)
+                    wrong += [f"{where}: {name}" for name in missing]
+    assert not wrong, wrong
 
 
 def test_the_citation_is_of_this_version() -> None:
