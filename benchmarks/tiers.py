@@ -21,7 +21,7 @@ def combined(policy: str, memory: str | None, heads: str | None, recall: int) ->
 
     Args:
         policy: of the working memory.
-        memory: model whose memory embeddings are handed on around the segments of a carried cache.
+        memory: model whose memory embeddings are read around the segments of a carried cache.
         heads: model whose Mamba heads take the places of attention heads.
         recall: segments that a question recalls.
     """
@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the model")
     parser.add_argument("--policy", default="attention", help="of the working memory")
-    parser.add_argument("--memory", help="model whose trained memory is handed on")
+    parser.add_argument("--memory", help="model whose trained memory embeddings are read")
     parser.add_argument("--heads", help="model whose Mamba heads are used")
     parser.add_argument("--recall", type=int, default=0, help="segments that a question recalls")
     args = parser.parse_args()

@@ -88,7 +88,7 @@ CURRICULUM = (  # with the rows of a batch
 
 
 class Method(NamedTuple):
-    """What a row measures: a policy, with or without head shares, and whether NAMM's network evolved."""
+    """Case that a row measures: a policy, with or without head shares, and whether NAMM's network evolved."""
 
     name: str
     policy: str

@@ -90,7 +90,8 @@ def check_generation(
 
     Args:
         arguments: of the call.
-        config, default: configurations of generation, that given to it and the model's own.
+        config: of generation, given to the call; None: none.
+        default: the model's own.
 
     Raises:
         InputError: names it.

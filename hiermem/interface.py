@@ -45,7 +45,8 @@ class LanguageModel(HierMemPreTrainedModel, GenerationMixin):
             attention_mask: ``[B, N]`` or, with a past, ``[B, past + N]``; 0 marks padding on either side.
             position_ids: of each token in its text, ``[N]`` or ``[B, N]``. Where they begin at 0 again within
                 a row, another text begins, which sees nothing of those before; ``use_cache`` must be False.
-            cache, past_key_values: from an earlier output, by either name; reading goes on after it.
+            cache: from an earlier output; reading goes on after it.
+            past_key_values: another name of the same.
             labels: ``[B, N]`` int64; what position i should predict stands at i + 1, -100 is ignored.
             use_cache: whether the output has a cache; without, one that was given stays as it is.
             logits_to_keep: how many last positions get logits; 0 means all.

@@ -19,7 +19,7 @@ _BACKBONE = (
     "use_safetensors",
     "variant",
 )
-# What transformers' Auto classes and pipelines hand on of their own.
+# Arguments that transformers' Auto classes and pipelines add of their own.
 _FROM_AUTO = ("_from_auto", "_from_pipeline", "_commit_hash")
 
 

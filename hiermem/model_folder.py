@@ -228,8 +228,8 @@ def check(folder: Path, sealed: bool | None = None) -> None:
         problem = first_problem(folder, files) or first_stranger(folder, files)
         if problem is None:
             return
-        settled = (folder / SEAL).read_bytes() == raw and not (folder / _COMMITTED).exists()
-        if settled or attempt == _ATTEMPTS - 1:
+        unchanged = (folder / SEAL).read_bytes() == raw and not (folder / _COMMITTED).exists()
+        if unchanged or attempt == _ATTEMPTS - 1:
             raise NotSealedError(f"{problem}.")
         finish(folder)  # it was saved anew meanwhile
 

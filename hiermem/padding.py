@@ -34,7 +34,8 @@ class Layout:
         lengths: tokens of each text.
         source: place in the flattened input of each text's tokens, ``[T, L]`` int64, in order; what follows a
             text's tokens is padding. None: each row is a text without padding.
-        row, column: of the text and the token in it that each place of the input holds, ``[B, N]`` int64.
+        row: text that each place of the input holds a token of, ``[B, N]`` int64.
+        column: which of its tokens that is, ``[B, N]`` int64.
         packed: whether rows hold several texts.
     """
 

@@ -37,7 +37,8 @@ class Source:
 
     Attributes:
         segment: index of the recalled segment in which the passage begins.
-        start, end: character span of the passage in the document; it may end in the next segment.
+        start: first character of the passage in the document.
+        end: character after its last; it may be in the next segment.
         score: how well the passage fits the question, against others of the same answer; where whole
             segments are taken, how well the segment does.
         text: the characters of that span, exactly.

@@ -72,7 +72,7 @@ class HierMemPreTrainedModel(PreTrainedModel):
         return self.reader.new_working_memory(config, batch, recurrent=recurrent, segment=segment)
 
     def new_recurrent_memory(self, batch: int = 1) -> WorkingMemory:
-        """An empty working memory as configured, which hands on memory embeddings where there are any."""
+        """An empty working memory as configured, with HMT's recurrence where the model has one."""
         return self.new_working_memory(self.config.working, batch, recurrent=True)
 
     def replace_heads(self, config: MambaConfig) -> None:

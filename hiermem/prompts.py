@@ -18,8 +18,9 @@ class PromptText:
     """A prompt, or a part of one, as characters.
 
     Attributes:
-        before, after: what the chat template wrote around the content.
         content: passages and question.
+        before: what the chat template wrote before the content.
+        after: what it wrote behind.
         lead: beginning of the answer.
     """
 

@@ -1,4 +1,4 @@
-"""`Reader`: a backbone that reads token ids and texts over working memories, and what it says after them.
+"""`Reader`: a backbone that reads token ids and texts over working memories, and generates after them.
 
 Here alone ids are cut into chunks. Dimension names: B batch, N tokens of an input, V vocabulary.
 """
@@ -67,7 +67,7 @@ class Reader:
         """An empty working memory for this backbone.
 
         Args:
-            recurrent: whether segments hand on their memory embeddings, where the model makes them.
+            recurrent: whether segments read memory embeddings of earlier ones, where there are any.
             segment: tokens of a segment; None: as configured.
         """
         recurrence = None

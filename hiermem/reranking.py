@@ -16,7 +16,7 @@ from hiermem.reader import Reader
 from hiermem.text import encode, from_beginning
 
 WEIGHT = 1.0
-"""Nats that a unit of the score counts; chosen for the lexical search key (docs/lab-notes.md)."""
+"""Nats that a unit of the score counts; chosen for the lexical search key (docs/lab-notes/search.md)."""
 
 PREFIX = "\n\nQuestion:"
 """Words between a segment and the question; a small model asks itself the next question by them."""

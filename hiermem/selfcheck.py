@@ -21,7 +21,7 @@ _checked: set[type] = set()
 def check_decoding(reader: Reader, generate: Callable[..., Any]) -> None:
     """Decode two tokens through ``generate`` and compare their logits with those of one pass over them all.
 
-    A version of transformers that hands on the cache by a name that is not known here would let every token
+    A version of transformers that passes the cache by a name that is not known here would let every token
     begin an empty memory, with answers that look like answers.
 
     Args:

@@ -53,7 +53,8 @@ class Unit:
     """A sentence or a row.
 
     Attributes:
-        start, end: its character span.
+        start: its first character.
+        end: the character after its last.
         header: span of the line that says what the rows of its list are, where there is one; of that line
             its own.
     """

@@ -26,7 +26,8 @@ class Attention(Protocol):
 
         Args:
             query: ``[B, G, Q, D]``.
-            keys, values: ``[B, G, S, D]``.
+            keys: ``[B, G, S, D]``.
+            values: ``[B, G, S, D]``.
             mask: what is added to the logits, broadcastable to ``[B, G, Q, S]``; None: nothing.
         """
 
@@ -44,7 +45,8 @@ class QKV:
 
     Attributes:
         query: ``[B, H, T, D]``.
-        key, value: ``[B, G, T, D]``.
+        key: ``[B, G, T, D]``.
+        value: ``[B, G, T, D]``.
     """
 
     query: Tensor

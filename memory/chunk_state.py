@@ -1,4 +1,4 @@
-"""The protocol of what is carried from chunk to chunk."""
+"""The protocol of states that are carried from chunk to chunk."""
 
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar

@@ -68,10 +68,11 @@ class Contents:
 
         Args:
             segment: tokens of a complete record.
-            tokens, characters: of the document.
+            tokens: of the document.
+            characters: of the document.
             vocabulary: how many tokens there are; None: any.
             overlap: whether characters may stand in two records, as the first release left them where a
-                partial segment that hands on memory embeddings was read on.
+                partial segment with memory embeddings was read on.
 
         Raises:
             ValueError: they are not.

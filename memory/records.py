@@ -1,4 +1,4 @@
-"""Records: what segments leave in the long-term memory, and how they are found again."""
+"""Records that segments leave in the long-term memory, and records that were recalled."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,8 @@ class SegmentRecord:
     Attributes:
         first_token: true position of its first token in the document.
         ids: its tokens, ``[n]`` int32.
-        start, end: its character span in the document.
+        start: its first character in the document.
+        end: the character after its last.
         utf8: the characters of that span, exactly, ``[bytes]`` uint8.
         embedding: its memory embeddings ``[m, width]``, where the model makes them.
     """

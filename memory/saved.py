@@ -36,10 +36,14 @@ class SavedInfo:
     """The info of a saved memory.
 
     Attributes:
-        fingerprint, model, segment: as `MemoryState` has them.
-        tokens, characters: how many were read.
-        recurrent: whether segments hand on memory embeddings.
-        working, longterm: settings of the two memories.
+        fingerprint: as `MemoryState` has it.
+        model: as `MemoryState` has it.
+        segment: as `MemoryState` has it.
+        tokens: how many were read.
+        characters: how many were read.
+        recurrent: whether segments read the memory embeddings of earlier ones.
+        working: settings of the working memory.
+        longterm: settings of the long-term memory.
         bookkeeping: as `WorkingMemory.bookkeeping` has it.
         digests: as `LongTermMemory.digests` has them.
     """

@@ -53,7 +53,7 @@ class MemoryOwner(Protocol):
     def new_working_memory(
         self, config: WorkingMemoryConfig, *, recurrent: bool = False, segment: int | None = None
     ) -> WorkingMemory:
-        """An empty working memory on the model's device; if ``recurrent``, one that segments hand on, of
+        """An empty working memory on the model's device; if ``recurrent``, with the recurrence of segments of
         ``segment`` tokens each."""
 
     def to_device(self, tensor: Tensor) -> Tensor:
@@ -360,7 +360,8 @@ def check_fingerprint(saved: dict[str, str], present: dict[str, str], memory: st
     """Refuse a memory that another model made.
 
     Args:
-        saved, present: what the memory must match, and what the model has.
+        saved: what the memory was read with.
+        present: what the model has.
         memory: what the message calls it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Tier of the long-term memory: what a document leaves there beside its records, and what that recalls.
+"""Tier of the long-term memory: keeps something of a document beside its records, and recalls by it.
 
 A tier is one file and one line:
 
@@ -148,7 +148,7 @@ class EvictionHook:
         return cls(asking) if asking else None
 
     def __call__(self, group: HeadGroup, before: LayerCache, after: LayerCache) -> None:
-        """Hand on what ``group`` has lost between two moments of its cache."""
+        """Tell the tiers what ``group`` has lost between two moments of its cache."""
         tokens = EvictedTokens.between(group.heads, before, after)
         if tokens is not None:
             for tier in self.tiers:

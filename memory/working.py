@@ -170,7 +170,9 @@ class WorkingMemory(ComposedState):
         """Attention of a layer over all that it may see, ``[B, T, H, D]``.
 
         Args:
-            query: ``[B, H, T, D]``; key, value: ``[B, G, T, D]``, of the chunk's columns alone.
+            query: ``[B, H, T, D]``.
+            key: ``[B, G, T, D]``, of the chunk's columns alone.
+            value: ``[B, G, T, D]``, as well.
             attention: the backbone's.
         """
         qkv = QKV(query, key, value)

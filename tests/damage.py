@@ -77,7 +77,7 @@ def whole(value: float, segment: int = 16) -> HierMemModel:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """What a save wrote and a load reads, the seal included, the card not."""
+    """Files that a save wrote and a load reads, the seal included, the card not."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CARD)
 
 
@@ -189,7 +189,7 @@ def flips(count: int) -> Counter[str]:
 
 
 def kills(count: int) -> Counter[str]:
-    """What is left of saves over an older model that were killed at random moments."""
+    """Remains of saves over an older model that were killed at random moments."""
     torch.set_num_threads(1)
     found: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:

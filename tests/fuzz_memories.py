@@ -53,7 +53,7 @@ class Case:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What it says, without its checksum."""
+        """Content without its checksum."""
         body: dict[str, Any] = json.loads((self.folder / "manifest.json").read_bytes())
         del body["checksum"]
         return body

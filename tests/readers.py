@@ -123,7 +123,7 @@ def reader(
 
 
 def lively(model: HierMemModel, deviation: float = 0.5) -> HierMemModel:
-    """The model with random memory parameters, so that what is handed on changes what follows."""
+    """The model with random memory parameters, so that the recurrence changes what follows."""
     draw = torch.Generator().manual_seed(3)
     assert model.summary is not None
     for parameter in model.summary.parameters():

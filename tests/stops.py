@@ -88,7 +88,7 @@ KINDS = {
 
 @dataclass
 class Tally:
-    """What was seen of one kind; ``lost`` in seconds of reading, ``chunks`` in chunks."""
+    """Stops of one kind; ``lost`` in seconds of reading, ``chunks`` in chunks."""
 
     ends: Counter[int] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)

@@ -244,7 +244,7 @@ def failing(module: nn.Module, error: type[BaseException], call: int = 1) -> Ite
 
 
 def everything(model: PreTrainedModel) -> tuple[Any, ...]:
-    """What attaching could leave behind on a model."""
+    """Traces that attaching could leave behind on a model."""
     modules = {name: (type(module), sorted(vars(module))) for name, module in model.named_modules()}
     hooks = [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()]
     return model.config.to_dict(), model.config._attn_implementation, modules, hooks

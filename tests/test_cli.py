@@ -366,7 +366,7 @@ def test_bench_length_reports_every_point(tiny_model: Path, book: Path) -> None:
 
 
 def test_the_command_by_itself(tiny_model: Path, tmp_path: Path) -> None:
-    """What libraries write while they are imported, and the exit status."""
+    """Output of libraries while they are imported, and the exit status."""
     assert_refused(run_alone("ask", tmp_path, "Why?", "--model", tiny_model), "There is no memory")
     shown = run_alone("--version")
     assert shown.returncode == 0 and shown.stderr == b""

@@ -118,7 +118,7 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 
 def documented(docstring: str, section: str) -> list[str]:
-    """The entries of a section of a docstring, such as ``Args``; each may name several."""
+    """The entries of a section of a docstring, such as ``Args``."""
     block = re.search(rf"^{section}:\n((?:    .*\n?|\n)+)", docstring, re.MULTILINE)
     entries = r"^    ([*\w]+(?:, [*\w]+)*)(?: \(.*\))?:"
     return re.findall(entries, block[1], re.MULTILINE) if block else []
@@ -134,21 +134,41 @@ def attributes_of(node: ast.ClassDef) -> set[str]:
     return fields | methods | own
 
 
+def arguments_of(node: ast.FunctionDef) -> set[str]:
+    """Names of all arguments of a function."""
+    return {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
+
+
+def wrong_entries(node: ast.AST) -> list[str]:
+    """Entries of the docstring of a function or class that are not there, or several in one."""
+    if isinstance(node, ast.FunctionDef):
+        entries, there = documented(ast.get_docstring(node) or "", "Args"), arguments_of(node)
+    elif isinstance(node, ast.ClassDef):
+        docstring, there = ast.get_docstring(node) or "", attributes_of(node)
+        entries = documented(docstring, "Attributes")
+        for part in node.body:
+            if isinstance(part, ast.FunctionDef) and part.name == "__init__":
+                there |= arguments_of(part)
+                entries += documented(docstring, "Args")
+    else:
+        return []
+    return [entry for entry in entries if entry.strip("*") not in there]
+
+
 def test_docstrings_name_what_is_there() -> None:
     """One parameter a line, as the reference shows them; each exists."""
     wrong = []
     for path in (path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
-            if isinstance(node, ast.FunctionDef):
-                arguments = {a.arg for a in ast.walk(node.args) if isinstance(a, ast.arg)}
-                for entry in documented(ast.get_docstring(node) or "", "Args"):
-                    wrong += [] if entry.strip("*") in arguments else [f"{where}: {entry}"]
-            elif isinstance(node, ast.ClassDef):
-                for entry in documented(ast.get_docstring(node) or "", "Attributes"):
-                    missing = set(entry.split(", ")) - attributes_of(node)
-                    wrong += [f"{where}: {name}" for name in missing]
+            wrong += [f"{where}: {entry}" for entry in wrong_entries(node)]
     assert not wrong, wrong
+
+
+def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
+    files = [path for folder in (*FOLDERS, "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
+    riddles = [str(path) for path in files if '"""What ' in path.read_text("utf-8")]
+    assert not riddles
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -134,7 +134,7 @@ def test_the_bundled_backbone_has_an_evictor_of_its_own_and_lends_its_network() 
 def test_shares_alone_score_with_the_network_that_ships(
     plain_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What `hiermem calibrate` writes: an untrained network would keep the newest tokens alone."""
+    """Weights as `hiermem calibrate` writes them: an untrained network would keep the newest tokens alone."""
     calibrated, ships = (
         EvictionWeights(uneven(reader())),
         resolve_eviction_weights("smollm2", "smollm2", "namm"),

@@ -14,9 +14,9 @@ SMALLEST = {
     "custom_task.py": ["--limit", "2", "--characters", "300", "--seed", "1"],
     "train_memory.py": ["--steps", "1", "--tokens", "1024", "--output", "run"],
 }
-"""What each is called with beside `--model`."""
+"""Arguments of each beside `--model`."""
 
-SAID = {
+PRINTED = {
     "read_and_ask.py": ("tokens in", "characters "),
     "resume_memory.py": ("search keys as if read at once: True",),
     "custom_policy.py": ("window: perplexity", "attention: perplexity", "thinning: perplexity"),
@@ -26,7 +26,7 @@ SAID = {
 
 
 def test_every_example_is_run() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(SMALLEST) == set(SAID)
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(SMALLEST) == set(PRINTED)
 
 
 @pytest.mark.usefixtures("own_registries")
@@ -43,5 +43,5 @@ def test_an_example_runs(
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     assert end.value.code == 0
-    said = capsys.readouterr().out
-    assert all(words in said for words in SAID[name]), said
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in PRINTED[name]), printed

@@ -79,8 +79,8 @@ def test_only_what_a_chat_template_wrote_is_a_control_token(tiny_model: Path) ->
     model.tokenizer.chat_template = (
         "{% for message in messages %}<s>{{ message.role }} {{ message.content }}</s>{% endfor %}answer"
     )
-    said = [{"role": "user", "content": "Why?</s><s>"}, {"role": "assistant", "content": "So"}]
-    whole, begun = model.apply_chat_template(said), model.apply_chat_template(said, False)
+    messages = [{"role": "user", "content": "Why?</s><s>"}, {"role": "assistant", "content": "So"}]
+    whole, begun = model.apply_chat_template(messages), model.apply_chat_template(messages, False)
     assert whole == "<s>user Why?</s><s></s><s>assistant So</s>answer" and whole.startswith(begun)
     for text, count in ((whole, 4), (begun + "</s>", 3), ("<s>So</s>", 0)):
         ids = model.tok_encode(text)
@@ -99,9 +99,9 @@ def test_a_prompt_that_begins_as_another_is_known_by_all_its_turns(tiny_model: P
     model = HarnessModel(str(tiny_model))
     model.tokenizer.chat_template = TURNS
     roles = ("user", "assistant") * 3
-    said = [{"role": role, "content": f"{place}</s>"} for place, role in enumerate(roles)]
-    whole = {count: model.apply_chat_template(said[:count]) for count in (1, 5, 3)}
-    begun = {count: model.apply_chat_template(said[:count], False) for count in (1, 5, 3)}
+    messages = [{"role": role, "content": f"{place}</s>"} for place, role in enumerate(roles)]
+    whole = {count: model.apply_chat_template(messages[:count]) for count in (1, 5, 3)}
+    begun = {count: model.apply_chat_template(messages[:count], False) for count in (1, 5, 3)}
     assert whole[5].startswith(begun[3]) and begun[3].startswith(begun[1])
     for text, count in ((whole[turns], 2 * turns + 1), (begun[turns], 2 * turns - 1)):
         for after in ("", "</s>", " <s>user: 1</s>"):

@@ -1,4 +1,4 @@
-"""What `hiermem inspect` shows: the counts, the page as harmless HTML, the command, and a real browser."""
+"""Output of `hiermem inspect`: the counts, the page as harmless HTML, the command, and a real browser."""
 
 import dataclasses
 import json
@@ -66,7 +66,7 @@ def model_with(policy: str, shares: bool) -> HierMemModel:
 
 
 def read_whole(model: HierMemModel, text: str) -> Any:
-    """The working memory after the whole text, read in one call, and settled."""
+    """The working memory after the whole text, read in one call, after a last eviction."""
     memory = model.new_working_memory(model.config.working)
     ids = model.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
     with torch.inference_mode():
@@ -76,7 +76,7 @@ def read_whole(model: HierMemModel, text: str) -> Any:
 
 
 def made(name: str = "text", text: str = HOSTILE) -> Inspection:
-    """What a tiny reader keeps of a text."""
+    """Tokens of a text that a tiny reader keeps."""
     return inspect(model_with("keen", False), text, name=name, progress=False)
 
 

@@ -1,4 +1,4 @@
-"""What transformers hands to a model is obeyed or refused by name, and the model answers as others do."""
+"""Arguments from transformers are obeyed or refused by name, and the model answers as others do."""
 
 import copy
 from typing import Any

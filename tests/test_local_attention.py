@@ -1,4 +1,4 @@
-"""What Mamba heads still look at: attention to the first and the last tokens, wherever the text is cut."""
+"""Local attention of Mamba heads: to the first and the last tokens, wherever the text is cut."""
 
 import random
 from dataclasses import dataclass, field
@@ -50,16 +50,16 @@ def test_looking_in_blocks_is_attention_under_a_mask(
     for one, other in zip(ours, theirs, strict=True):
         other.data.copy_(one.data)
     attention = SoftmaxAttention(0.3, softcap)
-    near, said, at = SinkWindowKV.nothing(torch.cat(ours[1:], -1), FIRST, LAST), [], 0
+    near, outputs, at = SinkWindowKV.nothing(torch.cat(ours[1:], -1), FIRST, LAST), [], 0
     for take in cuts:
         query, key, value = (tensor[:, :, at : at + take] for tensor in ours)
         plan = plan_local_attention(chunk_of(at, take), FIRST, LAST, 0, sliding)
         output, near = local_attention(QKV(query, key, value), plan, near, attention)
-        said.append(output)
+        outputs.append(output)
         at += take
     expected = plain(*theirs, softcap, sliding)
-    torch.testing.assert_close(torch.cat(said, 2), expected, atol=1e-5, rtol=1e-4)
-    torch.cat(said, 2).square().sum().backward()
+    torch.testing.assert_close(torch.cat(outputs, 2), expected, atol=1e-5, rtol=1e-4)
+    torch.cat(outputs, 2).square().sum().backward()
     expected.square().sum().backward()
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-3)
@@ -70,7 +70,7 @@ def test_looking_in_blocks_is_attention_under_a_mask(
 
 @dataclass
 class Document:
-    """What one row has read: keys beside values of its tokens, and of the prompt that it may see."""
+    """Tokens that one row has read: keys beside values of its tokens, and of the prompt that it may see."""
 
     tokens: list[Tensor] = field(default_factory=list)
     prompt: list[Tensor] = field(default_factory=list)
@@ -86,8 +86,8 @@ def attended(query: Tensor, pairs: list[Tensor]) -> Tensor:
 def visible(
     document: Document, at: int, place: int, own: list[Tensor], sinks: int, window: int, sliding: int
 ) -> list[Tensor]:
-    """What a query at ``at`` sees: the prompt, first and last tokens, and of what follows them (``own``)
-    what comes before it; a sliding window is measured from ``place``."""
+    """Tokens that a query at ``at`` sees: the prompt, first and last tokens, and those before it of what
+    follows (``own``); a sliding window is measured from ``place``."""
     every, read = document.tokens + own, len(document.tokens)
     near = [i for i in range(at + 1) if at - i < window and (i >= read or place - i < sliding)]
     far = [i for i in range(min(sinks, read)) if at - i >= window and place - i < sliding]
@@ -124,7 +124,7 @@ def test_rows_at_different_places_see_what_they_should(seed: int) -> None:
         columns = torch.zeros(B, Q, dtype=torch.int64)
         chunk = Chunk(columns, columns, columns, tuple(valid), seen, min(valid) < Q, **around)
         plan = plan_local_attention(chunk, sinks, window, before or near.prompt.shape[2], sliding)
-        said, near = local_attention(QKV(query, key, value), plan, near, attention)
+        output, near = local_attention(QKV(query, key, value), plan, near, attention)
         for row, document in enumerate(documents):
             pairs = torch.cat((key, value), -1)[row].transpose(0, 1)  # [T, G', E]
             if starting[row]:
@@ -136,7 +136,7 @@ def test_rows_at_different_places_see_what_they_should(seed: int) -> None:
             asked += [(before + Q + i, count + i) for i in range(len(own))]
             for column, at in asked:
                 found = visible(document, at, min(at, count), own, sinks, window, sliding or 10**6)
-                torch.testing.assert_close(said[row, :, column], attended(query[row, :, column], found))
+                torch.testing.assert_close(output[row, :, column], attended(query[row, :, column], found))
             if count >= max(sinks, window - 1) > 0:
                 kept = document.tokens[:sinks] + document.tokens[count - window + 1 :]
                 held = torch.cat((near.first[row], near.last[row]), 1).transpose(0, 1)

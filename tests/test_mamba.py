@@ -299,8 +299,8 @@ def test_gradients_flow_through_states_and_stop_where_they_are_cut() -> None:
         assert (embeddings.grad is None or not embeddings.grad.any()) == cut
 
 
-def said(model: HierMemModel, read: Callable[[], Any]) -> list[Tensor]:
-    """What all heads of each layer say while ``read`` reads one row, ``[T, H, D]``."""
+def head_outputs(model: HierMemModel, read: Callable[[], Any]) -> list[Tensor]:
+    """Outputs of all heads of each layer while ``read`` reads one row, ``[T, H, D]``."""
     found: list[list[Tensor]] = [[] for _ in model.backbone.model.layers]
     hooks = [
         layer.self_attn.o_proj.register_forward_pre_hook(lambda _, given, own=own: own.append(given[0][0]))
@@ -317,14 +317,14 @@ def test_heads_learn_to_imitate_beside_an_unchanged_reading() -> None:
     freeze_all_but(model, ("mamba",))
     objective, some = HeadObjective(model), collated([Sample("one", ids_of(60)[0].tolist(), [True] * 60)], 60)
     assert {name.split(".")[1] for name in trainable_parameters(objective)} == {"mamba"}
-    attention = said(model, lambda: objective(some))
-    for ours, plain in zip(attention, said(model, lambda: model.backbone(some.ids)), strict=True):
+    attention = head_outputs(model, lambda: objective(some))
+    for ours, plain in zip(attention, head_outputs(model, lambda: model.backbone(some.ids)), strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
     apart = []
     for layer, group in model.mamba.groups:
         config = with_mamba([[layer, group]], policy="none", positions="absolute")
         alone, heads = reader(config=config), slice(2 * group, 2 * group + 2)
-        own = said(alone, lambda alone=alone: alone(some.ids))[layer][:, heads]
+        own = head_outputs(alone, lambda alone=alone: alone(some.ids))[layer][:, heads]
         target = attention[layer][:, heads]
         apart.append((own - target).square().sum() / target.square().sum())
     before = objective(some).total

@@ -1,4 +1,4 @@
-"""What ships for the real small model: the trained memory, and Mamba heads."""
+"""Parts that ship for the real small model: the trained memory, and Mamba heads."""
 
 import pytest
 import torch

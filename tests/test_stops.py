@@ -1,4 +1,4 @@
-"""What stops a reading at any moment: exceptions at any instruction, signals, kills, full disks."""
+"""Stops of a reading at any moment: exceptions at any instruction, signals, kills, full disks."""
 
 import os
 import signal

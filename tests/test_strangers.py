@@ -153,15 +153,15 @@ NONSENSE = {
 }
 
 
-@pytest.mark.parametrize(("change", "said"), NONSENSE.values(), ids=NONSENSE)
-def test_nonsense_with_a_seal_that_fits_is_named(tmp_path: Path, change: Any, said: str) -> None:
+@pytest.mark.parametrize(("change", "sentence"), NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_with_a_seal_that_fits_is_named(tmp_path: Path, change: Any, sentence: str) -> None:
     model, folder = model_of("plain"), tmp_path / "memory"
     shutil.copytree(MEMORIES / "format1" / "plain", folder)
     info = load_directory(folder)[1]
     changed(folder, lambda _, own: own.update(fingerprint=model.fingerprint()))
     assert MemoryState.load(folder, model).tokens == info["tokens"]
     changed(folder, change)
-    with pytest.raises(MemoryFileError, match=said) as caught:
+    with pytest.raises(MemoryFileError, match=sentence) as caught:
         MemoryState.load(folder, model)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -182,7 +182,7 @@ def test_verify_finds_a_torn_memory(tmp_path: Path) -> None:
 # ---- that leads elsewhere
 
 opened: list[str] | None = None
-"""What is opened while a test looks; None: none does."""
+"""Files opened while a test listens; None: none does."""
 
 
 def look(event: str, arguments: tuple[Any, ...]) -> None:

@@ -50,7 +50,7 @@ def shell(line: str, *arguments: object, **environment: str) -> subprocess.Compl
 
 
 @pytest.mark.parametrize(
-    ("line", "status", "said"),
+    ("line", "status", "expected"),
     [
         ('$H verify "$1" 2>&-', 0, b"is sound"),
         ('$H verify "$1" <&- >&- 2>&-', 0, b""),
@@ -59,11 +59,11 @@ def shell(line: str, *arguments: object, **environment: str) -> subprocess.Compl
         ('(sleep 1; $H verify "$1"; echo $? >&2) | true', 0, b"141"),
     ],
 )
-def test_closed_and_ended_streams(line: str, status: int, said: bytes, memory: Path) -> None:
+def test_closed_and_ended_streams(line: str, status: int, expected: bytes, memory: Path) -> None:
     done = shell(line, memory)
     shown = done.stdout + done.stderr
     assert done.returncode == status, shown
-    assert said in shown and b"Traceback" not in shown and b"Exception" not in shown
+    assert expected in shown and b"Traceback" not in shown and b"Exception" not in shown
 
 
 def test_what_an_encoding_lacks_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

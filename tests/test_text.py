@@ -175,7 +175,7 @@ def test_names_of_added_tokens_are_text_whether_special_or_not(name: str) -> Non
 
 
 def test_a_control_token_stands_within_the_template() -> None:
-    """What a template begins and a content ends is no control token."""
+    """A name that a template begins and a content ends is no control token."""
     for parts in (["</", "s>"], ["<tool_call>", "s"]):
         text, first = "".join(parts), range(len(parts[0]))
         assert text not in with_tools().convert_ids_to_tokens(encode(with_tools(), text, template=[first]))

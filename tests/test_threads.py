@@ -13,7 +13,7 @@ from hiermem.memory.hmt.module import SummaryConfig
 
 
 def elsewhere(call: Callable[[], Any]) -> Any:
-    """What ``call`` gives in another thread."""
+    """Result of ``call`` in another thread."""
     results: list[Any] = []
 
     def run() -> None:

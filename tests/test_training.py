@@ -105,7 +105,7 @@ def test_only_answers_to_questions_of_the_split_count(data: Path, split: str, ow
 
 @pytest.mark.parametrize("tokens", [1100, 8000])
 def test_codes_in_a_book_are_asked_for_at_its_end(data: Path, tokens: int) -> None:
-    """What counts are the codes, each hidden in the text and asked for by its number, whatever the room."""
+    """The codes count, each hidden in the text and asked for by its number, whatever the room."""
     samples = TrainingDataset(tokenizer(), data, SampleConfig(books=0, facts=1, tokens=tokens))
     sample = samples[3]
     assert sample == samples[3] != samples[4] and len(sample.ids) <= tokens
@@ -169,7 +169,7 @@ def test_gradients_reach_back_as_many_segments_as_they_should(depth: int, recomp
 
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_a_step_leaves_no_memory_behind(name: str) -> None:
-    """What a working memory holds of the graph would otherwise stay until Python searches for cycles."""
+    """The part of the graph that a memory holds would otherwise stay until Python searches for cycles."""
 
     def memories() -> int:
         return sum(type(own) is WorkingMemory for own in gc.get_objects())

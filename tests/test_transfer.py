@@ -27,15 +27,15 @@ def test_facts_come_before_what_refers_to_them_and_questions_have_their_answers(
         assert len(ids) == 1 + 3 * transfer.SENTENCES and ids[0] == transfer.BOS
         told: dict[int, int] = {}
         references: dict[int, int] = {}
-        for mark, key, said in ids[1:].view(-1, 3).tolist():
+        for mark, key, answer in ids[1:].view(-1, 3).tolist():
             if mark == transfer.FACT:
                 assert key not in told
-                told[key] = said
+                told[key] = answer
             elif mark == transfer.REFER:
-                assert said - transfer.CLASS == (told[key] - transfer.VALUE) % transfer.CLASSES
+                assert answer - transfer.CLASS == (told[key] - transfer.VALUE) % transfer.CLASSES
                 references[key] = references.get(key, 0) + 1
             else:
-                assert min(mark, key, said) >= transfer.FILLER
+                assert min(mark, key, answer) >= transfer.FILLER
         questions = asks.view(-1, 3).tolist()
         assert {key: value for _, key, value in questions} == told and len(questions) == transfer.FACTS
         assert references == {

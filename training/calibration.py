@@ -32,7 +32,7 @@ AGAIN = "\n\nRepeat the previous context:\n\n"
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """Settings of a calibration, chosen on train books (`docs/lab-notes.md`).
+    """Settings of a calibration, chosen on train books (`docs/lab-notes/head-budgets.md`).
 
     Attributes:
         tokens: length of each text that is read twice; both readings must fit the trained range.

@@ -108,7 +108,7 @@ def isolated() -> TrainConfig:
 def recall() -> TrainConfig:
     """Recall fitted to the memory embeddings that a trained prompt makes: goes on from `isolated`.
 
-    Gradient steps with the prompt held fixed made it worse (docs/lab-notes.md).
+    Gradient steps with the prompt held fixed made it worse (docs/lab-notes/hmt.md).
     """
     return replace(isolated(), trains=("recall",), fitted=60, steps=0)
 

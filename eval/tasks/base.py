@@ -146,7 +146,7 @@ class Task(Section, ABC):
         return options
 
     def configure(self, config: "HierMemConfig") -> "HierMemConfig":
-        """The configuration with what this task settles itself.
+        """The configuration with what this task sets itself.
 
         Raises:
             InputError: nothing can be measured with it.

@@ -31,10 +31,18 @@ class HarnessModel(TemplateLM):
 
     Args:
         pretrained: hub id or folder of a model, or smollm2.
-        preset, policy, budget, segment, chunk, positions, dtype: as on hiermem's own command line.
+        preset: as on hiermem's own command line, like those below.
+        policy: what the working memory keeps.
         policy_set: settings of the policy, NAME=VALUE with semicolons between.
-        evictor: as there; none comes as None from the harness.
-        device, batch_size, max_batch_size: given by the harness; contexts are read one by one.
+        budget: live tokens per KV head after each eviction.
+        segment: tokens of one long-term record.
+        chunk: tokens read at once.
+        positions: of old tokens.
+        evictor: head shares and NAMM's network; none comes as None from the harness.
+        dtype: to compute in.
+        device: from the harness.
+        batch_size: from the harness, without effect: contexts are read one by one.
+        max_batch_size: as batch_size.
         max_gen_toks: tokens that are generated where a task sets no limit.
 
     Raises:

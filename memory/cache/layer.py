@@ -22,7 +22,8 @@ class Prefix:
     """Prefix of a segment: seen by all its tokens, never evicted, replaced by the next.
 
     Attributes:
-        keys, values: ``[B, G, P, D]``.
+        keys: ``[B, G, P, D]``.
+        values: ``[B, G, P, D]``.
     """
 
     keys: Tensor
@@ -93,7 +94,10 @@ class LayerCache:
         """The cache of one row as a file holds it: a tree of specs.
 
         Args:
-            heads, widths, dtype, size: as in `specs`.
+            heads: G.
+            widths: D of keys and of values; 0: any.
+            dtype: of the backbone's states.
+            size: what T is called.
             state: shape of a token's state of each name.
         """
         slots, kinds = (1, heads, size), (torch.float32, torch.promote_types(torch.float32, dtype))
@@ -124,7 +128,8 @@ class LayerCache:
 
         Args:
             slots: positions of the chunk's tokens, ``[B, 1, Q]``, and whether any may be empty.
-            keys, values: those of all tokens, as `extended` gives them.
+            keys: those of all tokens, as `extended` gives them.
+            values: as the keys.
             prefix: what stands before the present segments from here.
         """
         assert slots.positions is not None and slots.position_ids is not None

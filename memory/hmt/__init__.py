@@ -1,1 +1,1 @@
-"""HMT's memory embeddings and what segments hand on (arXiv 2405.06067)."""
+"""HMT's memory embeddings and the recurrence of segments (arXiv 2405.06067)."""

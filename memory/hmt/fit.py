@@ -10,10 +10,10 @@ from hiermem.memory.hmt.module import HMTModule
 from hiermem.memory.modules import Projection
 
 RIDGE = 1.0
-"""Of the projections that keys are fitted with, as a share of the mean variance (docs/lab-notes.md)."""
+"""Of the projections that keys are fitted with, as a share of the mean variance (docs/lab-notes/hmt.md)."""
 
 CONTENT_RIDGE = 0.1
-"""Of the projection that what is recalled begins with (docs/lab-notes.md)."""
+"""Of the projection that what is recalled begins with (docs/lab-notes/hmt.md)."""
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from hiermem.settings import check_settings
 
 QUERIES = ("half", "previous")
 SHARPNESS = 20.0
-"""Of a residual memory's recall: what cosines are multiplied by before the softmax (docs/lab-notes.md)."""
+"""Factor of cosines before the softmax, in the recall of a residual memory (docs/lab-notes/hmt.md)."""
 
 
 FORMER_NAMES = {"neutral": "residual", "words": "init_text"}

@@ -77,7 +77,9 @@ def plan_local_attention(
 
     Args:
         chunk: the tokens that are read, and what is read around them.
-        sinks, window, prompt: s, w and P.
+        sinks: first tokens of the document that are seen (s).
+        window: last tokens that are seen (w).
+        prompt: embeddings of the memory prompt (P).
         sliding: the layer's sliding window; None: there is none.
     """
     device, Q, visible = chunk.positions.device, chunk.width, chunk.prefix_mask
@@ -108,7 +110,8 @@ class _Reach:
 
     Attributes:
         first: columns of the document's first tokens, counted from the chunk's first, ``[B, s]``.
-        begun, valid: tokens before and in the chunk, ``[B]``.
+        begun: tokens before the chunk, ``[B]``.
+        valid: tokens in the chunk, ``[B]``.
         window: w.
         sliding: the layer's sliding window; None: there is none.
     """
@@ -165,11 +168,11 @@ def _order(Q: int, suffix: int, valid: Tensor) -> Tensor:
 def local_attention(
     qkv: QKV, plan: LocalAttentionPlan, before: SinkWindowKV, attention: Attention
 ) -> tuple[Tensor, SinkWindowKV]:
-    """Softmax attention to what is near, ``[B, H', T, D]``, and what is near after the chunk.
+    """Softmax attention to first and last tokens, ``[B, H', T, D]``, and those tokens after the chunk.
 
     Args:
         qkv: of the H' replaced query heads and G' KV groups, rotated at the chunk's frames.
-        before: what was near before it.
+        before: first and last tokens before it.
         attention: the backbone's.
     """
     pairs, queries = torch.cat((qkv.key, qkv.value), dim=-1), qkv.query.unflatten(1, (qkv.key.shape[1], -1))

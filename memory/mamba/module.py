@@ -79,9 +79,9 @@ class MambaLayerState:
     """State that the Mamba heads of a layer carry from token to token.
 
     Attributes:
-        conv_state: what the convolution saw last, ``[B, H, K - 1, C]`` float32.
+        conv_state: last inputs of the convolution, ``[B, H, K - 1, C]`` float32.
         ssm_state: of the scan (S), ``[B, H, D, D]`` float32.
-        near: what they still look at; None: nothing.
+        near: first and last tokens, and the prompt, that they attend to; None: none.
     """
 
     conv_state: Tensor = field(metadata={"file": "tail"})

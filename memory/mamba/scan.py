@@ -30,7 +30,8 @@ class ScanInputs(NamedTuple):
         x: ``[B, H, T, P]``.
         steps: Δ, ``[B, H, T]``, at least 0; where it is 0, nothing is read and nothing decays.
         rates: A of each head, ``[H]``, at least 0.
-        b, c: ``[B, H, T, N]``.
+        b: B of each token, ``[B, H, T, N]``.
+        c: C of each token, ``[B, H, T, N]``.
     """
 
     x: Tensor

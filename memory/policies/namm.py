@@ -58,7 +58,8 @@ class Namm(AtLeastFloat32):
     All parameters start at 0, as published: every score is 0.
 
     Attributes:
-        mean, deviation: of the spectrogram's features, ``[bins]`` float32; frozen, part of the checkpoint.
+        mean: of the spectrogram's features, ``[bins]`` float32; frozen, part of the checkpoint.
+        deviation: of the same features, as the mean.
     """
 
     mean: Tensor
