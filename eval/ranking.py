@@ -26,7 +26,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Share of questions whose own abstract is the best record, or among the five best.
 
-    BM25 and the lexical part of the search key stand beside the whole key, and that beside reranking.
+    BM25 and the keys that need no model stand beside all keys together, and those beside reranking.
 
     Args:
         model: what makes the trained part of the search keys and reranks; None: neither is done.
@@ -34,14 +34,15 @@ def evaluate(
     if not items:
         raise InputError("There is nothing to evaluate: raise --limit.")
     counted = max(BEST, config.asking.rerank)
-    hits = _found(items, LongTermMemory(config.longterm), [None] * len(items), counted)
-    ranks, keys = {"bm25": _bm25(items), "lexical": _segments(hits)}, "lexical"
+    memory = LongTermMemory(config.longterm)
+    hits, keys = _found(items, memory, [None] * len(items), counted), _keys_of(memory)
+    ranks = {"bm25": _bm25(items), keys: _segments(hits)}
     if model is not None and config.summary.search:
         bar = tqdm(items, desc="reading", disable=None)
         parts = [log.row(item.id, _embedded, model, item) for item in bar]
         embeddings = [(torch.tensor(row["embedding"]), torch.tensor(row["summary"])) for row in parts]
-        hits = _found(items, LongTermMemory(config.longterm, model.summary), embeddings, counted)
-        keys = "lexical and trained"
+        memory = LongTermMemory(config.longterm, model.summary)
+        hits, keys = _found(items, memory, embeddings, counted), _keys_of(memory)
         ranks[keys] = _segments(hits)
     if model is not None and config.asking.rerank:
         ranks[f"{keys}, reranked"] = _reranked(items, hits, config.asking, model, log)
@@ -68,6 +69,10 @@ def _found(
         memory.recall(Question(item.question, summary), count)
         for item, (_, summary) in zip(items, pairs, strict=True)
     ]
+
+
+def _keys_of(memory: LongTermMemory) -> str:
+    return " and ".join(key.name for key in memory.keys)
 
 
 def _segments(hits: Sequence[Sequence[Hit]]) -> list[list[int]]:

@@ -23,10 +23,11 @@ class Chunk:
         valid: number of real tokens in each row.
         num_tokens: tokens that each row had read before.
         padded: whether any row has padding.
-        prefix: embeddings before the tokens: a segment begins in some row.
-        suffix: embeddings after the tokens: a segment ends in some row.
-        starting, ending: in which rows.
-        embeddings: what the backbone reads, ``[B, prefix + Q + suffix, d]``; None: the tokens alone.
+        prefix: number of embeddings before the tokens; not 0 where a segment begins in some row.
+        suffix: number of embeddings after the tokens; not 0 where a segment ends in some row.
+        starting: in which rows a segment begins.
+        ending: in which rows a segment ends.
+        embeddings: inputs of the backbone, ``[B, prefix + Q + suffix, d]``; None: the tokens alone.
         prefix_mask: which columns before each row's present segment may be seen, ``[B, P]`` bool; None: all.
         requested: columns of the tokens that were asked for, ``[B, n]`` int64, where others are read again
             before them; None: all are asked for.

@@ -166,9 +166,9 @@ def test_docstrings_name_what_is_there() -> None:
 
 
 def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
-    files = [path for folder in (*FOLDERS, "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
-    riddles = [str(path) for path in files if '"""What ' in path.read_text("utf-8")]
-    assert not riddles
+    folders = (ROOT / folder for folder in (*FOLDERS, "benchmarks", "examples"))
+    files = (path for folder in folders for path in folder.rglob("*.py"))
+    assert not [str(path) for path in files if '"""What ' in path.read_text("utf-8")]
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -11,6 +11,7 @@ SMALLEST = {
     "read_and_ask.py": ["--question", "What is an assert statement?"],
     "resume_memory.py": ["--folder", "example.hmem", "--characters", "4000"],
     "custom_policy.py": ["--budget", "64", "--tokens", "700"],
+    "custom_key.py": ["--characters", "3000"],
     "custom_task.py": ["--limit", "2", "--characters", "300", "--seed", "1"],
     "train_memory.py": ["--steps", "1", "--tokens", "1024", "--output", "run"],
 }
@@ -20,6 +21,7 @@ PRINTED = {
     "read_and_ask.py": ("tokens in", "characters "),
     "resume_memory.py": ("search keys as if read at once: True",),
     "custom_policy.py": ("window: perplexity", "attention: perplexity", "thinning: perplexity"),
+    "custom_key.py": ("lexical: ", "lexical and trigrams: "),
     "custom_task.py": ("nll: ", "nll_shuffled: ", "n = 2"),
     "train_memory.py": ("held-out loss", "after 1 steps"),
 }

@@ -73,10 +73,10 @@ class HeadDistillation(WorkingMemory):
 
     Args:
         model: the backbone and the heads.
-        batch: rows.
+        lengths: tokens of each text, ``[B]`` int64; what follows is padding.
 
     Attributes:
-        lengths: tokens of each text, ``[B]`` int64; what follows is padding.
+        lengths: as given.
         counted: which columns of the present chunk are held against attention, ``[B, T]`` float32.
         apart: of every layer, squared differences ``[B, G']`` of its replaced groups, summed up to here.
         power: the same of what attention put out.
