@@ -64,7 +64,7 @@ class Inspection:
 def inspect(
     model: HierMemModel, text: str, limit: int = 4096, name: str = "text", progress: bool = True
 ) -> Inspection:
-    """Read the first ``limit`` tokens of a text and look at what its working memory has kept.
+    """Read the first ``limit`` tokens of a text and list what its working memory has kept.
 
     Args:
         name: of the text, for the page.

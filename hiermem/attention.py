@@ -161,7 +161,7 @@ class SoftmaxAttention:
         Args:
             mask: of the last keys; all see what stands before.
         """
-        # The fused kernel gives no weights: they are computed for the few queries that a policy looks at.
+        # The fused kernel gives no weights: they are computed for the few queries that a policy observes.
         logits = (query * self.scaling) @ keys.transpose(-1, -2)
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap

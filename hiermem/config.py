@@ -26,7 +26,7 @@ from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.settings import check_settings
 
 FORMAT_VERSION = 3
-"""1: Mamba heads looked at nothing. 2: the backbone by name alone, no seal."""
+"""1: Mamba heads without local attention. 2: the backbone by name alone, no seal."""
 
 OF_BACKBONE = frozenset(
     {
@@ -224,13 +224,13 @@ class HierMemConfig(PreTrainedConfig):
         """The same configuration with the Mamba heads of a saved model, unless it says which.
 
         Raises:
-            InputError: they are those of the saved model, but to look at other tokens.
+            InputError: they are those of the saved model, but to attend to other tokens.
         """
         mamba, trained = self.mamba, saved.mamba
         same = mamba.groups == trained.groups or (mamba.groups is None and mamba != MambaConfig())
         if trained.groups and same and (mamba.window, mamba.sinks) != (trained.window, trained.sinks):
             raise InputError(
-                f"The model's Mamba heads look at {trained.window} last and {trained.sinks} first tokens, "
+                f"The model's Mamba heads attend to {trained.window} last and {trained.sinks} first tokens, "
                 f"not at {mamba.window} and {mamba.sinks}: leave their settings out."
             )
         if mamba.groups is not None:
@@ -261,7 +261,7 @@ def _in_present_names(summary: Any) -> Any:
 
 
 def _check_names(unknown: Iterable[str]) -> None:
-    """Refuse settings that nothing would look at.
+    """Refuse settings that nothing would use.
 
     Raises:
         InputError: there is no such setting, or it belongs to a part.

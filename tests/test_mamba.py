@@ -363,7 +363,7 @@ def test_a_saved_model_comes_back_with_its_heads(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="do not fit"):
         HierMemModel.from_pretrained(tmp_path / "saved", config=with_mamba([[0, 0]]))
     for other in (MambaConfig(groups=SOME, taps=3, window=9), MambaConfig(window=9)):
-        with pytest.raises(InputError, match="look at 6 last and 2 first tokens, not at 9 and 4"):
+        with pytest.raises(InputError, match="attend to 6 last and 2 first tokens, not at 9 and 4"):
             HierMemModel.from_pretrained(tmp_path / "saved", config=HierMemConfig(mamba=other))
 
 

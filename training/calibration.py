@@ -1,4 +1,4 @@
-"""Head shares from one text, without training: which heads look far back when the text is read again.
+"""Head shares from one text, without training: which heads attend far back when the text is read again.
 
 The tokens that a question will need are unknown when tokens are evicted, but a second reading of the same
 text comes close (KVzip, arXiv 2505.23416, keeps tokens by it). Which tokens it needs differs from text to

@@ -1,4 +1,4 @@
-"""Recency ratio of every head, from one streaming pass over real text: which heads look only near.
+"""Recency ratio of every head, from one streaming pass over real text: which attend to near tokens alone.
 
 Heads that put nearly all their weight on the tokens near the query need no cache (RecurFormer, arXiv
 2410.12850). The paper leaves open the range, the text and how heads are chosen. Here whole KV groups are
@@ -108,10 +108,10 @@ def recency_ratios(reader: Reader, ids: Sequence[int], config: RecencyConfig) ->
 
 
 def _mean(positions: Tensor | None, near: Tensor, config: RecencyConfig) -> Tensor:
-    """Means ``[2, H]`` over the queries that have something far to look at; of layers with a sliding window,
-    over those that are still cached."""
+    """Means ``[2, H]`` over the queries that have something far to attend to; of layers with a sliding
+    window, over those that are still cached."""
     assert positions is not None
-    # Earlier queries have nothing far to look at but sinks, so their ratio says nothing of a head.
+    # Earlier queries have nothing far to attend to but sinks, so their ratio says nothing of a head.
     counted = (positions[0] >= config.window + config.sinks)[..., None, None]  # [G, T, 1, 1]
     means = (near[0] * counted).sum(1) / counted.sum(1)  # [G, R, 2]
     return means.flatten(0, 1).T

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True, kw_only=True)
 class Interleaved(BookTask):
-    """Pairs of books cut into alternating segments: does recall look at the right book, what does it bring?
+    """Pairs of books cut into alternating segments: does recall find the right book, what does it bring?
 
     Example:
 

@@ -46,8 +46,8 @@ def calibrate(
 ) -> None:
     """Measure how many tokens each KV head of a model should keep, without training.
 
-    Reads pieces of a text twice and counts where the second reading looks. Takes a minute or two for a small
-    model on two cores; any text of the kind you will read will do.
+    Reads pieces of a text twice and counts what the second reading attends to. Takes a minute or two for a
+    small model on two cores; any text of the kind you will read will do.
 
     Examples:
 
@@ -93,7 +93,7 @@ def heads(
     device: opt.Device = None,
     json: opt.Json = False,
 ) -> None:
-    """Measure which heads look only near, and choose the KV groups that need no cache (RecurFormer).
+    """Measure which heads attend to near tokens alone, and choose KV groups that need no cache (RecurFormer).
 
     Examples:
 
@@ -122,7 +122,8 @@ def heads(
         "window": window,
     }
     names = ", ".join(f"{layer}.{group}" for layer, group in selected)
-    words = f"{len(selected)} of {ratios.of_groups.numel()} KV groups look only near: {names} (layer.group)."
+    count = f"{len(selected)} of {ratios.of_groups.numel()} KV groups"
+    words = f"{count} attend to near tokens alone: {names} (layer.group)."
     words += f" The texts agree on {agreement:.2f} of them." if len(text) > 1 else ""
     opt.emit(result, json, words)
 

@@ -95,7 +95,7 @@ class ChunkReading:
     def _observe(
         self, groups: Sequence[int], queries: Tensor, visible: list[Tensor], attention: Attention
     ) -> None:
-        """Let the policy see the attention of the queries that it looks at, and keep those it asks for.
+        """Let the policy see the attention of the queries that it observes, and keep those it asks for.
 
         Args:
             queries: of a layer's tokens, ``[B, G, R, Q, D]``.
@@ -140,7 +140,7 @@ class ChunkReading:
 
 
 def _observed(chunk: Chunk, policy: EvictionPolicy) -> tuple[ObservedQueries, Observer] | None:
-    """The chunk's queries that a policy looks at, and what takes note of them; None: it looks at none.
+    """The chunk's queries that a policy observes, and its observer; None: it observes none.
 
     They depend on true positions alone, so cutting a text into other chunks shows the same queries. Where
     rows differ, all columns are shown.

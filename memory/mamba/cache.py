@@ -76,7 +76,7 @@ class MambaCache(ChunkState):
         query = qkv.query.unflatten(1, (qkv.key.shape[1], -1))[:, groups].flatten(1, 2)
         key, value = qkv.key[:, groups], qkv.value[:, groups]
         state = self.states.get(layer)
-        looked, near = None, None
+        attended, near = None, None
         if (config := self.heads.config).window:
             before = None if state is None else state.near
             if before is None:
@@ -89,7 +89,7 @@ class MambaCache(ChunkState):
         carried = None if state is None else (state.conv_state, state.ssm_state)
         output, conv_state, ssm_state = self.heads(layer, query, key, value, self._order, carried)
         self._pending[layer] = MambaLayerState(conv_state, ssm_state, near)
-        output = (output if looked is None else output + looked).to(value.dtype)
+        output = (output if attended is None else output + attended).to(value.dtype)
         return [(groups, output.reshape(len(output), len(groups), qkv.repeats * output.shape[2], -1))]
 
     def commit(self, chunk: Chunk, hidden: Tensor | None = None) -> None:

@@ -1,7 +1,7 @@
 """Sinks and sliding window of Mamba heads: the document's first tokens, the last, and the segment's prompt.
 
-Heads that look near still need two things exactly, whatever their state remembers: the tokens right before
-the query, and the first, where attention goes that wants nothing (StreamingLLM, arXiv 2309.17453;
+Such heads still need two things exactly, whatever their state remembers: the tokens right before the
+query, and the first, where attention goes that wants nothing (StreamingLLM, arXiv 2309.17453;
 DuoAttention, arXiv 2410.10819). There is a fixed number of them, so they belong to the state, not to a cache.
 
 Dimension names: B batch, G' replaced KV groups of a layer, R query heads of a group, H' = G' R, T columns of

@@ -1,9 +1,9 @@
-"""Mamba heads in place of attention heads that only look near (RecurFormer, arXiv 2410.12850).
+"""Mamba heads in place of attention heads that attend to near tokens alone (RecurFormer, arXiv 2410.12850).
 
 No code of that paper is public, so this is our design from its idea: a replaced query head becomes a Mamba-2
 (SSD) head that starts from what the attention head computed (c from its query, b from its key, x from its
 value, all without positions), with a short convolution before, a learned decay, and a gate; beside it the
-few tokens that such heads look at most are still looked at (`local_attention.py`).
+few tokens that such heads attend to most are still attended to (`local_attention.py`).
 
 Dimension names: B batch, G' replaced KV groups of a layer, R query heads of a group, H = G' R, T columns,
 D head width, C = 3 D channels of the convolution, K its taps.
@@ -47,8 +47,8 @@ class MambaConfig:
             saved model that is loaded, if it has any.
         taps: K, of the short convolution.
         span: tokens after which a head has forgotten all but 1/e, before training.
-        window: w, last tokens that a head still looks at; 0: it looks at nothing, and has its state alone.
-        sinks: s, first tokens of a document that it looks at beside those, where it looks at any.
+        window: w, last tokens that a head still attends to; 0: none, it has its state alone.
+        sinks: s, first tokens of a document that it attends to beside those, where there are any.
     """
 
     groups: list[list[int]] | None = None
@@ -113,7 +113,7 @@ class MambaLayer(nn.Module):
         [c, b, x] = conv([W_c q / √D, W_b k, W_x v]),        [Δ, g] = W [q, k, v] + bias
         y = σ(g) (e^s SSD(softplus(Δ) x, -softplus(Δ) e^A, b, c) + d x)
 
-    to which is added what it still looks at (`local_attention`), where `MambaConfig.window`.
+    to which its local attention is added (`local_attention`), where `MambaConfig.window`.
 
     Args:
         heads: H, replaced query heads.

@@ -1,8 +1,8 @@
-"""Keep what later queries look back at: a fading sum of the attention received from afar.
+"""Keep tokens that later queries attend to: a decaying sum of the attention received from afar.
 
-Close to H2O (arXiv 2306.14048), which adds all attention up without forgetting. Here it fades, queries
-next to a token do not count (every token is looked at by its neighbours), and only every `stride`-th
-query is looked at, which costs a fraction of the attention itself.
+Close to H2O (arXiv 2306.14048), which adds all attention up without forgetting. Here the sum decays, queries
+next to a token do not count (every token is attended to by its neighbours), and only every `stride`-th
+query is observed, which costs a fraction of the attention itself.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from hiermem.memory.policies.base import (
 
 @dataclass(frozen=True)
 class AttentionPolicy(EvictionPolicy):
-    """Received attention, averaged over the query heads of a group, fading with every query read.
+    """Received attention, averaged over the query heads of a group, decaying with every query read.
 
     Attributes:
         decay: share of the sum that is left after one more query.
@@ -37,7 +37,7 @@ class AttentionPolicy(EvictionPolicy):
 
     name: ClassVar[str] = "attention"
     stride: ClassVar[int] = 8
-    """Every so manieth query is looked at and counts as often."""
+    """Every so manieth query is observed and counts as often."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

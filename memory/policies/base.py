@@ -132,7 +132,7 @@ class EvictionPolicy(ABC):
 
     @property
     def period(self) -> int:
-        """After how many queries the pattern of those it looks at repeats; 0 if it looks at none."""
+        """After how many queries the pattern of those it observes repeats; 0 if it observes none."""
         return 0
 
     def observed_mask(self, positions: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """NAMM, the network that scores cached tokens (An Evolved Universal Transformer Memory, arXiv 2410.13166).
 
 It sees of a token how the attention it receives has behaved (a spectrogram) and how old it is, lets tokens
-look at newer ones (backward attention memory, BAM), and gives each a score. Nothing in it depends on the
+attend to newer ones (backward attention memory, BAM), and gives each a score. Nothing in it depends on the
 backbone.
 
 Dimension names: B batch, G KV heads, N = B * G, T cached tokens.
@@ -82,7 +82,7 @@ class Namm(AtLeastFloat32):
         """Scores ``[N, T]`` float32.
 
         Args:
-            ages: newest position minus the token's, ``[N, T]`` int64, falling along T; a token looks at
+            ages: newest position minus the token's, ``[N, T]`` int64, falling along T; a token attends to
                 itself and at what follows it.
             average: moving averages of the spectrogram, ``[N, T, bins]`` float32.
         """
@@ -95,8 +95,8 @@ class Namm(AtLeastFloat32):
         """Features ``[N, T, features]`` changed by what each token sees in itself and in newer ones (BAM)."""
         newest_first = self.look(x).flip(1).unsqueeze(1)
         query, key, value = newest_first.chunk(3, dim=-1)
-        looked = F.scaled_dot_product_attention(query, key, value, is_causal=True).squeeze(1).flip(1)
-        shift, scale = self.change(looked).chunk(2, dim=-1)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True).squeeze(1).flip(1)
+        shift, scale = self.change(attended).chunk(2, dim=-1)
         return x * (1 + scale) + shift
 
 
@@ -134,7 +134,7 @@ class NammPolicy(EvictionPolicy):
     @torch.no_grad()
     def scores(self, stats: CacheStats) -> Tensor:
         positions, average = stats.positions, stats.state["average"]
-        if stats.ragged:  # empty slots may lie between tokens: to the front, where no token looks
+        if stats.ragged:  # empty slots may lie between tokens: to the front, to which no token attends
             positions, order = positions.sort(dim=-1, stable=True)
             average = average.gather(2, order.unsqueeze(-1).expand_as(average))
         ages = (stats.num_tokens - 1 - positions).flatten(0, 1)

@@ -29,7 +29,7 @@ class SpectrogramConfig:
     Attributes:
         width: queries of a frame (n_fft), under a periodic Hann window.
         hop: queries from the end of a frame to the end of the next. Wider than a frame, queries between two
-            frames are not looked at, which costs as much less.
+            frames are not observed, which costs as much less.
         decay: share of the moving average that is left after one more query.
     """
 
