@@ -17,7 +17,7 @@ CACHE_NAMES = ("cache", "past_key_values")
 
 _FIELDS = {field.name for field in fields(CausalLMOutputWithPast)}
 CACHE_NAME = next(name for name in CACHE_NAMES if name in _FIELDS)
-"""The one of the two that this version's `generate` hands on and finds in outputs."""
+"""The one of the two that this version's `generate` passes and finds in outputs."""
 
 
 def cache_argument(model: nn.Module) -> str:
@@ -68,7 +68,7 @@ class ChunkCache(Cache):
 
     @property
     def updates(self) -> int:
-        """Number of times that layers have handed on keys and values."""
+        """Number of times that layers have given keys and values to the cache."""
         return sum(layer.updates for layer in self.layers if isinstance(layer, _CacheLayer))
 
 

@@ -90,7 +90,7 @@ class WorkingMemory(ComposedState):
 
     @property
     def recurrence(self) -> SegmentRecurrence | None:
-        """The recurrence of segments; None: they hand nothing on."""
+        """HMT's recurrence of segments; None: there is none."""
         return self.find(SegmentRecurrence)
 
     @property

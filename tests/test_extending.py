@@ -224,7 +224,8 @@ class Int8Cache(LayerCache):
     """Keys and values in eight bits, each token's under a scale of its own.
 
     Attributes:
-        key_scale, value_scale: ``[B, G, T, 1]`` in the backbone's dtype.
+        key_scale: ``[B, G, T, 1]`` in the backbone's dtype.
+        value_scale: ``[B, G, T, 1]``, too.
     """
 
     key_scale: Tensor | None = None

@@ -82,7 +82,7 @@ class MambaCache(ChunkState):
             if before is None:
                 before = SinkWindowKV.nothing(torch.cat((key, value), dim=-1), config.sinks, config.window)
             plan = self._plans[self.heads.geometries[layer].window]
-            looked, near = local_attention(QKV(query, key, value), plan, before, attention)
+            attended, near = local_attention(QKV(query, key, value), plan, before, attention)
         if rotary is not None:  # the recurrence knows no positions
             both = rotary.turn(torch.cat((query, key), dim=1), -self._chunk.position_ids.unsqueeze(1))
             query, key = both.split((query.shape[1], key.shape[1]), dim=1)

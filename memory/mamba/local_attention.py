@@ -73,7 +73,7 @@ class LocalAttentionPlan:
 def plan_local_attention(
     chunk: Chunk, sinks: int, window: int, prompt: int, sliding: int | None = None
 ) -> LocalAttentionPlan:
-    """Plan how Mamba heads look at a chunk.
+    """Plan how Mamba heads attend to a chunk.
 
     Args:
         chunk: the tokens that are read, and what is read around them.

@@ -199,7 +199,8 @@ class MambaHeads(AtLeastFloat32):
         InputError: a group that the backbone does not have is to be replaced, or all are.
 
     Attributes:
-        config, geometries: the arguments.
+        config: as given.
+        geometries: as given.
         groups: the KV groups that are replaced, as pairs of layer and group.
     """
 
