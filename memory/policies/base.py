@@ -119,7 +119,7 @@ class EvictionPolicy(ABC):
 
     @abstractmethod
     def scores(self, stats: CacheStats) -> Tensor:
-        """Value of every cached token, ``[B, G, T]`` float32; higher stays longer, -inf goes at once."""
+        """Value of each cached token, ``[B, G, T]`` float32; higher stays longer, -inf goes if it `drops`."""
 
     @property
     def drops(self) -> bool:
