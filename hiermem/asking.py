@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, replace
 from textwrap import shorten
+from typing import Protocol
 
 from torch import Tensor
 
 from hiermem.asking_config import AskConfig
+from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.memory.longterm import Hit, SegmentRecord
 from hiermem.memory.state import MemoryState
@@ -76,17 +78,31 @@ def answered(reader: Reader, prompt: PreparedPrompt, max_new_tokens: int) -> Ans
     return Answer(answer.strip(), prompt.sources, ended or bool(others), prompt.found)
 
 
+class QuestionTarget(Protocol):
+    """What a question is put to: the model, as far as asking knows it."""
+
+    @property
+    def reader(self) -> Reader:
+        """Reads the prompt."""
+
+    @property
+    def config(self) -> HierMemConfig:
+        """Settings of an answer and of the recall."""
+
+
 def prepare(
-    reader: Reader, memory: MemoryState, question: str, config: AskConfig, top_k: int
+    model: QuestionTarget, memory: MemoryState, question: str, top_k: int | None = None
 ) -> PreparedPrompt:
     """Recall what fits ``question`` and put it before the question; ``memory`` stays as it is.
 
     Args:
-        top_k: segments to recall.
+        top_k: segments to recall; None: as configured.
 
     Raises:
         InputError: the question is empty, or see `recall`.
     """
+    reader, config = model.reader, model.config.asking
+    top_k = model.config.longterm.top_k if top_k is None else top_k
     check_text(question)
     if not question.strip():
         raise InputError("The question is empty: ask something.")

@@ -227,8 +227,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
 
     def prepare(self, memory: MemoryState, question: str, top_k: int | None = None) -> asking.PreparedPrompt:
         """The prompt that `ask` answers: recalled passages and the question; ``memory`` stays as it is."""
-        k = self.config.longterm.top_k if top_k is None else top_k
-        return asking.prepare(self.reader, self._checked(memory), question, self.config.asking, k)
+        return asking.prepare(self, self._checked(memory), question, top_k)
 
     def new_memory(self) -> MemoryState:
         """The memory of a document of which nothing has been read."""
