@@ -47,7 +47,7 @@ class Growth(Task):
 
     def live(self, model: HierMemModel, data: str, length: int) -> dict[str, Any]:
         memory = model.read(data[: int(self.share * length)], progress=False)
-        return {"length": length, "live": memory.working.live_tokens}
+        return {"length": length, "live": memory.working.cache.tokens}
 
     @classmethod
     def table(cls, reports: Sequence[Report]) -> list[str]:
