@@ -17,7 +17,7 @@ from types import NoneType
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_args, get_type_hints
 
 from hiermem.errors import InputError
-from hiermem.settings import brief, fits, words
+from hiermem.settings import brief, fits, plain, words
 
 _PLAIN = (bool, int, float, str)
 
@@ -157,6 +157,7 @@ class Registry(Mapping[str, type[_Named]], Generic[_Named]):
         return types[setting]
 
     def _checked(self, name: str, setting: str, kind: Any, value: Any) -> Any:
+        value = plain(value)
         if not fits(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
             raise InputError(
                 f"The setting {setting} of the {self.kind} {name} must be {words(kind)}, not "

@@ -1,12 +1,15 @@
 """Settings of every dataclass of the library are of the types that it says, or refused by name."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
@@ -94,6 +97,26 @@ def test_what_fits_stays_as_it_was_given() -> None:
     assert MambaConfig(groups=[(1, 0), (0, 1)]).groups == [[0, 1], [1, 0]]  # type: ignore[list-item]
     assert StageConfig("s", ["a"]).tasks == ["a"]  # type: ignore[arg-type]
     assert EVOLUTIONS["small"]().stages[0].generations == 60
+
+
+def test_numbers_and_arrays_of_numpy_and_torch_become_plain() -> None:
+    shares: list[Any] = [np.ones((2, 2)), torch.ones(2, 2), [np.ones(2), torch.ones(2)], [[np.float32(1), 1]]]
+    for given in shares:
+        assert WorkingMemoryConfig(head_shares=given).head_shares == [[1.0, 1.0]] * len(given)
+    number: Any = np.int64(64)
+    working = WorkingMemoryConfig(budget=number, recent_share=np.float32(0.5))  # type: ignore[arg-type]
+    assert type(working.budget) is int and type(working.recent_share) is float
+    assert type(HierMemConfig(segment=np.int64(1024)).segment) is int  # type: ignore[arg-type]
+    assert MambaConfig(groups=np.array([[1, 0]])).groups == [[1, 0]]  # type: ignore[arg-type]
+    assert StageConfig("s", ("a",), sigma=np.float64(0.5)).sigma == 0.5
+    near = WorkingMemoryConfig("attention", policy_settings={"near": np.int64(4), "decay": np.float32(1)})
+    assert json.dumps(near.policy_settings) == '{"near": 4, "decay": 1.0}'
+    with pytest.raises(InputError, match=r"budget must be a whole number, not 64\.0\."):
+        WorkingMemoryConfig(budget=np.float32(64))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"budget must be a whole number, not \[1, 2\]\."):
+        WorkingMemoryConfig(budget=torch.tensor([1, 2]))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"near of the policy attention must be a whole number, not 1\.5\."):
+        WorkingMemoryConfig("attention", policy_settings={"near": np.float64(1.5)})
 
 
 @dataclass(frozen=True)
