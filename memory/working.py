@@ -134,15 +134,18 @@ class WorkingMemory(ComposedState):
             encoder: what makes embeddings and summaries, wanted where segments hand something on.
         """
         self.end_chunk()
-        width, requested = ids.shape[1], None
-        if self.recurrence is not None and self.recurrence.falls_short(valid):
-            self._before = self.copy()
-            ids, valid, requested = self._rewound(self.recurrence.segment_ids, ids, valid)
+        width, requested, recurrence = ids.shape[1], None, self.recurrence
+        if recurrence is not None:
+            short = recurrence.falls_short(valid)
+            # All else waits for `commit`, but not what a segment begins with.
+            self._before = self.copy() if short or recurrence.begins(self.num_tokens, valid) else None
+            if short:
+                ids, valid, requested = self._rewound(recurrence.segment_ids, ids, valid)
         learned = all(layer.rotary is None for layer in self.geometries)
         chunk = self.frames.chunk(ids, valid, learned)
-        if self.recurrence is not None:
+        if recurrence is not None:
             assert encoder is not None
-            chunk = self.recurrence.surround(chunk, self.frames, encoder)
+            chunk = recurrence.surround(chunk, self.frames, encoder)
         chunk = replace(chunk, requested=requested)
         for state in self.states:
             state.begin(chunk)

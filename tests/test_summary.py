@@ -194,6 +194,26 @@ def test_a_residual_memory_adds_the_recalled_keys_to_the_first_prompt(query: str
             torch.testing.assert_close(prompts[row], hmt.first_prompt.weight + added, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("read", [0, 40, 48])
+def test_a_chunk_that_fails_leaves_a_segment_as_it_was(read: int) -> None:
+    model, ids = handing_on(carried(summary=replace(CARRIED, sensory=3))), ids_of(80)
+    memory = model.new_recurrent_memory()
+    if read:
+        model.read_ids(memory, ids[:, :read])
+    before, counts = dict(memory.state_dict()), memory.bookkeeping()
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    hook = model.backbone.get_decoder().layers[1].register_forward_pre_hook(fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model.read_ids(memory, ids[:, read : read + 7])
+    hook.remove()
+    after = memory.state_dict()
+    assert before.keys() == after.keys() and memory.bookkeeping() == counts
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_prompts_begin_as_words() -> None:
     summary = SummaryConfig(tokens=4, width=8, init_text="a cat")
     model = reader(config=carried(summary=summary))

@@ -88,6 +88,10 @@ class SegmentRecurrence(ChunkState):
         """Whether a segment ends with a row's token of this number."""
         return num_tokens % self.segment == 0
 
+    def begins(self, num_tokens: Sequence[int], valid: Sequence[int]) -> bool:
+        """Whether a segment begins in any row with the next ``valid`` tokens after ``num_tokens``."""
+        return any(new > 0 and self.starts(count) for count, new in zip(num_tokens, valid, strict=True))
+
     def room(self, num_tokens: int) -> int:
         """Tokens that are left until a segment ends."""
         return self.segment - num_tokens % self.segment
