@@ -12,7 +12,8 @@ A class is a dataclass whose fields are its settings. It says what it is called,
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
+from inspect import isabstract
 from types import NoneType
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_args, get_type_hints
 
@@ -44,10 +45,11 @@ class Registry(Mapping[str, type[_Named]], Generic[_Named]):
 
     Args:
         kind: what each of them is, for messages.
+        base: class that each of them derives from.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, base: type) -> None:
+        self.kind, self.base = kind, base
         self._classes: dict[str, type[_Named]] = {}
         self._names: dict[str, str] = {}  # of aliases, too
 
@@ -64,8 +66,10 @@ class Registry(Mapping[str, type[_Named]], Generic[_Named]):
         """Add a class under its name and the aliases that it declares itself; returns it.
 
         Raises:
-            InputError: a name is no identifier, or is taken; a setting is of no plain type.
+            InputError: it is of another kind or lacks a method; a name is missing, no identifier, or taken; a
+                setting is of no plain type or has no default.
         """
+        self._check_class(cls)
         declared = vars(cls)
         for name in (cls.name, *declared.get("aliases", ())):
             if not isinstance(name, str) or not name.isidentifier():
@@ -74,12 +78,29 @@ class Registry(Mapping[str, type[_Named]], Generic[_Named]):
                 raise InputError(
                     f"There is a {self.kind} {name!r} already: give {cls.__name__} another name."
                 )
+        required = {field.name for field in fields(cls) if field.default is field.default_factory is MISSING}
         for setting, kind in _settings_of(cls).items():
             if _unwrapped(kind)[0] not in _PLAIN:
                 raise InputError(f"The setting {setting} of {cls.__name__} is no bool, int, float or str.")
+            if setting in required:
+                raise InputError(f"The setting {setting} of {cls.__name__} has no default: give it one.")
         self._classes[cls.name] = cls
         self._names |= dict.fromkeys((cls.name, *declared.get("aliases", ())), cls.name)
         return cls
+
+    def _check_class(self, cls: Any) -> None:
+        """Refuse what is no class of this kind, or not a whole one.
+
+        Raises:
+            InputError: so it is.
+        """
+        if not (isinstance(cls, type) and issubclass(cls, self.base)):
+            raise InputError(f"A {self.kind} is a subclass of {self.base.__name__}, not {brief.repr(cls)}.")
+        if isabstract(cls):
+            missing = ", ".join(sorted(cls.__abstractmethods__))  # type: ignore[attr-defined]
+            raise InputError(f"The {self.kind} {cls.__name__} lacks {missing}: write it.")
+        if not hasattr(cls, "name"):
+            raise InputError(f"The {self.kind} {cls.__name__} has no name: say `name: ClassVar[str] = …`.")
 
     def canonical(self, name: Any) -> str:
         """The name now of a class that is called by its name or an alias.
@@ -88,7 +109,8 @@ class Registry(Mapping[str, type[_Named]], Generic[_Named]):
             InputError: there is none.
         """
         if not isinstance(name, str) or name not in self._names:
-            raise InputError(f"Unknown {self.kind} {name!r}: choose one of {', '.join(self)}.")
+            choice = f"choose one of {', '.join(self)}" if self else "none is registered"
+            raise InputError(f"Unknown {self.kind} {name!r}: {choice}.")
         return self._names[name]
 
     def renamed(self, name: Any) -> Any:

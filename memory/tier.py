@@ -122,7 +122,7 @@ class Tier(ABC):
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
 
 
-TIERS: Registry[Tier] = Registry("tier")
+TIERS: Registry[Tier] = Registry("tier", Tier)
 register_tier = TIERS.register
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from commands import assert_refused, run
 from readers import backbone, over, reader, settings, text_of, tokenizer
 from torch import Tensor
@@ -102,7 +103,7 @@ def test_results_with_an_old_name_are_taken_up(tmp_path: Path) -> None:
 
 
 def test_a_name_is_taken_once() -> None:
-    registry: Registry[EvictionPolicy] = Registry("policy")
+    registry: Registry[EvictionPolicy] = Registry("policy", EvictionPolicy)
 
     class Named(AttentionPolicy):
         name: ClassVar[str] = "first"
@@ -119,13 +120,33 @@ def test_a_name_is_taken_once() -> None:
         shares: tuple[float, ...] = ()
         name: ClassVar[str] = "untyped"
 
+    @dataclass(frozen=True)
+    class Nameless(EvictionPolicy):
+        def scores(self, stats: CacheStats) -> Tensor:
+            return stats.positions.float()
+
+    @dataclass(frozen=True)
+    class Scoreless(EvictionPolicy):
+        name: ClassVar[str] = "scoreless"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Demanding(AttentionPolicy):
+        gain: float
+        name: ClassVar[str] = "demanding"
+
     assert registry.register(Named) is Named
-    for wrong, sentence in [
+    wrongs: list[tuple[Any, str]] = [
         (Named, "a policy 'first' already"),
         (Again, "a policy 'former' already: give Again another name"),
         (Odd, "letters, digits and '_', not by 'two words'"),
         (Untyped, "The setting shares of Untyped is no bool, int, float or str"),
-    ]:
+        (Nameless, "The policy Nameless has no name"),
+        (Scoreless, "The policy Scoreless lacks scores"),
+        (Demanding, "The setting gain of Demanding has no default"),
+        (Path, "A policy is a subclass of EvictionPolicy, not <class"),
+        ("window", "A policy is a subclass of EvictionPolicy, not 'window'"),
+    ]
+    for wrong, sentence in wrongs:
         with pytest.raises(InputError, match=sentence):
             registry.register(wrong)
     assert list(registry) == ["first"] and registry["former"] is Named
@@ -146,6 +167,16 @@ class Typed(EvictionPolicy):
 
     def scores(self, stats: CacheStats) -> Tensor:
         return stats.positions.float()
+
+
+def test_scores_of_any_dtype_are_float32() -> None:
+    @dataclass(frozen=True)
+    class Whole(Typed):
+        def scores(self, stats: CacheStats) -> Tensor:
+            return stats.positions
+
+    stats = CacheStats(torch.arange(6).view(1, 1, 6), torch.full((1, 1, 1), 6), {}, recent=1)
+    assert torch.equal(Whole(sinks=2).protected_scores(stats), Typed(sinks=2).protected_scores(stats))
 
 
 @pytest.fixture

@@ -172,6 +172,13 @@ class Again(Growth):
     name = "pg19"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Worded(Growth):
+    """A name that is no word of a command line."""
+
+    name = "two words"
+
+
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
@@ -181,6 +188,7 @@ class Again(Growth):
         (Strange, "no option colour of the model"),
         (Writing, "The option out is one of every task"),
         (Again, "a task 'pg19' already, PG19"),
+        (Worded, "small letters, digits and '-', not by 'two words'"),
     ],
 )
 def test_what_cannot_be_a_command_is_not_registered(task: type[Task], expected: str) -> None:

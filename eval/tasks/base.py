@@ -31,6 +31,7 @@ command, its result file and its part of the report follow from that:
 A task imports torch, and what needs it, where it measures: help and refusals do not wait for that.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -224,11 +225,13 @@ def register(task: _Registered) -> _Registered:
     """Give a task its command, and its results their part of the report.
 
     Raises:
-        InputError: there is no name or docstring, the name is taken, or a field is no `option` of a known
-            type.
+        InputError: there is no docstring, the name is missing, odd or taken, or a field is no `option` of a
+            known type.
     """
     if not getattr(task, "name", ""):
         raise InputError(f"The task {task.__name__} has no name: it is that of its command.")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", task.name):
+        raise InputError(f"A task is named by small letters, digits and '-', not by {task.name!r}.")
     if task.name in TASKS:
         raise InputError(
             f"There is a task {task.name!r} already, {TASKS[task.name].__name__}: take another name."

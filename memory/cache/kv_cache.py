@@ -221,7 +221,7 @@ class KVCache(ChunkState):
             if f"{index}.positions" in stored:  # a cache that was cleared has no tensors
                 state = self.policy.state(row.num_tokens)
                 cache = type(cache).stored(heads, geometry.widths, row.dtype, f"T{index}", state)
-                shape = (1, heads, geometry.repeats, n, geometry.widths[0] or None)
+                shape = (1, heads, geometry.repeats or None, n, geometry.widths[0] or None)
                 queries: Any = TensorSpec(row.dtype, shape) if n else None
                 cache = replace(cache, queries=queries)
             if row.prefix and row.num_tokens:

@@ -11,7 +11,7 @@ from hiermem.memory.policies.segment_local import SegmentLocalPolicy
 from hiermem.memory.policies.window import WindowPolicy
 from hiermem.registry import Registry
 
-POLICIES: Registry[EvictionPolicy] = Registry("policy")
+POLICIES: Registry[EvictionPolicy] = Registry("policy", EvictionPolicy)
 register_policy = POLICIES.register
 
 register_policy(FullCachePolicy)

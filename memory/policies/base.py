@@ -147,7 +147,7 @@ class EvictionPolicy(ABC):
         """`scores` with sinks and recent tokens at +inf and empty slots at -inf, ``[B, G, T]`` float32."""
         positions = stats.positions
         protected = (positions < self.sinks) | (positions >= stats.num_tokens - stats.recent)
-        scores = self.scores(stats).masked_fill(protected, torch.inf)
+        scores = self.scores(stats).float().masked_fill(protected, torch.inf)
         return scores.masked_fill(positions < 0, -torch.inf)
 
 

@@ -11,7 +11,7 @@ from hiermem.retrieval.keys.base import Keyed, Question, SearchKey, Text
 from hiermem.retrieval.keys.lexical import LexicalKey, LexicalKeyConfig
 from hiermem.retrieval.keys.trained import TrainedKey
 
-SEARCH_KEYS: Registry[SearchKey] = Registry("search key")
+SEARCH_KEYS: Registry[SearchKey] = Registry("search key", SearchKey)
 register_search_key = SEARCH_KEYS.register
 
 register_search_key(LexicalKey)
