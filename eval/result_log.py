@@ -65,6 +65,10 @@ class ResultLog:
             self._append({"key": key, "row": self._rows[key], "seconds": time.perf_counter() - start})
         return self._rows[key]
 
+    def _is_ours(self, settings: Any) -> bool:
+        """Whether settings in a file are those of this run, by whichever names of policies."""
+        return settings == self.settings or _as_now(settings) == _as_now(self.settings)
+
     def _finished(self) -> dict[str, Any] | None:
         if self.path is None or not self.path.exists():
             return None
@@ -74,7 +78,7 @@ class ResultLog:
             raise InputError(
                 f"{self.path} is no result ({first_line(error)}): give another file to --out."
             ) from error
-        if not isinstance(report, dict) or _as_now(report.get("config")) != self.settings:
+        if not isinstance(report, dict) or not self._is_ours(report.get("config")):
             raise InputError(f"{self.path} is of a run with other settings: give another file to --out.")
         return report
 
@@ -108,7 +112,7 @@ class ResultLog:
             seconds = sum(line["seconds"] for line in lines[1:])
         except (ValueError, LookupError, TypeError) as error:
             raise InputError(f"{part} is no log of a run: delete it, or give another --out.") from error
-        if _as_now(settings) != self.settings:
+        if not self._is_ours(settings):
             raise InputError(
                 f"{part} is of a run with other settings: delete it, or give another file to --out."
             )

@@ -78,7 +78,7 @@ class Registry(Mapping[str, type[_Named]], Generic[_Named]):
                 raise InputError(
                     f"There is a {self.kind} {name!r} already: give {cls.__name__} another name."
                 )
-        required = {field.name for field in fields(cls) if field.default is field.default_factory is MISSING}
+        required = _required_of(cls)
         for setting, kind in _settings_of(cls).items():
             if _unwrapped(kind)[0] not in _PLAIN:
                 raise InputError(f"The setting {setting} of {cls.__name__} is no bool, int, float or str.")
@@ -193,6 +193,11 @@ def _settings_of(cls: Any) -> dict[str, Any]:
     hints = get_type_hints(cls)
     names = [field.name for field in fields(cls) if field.init]
     return {name: hints[name] for name in names if name not in cls.supplied}
+
+
+def _required_of(cls: Any) -> set[str]:
+    """Names of a class's fields that have no default."""
+    return {field.name for field in fields(cls) if field.default is field.default_factory is MISSING}
 
 
 def _unwrapped(kind: Any) -> tuple[Any, bool]:

@@ -98,6 +98,8 @@ def test_results_with_an_old_name_are_taken_up(tmp_path: Path) -> None:
     ResultLog(tmp_path / "r.json", known("none")).report(lambda _: {"metrics": {"m": 1.0}, "n": 1}, "c")
     again = ResultLog(tmp_path / "r.json", known("full_cache")).report(lambda _: pytest.fail("measured"), "c")
     assert again["metrics"] == {"m": 1.0}
+    again = ResultLog(tmp_path / "r.json", known("none")).report(lambda _: pytest.fail("measured"), "c")
+    assert again["metrics"] == {"m": 1.0}
     with pytest.raises(InputError, match="other settings"):
         ResultLog(tmp_path / "r.json", known("window")).report(lambda _: {}, "c")
 
