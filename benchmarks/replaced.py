@@ -56,9 +56,9 @@ def measure(model: HierMemModel, lengths: list[int], budget: int) -> list[dict[s
         decoded = _decoded(model, memories, ids[:, :1])
         for name, memory in memories.items():
             row = {"kind": name, "tokens": length, "reading": ids.shape[1] / seconds[name]}
-            fading = memory.mamba.tensors().values() if memory.mamba is not None else ()
+            states = memory.mamba.tensors().values() if memory.mamba is not None else ()
             row |= {"decoding": 1 / decoded[name], "bytes": memory.nbytes}
-            rows.append(row | {"bytes_of_states": sum(tensor.nbytes for tensor in fading)})
+            rows.append(row | {"bytes_of_states": sum(tensor.nbytes for tensor in states)})
             sys.stdout.write(json.dumps(rows[-1]) + "\n")
             sys.stdout.flush()
         at = length

@@ -224,9 +224,8 @@ class Backbone:
             the final hidden states ``[B, Q, width]``, or logits ``[B, logits, vocabulary]``, and the states
             of all layers, if wanted.
         """
-        cache = ChunkCache(
-            len(memory.geometries)
-        )  # counts who asks; it says nothing of the document's length
+        # It counts the layers that ask, and says nothing of the document's length.
+        cache = ChunkCache(len(memory.geometries))
         arguments: dict[str, Any] = {
             "position_ids": chunk.position_ids,
             self._cache_argument: cache,

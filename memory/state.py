@@ -368,12 +368,12 @@ def check_fingerprint(saved: dict[str, str], present: dict[str, str], memory: st
         MemoryIncompatibleError: they differ.
     """
     for name in sorted(saved.keys() | present.keys()):
-        value, own = saved.get(name), present.get(name)
-        if value != own:
+        value, expected = saved.get(name), present.get(name)
+        if value != expected:
             remedy = (
                 f"load the model with dtype {value}" if name == "dtype" else "load the model that made it"
             )
             raise MemoryIncompatibleError(
-                f"{memory} was not read with this model's {name} ({value}, this model has {own}): "
+                f"{memory} was not read with this model's {name} ({value}, this model has {expected}): "
                 f"{remedy}, or read the document again."
             )

@@ -200,9 +200,9 @@ class WorkingMemory(ComposedState):
         for state in self.states:
             state.commit(self._chunk, hidden)
         self.frames, decision, least = self._next
-        self.end_chunk()
         if decision is not None:
             self._decide(decision, least)
+        self.end_chunk()
 
     def rollback(self) -> None:
         """Drop the chunk that was begun: the memory is as it was before."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hiermem.backbone import Backbone
 from hiermem.errors import InputError
+from hiermem.memory.cache.kv_cache import KVCache
 from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
 
@@ -92,18 +93,21 @@ def test_padded_prompts_are_gone_on_with_as_each_alone() -> None:
 
 
 @torch.no_grad()
-def test_a_piece_that_fails_leaves_the_memory_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("owner", "step"), [(Backbone, "step"), (KVCache, "evict")])
+def test_a_piece_that_fails_leaves_the_memory_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, owner: type, step: str
+) -> None:
     model, ids = handing_on(published()), ids_of(60)
     cache = model(ids[:, :35]).past_key_values
-    before, expected = cache.memory.copy(), model(ids[:, :40]).logits[:, 35:]
-    real = Backbone.step
+    before, expected = cache.memory.copy(), model(ids[:, :48]).logits[:, 35:]
+    real = getattr(owner, step)
 
     def fails(*_: object) -> dict[str, Tensor]:
         raise MemoryError
 
-    monkeypatch.setattr(Backbone, "step", fails)
+    monkeypatch.setattr(owner, step, fails)
     with pytest.raises(MemoryError):
-        model(ids[:, 35:40], past_key_values=cache)
+        model(ids[:, 35:48], past_key_values=cache)
     assert_same(cache.memory, before)
-    monkeypatch.setattr(Backbone, "step", real)
-    torch.testing.assert_close(model(ids[:, 35:40], past_key_values=cache).logits, expected, **NEAR)
+    monkeypatch.setattr(owner, step, real)
+    torch.testing.assert_close(model(ids[:, 35:48], past_key_values=cache).logits, expected, **NEAR)

@@ -152,8 +152,8 @@ class Nearness(EvictionPolicy):
         near = (attention * (queries - keys < self.window).unsqueeze(2)).sum(-1)
         kept = (attention * (keys >= self.sinks).unsqueeze(2)).sum(-1)
         both = torch.stack((near, near / kept.clamp(min=1e-12)), dim=-1).transpose(2, 3)
-        known = extend_state(part.state.get("near"), part.positions, *both.shape[3:])
-        return torch.cat((known[:, :, :-Q], both), dim=2)
+        extended = extend_state(part.state.get("near"), part.positions, *both.shape[3:])
+        return torch.cat((extended[:, :, :-Q], both), dim=2)
 
 
 def mean(measured: Sequence[Ratios]) -> Ratios:

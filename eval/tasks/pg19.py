@@ -100,7 +100,9 @@ class PG19(BookTask):
     # 1 gives isolated segments; 32, HMT without its memory: its sensory tokens.
     overlap: int = option(1, help="Tokens read again, unscored, at the start of a window.")
     policy: str | None = option(
-        None, help="window, attention, namm, none, or full: plain full attention. Default: the model's own."
+        None,
+        help="window, attention, namm, full_cache, segment_local, or full: plain full attention. Default: "
+        "the model's own.",
     )
 
     def __post_init__(self) -> None:

@@ -109,7 +109,8 @@ def length(
     ]
     settings = {"lengths": tokens, "systems": names, "repeats": repeats, **shared}
     settings |= {"text": Path(text).name, "data": data, "device": where}
-    settings |= {"policy_settings": own} if (own := config.working.policy_settings) else {}
+    if config.working.policy_settings:
+        settings["policy_settings"] = config.working.policy_settings
 
     def run(log: ResultLog) -> dict[str, Any]:
         return sweep(points, repeats, log)

@@ -78,18 +78,18 @@ def ask(
     opt.emit(_result(answer) | {"complete": answer.complete, "seconds": seconds}, json, _words(answer))
 
 
-def _check_policy(memory_dir: Path, read_with: "WorkingMemoryConfig", asked: "WorkingMemoryConfig") -> None:
+def _check_policy(memory_dir: Path, read_with: "WorkingMemoryConfig", chosen: "WorkingMemoryConfig") -> None:
     """Refuse a policy on the command line that is not the memory's own, which it goes on with.
 
     Raises:
         InputError: so it is.
     """
-    if read_with.policy != asked.policy:
+    if read_with.policy != chosen.policy:
         raise InputError(
-            f"The memory at {memory_dir} was read with the policy {read_with.policy}, not {asked.policy}: "
+            f"The memory at {memory_dir} was read with the policy {read_with.policy}, not {chosen.policy}: "
             f"leave --preset and --policy as they were when it was read."
         )
-    if read_with.policy_settings != asked.policy_settings:
+    if read_with.policy_settings != chosen.policy_settings:
         raise InputError(
             f"The memory at {memory_dir} was read with other settings of the policy {read_with.policy}: "
             f"leave --policy-set as it was when it was read."

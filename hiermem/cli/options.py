@@ -157,8 +157,8 @@ def _with_policy(
     from hiermem.memory.policies import POLICIES
 
     name = working.policy if policy is None else POLICIES.canonical(policy)
-    known = working.policy_settings if name == working.policy else {}
-    return working.with_policy(name, **{**known, **POLICIES.parse(name, assignments, "--policy-set")})
+    settings = working.policy_settings if name == working.policy else {}
+    return working.with_policy(name, **{**settings, **POLICIES.parse(name, assignments, "--policy-set")})
 
 
 def _chunk_of(segment: int, usual: int) -> int:
