@@ -123,7 +123,7 @@ def _held(memory: WorkingMemory) -> tuple[list[list[int]], list[int]]:
     """For each layer how many KV heads hold each token of row 0, and how many there are."""
     counts = torch.zeros(len(memory.geometries), memory.num_tokens[0], dtype=torch.int64)
     heads = [0] * len(memory.geometries)
-    for part, cache in zip(memory.head_groups, memory.caches, strict=True):
+    for part, cache in zip(memory.cache.head_groups, memory.caches, strict=True):
         assert cache.positions is not None
         held = cache.positions[0].cpu()  # [G, T]
         counts[part.layer] += torch.bincount(held[held >= 0], minlength=memory.num_tokens[0])

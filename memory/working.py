@@ -21,7 +21,7 @@ from torch import Tensor
 from hiermem.errors import InputError
 from hiermem.memory.attention import QKV, Attention
 from hiermem.memory.cache.frames import Counts, Decision, PositionFrames
-from hiermem.memory.cache.head_groups import HeadGroup, plan_head_groups
+from hiermem.memory.cache.head_groups import plan_head_groups
 from hiermem.memory.cache.kv_cache import KVCache
 from hiermem.memory.cache.layer import LayerCache, LayerGeometry
 from hiermem.memory.chunk import Chunk
@@ -158,11 +158,8 @@ class WorkingMemory(ComposedState):
     ) -> tuple[Tensor, list[int], Tensor]:
         """Go back to where the present segments began; `again` gives the tokens since then."""
         assert self.policy.clears_cache
-        if self.mamba is not None and len({len(row) for row in begun}) > 1:
-            raise InputError(
-                "Rows at different places of their segments cannot be read on with Mamba heads and the query "
-                "half: read them one by one."
-            )
+        if self.mamba is not None:
+            check_together(begun)
         counts = [count - len(row) for count, row in zip(self.num_tokens, begun, strict=True)]
         self.frames = self.frames.at(counts, [*map(self._least_frame, counts)])
         for state in self.states:
@@ -246,11 +243,6 @@ class WorkingMemory(ComposedState):
         """The cache of each group of heads."""
         return self.cache.layers
 
-    @property
-    def head_groups(self) -> tuple[HeadGroup, ...]:
-        """Heads that share a cache; one group a layer where all keep the same."""
-        return self.cache.head_groups
-
     def copy(self) -> Self:
         """An independent memory with the same content; nobody hears what it evicts."""
         twin = super().copy()
@@ -279,7 +271,7 @@ class WorkingMemory(ComposedState):
         Raises:
             ValueError: something is missing, left over or not as such a memory leaves it.
         """
-        counts = read_bookkeeping(bookkeeping, len(self.head_groups))
+        counts = read_bookkeeping(bookkeeping, len(self.cache.head_groups))
         (num_tokens,), stored = counts["seen"], Stored(tensors)
         marked = self.policy.clears_cache and num_tokens >= self.config.update_interval
         prefix = 0 if self.recurrence is None else self.recurrence.prefix
@@ -289,6 +281,22 @@ class WorkingMemory(ComposedState):
         stored.done()
         self.cache.check(num_tokens, num_tokens + self.trained_range)
         self.frames = self.frames.restored(counts, self.cache.tokens, prefix)
+
+
+def check_together(begun: Sequence[Tensor]) -> None:
+    """Refuse to read segments again with Mamba heads where rows are at different places of them.
+
+    Args:
+        begun: each row's token ids since its segment began, ``[n]`` int64.
+
+    Raises:
+        InputError: they are.
+    """
+    if len({len(row) for row in begun}) > 1:
+        raise InputError(
+            "Rows at different places of their segments cannot be read on with Mamba heads and the query "
+            "half: read them one by one."
+        )
 
 
 def check_range(

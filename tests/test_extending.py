@@ -456,7 +456,7 @@ def test_what_is_evicted_and_what_is_held_is_all_that_was_read() -> None:
     memory = model.read(text_of(200), progress=False)
     (tier,) = memory.tiers
     assert isinstance(tier, EvictedKVTier)
-    for group, cache in zip(memory.working.head_groups, memory.working.caches, strict=True):
+    for group, cache in zip(memory.working.cache.head_groups, memory.working.caches, strict=True):
         assert cache.positions is not None
         for head, held in enumerate(cache.positions[0].tolist()):
             assert sorted(tier.positions(group.layer, head) + held) == list(range(memory.tokens))

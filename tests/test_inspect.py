@@ -88,7 +88,7 @@ def test_counts_are_what_the_memory_holds(policy: str, shares: bool) -> None:
     n = memory.num_tokens[0]
     assert n % model.config.chunk  # the reading ends within an interval, where settling decides
     expected = [[0] * n for _ in memory.geometries]
-    for part, cache in zip(memory.head_groups, memory.caches, strict=True):
+    for part, cache in zip(memory.cache.head_groups, memory.caches, strict=True):
         for head in cache.positions[0].tolist():
             for position in head:
                 if position >= 0:

@@ -182,7 +182,7 @@ def test_replaced_heads_keep_no_cache_and_the_others_are_untouched(policy: str) 
     with torch.no_grad():
         memory = model(ids).past_key_values.memory
         full = reader(config=settings(policy=policy))(ids).past_key_values.memory
-    assert [(part.layer, part.heads) for part in memory.head_groups] == [
+    assert [(part.layer, part.heads) for part in memory.cache.head_groups] == [
         (0, slice(0, 1)),
         (1, slice(0, 2)),
     ]
@@ -213,7 +213,7 @@ def test_groups_between_others_are_replaced_in_their_place() -> None:
             layer.skip.zero_()
         torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=1e-5, rtol=1e-4)
     assert weight[8:24].abs().sum() > 0
-    assert model.new_recurrent_memory().head_groups[1].heads == [0, 3]
+    assert model.new_recurrent_memory().cache.head_groups[1].heads == [0, 3]
 
 
 @pytest.mark.parametrize(

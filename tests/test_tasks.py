@@ -153,7 +153,7 @@ def test_compression_decides_once_after_all_was_read() -> None:
     model.config = settings(policy="window", head_shares=shares, update_interval=16)
     compressed, whole = Compressed(model, keep).read(text).working, Full(model).read(text).working
     assert keep - 0.05 < compressed.cache.mean_tokens / compressed.num_tokens[0] <= keep
-    for part, memory in zip(compressed.head_groups, compressed.caches, strict=True):
+    for part, memory in zip(compressed.cache.head_groups, compressed.caches, strict=True):
         values, kept = whole.caches[part.layer].values, memory.positions
         assert values is not None and kept is not None and memory.tokens < whole.num_tokens[0]
         index = kept.unsqueeze(-1).expand(*kept.shape, values.shape[-1])

@@ -30,7 +30,7 @@ def live(memory: WorkingMemory) -> list[Tensor]:
 
 def cache_of(memory: WorkingMemory, layer: int, head: int, heads: int) -> tuple[LayerCache, int]:
     """The cache of one KV head of a layer with ``heads`` of them, and its place there."""
-    for group, cache in zip(memory.head_groups, memory.caches, strict=True):
+    for group, cache in zip(memory.cache.head_groups, memory.caches, strict=True):
         own = numbers(group.heads, heads)
         if group.layer == layer and head in own:
             return cache, own.index(head)

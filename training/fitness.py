@@ -112,7 +112,7 @@ def pruned(whole: WorkingMemory, config: WorkingMemoryConfig, network: Namm) -> 
         whole: a memory in which all heads of a layer share a cache, as `read_whole` gives it.
     """
     memory = WorkingMemory(config, whole.geometries, whole.trained_range, policy=config.new_policy(network))
-    for index, group in enumerate(memory.head_groups):
+    for index, group in enumerate(memory.cache.head_groups):
         memory.caches[index] = whole.caches[group.layer].of_heads(group.heads)
     memory.frames = whole.frames
     memory.evict()
