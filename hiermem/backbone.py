@@ -10,7 +10,7 @@ Dimension names: B batch, Q new queries.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
@@ -89,7 +89,6 @@ class Backbone:
         model: the model itself, unchanged.
         geometries: one `LayerGeometry` per attention layer.
         mamba: what replaces some of its heads; None: nothing does.
-        compiled: whether `compile` was called.
         trained_range: number of positions the model was trained on.
     """
 
@@ -104,7 +103,7 @@ class Backbone:
         self._cache_argument = cache_argument(model.base_model)
         self._keeps_logits = "logits_to_keep" in signature(model.forward).parameters
         self.mamba: MambaHeads | None = None
-        self.compiled = False
+        self._compiled_step: Callable[..., tuple[Tensor, tuple[Tensor, ...]]] | None = None
         probe = GeometryProbe(model, self.config, self.read_chunk)
         self.trained_range = probe.trained_range
         self.geometries = probe.geometries()
@@ -199,7 +198,8 @@ class Backbone:
         with self.attached(memory):
             try:  # also within `begin`, which may read a text of its own and run out of memory
                 chunk = memory.begin(input_ids, valid, self)
-                output, states = self.step(memory, chunk, chunk.needed(logits), layers is not None)
+                step = self._compiled_step or type(self).step
+                output, states = step(self, memory, chunk, chunk.needed(logits), layers is not None)
             except BaseException:
                 memory.rollback()
                 raise
@@ -262,6 +262,11 @@ class Backbone:
             found = self.model(**arguments)
         return found.logits[:, -last:][:, :logits], states[0] if states else None, found.hidden_states or ()
 
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile` was called."""
+        return self._compiled_step is not None
+
     def compile(self, **options: Any) -> None:
         """Let `torch.compile` make one graph of the step for each kind of chunk.
 
@@ -272,10 +277,10 @@ class Backbone:
         Args:
             options: of `torch.compile`.
         """
-        self.step = torch.compile(  # type: ignore[method-assign]
-            self.step, **({"fullgraph": True, "dynamic": False} | options)
+        # Of the class, not of this object: a deep copy of the model computes with its own parameters.
+        self._compiled_step = torch.compile(
+            type(self).step, **({"fullgraph": True, "dynamic": False} | options)
         )
-        self.compiled = True
 
     def embed(self, ids: Tensor) -> Tensor:
         """The model's input embeddings ``[B, n, d]`` of token ids ``[B, n]``."""

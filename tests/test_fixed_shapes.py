@@ -1,5 +1,6 @@
 """The chunk step under torch.compile: one graph, and none anew once the cache is full."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -65,3 +66,16 @@ def test_a_full_cache_is_read_by_one_graph(tier: str) -> None:
     assert compiled, "nothing was compiled"
     assert compiled == len(graphs), "a chunk was compiled anew after the cache was full"
     assert memory.num_tokens == plain.num_tokens and memory.frames.starts() == plain.frames.starts()
+
+
+@torch.no_grad()
+def test_a_copy_of_a_compiled_model_computes_with_its_own_parameters() -> None:
+    model, ids = model_of("plain"), ids_of(SEGMENT)
+    torch.compiler.reset()
+    model.adapter.compile(backend="eager")
+    assert model.read_ids(model.new_recurrent_memory(), ids).any()
+    twin = deepcopy(model)
+    for weight in twin.backbone.parameters():
+        weight.zero_()
+    assert twin.adapter.compiled and not twin.read_ids(twin.new_recurrent_memory(), ids).any()
+    assert model.read_ids(model.new_recurrent_memory(), ids).any()
