@@ -8,6 +8,7 @@ from readers import backbone, ids_of, over
 from torch import Tensor
 
 from hiermem.attention import SoftmaxAttention
+from hiermem.errors import InputError
 from hiermem.memory.cache.layer import LayerCache
 from hiermem.memory.chunk import Chunk
 from hiermem.memory.masks import additive, seen_exactly
@@ -155,3 +156,50 @@ def test_all_is_worth_the_same_without_a_policy() -> None:
 def test_bad_settings_are_explained(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="negative"):
         AttentionPolicy(**bad)
+
+
+class OddPolicy(WindowPolicy):
+    """Says -inf of odd positions, which only a policy that drops may."""
+
+    name = "odd"
+
+    def scores(self, stats: CacheStats) -> Tensor:
+        return torch.where(stats.positions % 2 == 0, 0.0, -torch.inf)
+
+
+class NarrowPolicy(WindowPolicy):
+    """Gives one score for all heads."""
+
+    name = "narrow"
+
+    def scores(self, stats: CacheStats) -> Tensor:
+        return stats.positions[:, :1].float()
+
+
+def with_policy(policy: EvictionPolicy) -> HierMemModel:
+    model = over(backbone(), budget=40)
+    new_memory = model.adapter.new_memory
+
+    def swapped(*arguments: Any, **options: Any) -> Any:
+        memory = new_memory(*arguments, **options)
+        memory.policy = memory.cache.policy = policy
+        return memory
+
+    model.adapter.new_memory = swapped  # type: ignore[method-assign]
+    return model
+
+
+def test_a_policy_that_does_not_drop_keeps_what_the_budget_has_room_for() -> None:
+    """A batch whose rows end at different places decides as each row alone."""
+    model, ids, lengths = with_policy(OddPolicy()), ids_of(70, rows=2), (70, 40)
+    mask = (torch.arange(70) < torch.tensor(lengths).unsqueeze(1)).long()
+    with torch.no_grad():
+        batch = model(ids, attention_mask=mask).logits
+        for row, length in enumerate(lengths):
+            alone = model(ids[row : row + 1, :length]).logits[0]
+            torch.testing.assert_close(batch[row, :length], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_policy_that_does_not_score_every_token_is_refused() -> None:
+    with torch.no_grad(), pytest.raises(InputError, match=r"narrow must score every cached token"):
+        with_policy(NarrowPolicy())(ids_of(80))

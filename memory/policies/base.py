@@ -144,11 +144,22 @@ class EvictionPolicy(ABC):
         raise NotImplementedError
 
     def protected_scores(self, stats: CacheStats) -> Tensor:
-        """`scores` with sinks and recent tokens at +inf and empty slots at -inf, ``[B, G, T]`` float32."""
-        positions = stats.positions
+        """`scores` with sinks and recent tokens at +inf and empty slots at -inf, ``[B, G, T]`` float32.
+
+        Raises:
+            InputError: there is not a score for every cached token.
+        """
+        positions, scores = stats.positions, self.scores(stats)
+        if not isinstance(scores, Tensor) or scores.shape != positions.shape:
+            raise InputError(
+                f"The policy {self.name} must score every cached token, a tensor of the shape "
+                f"{list(positions.shape)}: mend its scores()."
+            )
+        scores = scores.float()
+        if not self.drops:  # what goes at once would leave rows of a batch unlike each row alone
+            scores = scores.clamp(min=torch.finfo(scores.dtype).min)
         protected = (positions < self.sinks) | (positions >= stats.num_tokens - stats.recent)
-        scores = self.scores(stats).float().masked_fill(protected, torch.inf)
-        return scores.masked_fill(positions < 0, -torch.inf)
+        return scores.masked_fill(protected, torch.inf).masked_fill(positions < 0, -torch.inf)
 
 
 def extend_state(state: Tensor | None, positions: Tensor, *width: int) -> Tensor:
