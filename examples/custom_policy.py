@@ -12,16 +12,26 @@ from torch import Tensor
 
 from hiermem import HierMemConfig, HierMemModel
 from hiermem.bundled import python_reference
+from hiermem.errors import InputError
 from hiermem.memory.policies import CacheStats, EvictionPolicy, register_policy
 
 
 @dataclass(frozen=True)
 class ThinningPolicy(EvictionPolicy):
-    """Every `stride`-th token outlives the others, so that old text gets thinner instead of being cut off."""
+    """Every `stride`-th token outlives the others, so that old text gets thinner instead of being cut off.
+
+    Attributes:
+        stride: one token in so many outlives the others, at least 1.
+    """
 
     stride: int = 4
 
     name: ClassVar[str] = "thinning"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stride < 1:
+            raise InputError(f"The stride must be at least 1, not {self.stride}.")
 
     def scores(self, stats: CacheStats) -> Tensor:
         """Positions ``[B, G, T]`` to scores of the same shape: higher stays longer."""

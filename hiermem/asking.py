@@ -79,7 +79,7 @@ def answered(reader: Reader, prompt: PreparedPrompt, max_new_tokens: int) -> Ans
 
 
 class QuestionTarget(Protocol):
-    """What a question is put to: the model, as far as asking knows it."""
+    """Target of a question: the model, as far as asking knows it."""
 
     @property
     def reader(self) -> Reader:
@@ -93,7 +93,7 @@ class QuestionTarget(Protocol):
 def prepare(
     model: QuestionTarget, memory: MemoryState, question: str, top_k: int | None = None
 ) -> PreparedPrompt:
-    """Recall what fits ``question`` and put it before the question; ``memory`` stays as it is.
+    """Recall what fits ``question`` and put it before the question; what ``memory`` has read stays as it is.
 
     Args:
         top_k: segments to recall; None: as configured.
@@ -131,6 +131,9 @@ def recall(
     leave_out_held: bool = True,
 ) -> list[Hit]:
     """The best ``top_k`` segments for a question, best first.
+
+    Where a search key is made of memory embeddings, those of the incomplete segment are made once and kept in
+    ``memory`` for the next question.
 
     Args:
         leave_out_held: whether those are left out that the working memory still holds.

@@ -17,9 +17,10 @@ class AskConfig:
         instruction: what follows the question; nothing where there are no passages.
         working: whether the working memory stands before the passages too; segments that it still holds
             are then not recalled. It always stands in where nothing is recalled.
-        rerank: how many of the best segments are ranked again by the likelihood of the question after each,
-            to recall the `top_k` best of them, which are fewer; 0: none. Done where scores are close:
-        margin: where the last that would be recalled leads the next by less than this share of its score.
+        rerank: how many of the best segments, more than `top_k`, are ranked again where scores are close: by
+            the likelihood of the question after each. The `top_k` best of them are recalled. 0: none.
+        margin: scores are close where the last segment that would be recalled leads the next by less than
+            this share of its own score.
     """
 
     passage_characters: int = 600

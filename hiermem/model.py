@@ -210,7 +210,10 @@ class HierMemModel(BackboneAdapters, LanguageModel):
     def ask(
         self, memory: MemoryState, question: str, top_k: int | None = None, max_new_tokens: int = 64
     ) -> asking.Answer:
-        """Answer a question from a memory; the memory stays as it is.
+        """Answer a question from a memory; what the memory has read stays as it is.
+
+        With a trained search key, memory embeddings of the incomplete segment are kept in it for the next
+        question.
 
         Args:
             top_k: segments to recall; None takes the configured number.
@@ -226,7 +229,10 @@ class HierMemModel(BackboneAdapters, LanguageModel):
             return asking.answered(self.reader, self.prepare(memory, question, top_k), max_new_tokens)
 
     def prepare(self, memory: MemoryState, question: str, top_k: int | None = None) -> asking.PreparedPrompt:
-        """The prompt that `ask` answers: recalled passages and the question; ``memory`` stays as it is."""
+        """The prompt that `ask` answers: recalled passages, then the question.
+
+        What was read into ``memory`` stays as it is, as `ask` says.
+        """
         return asking.prepare(self, self._checked(memory), question, top_k)
 
     def new_memory(self) -> MemoryState:

@@ -1,6 +1,7 @@
 """`Reader`: a backbone that reads token ids and texts over working memories, and generates after them.
 
-Here alone ids are cut into chunks. Dimension names: B batch, N tokens of an input, V vocabulary.
+`Reader.stream` alone cuts ids into chunks for the backbone; before it `reading` regroups a document's text by
+chunks. Dimension names: B batch, N tokens of an input, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -25,7 +25,7 @@ class SavedRow:
         dtype: of the backbone's states.
         vocabulary: how many tokens the backbone knows.
         ragged: of each group of heads, whether any slot may be empty.
-        marked: whether a segment ended of which nothing else is carried on.
+        marked: whether the states at the end of a segment were saved, too, as those that `rewind` returns to.
     """
 
     num_tokens: int

@@ -76,8 +76,9 @@ class LongTermMemory:
 
     Attributes:
         keys: the parts of search keys, side by side in one store.
-        key: the lexical one of them, or one beside them: its statistics choose passages, too.
-        summary: the parameters that one of the keys makes use of; None: none does.
+        key: the lexical key, whose statistics of words also choose passages. Where `keys` has none, it stands
+            outside the store and is not searched by.
+        summary: parameters of the memory embeddings, where one of `keys` is made of them; None: none is.
     """
 
     def __init__(self, config: LongTermConfig, summary: HMTModule | None = None) -> None:

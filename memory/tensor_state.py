@@ -84,8 +84,9 @@ def _filled(tree: Any, tensors: Iterator[Tensor]) -> Any:
 class TensorState:
     """State of a batch of documents; tensors are replaced, never written in place.
 
-    A subclass names its attributes, and under which path each is in files; an empty path adds nothing to
-    those of its branches, None leaves an attribute out of files.
+    A subclass lists its attributes that hold tensors, each with a path. In files a tensor is called by this
+    path and, after a dot, by its own path within the attribute (`named`). With an empty path it is called by
+    its own path alone; with None the attribute is in no file.
 
     Attributes:
         batched: trees of tensors whose first dimension is the batch.

@@ -10,8 +10,8 @@ A tier is one file and one line:
 
     register_tier(EvictedKV)
 
-and `LongTermConfig(tiers={"evicted_kv": {}})` switches it on. `LongTermMemory`, the records themselves, is
-written and recalled from in the same way, and always there.
+and `LongTermConfig(tiers={"evicted_kv": {}})` switches it on. `LongTermMemory`, which holds the records
+themselves, is no `Tier`: it is always there, and its `write` and `recall` are called beside those of tiers.
 
 Dimension names: B batch, G KV heads, T cached tokens, E evicted tokens, D head width.
 """

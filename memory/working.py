@@ -315,7 +315,7 @@ def check_range(
     if config.positions == "distance" and interval > trained_range:
         raise InputError(
             f"{interval} tokens between two evictions exceed the backbone's trained range "
-            f"of {trained_range} positions: lower the chunk (update_interval)."
+            f"of {trained_range} positions: lower `update_interval`, on the command line --chunk."
         )
     if config.positions != "compact" or not policy.evicts:
         return

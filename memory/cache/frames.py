@@ -110,7 +110,8 @@ class PositionFrames:
         return replace(self, counts=counts, next_frame=tuple(next_frame))
 
     def starts(self) -> list[int]:
-        """True position of frame position 0 in each row; without gaps the row's own running offset."""
+        """True position of frame position 0 in each row; in the mode `compact`, the true minus the
+        frame position of the next token."""
         if self.mode == "absolute":
             return [0] * len(self.num_tokens)
         if self.mode == "compact":

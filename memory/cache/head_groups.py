@@ -13,10 +13,11 @@ from hiermem.memory.attention import Heads, numbers
 from hiermem.memory.cache.layer import LayerGeometry
 
 LEAST = 16
-"""Every head keeps the sinks and, of the newest tokens, this part of the budget at least (512: 32)."""
+"""Every head keeps at least the sinks and the budget divided by this: 32 tokens of a budget of 512."""
 
 STEP = 32
-"""Heads keep multiples of this part of the budget (512: 16) more, so that neighbours often make one group."""
+"""Tokens beyond that are kept in multiples of the budget divided by this: of 16, where the budget is 512.
+So neighbouring heads often keep equally many and make one group."""
 
 HeadBudgets = Sequence[Sequence[float]]
 

@@ -24,7 +24,7 @@ from hiermem.memory.policies import CacheStats, EvictionPolicy
 from hiermem.memory.stored import Stored
 from hiermem.memory.tensor_state import TensorSpec
 
-Heard = Callable[[HeadGroup, LayerCache, LayerCache], None]
+EvictionCallback = Callable[[HeadGroup, LayerCache, LayerCache], None]
 """Told of a group's cache before and after an eviction."""
 
 
@@ -93,20 +93,20 @@ class KVCache(ChunkState):
 
     # ---- eviction
 
-    def evict(self, decision: Decision, heard: Heard | None = None) -> None:
+    def evict(self, decision: Decision, on_evicted: EvictionCallback | None = None) -> None:
         """Let every KV head keep its best tokens within the budget, in the rows that are due.
 
         Args:
-            heard: told of each group's cache before and after.
+            on_evicted: told of each group's cache before and after.
         """
         before = self.layers
         windows = any(layer.window for layer in self.geometries)
         if self.policy.evicts or windows or any(cache.ragged for cache in self.layers):
             groups = zip(self.head_groups, self.layers, strict=True)
             self.layers = [self._evicted(group, cache, decision) for group, cache in groups]
-        if heard is not None:
+        if on_evicted is not None:
             for group, old, new in zip(self.head_groups, before, self.layers, strict=True):
-                heard(group, old, new)
+                on_evicted(group, old, new)
 
     def _evicted(self, group: HeadGroup, cache: LayerCache, decision: Decision) -> LayerCache:
         window, held = self.geometries[group.layer].window, cache.held()

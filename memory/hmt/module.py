@@ -38,12 +38,12 @@ class SummaryConfig:
         sensory: k, tokens of the previous segment that are read again before a segment (published: 32).
         width: h, of the recall attention.
         last: N, how many segments the recall attends to, the newest ones (published: 300).
-        query: query of the recall: `half`, the summary of the segment's first half, read beforehand (as
-            published): a segment that begins with less is read again with what comes, until it has its half,
-            so that pieces and decoding are exact, and likelihoods in that half are of tokens it has recalled
-            by;
-            `previous`, the memory embeddings of the segment before, which costs no second reading; where the
-            memory is residual, as keys among keys.
+        query: what a segment recalls by. `half`: the summary of its first half, which is read beforehand (as
+            published). A segment of which less than half has come is read again when more comes, so that
+            pieces and decoding give what one reading gives. The prompt of a segment has seen the tokens
+            of that half, so their likelihoods are no predictions. `previous`: the memory embeddings of the
+            segment before, which costs no second reading. In a residual memory the query is then that
+            segment's own key.
         residual: whether the prompt is the learned first one plus a learned projection of what is recalled,
             which starts at 0, so that an untrained memory changes nothing from segment to segment. A segment
             is then recalled by one key of length 1, of the last of its memory embeddings, and is h numbers

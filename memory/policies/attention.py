@@ -37,7 +37,7 @@ class AttentionPolicy(EvictionPolicy):
 
     name: ClassVar[str] = "attention"
     stride: ClassVar[int] = 8
-    """Every so manieth query is observed and counts as often."""
+    """Every `stride`-th query is observed, and counts `stride` times."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

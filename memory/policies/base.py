@@ -49,7 +49,8 @@ class ObservedQueries:
     Attributes:
         columns: their columns in the chunk, ``[Q]`` int64.
         positions: their true positions, ``[B, Q]`` int64, -1 for padding.
-        counted: whether the policy asked for them, ``[B, Q]`` bool; the others are there for other rows.
+        counted: whether the policy observes the query in this row, ``[B, Q]`` bool. Where rows differ, all
+            columns are shown.
         starts: true position of the chunk's first token in each row.
         valid: real tokens of each row in the chunk.
         width: columns of the chunk.
