@@ -210,10 +210,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
     def ask(
         self, memory: MemoryState, question: str, top_k: int | None = None, max_new_tokens: int = 64
     ) -> asking.Answer:
-        """Answer a question from a memory; what the memory has read stays as it is.
-
-        With a trained search key, memory embeddings of the incomplete segment are kept in it for the next
-        question.
+        """Answer a question from a memory, in which what was read stays as it is.
 
         Args:
             top_k: segments to recall; None takes the configured number.
@@ -229,10 +226,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
             return asking.answered(self.reader, self.prepare(memory, question, top_k), max_new_tokens)
 
     def prepare(self, memory: MemoryState, question: str, top_k: int | None = None) -> asking.PreparedPrompt:
-        """The prompt that `ask` answers: recalled passages, then the question.
-
-        What was read into ``memory`` stays as it is, as `ask` says.
-        """
+        """The prompt that `ask` answers: recalled passages, then the question."""
         return asking.prepare(self, self._checked(memory), question, top_k)
 
     def new_memory(self) -> MemoryState:
