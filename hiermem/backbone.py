@@ -148,9 +148,9 @@ class Backbone:
                 f"leave trained_range out."
             )
         trained_range, policy = config.trained_range or self.trained_range, config.new_policy(network)
-        beside: list[ChunkState] = [] if recurrence is None else [recurrence]
-        beside += [] if self.mamba is None else [MambaCache(self.mamba)]
-        memory = WorkingMemory(config, self.geometries, trained_range, batch, policy, beside)
+        recurrent: list[ChunkState] = [] if recurrence is None else [recurrence]
+        recurrent += [] if self.mamba is None else [MambaCache(self.mamba)]
+        memory = WorkingMemory(config, self.geometries, trained_range, batch, policy, recurrent)
         memory.cache.fixed_shapes = self.compiled
         return memory
 
@@ -164,8 +164,8 @@ class Backbone:
             mamba: Mamba heads in place of some of them.
         """
         settings = WorkingMemoryConfig(policy="none", positions="absolute")
-        beside = [] if mamba is None else [mamba]
-        return WorkingMemory(settings, self.geometries, self.trained_range, batch, policy, beside)
+        recurrent = [] if mamba is None else [mamba]
+        return WorkingMemory(settings, self.geometries, self.trained_range, batch, policy, recurrent)
 
     @contextmanager
     def attached(self, memory: WorkingMemory) -> Iterator[None]:

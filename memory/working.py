@@ -45,7 +45,7 @@ class WorkingMemory(ComposedState):
         trained_range: positions that the backbone was trained on.
         batch: rows.
         policy: what scores cached tokens; None: as configured.
-        beside: what is carried beside the cache: a `SegmentRecurrence`, a `MambaCache`, others.
+        recurrent: states carried with the cache: a `SegmentRecurrence`, a `MambaCache`, others.
 
     Raises:
         InputError: the settings do not fit the backbone.
@@ -66,11 +66,11 @@ class WorkingMemory(ComposedState):
         trained_range: int,
         batch: int = 1,
         policy: EvictionPolicy | None = None,
-        beside: Sequence[ChunkState] = (),
+        recurrent: Sequence[ChunkState] = (),
     ) -> None:
         self.config, self.geometries, self.trained_range = config, tuple(geometries), trained_range
         self.policy = policy or config.new_policy()
-        self.states = list(beside)
+        self.states = list(recurrent)
         replaced = () if self.mamba is None else self.mamba.heads.groups
         groups = plan_head_groups(geometries, config.budget, config.head_shares, config.sinks, replaced)
         around = 0 if self.recurrence is None else self.recurrence.prefix + self.recurrence.suffix

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hiermem.documents import read_document
 from hiermem.errors import InputError
 from hiermem.eval.haystack import SHORTEST, Haystack, hidden
 from hiermem.eval.metrics import accuracy, bootstrap
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tables import Report, by_length
-from hiermem.eval.tasks.base import AnswerTask, option, register
+from hiermem.eval.tasks.base import option, register
+from hiermem.eval.tasks.passkey import HaystackTask
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
@@ -190,7 +190,7 @@ def document(haystack: Haystack, length: int, rounds: int, rng: random.Random) -
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class BabiLong(AnswerTask):
+class BabiLong(HaystackTask):
     """Little stories of people, places and things scattered in a long text; five kinds of question.
 
     Example:
@@ -208,13 +208,6 @@ class BabiLong(AnswerTask):
     limit: int = option(4, help="Texts per length.", least=1)
     stories: int = option(2, help="Stories of each of five kinds in a text.", least=1)
     seed: int = option(0, help="Seed of everything that is drawn at random.")
-
-    def load(self, config: HierMemConfig) -> str:
-        """The text of the haystack."""
-        return read_document(self.haystack)
-
-    def texts(self, data: str) -> list[str]:
-        return [data]
 
     def settings(self, data: str, config: HierMemConfig) -> dict[str, Any]:
         settings = {"haystack": Path(self.haystack).name, "lengths": self.lengths, "texts": self.limit}

@@ -54,9 +54,23 @@ def is_right(answer: str, key: str) -> bool:
     return number is not None and number.group() == key
 
 
+@dataclass(frozen=True, kw_only=True)
+class HaystackTask(AnswerTask):
+    """A task that hides something in a long text."""
+
+    haystack: str = option(help="Text file that something is hidden in.", document=True)
+
+    def load(self, config: HierMemConfig) -> str:
+        """The text of the haystack."""
+        return read_document(self.haystack)
+
+    def texts(self, data: str) -> list[str]:
+        return [data]
+
+
 @register
 @dataclass(frozen=True, kw_only=True)
-class PassKey(AnswerTask):
+class PassKey(HaystackTask):
     """Find a five-digit key in a long text: greedy answer, exact match.
 
     Examples:
@@ -73,13 +87,6 @@ class PassKey(AnswerTask):
     lengths: tuple[int, ...] = option((1024, 8192, 32768), help="Text lengths in tokens, comma-separated.")
     limit: int = option(20, help="Examples per length.", least=1)
     seed: int = option(0, help="Seed of everything that is drawn at random.")
-
-    def load(self, config: HierMemConfig) -> str:
-        """The text of the haystack."""
-        return read_document(self.haystack)
-
-    def texts(self, data: str) -> list[str]:
-        return [data]
 
     def settings(self, data: str, config: HierMemConfig) -> dict[str, Any]:
         settings = {"haystack": Path(self.haystack).name, "lengths": self.lengths, "limit": self.limit}
