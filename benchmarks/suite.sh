@@ -27,8 +27,8 @@ measure() { # NAME ARGUMENTS...
 
 measure length-8k bench length --text "$book" --lengths 2048,8192 --repeats 3
 measure length-32k bench length --text "$book" --lengths 32768
-measure length-128k bench length --text "$book" --lengths 131072 --systems hiermem,full
-measure length-256k bench length --text "$book" --lengths 262144 --systems hiermem --limit 3600
+measure length-128k bench length --text "$book" --lengths 131072 --methods hiermem,full
+measure length-256k bench length --text "$book" --lengths 262144 --methods hiermem --limit 3600
 
 needles() { measure "needles-$1" eval needles --data "$pg19" --length 2000 --limit 100 "${@:2}"; }
 for keep in 25 50; do
@@ -37,10 +37,10 @@ for keep in 25 50; do
     done
 done
 measure needles-namm-compressed-25 eval needles --data "$pg19" --length 2000 --limit 24 --keep 0.25 --policy namm \
-    --system compressed
+    --method compressed
 needles namm-untrained-25 --keep 0.25 --policy namm --evictor none
-needles full --keep 1 --system full
-needles hiermem-25 --keep 0.25 --system hiermem
+needles full --keep 1 --method full
+needles hiermem-25 --keep 0.25 --method hiermem
 
 if [[ -e .venv-peers/ready ]]; then
     prompts=$out/needles.jsonl
@@ -59,7 +59,7 @@ else
     echo "kvpress is left out: make peers sets it up." >&2
 fi
 
-fused() { measure "pubmedqa-$1-$2" eval pubmedqa --data "$pubmedqa" --system "$1" --together "$2"; }
+fused() { measure "pubmedqa-$1-$2" eval pubmedqa --data "$pubmedqa" --method "$1" --together "$2"; }
 for system in hiermem bm25 truncated; do fused "$system" 50; done
 for system in hiermem bm25 full; do fused "$system" 10; done
 for system in hiermem bm25 right; do fused "$system" 1; done
@@ -81,13 +81,13 @@ measure interleaved-hmt eval interleaved --data "$pg19" --model smollm2-hmt --se
 
 babi() { measure "babi-$1" eval babi-long --haystack "$book" --seed 1 "${@:2}"; }
 babi hiermem --lengths 1000,8000,32000,128000 --limit 2
-babi bm25 --lengths 1000,8000,32000,128000 --limit 2 --system bm25
-babi full --lengths 1000,8000 --limit 2 --system full
+babi bm25 --lengths 1000,8000,32000,128000 --limit 2 --method bm25
+babi full --lengths 1000,8000 --limit 2 --method full
 
 # Half of the cache, decided before the questions are seen.
-measure pubmedqa-namm-10 eval pubmedqa --data "$pubmedqa" --together 10 --system pruned --policy namm \
+measure pubmedqa-namm-10 eval pubmedqa --data "$pubmedqa" --together 10 --method pruned --policy namm \
     --keep 0.5
-babi namm --lengths 8000 --limit 2 --system pruned --policy namm --keep 0.5
+babi namm --lengths 8000 --limit 2 --method pruned --policy namm --keep 0.5
 
 measure passkey eval passkey --haystack "$book" --lengths 1024,8192,32768 --limit 20 --seed 1
 measure retrieval-reranked eval retrieval --data "$pubmedqa" --rerank 5
@@ -98,7 +98,7 @@ for model in smollm2 smollm2-mamba; do
     beginning=(eval pg19 --data "$pg19" --max-tokens 8192 --model "$model" --dtype float32)
     measure "pg19-heads-$name-2k" "${beginning[@]}" --policy none --window 2048
     measure "pg19-heads-$name-stream" "${beginning[@]}" --policy attention --budget 512
-    measure "passkey-heads-$name" eval passkey --haystack "$book" --lengths 2048 --limit 20 --system pruned \
+    measure "passkey-heads-$name" eval passkey --haystack "$book" --lengths 2048 --limit 20 --method pruned \
         --policy none --model "$model" --dtype bfloat16
 done
 measure needles-mamba-whole eval needles --data "$pg19" --keep 1 --policy none --model smollm2-mamba --limit 24

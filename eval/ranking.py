@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from hiermem.asking_config import AskConfig
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
-from hiermem.eval.methods import word_index, words
+from hiermem.eval.methods.passages import WordIndex
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tasks.pubmedqa import Item
 from hiermem.memory.longterm import Hit, LongTermMemory, SegmentRecord
@@ -101,8 +101,8 @@ def _reranked(
 
 
 def _bm25(items: Sequence[Item]) -> list[list[int]]:
-    index = word_index([item.abstract for item in items])
-    scores = torch.tensor([list(index.get_scores(words(item.question))) for item in items])
+    index = WordIndex([item.abstract for item in items])
+    scores = torch.tensor([index.scores(item.question).tolist() for item in items])
     return scores.topk(min(BEST, len(items))).indices.tolist()
 
 

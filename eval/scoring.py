@@ -69,7 +69,7 @@ def score_answer(reader: Reader, prompt: PreparedPrompt, answer: str, lead: str 
         lead: words between the two, which are not scored.
     """
     targets = torch.tensor(encode(reader.tokenizer, answer), dtype=torch.int64)
-    return score_tokens(reader, replace(prompt, ids=_begun(reader, prompt, lead)), targets)
+    return score_tokens(reader, begun(reader, prompt, lead), targets)
 
 
 def score_tokens(reader: Reader, prompt: PreparedPrompt, targets: Tensor) -> AnswerScore:
@@ -90,7 +90,7 @@ def score_options(
         lead: words between the two, which are not scored.
     """
     tokens = [encode(reader.tokenizer, option) for option in options]
-    first = reader.logits(prompt.working, _begun(reader, prompt, lead), 1)[0, 0].log_softmax(-1)
+    first = reader.logits(prompt.working, begun(reader, prompt, lead).ids, 1)[0, 0].log_softmax(-1)
     scores = []
     for ids in tokens:
         score = float(first[ids[0]])
@@ -102,6 +102,6 @@ def score_options(
     return scores
 
 
-def _begun(reader: Reader, prompt: PreparedPrompt, lead: str) -> Tensor:
-    """The unread rest of a prompt with the beginning of its answer, ``[1, n]`` int64."""
-    return torch.cat((prompt.ids, reader.encode(lead, begins=False)), dim=1)
+def begun(reader: Reader, prompt: PreparedPrompt, lead: str) -> PreparedPrompt:
+    """A prompt with the beginning of its answer."""
+    return replace(prompt, ids=torch.cat((prompt.ids, reader.encode(lead, begins=False)), dim=1))

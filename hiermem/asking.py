@@ -64,6 +64,11 @@ class PreparedPrompt:
     sources: list[Source]
     found: bool = True
 
+    @property
+    def answerable(self) -> bool:
+        """Whether there is something to answer from: words of the question, or what was read before it."""
+        return self.found or any(self.working.num_tokens)
+
     def fork(self) -> "PreparedPrompt":
         """The same prompt with a memory of its own; costs nothing."""
         return replace(self, working=self.working.copy())
@@ -71,7 +76,7 @@ class PreparedPrompt:
 
 def answered(reader: Reader, prompt: PreparedPrompt, max_new_tokens: int) -> Answer:
     """The greedy answer to a prompt, whose memory moves on."""
-    if not prompt.found and not any(prompt.working.num_tokens):
+    if not prompt.answerable:
         return Answer(NOT_FOUND, [], found=False)
     text, ended = reader.continue_from(prompt.working, prompt.ids, max_new_tokens)
     answer, *others = without_thoughts(reader.tokenizer, text).split(PREFIX)

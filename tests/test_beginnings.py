@@ -95,7 +95,7 @@ def test_every_method_begins_alike(name: str, begins: list[int]) -> None:
         pytest.importorskip("rank_bm25")
     model = wide(policy="window")
     model.adapter.trained_range = 600  # what is truncated begins further on
-    method = new_method(name, model, 0.5 if name == "compressed" else None)
+    method = new_method(name, model, keep=0.5 if name == "compressed" else None)
     with torch.inference_mode():
         prompt = method.prompt(method.read(text_of(100)), "Who is the captain?")
         model.read_ids(prompt.working, prompt.ids)

@@ -124,15 +124,17 @@ def test_windows_score_each_token_once_and_know_only_the_overlap(window: int, ov
 
 def test_passkey_examples_are_reproducible_and_spread() -> None:
     haystack = Haystack(reader().tokenizer, text_of(3000).replace(" and ", ". "))
-    made = passkey.examples(haystack, 400, 5, seed=1)
-    assert made == passkey.examples(haystack, 400, 5, seed=1)
-    assert made != passkey.examples(haystack, 400, 5, seed=2)
+    made = passkey.documents(haystack, 400, 5, seed=1)
+    assert made == passkey.documents(haystack, 400, 5, seed=1)
+    assert made != passkey.documents(haystack, 400, 5, seed=2)
+    keys = [each.questions[0].answers[0] for each in made]
     places = [
-        example.text.index(passkey.SENTENCE.format(key=example.key)) / len(example.text) for example in made
+        each.text.index(passkey.SENTENCE.format(key=key)) / len(each.text)
+        for each, key in zip(made, keys, strict=True)
     ]
     assert places == sorted(places)
     assert all(abs(place - (i + 0.5) / 5) < 0.15 for i, place in enumerate(places))
-    assert len({example.key for example in made}) == 5
+    assert len(set(keys)) == 5
 
 
 @pytest.mark.parametrize(

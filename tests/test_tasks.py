@@ -3,7 +3,6 @@
 import json
 import random
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from hiermem.eval.methods import (
     PrefilledContext,
     Pruned,
     Truncated,
-    check_compressed,
     check_method,
     new_method,
 )
@@ -99,7 +97,7 @@ def test_a_question_leaves_no_trace(name: str) -> None:
     model, text = wide(), text_of(120)
     if name == Compressed.name:
         model.config = model.config.with_working(policy="window")
-    system = new_method(name, model, keep=0.5)
+    system = new_method(name, model, keep=0.5 if "keep" in METHODS[name].takes else None)
     context = system.read(text)
     first = system.prompt(context, "Who sailed north?")
     before = score_answer(system.model.reader, first.fork(), " the captain").nll
@@ -163,7 +161,7 @@ def test_compression_decides_once_after_all_was_read() -> None:
         new_method("compressed", model)
     for wrong in ({"policy": "none"}, {"positions": "compact"}):
         with pytest.raises(InputError, match="scores tokens where they stand"):
-            check_compressed("compressed", replace(model.config.working, **wrong), keep)
+            Compressed.check(model.config.with_working(**wrong), {"keep": keep})
 
 
 def test_bm25_shows_the_passage_with_the_words() -> None:
@@ -351,7 +349,7 @@ def test_fused_spans_quote_the_abstracts() -> None:
 @pytest.mark.parametrize("system", ["hiermem", "right", "closed"])
 @torch.inference_mode()
 def test_pubmedqa_asks_each_question_once(system: str) -> None:
-    task = pubmedqa.PubMedQA(data=Path("pubmedqa"), system=system, together=3)
+    task = pubmedqa.PubMedQA(data=Path("pubmedqa"), method=system, together=3)
     result = task.measure(wide(), items(), ResultLog(None, {}))
     assert result["n"] == 5
     assert 0 <= result["metrics"]["accuracy"] <= 1
@@ -372,7 +370,7 @@ def test_half_of_a_text_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pruned, "read", read)
     model = reader(config=WIDE.with_working(policy="window"))
     model.adapter.trained_range = 4096
-    pruned: dict[str, Any] = {"system": "pruned", "keep": 0.5}
+    pruned: dict[str, Any] = {"method": "pruned", "keep": 0.5}
     task = pubmedqa.PubMedQA(data=Path("pubmedqa"), together=3, **pruned)
     task.measure(model, items(), ResultLog(None, {}))
     stories = babilong.BabiLong(haystack="book.txt", lengths=(0,), limit=1, stories=1, **pruned)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hiermem.documents import read_document
 from hiermem.errors import InputError
 from hiermem.eval.haystack import SHORTEST, Haystack, hidden
 from hiermem.eval.metrics import accuracy, bootstrap
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tables import Report, by_length
-from hiermem.eval.tasks.base import option, register
-from hiermem.eval.tasks.passkey import HaystackTask
+from hiermem.eval.tasks.base import AnswerTask, option, register
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
@@ -190,7 +190,7 @@ def document(haystack: Haystack, length: int, rounds: int, rng: random.Random) -
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class BabiLong(HaystackTask):
+class BabiLong(AnswerTask):
     """Little stories of people, places and things scattered in a long text; five kinds of question.
 
     Example:
@@ -209,17 +209,27 @@ class BabiLong(HaystackTask):
     stories: int = option(2, help="Stories of each of five kinds in a text.", least=1)
     seed: int = option(0, help="Seed of everything that is drawn at random.")
 
+    def load(self, config: HierMemConfig) -> str:
+        """The text of the haystack."""
+        return read_document(self.haystack)
+
+    def texts(self, data: str) -> list[str]:
+        return [data]
+
     def settings(self, data: str, config: HierMemConfig) -> dict[str, Any]:
         settings = {"haystack": Path(self.haystack).name, "lengths": self.lengths, "texts": self.limit}
-        return settings | {"rounds": self.stories, "seed": self.seed, "system": self.system, **self.kept()}
+        return settings | {
+            "rounds": self.stories,
+            "seed": self.seed,
+            "system": self.method,
+            **self.method_options(),
+        }
 
     def rows(self, model: HierMemModel, data: str, log: ResultLog) -> dict[str, Any]:
         """Exact match and negative log-likelihood of the answer, for each length and kind of question."""
         from tqdm.auto import tqdm
 
-        from hiermem.eval.methods import new_method
-
-        method, haystack = new_method(self.system, model, self.keep), Haystack(model.tokenizer, data)
+        method, haystack = self.new_method(model), Haystack(model.tokenizer, data)
         places = [(length, index) for length in self.lengths for index in range(self.limit)]
         # All texts are made first: what cannot be made is refused before anything is read.
         texts = {place: self._document(haystack, *place) for place in places}

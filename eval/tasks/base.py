@@ -44,6 +44,7 @@ from hiermem.eval.tables import Section
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
+    from hiermem.eval.methods import Method
     from hiermem.model import HierMemModel
 
 
@@ -74,6 +75,7 @@ class Option:
     Attributes:
         help: one line of its help.
         flag: its name there; by default, the field's own with dashes.
+        alias: a second name.
         least: smallest number that is taken.
         most: largest number that is taken.
         document: whether it is a document by name, which is refused at once where it cannot be read.
@@ -81,6 +83,7 @@ class Option:
 
     help: str
     flag: str | None = None
+    alias: str | None = None
     least: float | None = None
     most: float | None = None
     document: bool = False
@@ -104,12 +107,13 @@ def option(
     *,
     help: str,
     flag: str | None = None,
+    alias: str | None = None,
     least: float | None = None,
     most: float | None = None,
     document: bool = False,
 ) -> Any:
     """A field of a task that is an option of its command; without a default, it must be given."""
-    return field(default=default, metadata={"option": Option(help, flag, least, most, document)})
+    return field(default=default, metadata={"option": Option(help, flag, alias, least, most, document)})
 
 
 def option_of(entry: "Field[Any]") -> Option:
@@ -266,37 +270,48 @@ class AnswerTask(Task):
 
     model_options = ("preset", "policy", "policy_set", "budget", "segment", "chunk", "top_k", "evictor")
 
-    system: str = option(
+    method: str = option(
         "hiermem",
         help="hiermem, or a peer: full, truncated, streaming, bm25, closed, pruned, compressed.",
+        alias="--system",
     )
     keep: float | None = option(
-        None, help="Share of a text that --system pruned or compressed keeps.", least=0.0, most=1.0
+        None, help="Share of a text that --method pruned or compressed keeps.", least=0.0, most=1.0
+    )
+    passages: int | None = option(
+        None, help="Passages of 128 tokens that a method of retrieval shows; default: 4.", least=1
     )
 
     @classmethod
     def methods(cls) -> tuple[str, ...]:
-        """Names that the option system takes."""
+        """Names that the option method takes."""
         from hiermem.eval.methods import METHODS
 
         return tuple(METHODS)
 
     def __post_init__(self) -> None:
-        from hiermem.eval.methods import Compressed, Pruned, check_method
+        from hiermem.eval.methods import check_method, check_options
 
         super().__post_init__()
-        check_method(self.system, self.methods())
-        if self.keep is not None and self.system not in (Pruned.name, Compressed.name):
-            raise InputError("Only --system pruned and compressed keep a share of a text: leave --keep out.")
+        check_method(self.method, self.methods())
+        check_options(self.method, self.method_options())
         if self.keep == 0:
             raise InputError("A share of 0 keeps nothing: raise --keep.")
 
     def configure(self, config: "HierMemConfig") -> "HierMemConfig":
-        from hiermem.eval.methods import check_compressed
+        from hiermem.eval.methods import METHODS
 
-        check_compressed(self.system, config.working, self.keep)
+        if self.method in METHODS:
+            METHODS[self.method].check(config, self.method_options())
         return config
 
-    def kept(self) -> dict[str, float]:
-        """The share that is kept, among the settings of a run, where one was given."""
-        return {} if self.keep is None else {"keep": self.keep}
+    def method_options(self) -> dict[str, Any]:
+        """Options of the method that were given; they are among the settings of a run."""
+        values = {"keep": self.keep, "passages": self.passages}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def new_method(self, model: "HierMemModel") -> "Method[Any]":
+        """The method around this model."""
+        from hiermem.eval.methods import new_method
+
+        return new_method(self.method, model, **self.method_options())

@@ -93,10 +93,11 @@ class Needles(BookTask):
     title = "Needles"
     model_options = ("policy", "policy_set", "chunk", "positions", "evictor")
 
-    system: str = option(
+    method: str = option(
         "pruned",
         help="pruned: without recall, by the policy while it reads; compressed: once all was read, as "
         "kvpress does; full: all kept; hiermem: with recall.",
+        alias="--system",
     )
     keep: float = option(0.25, help="Share of the text that is kept.", least=0.0, most=1.0)
     length: int = option(2000, help="Tokens of each text.", least=1)
@@ -108,7 +109,7 @@ class Needles(BookTask):
         from hiermem.eval.methods import Compressed, Full, HierMem, Pruned, check_method
 
         super().__post_init__()
-        check_method(self.system, (Pruned.name, Compressed.name, Full.name, HierMem.name))
+        check_method(self.method, (Pruned.name, Compressed.name, Full.name, HierMem.name))
         if self.budget < LEAST_KEPT:
             raise InputError(
                 f"{self.keep} of {self.length} tokens is too little to keep: raise --keep or --length."
@@ -119,11 +120,17 @@ class Needles(BookTask):
         """Tokens that are kept of each text."""
         return round(self.keep * self.length)
 
+    def method_options(self) -> dict[str, float]:
+        """Options of the method: the share that is kept, where it takes one."""
+        from hiermem.eval.methods import METHODS
+
+        return {"keep": self.keep} if "keep" in METHODS[self.method].takes else {}
+
     def configure(self, config: HierMemConfig) -> HierMemConfig:
         """The same with a budget of the share that is kept."""
-        from hiermem.eval.methods import check_compressed
+        from hiermem.eval.methods import METHODS
 
-        check_compressed(self.system, config.working, self.keep)
+        METHODS[self.method].check(config, self.method_options())
         return config.with_working(budget=self.budget)
 
     def load(self, config: HierMemConfig) -> dict[str, str]:
@@ -133,7 +140,7 @@ class Needles(BookTask):
         return books(self.data, self.split, None, None)
 
     def settings(self, data: dict[str, str], config: HierMemConfig) -> dict[str, Any]:
-        settings = {"books": list(data), "system": self.system, "keep": self.keep}
+        settings = {"books": list(data), "system": self.method, "keep": self.keep}
         return settings | {"length": self.length, "limit": self.limit, "seed": self.seed}
 
     def examples(self, model: HierMemModel, data: dict[str, str]) -> list[Example]:
@@ -147,7 +154,7 @@ class Needles(BookTask):
 
         from hiermem.eval.methods import new_method
 
-        method = new_method(self.system, model, self.keep)
+        method = new_method(self.method, model, **self.method_options())
         bar = tqdm(self.examples(model, data), desc="needles", disable=None, delay=2)
         rows = [log.row(str(index), _row, model, method, example) for index, example in enumerate(bar)]
         return {**means(rows, "nll", "exact", "kept"), "examples": rows}

@@ -11,30 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from hiermem.documents import read_document
 from hiermem.eval.haystack import Haystack, hidden
-from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tables import Report, by_length
-from hiermem.eval.tasks.base import AnswerTask, option, register
+from hiermem.eval.tasks.base import option, register
+from hiermem.eval.tasks.documents import HIERMEM, Document, DocumentTask, Question
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
-    from hiermem.eval.methods import Method
+    from hiermem.eval.answering import Response
     from hiermem.model import HierMemModel
 
 SENTENCE = "The pass key is {key}. Remember it. "
 QUESTION = "What is the pass key?"
 
 
-@dataclass(frozen=True)
-class Example:
-    """A text that holds the sentence at about ``depth`` (0 to 1), and its key."""
-
-    text: str
-    key: str
-    depth: float
-
-
-def examples(haystack: Haystack, length: int, count: int, seed: int) -> list[Example]:
-    """``count`` texts of ``length`` tokens cut from the haystack, depths evenly spread.
+def documents(haystack: Haystack, length: int, count: int, seed: int) -> list[Document]:
+    """``count`` texts of ``length`` tokens cut from the haystack, each with its key, depths evenly spread.
 
     Raises:
         InputError: the haystack is shorter than ``length`` tokens.
@@ -44,7 +35,10 @@ def examples(haystack: Haystack, length: int, count: int, seed: int) -> list[Exa
     for index in range(count):
         text = haystack.cut(length, rng)
         depth, key = (index + 0.5) / count, str(rng.randrange(10000, 100000))
-        found.append(Example(hidden(text, [SENTENCE.format(key=key)], [depth]), key, depth))
+        question = Question(
+            key=f"{length}/{index}", text=QUESTION, answers=(key,), about=(("length", length),)
+        )
+        found.append(Document(hidden(text, [SENTENCE.format(key=key)], [depth]), [question]))
     return found
 
 
@@ -55,7 +49,7 @@ def is_right(answer: str, key: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HaystackTask(AnswerTask):
+class HaystackTask(DocumentTask):
     """A task that hides something in a long text."""
 
     haystack: str = option(help="Text file that something is hidden in.", document=True)
@@ -77,11 +71,12 @@ class PassKey(HaystackTask):
 
         hiermem eval passkey --haystack book.txt --lengths 1024,8192 --limit 20 --seed 1
 
-        hiermem eval passkey --haystack book.txt --lengths 2048 --system full
+        hiermem eval passkey --haystack book.txt --lengths 2048 --method full
     """
 
     name = "passkey"
     title = "Pass key"
+    max_new_tokens = 16
 
     haystack: str = option(help="Text file that the sentence is hidden in.", document=True)
     lengths: tuple[int, ...] = option((1024, 8192, 32768), help="Text lengths in tokens, comma-separated.")
@@ -90,43 +85,38 @@ class PassKey(HaystackTask):
 
     def settings(self, data: str, config: HierMemConfig) -> dict[str, Any]:
         settings = {"haystack": Path(self.haystack).name, "lengths": self.lengths, "limit": self.limit}
-        settings |= {"seed": self.seed, **self.kept()}
+        settings |= {"seed": self.seed, **self.method_options()}
         # Results from before there were other methods name none.
-        return settings | ({} if self.system == "hiermem" else {"system": self.system})
+        return settings | ({} if self.method == HIERMEM else {"system": self.method})
 
-    def rows(self, model: HierMemModel, data: str, log: ResultLog) -> dict[str, Any]:
-        """Accuracy of the greedy answer for each length."""
-        from tqdm.auto import tqdm
+    def documents(self, model: HierMemModel, data: str) -> list[Document]:
+        """The texts of every length, each with its question."""
+        haystack = Haystack(model.tokenizer, data)
+        return [
+            document
+            for length in self.lengths
+            for document in documents(haystack, length, self.limit, self.seed)
+        ]
 
-        from hiermem.eval.methods import new_method
+    def scores(self, question: Question, response: Response) -> dict[str, Any]:
+        """Whether the answer is right and, of hiermem, whether a source holds the key."""
+        (key,) = question.answers
+        scores = {"right": is_right(response.text, key)}
+        if self.method == HIERMEM:
+            scores["recalled"] = any(key in source.text for source in response.sources)
+        return scores
 
-        method, haystack = new_method(self.system, model, self.keep), Haystack(model.tokenizer, data)
-        sets = {length: examples(haystack, length, self.limit, self.seed) for length in self.lengths}
-        rows = []
-        with tqdm(total=len(sets) * self.limit, desc="pass key", disable=None, delay=2) as bar:
-            for length, texts in sets.items():
-                answers = []
-                for index, example in enumerate(texts):
-                    answers.append(log.row(f"{length}/{index}", _answer, model, method, example))
-                    bar.update()
-                names = [name for name in answers[0] if name != "answer"]
-                shares = {name: sum(answer[name] for answer in answers) / self.limit for name in names}
-                rows.append({"length": length, "accuracy": shares.pop("right"), **shares, "n": self.limit})
-        mean = sum(row["accuracy"] for row in rows) / len(rows)
-        return {"metrics": {"accuracy": mean}, "rows": rows, "n": len(rows) * self.limit}
+    def result(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Accuracy for each length, and the mean over lengths."""
+        by_length = {length: [row for row in rows if row["length"] == length] for length in self.lengths}
+        names = ("right", "recalled") if "recalled" in rows[0] else ("right",)
+        lines = []
+        for length, answers in by_length.items():
+            shares = {name: sum(row[name] for row in answers) / len(answers) for name in names}
+            lines.append({"length": length, "accuracy": shares.pop("right"), **shares, "n": len(answers)})
+        mean = sum(line["accuracy"] for line in lines) / len(lines)
+        return {"metrics": {"accuracy": mean}, "rows": lines, "n": len(rows), "examples": list(rows)}
 
     @classmethod
     def table(cls, reports: Sequence[Report]) -> list[str]:
         return by_length(reports, "accuracy")
-
-
-def _answer(model: HierMemModel, method: Method[Any], example: Example) -> dict[str, Any]:
-    from hiermem.asking import answered
-    from hiermem.eval.methods import HierMem
-
-    prompt = method.prompt(method.read(example.text), QUESTION)
-    answer = answered(model.reader, prompt, max_new_tokens=16)
-    row = {"answer": answer.text, "right": is_right(answer.text, example.key)}
-    if method.name == HierMem.name:
-        row["recalled"] = any(example.key in source.text for source in answer.sources)
-    return row

@@ -6,23 +6,22 @@ The fused form is that of HMT (arXiv 2405.06067): all contexts first, read once,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import InputError
 from hiermem.eval import hub
 from hiermem.eval.metrics import accuracy, bootstrap, macro_f1, perplexity
-from hiermem.eval.result_log import ResultLog
 from hiermem.eval.sampling import stratified
 from hiermem.eval.tables import Report, pivot
-from hiermem.eval.tasks.base import AnswerTask, Task, option, register
+from hiermem.eval.tasks.base import Task, option, register
+from hiermem.eval.tasks.documents import Document, DocumentTask, Question
 
 if TYPE_CHECKING:
-    from hiermem.asking import PreparedPrompt
     from hiermem.config import HierMemConfig
+    from hiermem.eval.answering import Response
     from hiermem.eval.methods import Method
     from hiermem.model import HierMemModel
 
@@ -175,24 +174,32 @@ class QuestionTask(Task):
         return {"split": self.split, "limit": self.limit, **seed}
 
 
+@dataclass(frozen=True, kw_only=True)
+class AbstractQuestion(Question):
+    """A question with its long answer."""
+
+    long_answer: str
+
+
 @register
 @dataclass(frozen=True, kw_only=True)
-class PubMedQA(QuestionTask, AnswerTask):
+class PubMedQA(QuestionTask, DocumentTask):
     """PubMedQA with M abstracts read first, then their questions: decision, long answer, recall.
 
     Examples:
 
         hiermem eval pubmedqa --data pubmedqa --together 50
 
-        hiermem eval pubmedqa --data pubmedqa --together 50 --system bm25 --limit 100 --json
+        hiermem eval pubmedqa --data pubmedqa --together 50 --method bm25 --limit 100 --json
     """
 
     name = "pubmedqa"
     title = "PubMedQA, fused"
     together: int = option(10, help="M: abstracts fused into one text.", least=1)
-    system: str = option(
+    method: str = option(
         "hiermem",
-        help="hiermem, full, truncated, streaming, bm25, closed, pruned or right (the right abstract).",
+        help="hiermem, or a peer, as every task of answers takes; or right (the right abstract alone).",
+        alias="--system",
     )
 
     @classmethod
@@ -212,28 +219,73 @@ class PubMedQA(QuestionTask, AnswerTask):
         return map(str, data)
 
     def settings(self, data: Sequence[Item], config: HierMemConfig) -> dict[str, Any]:
-        return {**self.part(), "together": self.together, "system": self.system, **self.kept()}
+        return {**self.part(), "together": self.together, "system": self.method, **self.method_options()}
 
-    def rows(self, model: HierMemModel, data: Sequence[Item], log: ResultLog) -> dict[str, Any]:
+    def new_method(self, model: HierMemModel) -> Method[Any]:
+        """The method around this model; what reads the right abstract alone reads all of it."""
+        from hiermem.eval.methods import Full
+
+        return Full(model) if self.method == RIGHT else super().new_method(model)
+
+    def documents(self, model: HierMemModel, data: Sequence[Item]) -> list[Document]:
+        """Fused abstracts with their questions; or each abstract alone."""
+        size = 1 if self.method == RIGHT else self.together
+        found = []
+        for first in range(0, len(data), size):
+            whole = fused(data[first : first + size])
+            pairs = zip(data[first : first + size], whole.spans, strict=True)
+            questions = [
+                AbstractQuestion(
+                    key=item.id,
+                    text=item.question,
+                    answers=(item.decision,),
+                    evidence=(span,),
+                    long_answer=item.long_answer,
+                )
+                for item, span in pairs
+            ]
+            found.append(Document(whole.text, questions))
+        return found
+
+    def answer(self, method: Method[Any], context: Any, question: Question) -> dict[str, Any]:
+        """The likeliest decision and the likelihood of the long answer."""
+        from hiermem.eval.scoring import prefill, score_answer, score_options
+
+        assert isinstance(question, AbstractQuestion)
+        reader = method.model.reader
+        prompt = prefill(reader, method.prompt(context, question.text))
+        options = score_options(reader, prompt.fork(), OPTIONS, LEAD)
+        answer = score_answer(reader, prompt, question.long_answer)
+        (wanted,), ((start, end),) = question.answers, question.evidence
+        recalled = None
+        if prompt.sources:
+            recalled = any(source.start < end and source.end > start for source in prompt.sources)
+        return {
+            "given": LABELS[options.index(max(options))],
+            "wanted": wanted,
+            "scores": options,
+            "nll": float(answer.nll.sum()),
+            "tokens": len(answer.nll),
+            "recalled": recalled,
+        }
+
+    def scores(self, question: Question, response: Response) -> dict[str, Any]:
+        """Nothing: answers are not generated."""
+        return {}
+
+    def result(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Accuracy and macro-F1 of decisions, perplexity of long answers, recall of the right abstracts."""
-        from tqdm.auto import tqdm
-
-        from hiermem.eval.methods import Full, new_method
-
-        method = new_method(Full.name if self.system == RIGHT else self.system, model, self.keep)
-        rows = []
-        with tqdm(total=len(data), desc=f"PubMedQA, M = {self.together}", disable=None, delay=2) as bar:
-            for first in range(0, len(data), self.together):
-                group = data[first : first + self.together]
-                whole = fused(group)
-                read = cache(method.read)  # once, and only if a question is still open
-                for item, span in zip(group, whole.spans, strict=True):
-                    # Made when it is asked: a part that the log has needs no prompt.
-                    text = item.abstract if self.system == RIGHT else whole.text
-                    prompt = partial(_prompt, method, read, text, item.question)
-                    rows.append(log.row(item.id, _row, model, prompt, item, span))
-                    bar.update()
-        return _summary(rows)
+        predictions, decisions = [row["given"] for row in rows], [row["wanted"] for row in rows]
+        right = [prediction == decision for prediction, decision in zip(predictions, decisions, strict=True)]
+        tokens = sum(row["tokens"] for row in rows)
+        metrics = {
+            "accuracy": accuracy(right),
+            "macro_f1": macro_f1(predictions, decisions, LABELS),
+            "long_answer_perplexity": perplexity(sum(row["nll"] for row in rows), tokens),
+        }
+        if all(row["recalled"] is not None for row in rows):
+            metrics["recall"] = accuracy([row["recalled"] for row in rows])
+        return {"metrics": metrics, "intervals": {"accuracy": bootstrap(right)}, "n": len(rows)}
 
     @classmethod
     def table(cls, reports: Sequence[Report]) -> list[str]:
@@ -247,47 +299,3 @@ class PubMedQA(QuestionTask, AnswerTask):
             lines += [f"{words}, by M abstracts read together:", ""]
             lines += [*pivot(reports, "together", metric, "system"), ""]
         return lines[:-1]
-
-
-def _prompt(method: Method[Any], read: Callable[[str], Any], text: str, question: str) -> PreparedPrompt:
-    return method.prompt(read(text), question)
-
-
-def _row(
-    model: HierMemModel, new_prompt: Callable[[], PreparedPrompt], item: Item, span: tuple[int, int]
-) -> dict[str, Any]:
-    """The row of a question.
-
-    Args:
-        span: characters of the right abstract in the text that was read.
-    """
-    from hiermem.eval.scoring import prefill, score_answer, score_options
-
-    prompt = prefill(model.reader, new_prompt())
-    options = score_options(model.reader, prompt.fork(), OPTIONS, LEAD)
-    answer = score_answer(model.reader, prompt, item.long_answer)
-    recalled = None
-    if prompt.sources:
-        recalled = any(source.start < span[1] and source.end > span[0] for source in prompt.sources)
-    return {
-        "given": LABELS[options.index(max(options))],
-        "wanted": item.decision,
-        "scores": options,
-        "nll": float(answer.nll.sum()),
-        "tokens": len(answer.nll),
-        "recalled": recalled,
-    }
-
-
-def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    predictions, decisions = [row["given"] for row in rows], [row["wanted"] for row in rows]
-    right = [prediction == decision for prediction, decision in zip(predictions, decisions, strict=True)]
-    tokens = sum(row["tokens"] for row in rows)
-    metrics = {
-        "accuracy": accuracy(right),
-        "macro_f1": macro_f1(predictions, decisions, LABELS),
-        "long_answer_perplexity": perplexity(sum(row["nll"] for row in rows), tokens),
-    }
-    if all(row["recalled"] is not None for row in rows):
-        metrics["recall"] = accuracy([row["recalled"] for row in rows])
-    return {"metrics": metrics, "intervals": {"accuracy": bootstrap(right)}, "n": len(rows)}

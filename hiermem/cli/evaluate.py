@@ -80,7 +80,8 @@ def _parameter(task: type[Task], entry: Field[Any]) -> Parameter:
     if kind == NUMBERS:
         kind, default = str, ",".join(map(str, default)) if isinstance(default, tuple) else default
     check = opt.checked_document if option.document else None
-    info = typer.Option(flag_of(entry), help=option.help, callback=check, min=option.least, max=option.most)
+    names = [flag_of(entry), *([option.alias] if option.alias else [])]
+    info = typer.Option(*names, help=option.help, callback=check, min=option.least, max=option.most)
     return Parameter(entry.name, Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info], default=default)
 
 

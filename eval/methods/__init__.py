@@ -1,0 +1,38 @@
+"""Methods that are compared: hiermem and what a user would otherwise pick, each a short file.
+
+The order of these imports is that of the tables.
+"""
+
+# isort: off
+from hiermem.eval.methods.base import (
+    METHODS,
+    Method,
+    check_method,
+    check_options,
+    new_method,
+    register_method,
+)
+from hiermem.eval.methods.hierarchy import HierMem
+from hiermem.eval.methods.pruned import Compressed, Pruned
+from hiermem.eval.methods.in_context import Full, InContext, PrefilledContext, Streaming, Truncated
+from hiermem.eval.methods.passages import Bm25, Closed
+# isort: on
+
+__all__ = [
+    "METHODS",
+    "Bm25",
+    "Closed",
+    "Compressed",
+    "Full",
+    "HierMem",
+    "InContext",
+    "Method",
+    "PrefilledContext",
+    "Pruned",
+    "Streaming",
+    "Truncated",
+    "check_method",
+    "check_options",
+    "new_method",
+    "register_method",
+]

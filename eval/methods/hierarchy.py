@@ -1,0 +1,20 @@
+"""hiermem itself."""
+
+from typing import ClassVar
+
+from hiermem.asking import PreparedPrompt
+from hiermem.eval.methods.base import Method, register_method
+from hiermem.memory.state import MemoryState
+
+
+@register_method
+class HierMem(Method[MemoryState]):
+    """hiermem as it is configured."""
+
+    name: ClassVar[str] = "hiermem"
+
+    def read(self, text: str) -> MemoryState:
+        return self.model.read(text, progress=False)
+
+    def prompt(self, context: MemoryState, question: str) -> PreparedPrompt:
+        return self.model.prepare(context, question)
