@@ -205,7 +205,7 @@ def test_interrupted_reading_is_saved_and_goes_on(tiny_model: Path, tmp_path: Pa
         (["eval", "babi-long", "--haystack", "BOOK", "--lengths", "many"], "whole numbers"),
         (["eval", "babi-long", "--haystack", "BOOK", "--stories", "0"], "'--stories'"),
         (["eval", "babi-long", "--haystack", "BOOK", "--keep", "0.5"], "leave --keep out"),
-        (["bench", "length", "--text", "BOOK", "--systems", "magic"], "no method 'magic'"),
+        (["bench", "length", "--text", "BOOK", "--systems", "magic"], "no system 'magic'"),
         (["bench", "length", "--text", "BOOK", "--lengths", "10"], "at least two chunks"),
         (["eval", "pg19", "--data", "BOOK", "--policy", "namm", "--evictor", "OUT"], "no evictor at"),
         (["read", "BOOK", "--out", "OUT", "--evictor", "missing"], "no evictor at missing"),
