@@ -1,6 +1,6 @@
 """Twenty questions about facts that no book holds, asked in other words than the text's.
 
-Scatters the passages of `benchmarks/prose/questions.jsonl`, which were written for this, over the beginning of a
+Scatters the passages of `benchmarks/prose/questions.jsonl`, written for this, over the beginning of a
 book, and writes a folder that `hiermem eval qa --data` reads:
 
     .venv/bin/python benchmarks/prose.py BOOK.txt results/prose --characters 120000
