@@ -153,7 +153,7 @@ def _extended(record: SegmentRecord | None, piece: Piece, first: int) -> Segment
 def _embedding(moment: Moment) -> Tensor | None:
     """Memory embeddings of the segment that has just ended, on the CPU; None where none are made."""
     recurrence = moment.working.recurrence
-    if recurrence is None:
+    if recurrence is None or not recurrence.suffix:
         return None
     (left,) = recurrence.memory_embeddings
     assert left is not None

@@ -297,7 +297,7 @@ class MemoryState:
             return contents
         if saved.recurrent != (model.summary is not None):
             raise ValueError("recurrent is not what it is for the model")
-        shape = None if model.summary is None else model.summary.summary_prompt.weight.shape
+        shape = None if model.summary is None else model.summary.embedding_shape
         for record in contents.records[: len(contents.keys)]:
             if (None if record.embedding is None else record.embedding.shape) != shape:
                 raise ValueError("the embeddings have another shape")

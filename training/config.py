@@ -103,6 +103,11 @@ class TrainConfig:
                 f"Recall can be fitted where the memory is residual, to at least 2 samples, not "
                 f"{self.fitted}."
             )
+        if summary.tokens and not summary.last and (self.fitted or {"recall", "keys"} & {*self.trains}):
+            raise InputError(
+                "A memory that recalls nothing, with last=0, trains its prompt alone: leave recall and keys "
+                "out of trains, and fitted at 0."
+            )
 
     @property
     def trained_parts(self) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ def part_prefixes(summary: SummaryConfig) -> dict[str, tuple[str, ...]]:
     | `mamba` | the Mamba heads |
     """
     summary_prompt = ("summary.summary_prompt.",)
-    published = summary.query == "half" and not summary.residual
+    published = summary.query == "half" and not summary.residual and summary.last > 0
     projections = ("summary.query.", "summary.key.")
     return {
         "prompt": ("summary.first_prompt.", *(summary_prompt if published else ())),

@@ -149,6 +149,10 @@ def _model_settings(config: TrainConfig, name: str) -> HierMemConfig:
         return config.model()
     if config.fitted and not (saved.summary.tokens and saved.summary.residual):
         raise InputError(f"Recall is fitted of a residual memory, which {name} does not have.")
+    if "recall" in config.trains and saved.summary.tokens and not saved.summary.last:
+        raise InputError(
+            f"The recipe changes recall, and segments of {name} recall nothing: give --model another."
+        )
     if config.pairs is None:
         return saved
     if saved.summary.query == "half":

@@ -57,6 +57,9 @@ MEMORY = SummaryConfig(
 )
 """A residual memory as it is trained for `smollm2`."""
 
+CARRIED_MEMORY = replace(MEMORY, sensory=0, query="previous")
+"""The same where keys and values are carried on, too."""
+
 
 def hmt_first() -> TrainConfig:
     """HMT's first stage (arXiv 2405.06067, section 4): no recall beyond the segment before, two segments."""
@@ -114,14 +117,22 @@ def recall() -> TrainConfig:
 
 
 def carried() -> TrainConfig:
-    """The prompt around segments whose keys and values are carried on: goes on from `isolated`."""
+    """The memory around segments whose keys and values are carried on: goes on from `isolated`, or begins."""
     return replace(
         isolated(),
         preset="full",
-        summary=replace(MEMORY, sensory=0, query="previous"),
+        summary=CARRIED_MEMORY,
         optimizer=OptimizerConfig(memory_rate=1e-3, batch=1, micro=1),
         steps=60,
     )
+
+
+def carried_alone() -> TrainConfig:
+    """`carried` with nothing recalled: a learned prompt before every segment, and no more.
+
+    Trained as long on the same samples, it tells what recall brings from the style that a prompt learns.
+    """
+    return replace(carried(), summary=replace(CARRIED_MEMORY, last=0), trains=("prompt",), fitted=0)
 
 
 def questions() -> TrainConfig:
@@ -209,6 +220,7 @@ TRAININGS: dict[str, Callable[[], TrainConfig]] = {
     "isolated": isolated,
     "recall": recall,
     "carried": carried,
+    "carried-alone": carried_alone,
     "questions": questions,
     "heads": heads,
     "heads-chosen": heads_chosen,

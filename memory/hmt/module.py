@@ -37,7 +37,9 @@ class SummaryConfig:
         tokens: m, the memory embeddings of a segment (published: 1); 0 switches them off, and all below.
         sensory: k, tokens of the previous segment that are read again before a segment (published: 32).
         width: h, of the recall attention.
-        last: N, how many segments the recall attends to, the newest ones (published: 300).
+        last: N, how many segments the recall attends to, the newest ones (published: 300); 0: nothing is
+            recalled, every segment's prompt is the learned first one, and ``width``, ``query`` and
+            ``residual`` change nothing that is read.
         query: what a segment recalls by. `half`: the summary of its first half, which is read beforehand (as
             published). A segment of which less than half has come is read again when more comes, so that
             pieces and decoding give what one reading gives. The prompt of a segment has seen the tokens
@@ -69,9 +71,9 @@ class SummaryConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if min(self.tokens, self.sensory, self.search) < 0 or min(self.width, self.last) < 1:
+        if min(self.tokens, self.sensory, self.last, self.search) < 0 or self.width < 1:
             raise InputError(
-                "tokens, sensory and search of the summaries must not be negative, width and last at least 1."
+                "tokens, sensory, last and search of the summaries must not be negative, width at least 1."
             )
         if self.search and not self.tokens:
             raise InputError("The trained part of a search key is made of memory embeddings: raise tokens.")
@@ -147,6 +149,12 @@ class HMTModule(AtLeastFloat32):
                 projection.weight.zero_()
                 projection.bias.zero_()
             self.search_weight.zero_()
+
+    @property
+    def embedding_shape(self) -> torch.Size | None:
+        """Shape ``[m, d]`` of the memory embeddings of a segment; None: it leaves none, as they are neither
+        recalled nor searched by."""
+        return self.first_prompt.weight.shape if self.config.last or self.config.search else None
 
     @property
     def search_width(self) -> int:

@@ -43,7 +43,7 @@ class SegmentRecurrence(ChunkState):
 
     Attributes:
         prefix: embeddings that are read before a segment.
-        suffix: embeddings that are read after a segment.
+        suffix: embeddings that are read after a segment; 0 where nobody wants what it leaves.
         summary_tokens: how many of a segment's own tokens are summarised to recall for it; 0: none.
         memory_embeddings: M, of each row's newest segments ``[n, m, d]``; None: none.
         segment_ids: token ids of each row's present segment, kept where `summary_tokens`.
@@ -64,8 +64,9 @@ class SegmentRecurrence(ChunkState):
     def __init__(self, module: HMTModule, segment: int, batch: int, device: torch.device) -> None:
         config = module.config
         self.module, self.segment, self.device = module, segment, device
-        self.prefix, self.suffix = config.tokens + config.sensory, config.tokens
-        self.summary_tokens = segment // 2 if config.query == "half" else 0
+        self.prefix = config.tokens + config.sensory
+        self.suffix = 0 if module.embedding_shape is None else config.tokens
+        self.summary_tokens = segment // 2 if config.query == "half" and config.last else 0
         self.prompt: Tensor | None = None
         self.prefix_mask: Tensor | None = None
         self.take_rows(batch)
@@ -129,9 +130,9 @@ class SegmentRecurrence(ChunkState):
 
     def offsets(self, num_tokens: int) -> list[int]:
         """Places of the prefix, before the first token of a segment that begins after so many tokens."""
-        k = self.module.config.sensory
-        before = self.suffix + min(k, num_tokens)
-        return [*range(-before, self.suffix - before), *range(-k, 0)]
+        m, k = self.module.config.tokens, self.module.config.sensory
+        before = m + min(k, num_tokens)
+        return [*range(-before, m - before), *range(-k, 0)]
 
     # ---- reading one chunk
 
@@ -206,7 +207,9 @@ class SegmentRecurrence(ChunkState):
         return torch.cat((self.prompt, sensory), dim=1)
 
     def _recalled(self, summary: Tensor | None, like: Tensor) -> Tensor:
-        """P_n from what all rows' segments left, on the device of ``like``."""
+        """P_n from what all rows' segments left, on the device of ``like``; P_0 where nothing is recalled."""
+        if not self.module.config.last:
+            return self.module.first_prompt(len(self.memory_embeddings))
         empty = like.new_zeros(0, like.shape[-1])
         rows = [
             empty if left is None else torch.cat((empty, left.flatten(0, 1)))
@@ -246,7 +249,7 @@ class SegmentRecurrence(ChunkState):
 
     def store_embeddings(self, states: Tensor, ending: Sequence[bool]) -> None:
         """Take the final states ``[B, m, d]`` at the end of the segments of the ``ending`` rows."""
-        last = self.module.config.last
+        last = max(self.module.config.last, 1)  # also without recall the newest: records take it
         for row, (left, new) in enumerate(zip(self.memory_embeddings, states.unsqueeze(1), strict=True)):
             if ending[row]:
                 self.memory_embeddings[row] = new if left is None else torch.cat((left, new))[-last:]
@@ -272,9 +275,9 @@ class SegmentRecurrence(ChunkState):
     def specs(self, stored: Stored, row: SavedRow) -> dict[str, Any]:
         m, d = self.module.summary_prompt.weight.shape
         k, kinds = self.module.config.sensory, (row.dtype, torch.float32)
-        ended = min(row.num_tokens // self.segment, self.module.config.last)
+        ended = min(row.num_tokens // self.segment, max(self.module.config.last, 1))
         specs: dict[str, Any] = {}
-        if ended:
+        if ended and self.suffix:
             specs["memory_embeddings"] = [TensorSpec(kinds, (ended, m, d))]
         if k:
             ids = TensorSpec(torch.int64, (1, k), (-1, row.vocabulary - 1, "a sensory token"))
@@ -308,7 +311,8 @@ class TextSummary(SegmentRecurrence):
 
     def __init__(self, module: HMTModule, prompt: SoftPrompt, batch: int, device: torch.device) -> None:
         super().__init__(module, 1, batch, device)
-        self.prefix, self.summary_tokens = self.suffix, 0
+        self.prefix = self.suffix = module.config.tokens
+        self.summary_tokens = 0
         self.prompt = prompt(batch)
 
     def starts(self, num_tokens: int) -> bool:
