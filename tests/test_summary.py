@@ -214,6 +214,100 @@ def test_a_chunk_that_fails_leaves_a_segment_as_it_was(read: int) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def recalling(model: HierMemModel, last: int, **changes: Any) -> HierMemModel:
+    """A model with the same parameters, whose segments recall so many."""
+    summary = replace(model.config.summary, last=last, **changes)
+    other = reader(config=HierMemConfig(**{**model.config.settings(), "summary": summary}))
+    other.load_memory_parameters(model.memory_parameters())
+    return other
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "config",
+    [
+        carried(),
+        carried(policy="attention", summary=replace(CARRIED, sensory=3, search=6)),
+        published(),
+        published(residual=True, tokens=2),
+    ],
+)
+def test_recalling_nothing_is_forgetting_before_every_segment(config: HierMemConfig) -> None:
+    """And nothing is computed for it: no projection, no summary, and embeddings only where a search wants
+    them."""
+    forgetful, ids = handing_on(config), ids_of(3 * config.segment + 7)
+    memory, wanted = forgetful.new_recurrent_memory(), []
+    for segment in ids.split(config.segment, dim=1):
+        (last,) = memory.recurrence.memory_embeddings
+        memory.recurrence.forget()
+        blocks = forgetful.reader.stream(memory, segment, logits=range(segment.shape[1]))
+        wanted += [logits for _, logits in blocks]
+    model = recalling(forgetful, last=0)
+
+    def recalls(*_: object) -> None:
+        raise AssertionError("something is computed for recall")
+
+    for module in (model.summary, model.summary.query, model.summary.key, model.summary.summary_prompt):
+        module.register_forward_pre_hook(recalls)
+    widths = []
+    decoder = model.backbone.get_decoder()
+    decoder.layers[0].register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
+    output = model(ids)
+    torch.testing.assert_close(output.logits, torch.cat(wanted, dim=1), atol=1e-5, rtol=1e-4)
+    summary, own = config.summary, output.past_key_values.memory
+    after = summary.tokens if summary.search else 0
+    around = summary.tokens + summary.sensory + after
+    assert sum(widths) == ids.shape[1] + 4 * around - after
+    (left,) = own.recurrence.memory_embeddings
+    if summary.search:
+        torch.testing.assert_close(left, last, atol=1e-5, rtol=1e-4)
+    else:
+        assert left is None and own.bookkeeping() == memory.bookkeeping()
+
+
+@pytest.mark.parametrize("search", [0, 6])
+def test_a_text_without_recall_reads_the_same_in_any_pieces(search: int, tmp_path: Path) -> None:
+    text, config = text_of(120), carried(summary=replace(CARRIED, last=0, sensory=3, search=search))
+    whole = handing_on(config).read(text)
+    assert {record.embedding is None for record in whole.records()[:-1]} == {not search}
+    resumed, ids = handing_on(config).new_memory(), torch.cat([record.ids for record in whole.records()])
+    for end in (5, 48, 60, 203, len(ids)):
+        model = handing_on(config)
+        resumed = model.read(ids[resumed.tokens : end], resumed)
+        resumed.save(tmp_path / "memory")
+        resumed = MemoryState.load(tmp_path / "memory", model)
+    assert resumed.text == whole.text
+    assert_same_working(resumed.working, whole.working, atol=5e-4)
+    assert_same_recurrence(resumed, whole)
+    with pytest.raises(MemoryIncompatibleError, match="summaries"):
+        MemoryState.load(tmp_path / "memory", recalling(model, last=3))
+
+
+def test_without_recall_the_first_prompt_alone_has_gradients() -> None:
+    model, ids = handing_on(published(residual=True, last=0)), ids_of(64)
+    model(ids, labels=ids).loss.backward()
+    trained = {name for name, weight in model.summary.named_parameters() if weight.grad is not None}
+    assert trained == {"first_prompt.weight"} and model.summary.first_prompt.weight.grad.abs().max() > 1e-6
+
+
+@torch.no_grad()
+def test_one_segment_is_recalled_whatever_it_is_compared_with() -> None:
+    """As in RMT: the prompt is what the segment before has left, so no half need be read for a query."""
+    for residual in (False, True):
+        model, ids = handing_on(published(last=1, residual=residual)), ids_of(75)
+        plain, other = model(ids), recalling(model, 1, query="previous")(ids)
+        torch.testing.assert_close(plain.logits, other.logits, atol=1e-5, rtol=1e-4)
+        recurrence, summary = plain.past_key_values.memory.recurrence, model.summary
+        (left,) = recurrence.memory_embeddings
+        assert left.shape[0] == 1
+        wanted = left[0]
+        if residual:
+            added = summary.value(summary.content(left[0]) / summary.config.width**0.5)
+            wanted = summary.first_prompt.weight + added
+        torch.testing.assert_close(recurrence.prompt[0], wanted, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(plain.logits, recalling(model, 4)(ids).logits, atol=1e-3)
+
+
 def test_prompts_begin_as_words() -> None:
     summary = SummaryConfig(tokens=4, width=8, init_text="a cat")
     model = reader(config=carried(summary=summary))
@@ -278,6 +372,17 @@ def test_a_trained_memory_can_be_switched_off(tiny_model: Path, tmp_path: Path) 
             plain(ids).logits, HierMemModel.from_pretrained(tiny_model, config=off)(ids).logits
         )
         assert torch.equal(more(ids).logits, model.eval()(ids).logits)
+    for last in (0, 1):  # trained parameters serve any number of recalled segments
+        some = HierMemConfig(**{**model.config.settings(), "summary": replace(CARRIED, last=last)})
+        fewer = HierMemModel.from_pretrained(tmp_path / "saved", config=some)
+        fewer.save_pretrained(tmp_path / f"last-{last}")
+        kept = HierMemModel.from_pretrained(tmp_path / f"last-{last}")
+        assert kept.config.summary.last == last
+        for name, weight in model.memory_parameters().items():
+            assert torch.equal(kept.memory_parameters()[name], weight)
+        with torch.no_grad():
+            assert torch.equal(kept(ids).logits, fewer(ids).logits)
+            assert not torch.allclose(kept(ids).logits, model.eval()(ids).logits)
     deeper = HierMemConfig(**{**model.config.settings(), "summary": replace(CARRIED, width=9)})
     with pytest.raises(InputError, match=r"summary\.key"):
         HierMemModel.from_pretrained(tmp_path / "saved", config=deeper)
@@ -389,7 +494,7 @@ def test_a_broken_embedding_is_named() -> None:
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
-    for wrong in ({"tokens": -1}, {"width": 0}, {"query": "third"}):
+    for wrong in ({"tokens": -1}, {"width": 0}, {"last": -1}, {"query": "third"}):
         with pytest.raises(InputError):
             SummaryConfig(**wrong)
     with pytest.raises(InputError, match="segment_local"):

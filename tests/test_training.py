@@ -449,6 +449,50 @@ def test_recall_is_fitted_once_and_again_where_only_recall_is_trained(
             replace(config, **wrong)
 
 
+def test_a_twin_without_recall_trains_its_prompt_alone(data: Path, wide_model: Path, tmp_path: Path) -> None:
+    """From the same start, on the same samples, in as many steps as the memory that recalls."""
+
+    def tiny(recipe: str) -> TrainConfig:
+        config = TRAININGS[recipe]()
+        summary = replace(config.summary, tokens=2, width=4)
+        sizes = {"segment": 32, "samples": SampleConfig(tokens=96), "fitted": min(config.fitted, 3)}
+        return replace(config, summary=summary, steps=2, evaluated=1, **sizes)
+
+    runs = {name: Run(str(wide_model), data, tmp_path / name) for name in ("carried", "carried-alone")}
+    results = {name: finetune.train(tiny(name), run_of) for name, run_of in runs.items()}
+    first, other = (result["history"][0]["loss"] for result in results.values())
+    assert first == pytest.approx(other, abs=1e-5)  # nothing that is recalled counts yet
+    twin = HierMemModel.from_pretrained(runs["carried-alone"].output)
+    start = HierMemModel.from_pretrained(wide_model, config=twin.config).memory_parameters()
+    learned = twin.memory_parameters()
+    assert (
+        twin.config.summary.last == 0
+        and results["carried-alone"]["trained"] == twin.summary.first_prompt.weight.numel()
+    )
+    changed = {name for name, weight in learned.items() if not torch.equal(weight, start[name])}
+    assert changed == {"summary.first_prompt.weight"}
+    on = Run(str(runs["carried"].output), data, tmp_path / "on")
+    finetune.train(tiny("carried-alone"), on)
+    before, after = (
+        HierMemModel.from_pretrained(folder).memory_parameters() for folder in (on.model, on.output)
+    )
+    assert {name for name in before if not torch.equal(before[name], after[name])} == changed
+    with pytest.raises(InputError, match="recall nothing"):
+        finetune.train(tiny("recall"), Run(str(on.output), data, tmp_path / "recall"))
+    for wrong in ({"fitted": 3}, {"trains": ("prompt", "recall")}, {"trains": ("prompt", "keys")}):
+        with pytest.raises(InputError, match="trains its prompt alone"):
+            replace(tiny("carried-alone"), **wrong)
+
+
+def test_without_recall_all_that_is_trained_has_gradients() -> None:
+    summary = SummaryConfig(tokens=2, width=8, last=0, query="half", residual=False)
+    model = model_with_memory(summary, policy="forget", update_interval=16, positions="compact")
+    freeze_all_but(model, ("prompt",))
+    LanguageObjective(model, ObjectiveConfig())(batch(0, 0)).total.backward()
+    trained = trainable_parameters(model)
+    assert trained and all(weight.grad is not None for weight in trained.values())
+
+
 def test_the_documented_launches_divide_their_batches() -> None:
     assert TRAININGS["hmt-1"]().optimizer.rounds(8) == TRAININGS["hmt-2"]().optimizer.rounds(16) == 1
     with pytest.raises(InputError, match="another number"):
