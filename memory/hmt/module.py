@@ -37,9 +37,9 @@ class SummaryConfig:
         tokens: m, the memory embeddings of a segment (published: 1); 0 switches them off, and all below.
         sensory: k, tokens of the previous segment that are read again before a segment (published: 32).
         width: h, of the recall attention.
-        last: N, how many segments the recall attends to, the newest ones (published: 300); 0: nothing is
-            recalled, every segment's prompt is the learned first one, and ``width``, ``query`` and
-            ``residual`` change nothing that is read.
+        last: N, how many segments the recall attends to, the newest ones (published: 300). 1: only what the
+            segment before has left, whatever `query` says. 0: nothing is recalled, every segment's prompt is
+            the learned first one, and `width`, `query` and `residual` change nothing that is read.
         query: what a segment recalls by. `half`: the summary of its first half, which is read beforehand (as
             published). A segment of which less than half has come is read again when more comes, so that
             pieces and decoding give what one reading gives. The prompt of a segment has seen the tokens
