@@ -35,6 +35,7 @@ from golden_figures import (
     working,
 )
 from safetensors.torch import load_file
+from stories import write_stories
 from transformers import AutoConfig
 
 from hiermem import HierMemConfig, HierMemError, HierMemModel, MemoryState
@@ -210,7 +211,8 @@ COMMANDS = {
     "passkey, closed": "eval passkey --haystack BOOK --model plain --lengths 100 --limit 1 --system closed",
     "needles": "eval needles --data BOOK --model plain --length 200 --limit 2 --positions absolute",
     "needles, recall": "eval needles --data BOOK --model embeddings --length 200 --limit 2 --system hiermem",
-    "babi-long": "eval babi-long --haystack BOOK --model mamba --lengths 0,700 --limit 1 --stories 1",
+    "babi-long": "eval babi-long --haystack BOOK --data STORIES --model mamba --tasks 1,19 --lengths 0,700 "
+    "--limit 2",
     "pg19": "eval pg19 --data BOOK --model shares --max-tokens 600",
     "pg19, window": "eval pg19 --data BOOK --model plain --max-tokens 300 --window 40 --overlap 5",
     "interleaved": "eval interleaved --data BOOKS --model published --segments 4",
@@ -259,7 +261,8 @@ def write_texts(folder: Path) -> dict[str, str]:
     (folder / "abstracts" / "ori_pqal.json").write_text(json.dumps(known))
     truth = {at: known[at]["final_decision"] for at in known}
     (folder / "abstracts" / "test_ground_truth.json").write_text(json.dumps(truth))
-    names = {"BOOK": "books/test/3.txt", "BOOKS": "books", "ABSTRACTS": "abstracts"}
+    write_stories(folder / "stories")
+    names = {"BOOK": "books/test/3.txt", "BOOKS": "books", "ABSTRACTS": "abstracts", "STORIES": "stories"}
     models = {name: str(SAVED / name / "model") for name in SAVED_TIERS}
     return models | {name: str(folder / place) for name, place in names.items()}
 

@@ -9,9 +9,11 @@ from commands import assert_refused, run
 from readers import tokenizer
 
 pytest.importorskip("datasets")
+from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.eval import hub
 from hiermem.eval.tasks import pg19, pubmedqa
+from hiermem.eval.tasks.perplexity import Perplexity
 from hiermem.training.samples import SampleConfig, TrainingDataset, check_samples
 
 BOOKS = [{"url": f"http://www.gutenberg.org/ebooks/{i}", "text": f"Book {i}."} for i in (11, 7, 42)]
@@ -24,10 +26,17 @@ RECORD = {
 }
 
 
+LINES = ["", " = Title = \n", "", " Said by an actor . \n"]
+
+
 @pytest.fixture
 def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two datasets as the hub lays them out, which any name is looked up in."""
-    for name, split, rows in (("books", "test", BOOKS), ("records", "train", [RECORD])):
+    for name, split, rows in (
+        ("books", "test", BOOKS),
+        ("records", "train", [RECORD]),
+        ("wikitext", "test", [{"text": line} for line in LINES]),
+    ):
         file = tmp_path / name / "data" / f"{split}.jsonl"
         file.parent.mkdir(parents=True)
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -35,6 +44,8 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "configs:\n- config_name: pqa_labeled\n  data_files:\n  - split: train\n    path: data/train.jsonl\n"
     )
     (tmp_path / "records" / "README.md").write_text(f"---\n{card}---\n", "utf-8")
+    card = card.replace("pqa_labeled", "wikitext-2-raw-v1").replace("train", "test")
+    (tmp_path / "wikitext" / "README.md").write_text(f"---\n{card}---\n", "utf-8")
     real = hub.rows
 
     def local(name: str, *arguments: Any) -> Any:
@@ -74,6 +85,16 @@ def test_the_command_takes_a_dataset_by_name(layout: Path, tmp_path: Path) -> No
     """Here one without books to validate on, which is said before anything is loaded."""
     done = run("train", "--data", "someone/books", "--out", tmp_path / "run", "--recipe", "isolated")
     assert_refused(done, "validation of it cannot be read from the hub")
+
+
+def test_lines_of_wikitext_are_one_text(layout: Path) -> None:
+    wikitext: dict[str, Any] = {"data": Path("someone/wikitext"), "split": "test"}
+    texts = Perplexity(**wikitext, subset="wikitext-2-raw-v1").load(HierMemConfig())
+    assert texts == {"wikitext": "\n = Title = \n\n Said by an actor . \n"}
+    with pytest.raises(InputError, match="cannot be read from the hub"):
+        Perplexity(**wikitext, subset="wikitext-9").load(HierMemConfig())
+    with pytest.raises(InputError, match="other columns than expected"):
+        Perplexity(data=Path("someone/records"), split="train").load(HierMemConfig())
 
 
 def test_records_come_as_a_whole(layout: Path) -> None:

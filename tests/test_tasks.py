@@ -1,7 +1,6 @@
 """Tasks, metrics and peers: what is asked, how it is scored, what each system shows the backbone."""
 
 import json
-import random
 import re
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from hiermem.eval.methods import (
 from hiermem.eval.metrics import bootstrap, macro_f1
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.scoring import prefill, score_answer, score_options
-from hiermem.eval.tasks import babilong, needles, pubmedqa
+from hiermem.eval.tasks import mqar, needles, pubmedqa
 from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.model import HierMemModel
 from hiermem.prompts import prompt_text
@@ -229,106 +228,6 @@ def test_needles_keep_their_share() -> None:
     assert result["metrics"]["nll"] == pytest.approx(sum(row["nll"] for row in result["examples"]) / 3)
 
 
-# ---- babi-long
-
-
-def follow(facts: tuple[str, ...]) -> tuple[dict[str, list[str]], dict[str, str], list[tuple[str, str, str]]]:
-    """Read a story as a person would: places of people over time, holders of things, gifts."""
-    been: dict[str, list[str]] = {}
-    holder: dict[str, str] = {}
-    gifts = []
-    for fact in facts:
-        if match := re.fullmatch(r"(\w+) (?:went|walked|travelled|moved) to the (\w+)\.", fact):
-            been.setdefault(match[1], []).append(match[2])
-        elif match := re.fullmatch(r"(\w+) (?:took|picked up|grabbed) the (\w+) there\.", fact):
-            holder[match[2]] = match[1]
-        elif match := re.fullmatch(r"(\w+) (?:gave|handed|passed) the (\w+) to (\w+)\.", fact):
-            assert holder[match[2]] == match[1]
-            holder[match[2]] = match[3]
-            gifts.append((match[1], match[2], match[3]))
-        else:
-            raise AssertionError(fact)
-    return been, holder, gifts
-
-
-def expected_answer(told: babilong.Story) -> str:
-    question = told.question
-    if told.kind == "two arguments":
-        relations = [re.fullmatch(r"The (\w+) is (\w+) of the (\w+)\.", fact) for fact in told.facts]
-        triples = [(match[1], match[2], match[3]) for match in relations if match]
-        if match := re.fullmatch(r"What is (\w+) of the (\w+)\?", question):
-            return next(a for a, way, b in triples if (way, b) == (match[1], match[2]))
-        match = re.fullmatch(r"What is the (\w+) (\w+) of\?", question)
-        assert match
-        return next(b for a, way, b in triples if (a, way) == (match[1], match[2]))
-    been, holder, gifts = follow(told.facts)
-    if match := re.fullmatch(r"Where is (\w+)\?", question):
-        return been[match[1]][-1]
-    if match := re.fullmatch(r"Where is the (\w+)\?", question):
-        return been[holder[match[1]]][-1]
-    if match := re.fullmatch(r"Where was the (\w+) before the (\w+)\?", question):
-        places = been[holder[match[1]]]
-        assert places[-1] == match[2]
-        return places[-2]
-    if match := re.fullmatch(r"Who gave the (\w+) to (\w+)\?", question):
-        return next(giver for giver, thing, other in gifts if (thing, other) == (match[1], match[2]))
-    match = re.fullmatch(r"Who received the (\w+)\?", question)
-    assert match
-    return next(other for _, thing, other in gifts if thing == match[1])
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_stories_have_the_answers_that_a_reader_finds(seed: int) -> None:
-    draw = random.Random(seed)
-    names = babilong.Names(draw)
-    for kind in babilong.QUESTIONS:
-        told = babilong.story(kind, names, draw)
-        assert told.answer == expected_answer(told)
-        assert told.answer not in f"{told.question} {told.lead}"
-
-
-def test_a_document_holds_every_fact_in_order() -> None:
-    made = babilong.document(haystack(), 3000, 2, random.Random(5))
-    assert len(made.stories) == 10
-    for told in made.stories:
-        at = 0
-        for fact in told.facts:
-            at = made.text.index(fact, at) + len(fact)
-    names = {*babilong._PEOPLE, *babilong._PLACES, *babilong._THINGS}
-    named = [name for told in made.stories for name in {*re.findall(r"\w+", " ".join(told.facts))} & names]
-    assert len(named) == len(set(named))
-
-
-def test_a_text_has_the_length_that_was_asked_for() -> None:
-    made = babilong.document(haystack(), 3000, 2, random.Random(5))
-    assert haystack().tokens(made.text) == pytest.approx(3000, rel=0.02)
-    with pytest.raises(InputError, match="stories alone take"):
-        babilong.document(haystack(), 300, 2, random.Random(5))
-
-
-def test_too_many_stories_are_refused() -> None:
-    with pytest.raises(InputError, match="--stories"):
-        babilong.document(haystack(), 600, 9, random.Random(5))
-
-
-@torch.inference_mode()
-def test_babi_long_reports_every_kind() -> None:
-    task = babilong.BabiLong(haystack="book.txt", lengths=(0, 1500), limit=2, stories=1)
-    result = task.measure(reader(), haystack().text, ResultLog(None, {}))
-    assert [row["length"] for row in result["rows"]] == [0, 1500]
-    assert all(row["n"] == 10 and set(babilong.QUESTIONS) <= set(row) for row in result["rows"])
-    assert all(row["nll"] > 0 for row in result["rows"])
-
-
-def test_the_interval_of_babi_long_is_over_texts() -> None:
-    """Ten answers of one text hang together: all right in one, all wrong in the other, is two cases."""
-    texts = [
-        [{"kind": kind, "nll": 1.0, "exact": right} for kind in babilong.QUESTIONS * 2] for right in (1, 0)
-    ]
-    summary = babilong._summary(texts)
-    assert summary["exact"] == 0.5 and summary["interval"] == (0.0, 1.0) and summary["n"] == 20
-
-
 # ---- PubMedQA
 
 
@@ -373,8 +272,8 @@ def test_half_of_a_text_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     pruned: dict[str, Any] = {"method": "pruned", "keep": 0.5}
     task = pubmedqa.PubMedQA(data=Path("pubmedqa"), together=3, **pruned)
     task.measure(model, items(), ResultLog(None, {}))
-    stories = babilong.BabiLong(haystack="book.txt", lengths=(0,), limit=1, stories=1, **pruned)
-    stories.measure(model, haystack().text, ResultLog(None, {}))
+    recall = mqar.Mqar(pairs=(20,), lengths=(300,), limit=1, **pruned)
+    recall.measure(model, None, ResultLog(None, {}))
     assert len(kept) == 3 and all(0.4 < share <= 0.51 for share in kept)
 
 

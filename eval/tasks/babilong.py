@@ -1,273 +1,180 @@
-"""Facts in a haystack: stories of bAbI kind scattered in book text, after BABILong (arXiv 2406.10149).
+"""BABILong (Kuratov et al., arXiv 2406.10149): the facts of a bAbI story between the sentences of a book.
 
-The stories come from a small world of our own, simulated from a seed: people walk between places, take
-and hand over things; places lie in directions from one another. Five classic kinds of question follow
-from what happened (bAbI, arXiv 1502.05698): one, two and three supporting facts, and relations with two and
-three arguments. Each story has names of its own, so that one text holds many of them and is read once.
+As published: the official stories; a story for each question, with all facts before it; facts in their
+order at places drawn at random between sentences; a text of so many tokens with the facts, or, for a length
+of 0, the facts alone; a greedy answer of at most 20 tokens, judged by its first sentence
+(`hiermem.eval.babi.is_right`).
+
+What differs: the book is one that is given, not all of PG-19; places are drawn by characters, not by
+sentences; an answer is judged by whole words; one short instruction for all tasks stands behind the
+question, where the published prompts have one for each task with worked examples before the text. The same
+stories are asked at every length: those that fit the shortest.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hiermem.documents import read_document
 from hiermem.errors import InputError
+from hiermem.eval import babi
+from hiermem.eval.babi import Story
 from hiermem.eval.haystack import SHORTEST, Haystack, hidden
-from hiermem.eval.metrics import accuracy, bootstrap
-from hiermem.eval.result_log import ResultLog
-from hiermem.eval.tables import Report, by_length
-from hiermem.eval.tasks.base import AnswerTask, option, register
+from hiermem.eval.tasks.base import option, register
+from hiermem.eval.tasks.documents import HIERMEM, Document, Question
+from hiermem.eval.tasks.grid import GridTask, Place
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
-    from hiermem.eval.methods import Method
+    from hiermem.eval.answering import Response
     from hiermem.model import HierMemModel
 
-QUESTIONS = ("one fact", "two facts", "three facts", "two arguments", "three arguments")
-_PEOPLE = """
-Mary John Sandra Daniel Julie Bill Fred Jeff Emily Antoine Sumit Yann Bernhard Greg Lily Brian Jason Winona
-Gertrude Jessica Hannah Oscar Nadia Pedro Ingrid Kofi Mei Ravi Tomas Zoe Aisha Bruno Clara Dmitri
-""".split()
-_PLACES = """
-kitchen garden office bathroom bedroom hallway cellar attic stable library barn chapel pantry orchard workshop
-bakery harbour tower market school museum station theatre laundry nursery veranda courtyard greenhouse armoury
-cloister foundry gallery infirmary jetty kennel larder mill observatory parlour quarry
-""".split()
-_THINGS = """
-apple football milk lantern umbrella violin compass ladder kettle mirror basket hammer candle pillow notebook
-scarf teapot telescope suitcase trumpet needle bucket saddle anchor broom cushion drum easel
-""".split()
-_DIRECTIONS = ("east", "north", "south", "west")
+INSTRUCTION = "Answer with one word from the passages. What happened last counts."
 
 
-@dataclass(frozen=True)
-class Story:
-    """A few facts in order, a question about them, how its answer begins, and the word it goes on with.
+class Texts(NamedTuple):
+    """A book, and the stories of each task."""
+
+    book: str
+    stories: dict[int, list[Story]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoryQuestion(Question):
+    """The question of a story.
 
     Attributes:
-        kind: one of `QUESTIONS`.
+        words: all that may be answers in its task.
+        ordered: whether the order of an answer's parts counts.
     """
 
-    kind: str
-    facts: tuple[str, ...]
-    question: str
-    lead: str
-    answer: str
-
-
-class Names:
-    """Names that are given out once each, so that no two stories of a text share one."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._left = {"people": [*_PEOPLE], "places": [*_PLACES], "things": [*_THINGS]}
-        for names in self._left.values():
-            rng.shuffle(names)
-
-    def take(self, kind: str, count: int) -> list[str]:
-        """``count`` names of people, places or things.
-
-        Raises:
-            InputError: there are not so many left.
-        """
-        names = self._left[kind]
-        if len(names) < count:
-            raise InputError("There are not enough names for so many stories in one text: lower --stories.")
-        taken, self._left[kind] = names[:count], names[count:]
-        return taken
-
-
-class World:
-    """Where people are, and what has happened so far."""
-
-    def __init__(self, rng: random.Random, places: Sequence[str]) -> None:
-        self.rng, self.places = rng, [*places]
-        self.at: dict[str, str] = {}
-        self.facts: list[str] = []
-
-    def go(self, person: str, place: str) -> None:
-        """``person`` walks to ``place``, with all that he or she holds."""
-        verb = self.rng.choice(("went to", "walked to", "travelled to", "moved to"))
-        self.at[person] = place
-        self.facts.append(f"{person} {verb} the {place}.")
-
-    def take(self, person: str, thing: str) -> None:
-        """``person`` picks ``thing`` up."""
-        verb = self.rng.choice(("took", "picked up", "grabbed"))
-        self.facts.append(f"{person} {verb} the {thing} there.")
-
-    def give(self, person: str, thing: str, receiver: str) -> None:
-        """``person`` hands ``thing`` to ``receiver``."""
-        verb = self.rng.choice(("gave", "handed", "passed"))
-        self.facts.append(f"{person} {verb} the {thing} to {receiver}.")
-
-    def elsewhere(self, person: str) -> str:
-        """A place where ``person`` is not."""
-        return self.rng.choice([place for place in self.places if place != self.at.get(person)])
-
-    def story(self, kind: str, question: str, lead: str, answer: str) -> Story:
-        """The story so far, with a question."""
-        return Story(kind, tuple(self.facts), question, lead, answer)
-
-
-def story(kind: str, names: Names, rng: random.Random) -> Story:
-    """A story of one kind with names of its own; its length varies."""
-    people, places, things = names.take("people", 2), names.take("places", 3), names.take("things", 1)
-    world, thing = World(rng, places), things[0]
-    if kind == "two arguments":
-        return _relation(kind, places, rng)
-    for person in people * rng.randint(1, 2):
-        world.go(person, world.elsewhere(person))
-    person, friend = rng.sample(people, 2)
-    if kind == "one fact":
-        return world.story(kind, f"Where is {person}?", f"{person} is in the", world.at[person])
-    world.take(person, thing)
-    if kind == "three arguments":
-        world.give(person, thing, friend)
-        gave = (f"Who gave the {thing} to {friend}?", f"The {thing} was given to {friend} by", person)
-        received = (f"Who received the {thing}?", f"The {thing} was given to", friend)
-        return world.story(kind, *rng.choice((gave, received)))
-    before = world.at[person]
-    world.go(person, world.elsewhere(person))
-    world.go(friend, world.elsewhere(friend))
-    now = world.at[person]
-    if kind == "two facts":
-        return world.story(kind, f"Where is the {thing}?", f"The {thing} is in the", now)
-    question, lead = f"Where was the {thing} before the {now}?", f"Before the {now}, the {thing} was in the"
-    return world.story(kind, question, lead, before)
-
-
-def _relation(kind: str, places: Sequence[str], rng: random.Random) -> Story:
-    first, middle, last = rng.sample(list(places), 3)
-    way, way_back = rng.sample(_DIRECTIONS, 2)
-    facts = (f"The {first} is {way} of the {middle}.", f"The {last} is {way_back} of the {middle}.")
-    question = rng.choice(
-        (
-            (f"What is {way} of the {middle}?", f"{way.capitalize()} of the {middle} is the", first),
-            (f"What is the {first} {way} of?", f"The {first} is {way} of the", middle),
-            (f"What is {way_back} of the {middle}?", f"{way_back.capitalize()} of the {middle} is the", last),
-        )
-    )
-    return Story(kind, facts, *question)
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text with the facts of several stories in it."""
-
-    text: str
-    stories: list[Story]
-
-
-def document(haystack: Haystack, length: int, rounds: int, rng: random.Random) -> Document:
-    """Book text with ``rounds`` stories of each kind, each in its order: ``length`` tokens with the stories.
-
-    Args:
-        length: 0 gives the stories alone.
-
-    Raises:
-        InputError: the haystack is too short, or ``length`` is for the stories.
-    """
-    names = Names(rng)
-    stories = [story(kind, names, rng) for _ in range(rounds) for kind in QUESTIONS]
-    placed = []
-    for told in stories:
-        depths = sorted(rng.random() for _ in told.facts)
-        placed += list(zip(depths, told.facts, strict=True))
-    placed.sort(key=lambda fact: fact[0])
-    depths, facts = [depth for depth, _ in placed], [fact for _, fact in placed]
-    taken = haystack.tokens(" ".join(facts))
-    if 0 < length < taken + SHORTEST:
-        raise InputError(
-            f"The stories alone take {taken} tokens: give --lengths of 0 or at least {taken + SHORTEST}."
-        )
-    text = haystack.cut(length - taken, rng) if length else ""
-    return Document(hidden(text, facts, depths).strip(), stories)
+    words: frozenset[str]
+    ordered: bool
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class BabiLong(AnswerTask):
-    """Little stories of people, places and things scattered in a long text; five kinds of question.
+class BabiLong(GridTask):
+    """BABILong: the official bAbI stories, each with its facts scattered in a book.
 
-    Example:
+    A text is read for every question, as published, so time grows with --limit times the lengths.
 
-        hiermem eval babi-long --haystack book.txt --lengths 1000,8000 --limit 5 --seed 1
+    Examples:
+
+        hiermem eval babi-long --haystack book.txt --data babi --lengths 0,1000,8000 --limit 20 --seed 1
+
+        hiermem eval babi-long --haystack book.txt --data babi --tasks 1,7,15 --lengths 0 --method full
     """
 
     name = "babi-long"
-    title = "babi-long"
+    title = "BABILong"
+    across = "tasks"
+    setting = "task"
+    max_new_tokens = 20
 
     haystack: str = option(help="Text file that the facts are scattered in.", document=True)
+    data: Path = option(help="Folder of the official stories, qaN_*_train.txt and qaN_*_test.txt.")
+    split: str = option("test", help="train or test.")
+    tasks: tuple[int, ...] = option((1, 2, 3, 4, 5), help="Numbers of bAbI tasks, 1 to 20, comma-separated.")
     lengths: tuple[int, ...] = option(
-        (0, 1000, 8000, 32000), help="Text lengths in tokens, comma-separated; 0: the stories alone."
+        (0, 1000, 8000), help="Text lengths in tokens, comma-separated; 0: the facts alone."
     )
-    limit: int = option(4, help="Texts per length.", least=1)
-    stories: int = option(2, help="Stories of each of five kinds in a text.", least=1)
-    seed: int = option(0, help="Seed of everything that is drawn at random.")
+    limit: int = option(20, help="Texts, each with one question, of a task at a length.", least=1)
 
-    def load(self, config: HierMemConfig) -> str:
-        """The text of the haystack."""
-        return read_document(self.haystack)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split not in babi.SPLITS:
+            raise InputError(f"There is no split {self.split!r}: choose one of {', '.join(babi.SPLITS)}.")
+        for task in self.tasks:
+            if task not in babi.TASKS:
+                raise InputError(f"There is no bAbI task {task}: --tasks takes numbers from 1 to 20.")
 
-    def texts(self, data: str) -> list[str]:
-        return [data]
+    def configure(self, config: HierMemConfig) -> HierMemConfig:
+        """The same with this task's instruction."""
+        return super().configure(config).with_asking(instruction=INSTRUCTION)
 
-    def settings(self, data: str, config: HierMemConfig) -> dict[str, Any]:
-        settings = {"haystack": Path(self.haystack).name, "lengths": self.lengths, "texts": self.limit}
-        return settings | {
-            "rounds": self.stories,
-            "seed": self.seed,
-            "system": self.method,
-            **self.method_options(),
-        }
+    def load(self, config: HierMemConfig) -> Texts:
+        """The book and all stories of the tasks."""
+        stories = {task: babi.load(self.data, task, self.split) for task in self.tasks}
+        return Texts(read_document(self.haystack), stories)
 
-    def rows(self, model: HierMemModel, data: str, log: ResultLog) -> dict[str, Any]:
-        """Exact match and negative log-likelihood of the answer, for each length and kind of question."""
-        from tqdm.auto import tqdm
+    def texts(self, data: Texts) -> Iterable[str]:
+        return [data.book, *(str(story) for stories in data.stories.values() for story in stories)]
 
-        method, haystack = self.new_method(model), Haystack(model.tokenizer, data)
-        places = [(length, index) for length in self.lengths for index in range(self.limit)]
-        # All texts are made first: what cannot be made is refused before anything is read.
-        texts = {place: self._document(haystack, *place) for place in places}
-        answers: dict[int, list[list[dict[str, Any]]]] = {length: [] for length in self.lengths}
-        for (length, index), text in tqdm(texts.items(), desc="babi-long", disable=None, delay=2):
-            row = log.row(f"{length}/{index}", _answers, model, method, text)
-            answers[length].append(row["answers"])
-        rows = [{"length": length, **_summary(texts)} for length, texts in answers.items()]
-        mean = sum(row["exact"] for row in rows) / len(rows)
-        return {"metrics": {"exact": mean}, "rows": rows, "n": sum(row["n"] for row in rows)}
+    def documents(self, model: HierMemModel, data: Texts) -> list[Document]:
+        """The texts of every task and length, each with its question."""
+        haystack = Haystack(model.tokenizer, data.book)
+        drawn = {task: self._drawn(haystack, task, stories) for task, stories in data.stories.items()}
+        words = {task: babi.answer_words(stories) for task, stories in data.stories.items()}
+        return [
+            self._document(haystack, place, drawn[place.value][place.index], words[place.value])
+            for place in self.places()
+        ]
 
-    def _document(self, haystack: Haystack, length: int, index: int) -> Document:
-        return document(haystack, length, self.stories, random.Random(f"{self.seed}/{length}/{index}"))
+    def _drawn(self, haystack: Haystack, task: int, stories: Sequence[Story]) -> list[Story]:
+        """Stories of a task in a seeded order, with facts that leave room for the book at every length."""
+        shortest = min((length for length in self.lengths if length), default=None)
+        shuffled = random.Random(f"{self.seed}/{task}").sample(stories, len(stories))
+        drawn: list[Story] = []
+        for story in shuffled:
+            if shortest is None or haystack.tokens(" ".join(story.facts)) + SHORTEST <= shortest:
+                drawn.append(story)
+            if len(drawn) == self.limit:
+                return drawn
+        fit = "" if shortest is None else f" whose facts leave room for a book in {shortest} tokens"
+        raise InputError(f"Task {task} has {len(drawn)} stories{fit}: lower --limit or raise --lengths.")
 
-    @classmethod
-    def table(cls, reports: Sequence[Report]) -> list[str]:
-        return by_length(reports, "exact")
+    def _document(self, haystack: Haystack, place: Place, story: Story, words: frozenset[str]) -> Document:
+        text, spans = scattered(haystack, story.facts, place.length, random.Random(f"{self.seed}/{place}"))
+        question = StoryQuestion(
+            key=str(place),
+            text=story.question,
+            answers=(story.answer,),
+            evidence=tuple(spans[fact] for fact in story.support),
+            about=self.about(place),
+            words=words,
+            ordered=place.value == babi.PATHS,
+        )
+        return Document(text, [question])
+
+    def is_right(self, question: Question, output: str) -> bool:
+        assert isinstance(question, StoryQuestion)
+        (answer,) = question.answers
+        return babi.is_right(output, question.text, answer, question.words, question.ordered)
+
+    def scores(self, question: Question, response: Response) -> dict[str, Any]:
+        """Whether the answer is right and, of hiermem, whether the sources hold all facts that it needs."""
+        scores = super().scores(question, response)
+        if self.method == HIERMEM:
+            sources = [(source.start, source.end) for source in response.sources]
+            scores["recalled"] = all(
+                any(first <= start and end <= last for first, last in sources)
+                for start, end in question.evidence
+            )
+        return scores
 
 
-def _answers(model: HierMemModel, method: Method[Any], text: Document) -> dict[str, Any]:
-    from hiermem.eval.scoring import score_answer
+def scattered(
+    haystack: Haystack, facts: Sequence[str], length: int, rng: random.Random
+) -> tuple[str, list[tuple[int, int]]]:
+    """Facts in their order between the sentences of a piece of the haystack, with the span of each.
 
-    context, rows = method.read(text.text), []
-    for told in text.stories:
-        prompt = method.prompt(context, told.question)
-        score = score_answer(model.reader, prompt, f" {told.answer}", told.lead)
-        rows.append({"kind": told.kind, "nll": float(score.nll.sum()), "exact": score.exact})
-    return {"answers": rows}
+    Args:
+        length: of the text in tokens, with the facts; 0 gives the facts alone.
 
-
-def _summary(texts: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    """Means over all answers; the interval draws whole texts, whose answers hang together."""
-    answers = [answer for text in texts for answer in text]
-    by_text = [accuracy([answer["exact"] for answer in text]) for text in texts]
-    kinds = {
-        kind: accuracy([answer["exact"] for answer in answers if answer["kind"] == kind])
-        for kind in QUESTIONS
-    }
-    nll = sum(answer["nll"] for answer in answers) / len(answers)
-    exact = sum(by_text) / len(by_text)
-    return {"exact": exact, "interval": bootstrap(by_text), "nll": nll, **kinds, "n": len(answers)}
+    Raises:
+        InputError: the haystack is too short.
+    """
+    text = haystack.cut(length - haystack.tokens(" ".join(facts)), rng) if length else ""
+    depths = sorted(rng.random() for _ in facts)
+    whole = hidden(text, facts, depths).strip()
+    spans, at = [], 0
+    for fact in facts:
+        start = whole.index(fact, at)
+        at = start + len(fact)
+        spans.append((start, at))
+    return whole, spans

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,18 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import InputError
 from hiermem.eval import hub
-from hiermem.eval.metrics import perplexity
 from hiermem.eval.plots import new_figure, plain_label
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tables import Report, rows_of, table
 from hiermem.eval.tasks.base import Task, option, register
-from hiermem.text import beginning, encode_with_spans
 
 if TYPE_CHECKING:
-    import torch
-
     from hiermem.config import HierMemConfig
-    from hiermem.memory.working import WorkingMemory
     from hiermem.model import HierMemModel
 
 FULL = "full"
@@ -51,10 +46,20 @@ def books(data: Path, split: str, book: str | None, limit: int | None) -> dict[s
             f"There is no book{f' {book}' if book else ''} under {data / split}: give a folder in the layout "
             f"of PG-19 (train, validation, test with one text file for each book), or one text file."
         )
+    return read_texts(files[:limit])
+
+
+def read_texts(files: Sequence[Path]) -> dict[str, str]:
+    """Texts by the names of their files, without endings.
+
+    Raises:
+        InputError: one cannot be read.
+    """
     try:
-        return {file.stem: file.read_text(encoding="utf-8") for file in files[:limit]}
+        return {file.stem: file.read_text(encoding="utf-8") for file in files}
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"A book under {data} cannot be read as UTF-8 text: {error}.") from error
+        name = files[0] if len(files) == 1 else f"A text in {files[0].parent}"
+        raise InputError(f"{name} cannot be read as UTF-8 text: {error}.") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,28 +78,17 @@ class BookTask(Task):
         return data.values()
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
-class PG19(BookTask):
-    """Streaming perplexity over books: teacher-forced, each token scored once.
+class PerplexityTask(Task):
+    """Streaming perplexity over texts: teacher-forced, each token scored once.
 
-    Examples:
-
-        hiermem eval pg19 --data pg19 --policy window --budget 512 --max-tokens 32768
-
-        hiermem eval pg19 --data book.txt --policy full --window 8192 --json
-
-        hiermem eval pg19 --data pg19 --policy full --window 512 --overlap 32  # HMT without its memory
+    Data are texts by name.
     """
 
-    name = "pg19"
-    title = "PG-19 perplexity"
-    plots = True
     model_options = ("policy", "policy_set", "budget", "chunk", "positions", "evictor")
 
-    book: str | None = option(None, help="Id of one book; default: all.")
     start_token: int = option(0, help="First token that is read.")
-    max_tokens: int | None = option(None, help="Tokens read of each book.")
+    max_tokens: int | None = option(None, help="Tokens read of each text.")
     score_from: int = option(0, help="Score only predictions made from this token on.")
     window: int | None = option(None, help="Forget everything after so many tokens.")
     # 1 gives isolated segments; 32, HMT without its memory: its sensory tokens.
@@ -127,32 +121,42 @@ class PG19(BookTask):
             )
         return {"preset": "bare", "chunk": options["chunk"]}
 
-    def load(self, config: HierMemConfig) -> dict[str, str]:
-        """Texts by the ids of their books."""
-        return books(self.data, self.split, self.book, self.limit)
+    def texts(self, data: dict[str, str]) -> Iterable[str]:
+        return data.values()
 
     def settings(self, data: dict[str, str], config: HierMemConfig) -> dict[str, Any]:
         part = {"start": self.start_token, "tokens": self.max_tokens, "score_from": self.score_from}
         part |= {"window": self.window, "overlap": self.overlap}
         return {
             "books": list(data),
-            "split": self.split,
             **part,
             "policy": FULL if self.policy == FULL else config.working.policy,
         }
 
     def rows(self, model: HierMemModel, data: dict[str, str], log: ResultLog) -> dict[str, Any]:
-        """Perplexity per token and per word and bits per byte: per book, and their means over books.
+        """Perplexity per token and per word and bits per byte: per text, and their means over texts.
 
-        The mean is the exponential of the mean log-perplexity over books; `n` counts scored tokens.
+        The mean is the exponential of the mean log-perplexity over texts; `n` counts scored tokens.
         """
-        rows = [log.row(name, _score_book, model, name, text, self) for name, text in data.items()]
+        rows = [log.row(name, self._row, model, name, text) for name, text in data.items()]
         means = {
             name: math.exp(sum(math.log(row[name]) for row in rows) / len(rows))
             for name in ("perplexity", "word_perplexity")
         }
         means["bits_per_byte"] = sum(row["bits_per_byte"] for row in rows) / len(rows)
         return {"metrics": means, "n": sum(row["n"] for row in rows), "rows": rows}
+
+    def _row(self, model: HierMemModel, name: str, text: str) -> dict[str, Any]:
+        from hiermem.eval.streaming import Stretch, score_text
+
+        stretch = Stretch(
+            start=self.start_token,
+            tokens=self.max_tokens,
+            score_from=self.score_from,
+            window=self.window,
+            overlap=self.overlap,
+        )
+        return {"book": name, **score_text(model, name, text, stretch)}
 
     @classmethod
     def table(cls, reports: Sequence[Report]) -> list[str]:
@@ -196,66 +200,32 @@ class PG19(BookTask):
         figure.savefig(path, dpi=120)
 
 
-def _score_book(model: HierMemModel, name: str, text: str, task: PG19) -> dict[str, Any]:
-    import torch
-    from tqdm.auto import tqdm
+@register
+@dataclass(frozen=True, kw_only=True)
+class PG19(PerplexityTask, BookTask):
+    """Streaming perplexity over books: teacher-forced, each token scored once.
 
-    tokens, spans = encode_with_spans(model.tokenizer, text)
-    start, score_from = task.start_token, task.score_from
-    end = len(tokens) if task.max_tokens is None else start + task.max_tokens
-    first = beginning(model.tokenizer)
-    ids = torch.tensor(first + tokens[start:end])
-    if len(ids) < len(first) + score_from + 2:
-        raise InputError(
-            f"Book {name} has {len(tokens)} tokens, too few to score any after token {start + score_from}: "
-            f"lower --start-token or --score-from."
-        )
-    spans = spans[start:end][score_from + 1 :]
-    scored = text[spans[0][0] : spans[-1][1]]
-    blocks: list[torch.Tensor] = []
-    live = 0
-    with tqdm(total=len(ids), unit="tok", unit_scale=True, desc=name, disable=None, delay=2) as bar:
-        for memory, block in _windows(model, ids, task):
-            blocks.append(block)
-            live = max(live, memory.frames.counts.peak_tokens)
-            bar.update(len(block))
-    nll = torch.cat(blocks)[len(first) + score_from :]
-    total = float(nll.double().sum())
-    return {
-        "book": name,
-        "perplexity": perplexity(total, len(nll)),
-        "word_perplexity": perplexity(total, len(scored.split())),
-        "bits_per_byte": total / math.log(2) / len(scored.encode("utf-8")),
-        "n": len(nll),
-        "curve": _curve(nll),
-        "live_tokens_max": live,
-    }
+    Examples:
 
+        hiermem eval pg19 --data pg19 --policy window --budget 512 --max-tokens 32768
 
-def _curve(nll: torch.Tensor, parts: int = 32) -> list[float]:
-    """Mean negative log-likelihood in nats along the text, in equal parts."""
-    return [float(piece.mean()) for piece in nll.tensor_split(min(parts, len(nll)))]
+        hiermem eval pg19 --data book.txt --policy full --window 8192 --json
 
+        hiermem eval pg19 --data pg19 --policy full --window 512 --overlap 32  # HMT without its memory
+    """
 
-def _windows(
-    model: HierMemModel, ids: torch.Tensor, task: PG19
-) -> Iterator[tuple[WorkingMemory, torch.Tensor]]:
-    """Negative log-likelihood of every token after the first, once, and the memory it was read with."""
-    import torch
+    name = "pg19"
+    title = "PG-19 perplexity"
+    plots = True
 
-    from hiermem.eval.scoring import stream_nll
+    book: str | None = option(None, help="Id of one book; default: all.")
 
-    step, first = task.window or len(ids), torch.tensor(beginning(model.tokenizer), dtype=ids.dtype)
-    for start in range(0, len(ids), step):
-        # The text's own beginning stands in the first window already.
-        overlap, before = min(task.overlap, start), first if start else first[:0]
-        memory = model.new_recurrent_memory()
-        unscored = max(len(before) + overlap - 1, 0)
-        for block in stream_nll(
-            model.reader, memory, torch.cat((before, ids[start - overlap : start + step]))
-        ):
-            yield memory, block[unscored:]
-            unscored = max(unscored - len(block), 0)
+    def load(self, config: HierMemConfig) -> dict[str, str]:
+        """Texts by the ids of their books."""
+        return books(self.data, self.split, self.book, self.limit)
+
+    def settings(self, data: dict[str, str], config: HierMemConfig) -> dict[str, Any]:
+        return {**super().settings(data, config), "split": self.split}
 
 
 def _slice_of(report: Report) -> list[Any]:
