@@ -3,7 +3,7 @@
 # where it was. Of two at once, each takes what the other has not begun; with one
 # thread and one core each (OMP_NUM_THREADS=1 taskset -c 0 …) they are a fifth faster than one alone.
 #
-#     benchmarks/suite.sh DATA OUT        DATA holds pg19/ and pubmedqa/; OUT takes the JSON files
+#     benchmarks/suite.sh DATA OUT        DATA holds pg19/, pubmedqa/ and babi/; OUT takes the JSON files
 set -euo pipefail
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # as hiermem itself sets it: also for the scripts
 data=$1 out=$2
@@ -79,15 +79,19 @@ beginnings full-memory --model smollm2-full
 beginnings full-attention-memory --model smollm2-full --policy attention
 measure interleaved-hmt eval interleaved --data "$pg19" --model smollm2-hmt --segments 12 --limit 2
 
-babi() { measure "babi-$1" eval babi-long --haystack "$book" --seed 1 "${@:2}"; }
-babi hiermem --lengths 1000,8000,32000,128000 --limit 2
-babi bm25 --lengths 1000,8000,32000,128000 --limit 2 --method bm25
-babi full --lengths 1000,8000 --limit 2 --method full
+babi() { measure "babi-$1" eval babi-long --haystack "$book" --data "$data/babi" --seed 1 "${@:2}"; }
+for system in hiermem bm25 full; do babi "$system" --lengths 0,1000,8000 --limit 10 --method "$system"; done
+babi hiermem-128k --lengths 32000,128000 --limit 2
+babi bm25-128k --lengths 32000,128000 --limit 2 --method bm25
+for system in hiermem bm25 full; do
+    measure "hashhop-$system" eval hashhop --lengths 1000,8000 --limit 5 --seed 1 --method "$system"
+    measure "mqar-$system" eval mqar --lengths 0,1000,8000 --limit 3 --seed 1 --method "$system"
+done
 
 # Half of the cache, decided before the questions are seen.
 measure pubmedqa-namm-10 eval pubmedqa --data "$pubmedqa" --together 10 --method pruned --policy namm \
     --keep 0.5
-babi namm --lengths 8000 --limit 2 --method pruned --policy namm --keep 0.5
+babi namm --lengths 8000 --limit 10 --method pruned --policy namm --keep 0.5
 
 measure passkey eval passkey --haystack "$book" --lengths 1024,8192,32768 --limit 20 --seed 1
 measure retrieval-reranked eval retrieval --data "$pubmedqa" --rerank 5

@@ -117,5 +117,5 @@ def _summary(answers: Sequence[Row]) -> Row:
     for row in answers:
         texts.setdefault(row["text"], []).append(row["score"])
     names = [name for name in ("score", "recalled") if name in answers[0]]
-    shares = {name: sum(row[name] for row in answers) / len(answers) for name in names}
+    shares: Row = {name: sum(row[name] for row in answers) / len(answers) for name in names}
     return {**shares, "interval": bootstrap([*map(accuracy, texts.values())]), "n": len(answers)}
