@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -78,9 +79,9 @@ class GridTask(DocumentTask):
         """What the row of a question says of its text."""
         return ((self.setting, place.value), ("length", place.length), ("text", place.index))
 
+    @abstractmethod
     def is_right(self, question: Question, output: str) -> bool:
         """Whether an answer is right."""
-        raise NotImplementedError
 
     def scores(self, question: Question, response: Response) -> Row:
         return {"score": self.is_right(question, response.text)}
