@@ -76,7 +76,7 @@ class GridTask(DocumentTask):
                     yield Place(value, length, index)
 
     def about(self, place: Place) -> tuple[tuple[str, Any], ...]:
-        """What the row of a question says of its text."""
+        """Settings of a text, for the rows of its questions."""
         return ((self.setting, place.value), ("length", place.length), ("text", place.index))
 
     @abstractmethod

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
 
 WIKITEXT = {"validation": "valid"}
-"""What a split is called in the names of WikiText's files, where it is called otherwise."""
+"""Splits by the names that they have in WikiText's files, where those are others."""
 
 
 @register
