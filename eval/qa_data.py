@@ -29,7 +29,6 @@ from hiermem.eval.sampling import stratified
 
 DOCUMENT, QUESTIONS = "document.txt", "questions.jsonl"
 ENGLISH = "en"
-SPLIT = "test"
 
 
 @dataclass(frozen=True)
@@ -120,6 +119,24 @@ class Pool:
         return replace(self, paragraphs=[self.paragraphs[old] for old in order], questions=moved)
 
 
+def split_of(data: Path, split: str | None) -> str | None:
+    """The split that is taken: of a name on the hub, by default `validation`, the only one of XQuAD; of a
+    folder, `test`; None of one's own document.
+
+    Raises:
+        InputError: a split of one's own document is asked for.
+    """
+    if not _is_own(data):
+        return split or ("validation" if hub.is_name(data) else "test")
+    if split is not None:
+        raise InputError(f"{data} is one document with its questions: leave --split out.")
+    return None
+
+
+def _is_own(data: Path) -> bool:
+    return (data / DOCUMENT).exists() or (data / QUESTIONS).exists()
+
+
 def load_pool(
     data: Path,
     split: str | None = None,
@@ -152,7 +169,7 @@ def load_pools(
 
     Args:
         data: a folder in one of the layouts, or the name of XQuAD on the hub.
-        split: by default `test`; one's own document has none.
+        split: see `split_of`.
         language: of the questions; by default English.
         limit: at most so many questions; all paragraphs stay.
         seed: of the paragraphs' order and of what ``limit`` draws.
@@ -163,15 +180,16 @@ def load_pools(
         InputError: files are missing or odd; there is no such split or language; the layout has none.
     """
     chosen = (language or ENGLISH, document_language or language or ENGLISH)
+    part = split_of(data, split)
+    if part is None:
+        return [_own(data, chosen, halved).drawn(limit, seed)]
     if hub.is_name(data):
-        pool = _xquad_from_hub(str(data), split or "validation", chosen)
+        pool = _xquad_from_hub(str(data), part, chosen)
     elif not data.is_dir():
         raise InputError(f"There is no folder {data}: give one with questions, or a name on the hub.")
-    elif (data / DOCUMENT).exists() or (data / QUESTIONS).exists():
-        return [_own(data, split, chosen, halved).drawn(limit, seed)]
     elif any(data.glob("*.jsonl")):
         _only_english(data, chosen)
-        file = split_file(data, split or SPLIT, ".jsonl")
+        file = split_file(data, part, ".jsonl")
         keys = first_line_of(file).keys()
         if "ordered_kv_records" in keys:
             return _key_values(file, limit, seed, halved)
@@ -182,7 +200,7 @@ def load_pools(
             )
         pool = _natural_questions(file)
     else:
-        pool = _xquad(data, split or SPLIT, chosen)
+        pool = _xquad(data, part, chosen)
     pool = pool.shuffled(seed)
     return [(pool.halved() if halved else pool).drawn(limit, seed)]
 
@@ -309,11 +327,9 @@ def _checked(pool: Pool, name: str) -> Pool:
     return pool
 
 
-def _own(data: Path, split: str | None, languages: tuple[str, str], halved: bool) -> Pool:
-    if split is not None or languages[0] != languages[1]:
-        raise InputError(
-            f"{data} is one document with its questions: leave the split and the second language out."
-        )
+def _own(data: Path, languages: tuple[str, str], halved: bool) -> Pool:
+    if languages[0] != languages[1]:
+        raise InputError(f"{data} is one document with its questions: leave --document-language out.")
     try:
         text = (data / DOCUMENT).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

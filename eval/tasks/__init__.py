@@ -15,6 +15,7 @@ from hiermem.eval.tasks import babilong
 from hiermem.eval.tasks import hashhop
 from hiermem.eval.tasks import mqar
 from hiermem.eval.tasks import interleaved
+from hiermem.eval.tasks import qa
 # isort: on
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "perplexity",
     "pg19",
     "pubmedqa",
+    "qa",
     "register",
     "retrieval",
 ]

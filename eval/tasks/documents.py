@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hiermem.errors import InputError
 from hiermem.eval.metrics import means
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tasks.base import AnswerTask
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 HIERMEM = "hiermem"
 """Name of the method that is hiermem itself."""
+RIGHT = "right"
+"""Name of the method that is given the evidence and nothing else: what perfect recall would give."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,24 @@ class Document:
     questions: Sequence[Question]
 
 
+def evidence_alone(document: Document) -> list[Document]:
+    """The evidence of each question of a document as a document of its own.
+
+    Raises:
+        InputError: a question names none.
+    """
+    found = []
+    for question in document.questions:
+        if not question.evidence:
+            raise InputError(
+                f"The method {RIGHT} shows the evidence of a question, and {question.text!r} has none: "
+                f"choose another method, or take the question out."
+            )
+        text = "\n\n".join(document.text[start:end] for start, end in question.evidence)
+        found.append(Document(text, [replace(question, evidence=((0, len(text)),))]))
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class DocumentTask(AnswerTask):
     """A task that asks questions about documents and scores greedy answers.
@@ -60,9 +81,21 @@ class DocumentTask(AnswerTask):
 
     Attributes:
         max_new_tokens: of an answer.
+        names_evidence: whether questions name their evidence, so that there is a method `RIGHT`.
     """
 
     max_new_tokens: ClassVar[int] = 32
+    names_evidence: ClassVar[bool] = False
+
+    @classmethod
+    def methods(cls) -> tuple[str, ...]:
+        return (*super().methods(), RIGHT) if cls.names_evidence else super().methods()
+
+    def new_method(self, model: HierMemModel) -> Method[Any]:
+        """The method around this model; what reads the evidence alone reads all of it."""
+        from hiermem.eval.methods import Full
+
+        return Full(model) if self.method == RIGHT else super().new_method(model)
 
     @abstractmethod
     def documents(self, model: HierMemModel, data: Any) -> Sequence[Document]:
@@ -87,6 +120,8 @@ class DocumentTask(AnswerTask):
         from tqdm.auto import tqdm
 
         method, documents, rows = self.new_method(model), self.documents(model, data), []
+        if self.method == RIGHT:
+            documents = [alone for document in documents for alone in evidence_alone(document)]
         total = sum(len(document.questions) for document in documents)
         with tqdm(total=total, desc=self.name, disable=None, delay=2) as bar:
             for document in documents:

@@ -30,9 +30,6 @@ ALL = "all"
 LABELS = ("yes", "no", "maybe")
 OPTIONS = (" yes", " no", " maybe")
 LEAD = "The answer is"
-RIGHT = "right"
-"""Name of the method that is given the right abstract and nothing else: what perfect recall would give."""
-
 ASKING = {"instruction": "Answer yes, no or maybe.", "passage_characters": 1800, "least_score": 0.0}
 """Settings of the prompt, chosen on the training half."""
 
@@ -195,17 +192,14 @@ class PubMedQA(QuestionTask, DocumentTask):
 
     name = "pubmedqa"
     title = "PubMedQA, fused"
+    names_evidence = True
+
     together: int = option(10, help="M: abstracts fused into one text.", least=1)
     method: str = option(
         "hiermem",
         help="hiermem, or a peer, as every task of answers takes; or right (the right abstract alone).",
         alias="--system",
     )
-
-    @classmethod
-    def methods(cls) -> tuple[str, ...]:
-        """Names that the option system takes."""
-        return (*super().methods(), RIGHT)
 
     def configure(self, config: HierMemConfig) -> HierMemConfig:
         """The same with this task's prompt."""
@@ -221,16 +215,9 @@ class PubMedQA(QuestionTask, DocumentTask):
     def settings(self, data: Sequence[Item], config: HierMemConfig) -> dict[str, Any]:
         return {**self.part(), "together": self.together, "system": self.method, **self.method_options()}
 
-    def new_method(self, model: HierMemModel) -> Method[Any]:
-        """The method around this model; what reads the right abstract alone reads all of it."""
-        from hiermem.eval.methods import Full
-
-        return Full(model) if self.method == RIGHT else super().new_method(model)
-
     def documents(self, model: HierMemModel, data: Sequence[Item]) -> list[Document]:
-        """Fused abstracts with their questions; or each abstract alone."""
-        size = 1 if self.method == RIGHT else self.together
-        found = []
+        """Fused abstracts with their questions."""
+        found, size = [], self.together
         for first in range(0, len(data), size):
             whole = fused(data[first : first + size])
             pairs = zip(data[first : first + size], whole.spans, strict=True)
