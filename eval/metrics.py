@@ -22,8 +22,20 @@ def macro_f1(predictions: Sequence[str], targets: Sequence[str], labels: Sequenc
 
 def bootstrap(values: Sequence[float], draws: int = 1000, share: float = 0.95) -> tuple[float, float]:
     """Percentile interval of the mean, from ``draws`` resamples with a fixed seed (Efron, 1979)."""
+    return bootstrap_groups([[value] for value in values], draws, share)
+
+
+def bootstrap_groups(
+    groups: Sequence[Sequence[float]], draws: int = 1000, share: float = 0.95
+) -> tuple[float, float]:
+    """The same for values that come in groups, such as questions about one text: groups are resampled."""
     rng = random.Random(0)
-    means = sorted(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(draws))
+    sums = [(sum(group), len(group)) for group in groups]
+    means = []
+    for _ in range(draws):
+        drawn = rng.choices(sums, k=len(sums))
+        means.append(sum(total for total, _ in drawn) / sum(count for _, count in drawn))
+    means.sort()
     outside = (1 - share) / 2
     return means[int(outside * draws)], means[min(int((1 - outside) * draws), draws - 1)]
 

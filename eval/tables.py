@@ -91,6 +91,43 @@ def by_length(reports: Sequence[Report], metric: str) -> list[str]:
     return table(header, [[name, *(row.get(n) for n in lengths)] for name, row in cells.items()])
 
 
+def metric_table(reports: Sequence[Report], names: Sequence[str]) -> list[str]:
+    """A table for each data set: methods and languages down, metrics with their intervals across.
+
+    Args:
+        names: metrics that are shown where a result has them.
+    """
+    lines: list[str] = []
+    for dataset in dict.fromkeys(map(_dataset, reports)):
+        same = [report for report in reports if _dataset(report) == dataset]
+        used = [name for name in names if any(name in report["metrics"] for report in same)]
+        languages = ["language"] if any(map(_language, same)) else []
+        rows = [
+            [method, *([_language(report)] if languages else []), *_figures(report, used), report["n"]]
+            for method, report in named(same, lambda report: [_language(report)])
+        ]
+        header = ["system", *languages, *(name.replace("_", " ") for name in used), "n"]
+        lines += [f"{as_text(dataset)}:", "", *table(header, rows), ""]
+    return lines[:-1]
+
+
+def _dataset(report: Report) -> str:
+    config = report["config"]
+    split = f", {config['split']}" if config["split"] else ""
+    return config["dataset"] + split + (", half of the paragraphs left out" if config.get("abstain") else "")
+
+
+def _language(report: Report) -> str:
+    """Of the questions, and of the document where it has another; nothing where all is in one language."""
+    asked, document = (report["config"].get(name) or "" for name in ("language", "document_language"))
+    return asked if asked == document else f"{asked} about {document}"
+
+
+def _figures(report: Report, names: Sequence[str]) -> list[str]:
+    metrics, intervals = report["metrics"], report["intervals"]
+    return [cell(metrics.get(name)) + between(intervals.get(name)) for name in names]
+
+
 def named(
     reports: Sequence[Report], cells: Callable[[Report], Collection[Any]], shown: str = ""
 ) -> list[tuple[str, Report]]:

@@ -16,6 +16,7 @@ from hiermem.eval.tasks import hashhop
 from hiermem.eval.tasks import mqar
 from hiermem.eval.tasks import interleaved
 from hiermem.eval.tasks import qa
+from hiermem.eval.tasks import summary
 # isort: on
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "qa",
     "register",
     "retrieval",
+    "summary",
 ]

@@ -1,4 +1,4 @@
-"""Questions with short answers about a long document: Natural Questions, XQuAD, key-value pairs, one's own."""
+"""Short answers about a long document: Natural Questions, XQuAD, key-value pairs, one's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hiermem.eval.answer_match import ENGLISH, contains, exact_match, token_f1
 from hiermem.eval.metrics import accuracy, bootstrap, means
 from hiermem.eval.qa_data import Pool, PoolQuestion, load_pools, split_of
-from hiermem.eval.tables import Report, between, cell, named, table
+from hiermem.eval.tables import Report, metric_table
 from hiermem.eval.tasks.base import option, register
 from hiermem.eval.tasks.documents import HIERMEM, Document, DocumentTask, Question
 
@@ -33,8 +33,8 @@ ABSTENTION = ("found_precision", "found_recall", "found_wrongly")
 class QuestionAnswering(DocumentTask):
     """Short answers about a long document: all paragraphs of a data set, asked one question at a time.
 
-    The files tell the layout of the data: Natural Questions or key-value pairs of lost-in-the-middle, XQuAD (or
-    its name on the hub), or your own `document.txt` and `questions.jsonl`.
+    The files tell the layout of the data: Natural Questions or key-value pairs of lost-in-the-middle, XQuAD
+    (or its name on the hub), or your own `document.txt` and `questions.jsonl`.
 
     Examples:
 
@@ -169,33 +169,3 @@ def told_apart(rows: Sequence[Row]) -> tuple[list[bool], list[bool], list[bool]]
     held = [row["found"] for row in rows if row["answers"]]
     lacking = [row["found"] for row in rows if not row["answers"]]
     return said, held, lacking
-
-
-def metric_table(reports: Sequence[Report], names: Sequence[str]) -> list[str]:
-    """A table for each data set: methods and languages down, metrics with intervals across."""
-    lines: list[str] = []
-    for dataset in dict.fromkeys(_dataset(report) for report in reports):
-        same = [report for report in reports if _dataset(report) == dataset]
-        used = [name for name in names if any(name in report["metrics"] for report in same)]
-        rows = [
-            [method, _language(report), *(_figure(report, name) for name in used), report["n"]]
-            for method, report in named(same, lambda report: [_language(report)])
-        ]
-        header = ["system", "language", *(name.replace("_", " ") for name in used), "n"]
-        lines += [f"{', '.join(dataset)}:", "", *table(header, rows), ""]
-    return lines[:-1]
-
-
-def _dataset(report: Report) -> tuple[str, ...]:
-    config = report["config"]
-    abstain = ["half of the paragraphs left out"] if config.get("abstain") else []
-    return (config["dataset"], *filter(None, [config["split"]]), *abstain)
-
-
-def _language(report: Report) -> str:
-    asked, document = (report["config"].get(name) for name in ("language", "document_language"))
-    return asked if asked == document else f"{asked} about {document}"
-
-
-def _figure(report: Report, name: str) -> str:
-    return cell(report["metrics"].get(name)) + between(report["intervals"].get(name))
