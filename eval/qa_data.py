@@ -112,10 +112,12 @@ class Pool:
         places = {old: new for new, old in enumerate(order)}
         moved = []
         for question in questions:
-            place = None if question.paragraph is None else places.get(question.paragraph)
-            gone = question.paragraph is not None and place is None
-            rest = {"answers": (), "quote": ""} if gone else {}
-            moved.append(replace(question, paragraph=place, **rest))
+            if question.paragraph in places:
+                moved.append(replace(question, paragraph=places[question.paragraph]))
+            elif question.paragraph is not None:
+                moved.append(replace(question, paragraph=None, answers=(), quote=""))
+            else:
+                moved.append(question)
         return replace(self, paragraphs=[self.paragraphs[old] for old in order], questions=moved)
 
 

@@ -157,6 +157,19 @@ def test_xquad_is_asked_in_one_language_or_crossed(xquad: Path) -> None:
         assert len(pool.paragraphs) == 3
 
 
+def test_xquad_comes_from_the_hub_in_one_language_or_crossed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(name: str, split: str, convert: Callable[[Any], Any], subset: str) -> list[Any]:
+        assert (name, split) == ("google/xquad", "validation")
+        words = subset.removeprefix("xquad.")
+        raw = {"id": "1", "context": f"In {words} ", "question": f"{words}?", "answers": {"text": [words]}}
+        return [convert(raw), convert({**raw, "id": "2"})]
+
+    monkeypatch.setattr("hiermem.eval.hub.rows", rows)
+    pool = load_pool(Path("google/xquad"), language="en", document_language="ru")
+    assert pool.paragraphs == ["In ru"] and [each.text for each in pool.questions] == ["en?", "en?"]
+    assert pool.questions[0].answers == ("ru",) and spans_of(pool) == [["In ru"], ["In ru"]]
+
+
 def test_key_value_pairs_are_json_documents(pairs: Path) -> None:
     pools = load_pools(pairs)
     assert pools[0].text == '{"k1": "v1",\n "k2": "v2",\n "k3": "v3"}'

@@ -91,13 +91,18 @@ class QuestionAnswering(DocumentTask):
             yield from (repr(question) for question in pool.questions)
 
     def settings(self, data: Sequence[Pool], config: HierMemConfig) -> dict[str, Any]:
-        values = {
+        asked, document = self._languages
+        return {
             "dataset": self.data.name,
             "split": split_of(self.data, self.split),
-            "language": self._languages[0],
+            "language": asked,
+            "document_language": document,
+            "limit": self.limit,
+            "seed": self.seed,
+            "abstain": self.abstain,
+            "system": self.method,
+            **self.method_options(),
         }
-        values |= {"document_language": self._languages[1], "limit": self.limit, "seed": self.seed}
-        return {**values, "abstain": self.abstain, "system": self.method, **self.method_options()}
 
     @property
     def _languages(self) -> tuple[str, str]:
