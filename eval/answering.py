@@ -31,7 +31,7 @@ class Response:
     seconds: float
 
     def costs(self) -> dict[str, float]:
-        """What the answer cost, by name."""
+        """Costs of the answer, by name."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "live_bytes": self.live_bytes,

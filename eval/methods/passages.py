@@ -70,7 +70,10 @@ class Passages(Method[Indexed]):
         scores = context.index.scores(question)
         best = np.argsort(-scores, kind="stable")[: self.passages].tolist()
         shown = [context.texts[place].strip() for place in sorted(best)]
-        sources = [Source(p, *context.spans[p], float(scores[p]), context.texts[p]) for p in best]
+        sources = []
+        for place in best:
+            start, end = context.spans[place]
+            sources.append(Source(place, start, end, float(scores[place]), context.texts[place]))
         return fresh_prompt(self.model, shown, question, sources)
 
 
