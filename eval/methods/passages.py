@@ -109,19 +109,6 @@ class Bm25(Passages):
         return WordIndex(texts)
 
 
-@register_method
-class Closed(Method[None]):
-    """The bare backbone without the text: what it knows or guesses."""
-
-    name: ClassVar[str] = "closed"
-
-    def read(self, text: str) -> None:
-        return None
-
-    def prompt(self, context: None, question: str) -> PreparedPrompt:
-        return fresh_prompt(self.model, [], question)
-
-
 def fresh_prompt(
     model: "HierMemModel", passages: list[str], question: str, sources: Sequence[Source] = ()
 ) -> PreparedPrompt:
