@@ -24,10 +24,10 @@ class SummedIndex:
 
 
 def z_scores(scores: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Scores with mean 0 and deviation 1, ``[n]`` float64; all 0 where they do not differ."""
+    """Scores with mean 0 and deviation 1 along the last dimension, float64; 0 where they do not differ."""
     exact = scores.astype(np.float64)
-    deviation = exact.std()
-    return (exact - exact.mean()) / deviation if deviation else np.zeros_like(exact)
+    centred, deviation = exact - exact.mean(-1, keepdims=True), exact.std(-1, keepdims=True)
+    return np.divide(centred, deviation, out=np.zeros_like(exact), where=deviation > 0)
 
 
 @register_method
