@@ -137,7 +137,8 @@ class Task(Section, ABC):
     Attributes:
         name: of the command and of its results.
         model_options: those of `MODEL_OPTIONS` that the command takes, beside those that every one takes:
-            model, dtype and device. A field of the same name replaces the help and the default.
+            model, settings (`--set`), dtype and device. A field of the same name replaces the help and the
+            default.
     """
 
     name: ClassVar[str]
