@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hiermem.errors import InputError
-from hiermem.eval.qa_data import DOCUMENT, SPLIT, Pool, PoolQuestion, load_pool
+from hiermem.eval.qa_data import DOCUMENT, Pool, PoolQuestion, load_pool
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tables import Report, table
 from hiermem.eval.tasks.base import ENCODER_HELP, option, register
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
     from hiermem.model import HierMemModel
 
-PUBMEDQA = "pubmedqa"
+PUBMEDQA, TEST = "pubmedqa", "test"
 
 
 class Records(NamedTuple):
@@ -84,7 +84,7 @@ class Retrieval(QuestionTask):
         if not _holds_a_pool(self.data):
             items = self.questions()
             return Records(pool_of(items), list(map(str, items)), config)
-        own = self.split == SPLIT and (self.data / DOCUMENT).exists()  # which has no splits
+        own = self.split == TEST and (self.data / DOCUMENT).exists()  # which has no splits
         pool = load_pool(self.data, None if own else self.split, self.language, self.limit, self.seed or 0)
         return Records(pool, [*pool.paragraphs, *map(str, pool.questions)], config)
 
