@@ -82,18 +82,24 @@ def _read(pool: Pool, model: HierMemModel, log: ResultLog) -> tuple[list[Tensor]
     """Memory embeddings of all paragraphs and summaries of all questions, each ``[m, d]``."""
 
     @torch.inference_mode()
-    def embedded(text: str) -> list[Any]:
-        return model.embed(text).tolist()
+    def embedded(text: str) -> dict[str, Any]:
+        return {"embedding": model.embed(text).tolist()}
 
     @torch.inference_mode()
-    def summarised(text: str) -> list[Any]:
-        return model.summarise(text).tolist()
+    def summarised(text: str) -> dict[str, Any]:
+        return {"summary": model.summarise(text).tolist()}
 
     paragraphs = tqdm(pool.paragraphs, desc="reading", disable=None)
-    embeddings = [log.row(f"paragraph {n}", embedded, text) for n, text in enumerate(paragraphs)]
+    embeddings = [
+        torch.tensor(log.row(f"paragraph {n}", embedded, text)["embedding"])
+        for n, text in enumerate(paragraphs)
+    ]
     questions = tqdm(pool.questions, desc="reading questions", disable=None)
-    summaries = [log.row(f"question {question.key}", summarised, question.text) for question in questions]
-    return list(map(torch.tensor, embeddings)), list(map(torch.tensor, summaries))
+    summaries = [
+        torch.tensor(log.row(f"question {question.key}", summarised, question.text)["summary"])
+        for question in questions
+    ]
+    return embeddings, summaries
 
 
 def _found(
@@ -105,7 +111,10 @@ def _found(
         read: memory embeddings of the paragraphs and summaries of the questions, where the model makes them.
     """
     nothing = torch.zeros(0, dtype=torch.int32)
-    embeddings, summaries = read or ([None] * len(pool.paragraphs), [None] * len(pool.questions))
+    embeddings: Sequence[Tensor | None] = [None] * len(pool.paragraphs)
+    summaries: Sequence[Tensor | None] = [None] * len(pool.questions)
+    if read is not None:
+        embeddings, summaries = read
     for text, embedding in zip(pool.paragraphs, embeddings, strict=True):
         memory.write([SegmentRecord(0, nothing, 0, len(text), text, embedding)])
     return [

@@ -70,7 +70,8 @@ class Passages(Method[Indexed]):
         scores = context.index.scores(question)
         best = np.argsort(-scores, kind="stable")[: self.passages].tolist()
         shown = [context.texts[place].strip() for place in sorted(best)]
-        sources = [Source(p, *context.spans[p], float(scores[p]), context.texts[p]) for p in best]
+        spans = context.spans
+        sources = [Source(p, spans[p][0], spans[p][1], float(scores[p]), context.texts[p]) for p in best]
         return fresh_prompt(self.model, shown, question, sources)
 
 

@@ -92,7 +92,7 @@ class Retrieval(QuestionTask):
         return data.texts
 
     def settings(self, data: Records, config: HierMemConfig) -> dict[str, Any]:
-        """What was searched; of PubMedQA, as before there were others."""
+        """The part of the data that was searched; of PubMedQA, named as before there were others."""
         found = self.part()
         if _holds_a_pool(self.data):
             found |= {"folder": self.data.name, "language": self.language}

@@ -78,7 +78,7 @@ def _parsed(config: HierMemConfig, assignments: Sequence[str]) -> dict[Path, Any
 
 
 def _value(config: HierMemConfig, path: Path) -> Any:
-    """What a path leads to.
+    """The part or setting that a path leads to.
 
     Raises:
         InputError: nowhere.
