@@ -23,7 +23,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path, convert: Callable[[str, dict[str, Any]], Row]) -> list[Row]:
-    """What ``convert`` makes of each line, which is one JSON object, and of its number, as text.
+    """Values that ``convert`` makes of each line, which is one JSON object, and of its number, as text.
 
     Raises:
         InputError: the file cannot be read, has no lines, or one of them is odd: ``convert`` raised KeyError,

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peers import method_around
 from readers import lively, reader, settings, text_of
 from test_eval import write_pubmedqa
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from hiermem.backbone import Backbone
 from hiermem.config import HierMemConfig
 from hiermem.eval.inspection import inspect
-from hiermem.eval.methods import METHODS, new_method
+from hiermem.eval.methods import METHODS
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tasks import interleaved, passkey, pg19
 from hiermem.memory.hmt.module import SummaryConfig
@@ -91,11 +92,9 @@ def test_every_reading_begins_alike(name: str, begins: list[int]) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_begins_alike(name: str, begins: list[int]) -> None:
-    if name == "bm25":
-        pytest.importorskip("rank_bm25")
     model = wide(policy="window")
     model.adapter.trained_range = 600  # what is truncated begins further on
-    method = new_method(name, model, keep=0.5 if name == "compressed" else None)
+    method = method_around(model, name)
     with torch.inference_mode():
         prompt = method.prompt(method.read(text_of(100)), "Who is the captain?")
         model.read_ids(prompt.working, prompt.ids)

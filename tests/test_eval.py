@@ -12,6 +12,7 @@ import torch
 from commands import assert_refused, result, run
 from hypothesis import given
 from hypothesis import strategies as st
+from peers import need
 from readers import lively, reader, settings, text_of
 
 from hiermem.config import HierMemConfig
@@ -20,7 +21,7 @@ from hiermem.eval import ranking
 from hiermem.eval.haystack import Haystack
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.sampling import stratified
-from hiermem.eval.tasks import interleaved, passkey, pg19, pubmedqa
+from hiermem.eval.tasks import interleaved, passkey, pg19, pubmedqa, retrieval
 from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.model import HierMemModel
 
@@ -163,7 +164,9 @@ def test_retrieval_on_the_official_layout(tmp_path: Path) -> None:
     write_pubmedqa(tmp_path)
     assert [item.id for item in pubmedqa.load(tmp_path, "test")] == ["4", "1", "2"]
     assert [item.id for item in pubmedqa.load(tmp_path, "train")] == ["0", "3", "5"]
-    result = ranking.evaluate(pubmedqa.load(tmp_path, "test"), HierMemConfig(), None, ResultLog(None, {}))
+    result = ranking.evaluate(
+        retrieval.pool_of(pubmedqa.load(tmp_path, "test")), HierMemConfig(), None, ResultLog(None, {})
+    )
     assert result["metrics"] == {"recall_at_1": 1.0, "recall_at_5": 1.0} and result["n"] == 3
     assert [row["system"] for row in result["rows"]] == ["bm25", "lexical"]
     with pytest.raises(InputError, match="no split"):
@@ -208,7 +211,10 @@ def test_retrieval_with_a_trained_part_and_reranking(tmp_path: Path) -> None:
     write_pubmedqa(tmp_path)
     summary = SummaryConfig(tokens=2, width=8, search=6)
     model = lively(reader(config=HierMemConfig(**{**settings().settings(), "summary": summary})))
-    items, known = pubmedqa.load(tmp_path, "test"), ["bm25", "lexical", "lexical and trained"]
+    items, known = (
+        retrieval.pool_of(pubmedqa.load(tmp_path, "test")),
+        ["bm25", "lexical", "lexical and trained"],
+    )
     whole = ranking.evaluate(items, model.config, model, ResultLog(None, {}))
     assert [row["system"] for row in whole["rows"]] == known
     always = model.config.with_asking(rerank=2, margin=9.0)
@@ -219,9 +225,41 @@ def test_retrieval_with_a_trained_part_and_reranking(tmp_path: Path) -> None:
     assert ranking.evaluate(items, always, other, ResultLog(tmp_path / "out.json", {})) == twice
 
 
+def write_document(folder: Path) -> None:
+    """Paragraphs, and questions that share no word with theirs but in the last one."""
+    paragraphs = ["The feline slept upon the rug.", "Shares fell after rates rose.", "Bread is baked early."]
+    asked = [("Cat nap?", 0), ("Stock market crash?", 1), ("Is bread baked?", 2)]
+    questions = [{"question": q, "answers": ["x"], "evidence": paragraphs[place]} for q, place in asked]
+    (folder / "document.txt").write_text("\n\n".join(paragraphs), "utf-8")
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)), "utf-8")
+
+
+def test_retrieval_of_paragraphs_by_words_and_by_meaning(tmp_path: Path) -> None:
+    need("hybrid")
+    write_document(tmp_path)
+    command = ["eval", "retrieval", "--data", tmp_path]
+    plain, both = result(*command), result(*command, "--encoder", "minilm")
+    assert plain["metrics"] == both["metrics"] and both["rows"][:2] == plain["rows"] and plain["n"] == 3
+    found = {row["system"]: row["recall_at_1"] for row in both["rows"]}
+    assert list(found) == ["bm25", "lexical", "dense", "bm25 + dense", "lexical + dense"]
+    assert found["dense"] == found["bm25 + dense"] == found["lexical + dense"] == 1.0 > found["bm25"]
+    assert both["config"]["encoder"] == "minilm" and "encoder" not in plain["config"]
+    lines = retrieval.Retrieval.table([both])
+    assert lines[0].startswith("| data | ranked by") and " test | dense |" in lines[4]
+
+
+def test_only_known_paragraphs_are_searched_for(tmp_path: Path) -> None:
+    write_document(tmp_path)
+    (tmp_path / "questions.jsonl").write_text('{"question": "Who?", "answers": ["x"]}', "utf-8")
+    assert_refused(run("eval", "retrieval", "--data", tmp_path), "whose paragraph is known")
+    (tmp_path / "sub").mkdir()
+    write_pubmedqa(tmp_path / "sub")
+    assert_refused(run("eval", "retrieval", "--data", tmp_path / "sub", "--language", "de"), "English alone")
+
+
 def test_reranking_decides_which_text_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pubmedqa(tmp_path)
-    items = pubmedqa.load(tmp_path, "test")
+    items = retrieval.pool_of(pubmedqa.load(tmp_path, "test"))
     model = reader(config=settings().with_asking(rerank=3, margin=9.0))
     monkeypatch.setattr(ranking, "reranked", lambda _, hits, __: hits[::-1])
     rows = ranking.evaluate(items, model.config, model, ResultLog(None, {}))["rows"]
@@ -231,7 +269,7 @@ def test_reranking_decides_which_text_is_found(tmp_path: Path, monkeypatch: pyte
 
 def test_more_than_are_counted_may_be_reranked(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"fever {'other ' * n}" for n in range(7)]  # found in this order, whatever is asked
-    items = [pubmedqa.Item(str(n), "fever", text, "", "yes") for n, text in enumerate(texts)]
+    items = retrieval.pool_of(pubmedqa.Item(str(n), "fever", t, "", "yes") for n, t in enumerate(texts))
     model = reader(config=settings().with_asking(rerank=7, margin=9.0))
     monkeypatch.setattr(ranking, "reranked", lambda _, hits, __: hits[::-1])
     plain, again = ranking.evaluate(items, model.config, model, ResultLog(None, {}))["rows"][1:]
@@ -242,7 +280,7 @@ def test_more_than_are_counted_may_be_reranked(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 def test_retrieval_on_pubmedqa() -> None:
     result = ranking.evaluate(
-        pubmedqa.drawn(pubmedqa.load(SHARED / "pubmedqa", "test"), 300),
+        retrieval.pool_of(pubmedqa.drawn(pubmedqa.load(SHARED / "pubmedqa", "test"), 300)),
         HierMemConfig(),
         None,
         ResultLog(None, {}),

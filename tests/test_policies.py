@@ -18,8 +18,10 @@ from hiermem.memory.policies import (
     CacheStats,
     EvictionPolicy,
     FullCachePolicy,
+    L2NormPolicy,
     WindowPolicy,
 )
+from hiermem.memory.policy_names import POLICY_NAMES
 from hiermem.model import HierMemModel
 
 NEAR, DECAY = 3, 0.997
@@ -33,14 +35,14 @@ def eager_attention(family: str, ids: Tensor) -> list[Tensor]:
         return [matrix[0] for matrix in model(ids, output_attentions=True).attentions]
 
 
-def slow_received(matrix: Tensor, groups: int, stride: int) -> Tensor:
+def slow_received(matrix: Tensor, groups: int, stride: int, near: int = NEAR, decay: float = DECAY) -> Tensor:
     """The fading sum for every token, ``[G, N]``, from one full matrix; loops and nothing else."""
     heads, length, _ = matrix.shape
     received = torch.zeros(groups, length, dtype=torch.float64)
     for query in range(stride - 1, length, stride):
-        for key in range(query - NEAR + 1):
+        for key in range(query - near + 1):
             for head in range(heads):
-                share = stride * DECAY ** (length - 1 - query) / (heads // groups)
+                share = stride * decay ** (length - 1 - query) / (heads // groups)
                 received[head // (heads // groups), key] += share * float(matrix[head, query, key])
     return received
 
@@ -63,6 +65,39 @@ def test_received_attention_is_the_sum_over_full_matrices(family: str) -> None:
         slow = slow_received(matrix, state.shape[0], AttentionPolicy.stride)
         # A sliding layer may have let go of what it no longer sees.
         torch.testing.assert_close(state.double(), slow[:, -state.shape[1] :], atol=1e-4, rtol=1e-3)
+
+
+def test_heavy_hitters_are_the_sum_over_all_queries() -> None:
+    ids = ids_of(36)
+    states = received(over(backbone("llama"), policy="h2o", budget=64, update_interval=64), ids, [8, 20, 8])
+    for state, matrix in zip(states, eager_attention("llama", ids), strict=True):
+        slow = slow_received(matrix, state.shape[0], stride=1, near=0, decay=1.0)
+        torch.testing.assert_close(slow.sum(1), torch.full_like(slow.sum(1), 36.0), atol=1e-4, rtol=0)
+        torch.testing.assert_close(state.double(), slow, atol=1e-4, rtol=1e-3)
+
+
+def test_the_smallest_keys_are_kept() -> None:
+    """Of 36 tokens each head keeps sinks, recent ones, and the smallest keys of the others."""
+    ids, budget = ids_of(36), 12
+    model = over(backbone("llama"), 48, policy="l2_norm", budget=budget, update_interval=48)
+    memory = model.new_working_memory(model.config.working)
+    with torch.no_grad():
+        model.read_ids(memory, ids)
+    before = [cache.keys for cache in memory.caches]
+    memory.evict()
+    for keys, pruned in zip(before, memory.caches, strict=True):
+        assert keys is not None and pruned.positions is not None
+        norms = keys[0].norm(dim=-1)
+        norms[:, : model.config.working.sinks] = norms[:, -model.config.working.recent(budget) :] = 0.0
+        expected = norms.argsort(dim=1, stable=True)[:, :budget].sort(dim=1).values
+        assert torch.equal(pruned.positions[0], expected)
+    with pytest.raises(InputError, match="scores keys"):
+        L2NormPolicy().scores(view([0, 1], 2))
+
+
+def test_the_help_names_every_policy() -> None:
+    own = [name for name in POLICIES if POLICIES[name].__module__.startswith("hiermem.")]
+    assert own == list(POLICY_NAMES)
 
 
 def test_chunks_that_end_on_the_stride_change_nothing() -> None:
@@ -126,7 +161,8 @@ def test_a_policy_that_does_not_look_costs_no_state() -> None:
 
 
 def view(positions: list[int], seen: int, recent: int = 0, **state: Tensor) -> CacheStats:
-    return CacheStats(torch.tensor([[positions]]), torch.tensor([[[seen]]]), state, recent=recent)
+    keys = state.pop("keys", None)
+    return CacheStats(torch.tensor([[positions]]), torch.tensor([[[seen]]]), state, recent=recent, keys=keys)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +172,7 @@ def test_sinks_and_recent_are_worth_everything_and_empty_slots_nothing(name: str
     policy: EvictionPolicy = POLICIES[name](sinks=2)
     received = torch.tensor([[[9.0, 1.0, 0.5, 8.0, 2.0, 0.0, 0.0, 0.0]]])
     state = {"received": received, "average": received.unsqueeze(-1).expand(-1, -1, -1, 17)}
+    state["keys"] = torch.ones(1, 1, 8, 4)
     scores = policy.protected_scores(view([-1, 0, 1, 4, 6, 7, 8, 9], 10, recent=3, **state))[0, 0]
     assert scores[0] == -torch.inf
     assert (scores[[1, 2, 5, 6, 7]] == torch.inf).all()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peers import method_around, need
 from readers import lively, reader, settings, text_of, uneven
 
 from hiermem.config import HierMemConfig
@@ -92,11 +93,10 @@ def test_options_are_scored_like_answers() -> None:
 @pytest.mark.parametrize("name", METHODS)
 @torch.inference_mode()
 def test_a_question_leaves_no_trace(name: str) -> None:
-    pytest.importorskip("rank_bm25")
     model, text = wide(), text_of(120)
     if name == Compressed.name:
         model.config = model.config.with_working(policy="window")
-    system = new_method(name, model, keep=0.5 if "keep" in METHODS[name].takes else None)
+    system = method_around(model, name)
     context = system.read(text)
     first = system.prompt(context, "Who sailed north?")
     before = score_answer(system.model.reader, first.fork(), " the captain").nll
@@ -164,7 +164,7 @@ def test_compression_decides_once_after_all_was_read() -> None:
 
 
 def test_bm25_shows_the_passage_with_the_words() -> None:
-    pytest.importorskip("rank_bm25")
+    need("bm25")
     model = wide()
     text = text_of(900) + " The brass key hangs behind the clock. " + text_of(900, seed=1)
     system = Bm25(model)

@@ -13,9 +13,12 @@ from hiermem.eval.methods.base import (
     register_method,
 )
 from hiermem.eval.methods.hierarchy import HierMem
-from hiermem.eval.methods.pruned import Compressed, Pruned
 from hiermem.eval.methods.in_context import Full, InContext, PrefilledContext, Streaming, Truncated
-from hiermem.eval.methods.passages import Bm25, Closed
+from hiermem.eval.methods.pruned import Compressed, Pruned
+from hiermem.eval.methods.passages import Bm25
+from hiermem.eval.methods.dense import Dense
+from hiermem.eval.methods.hybrid import Hybrid
+from hiermem.eval.methods.closed import Closed
 # isort: on
 
 __all__ = [
@@ -23,8 +26,10 @@ __all__ = [
     "Bm25",
     "Closed",
     "Compressed",
+    "Dense",
     "Full",
     "HierMem",
+    "Hybrid",
     "InContext",
     "Method",
     "PrefilledContext",

@@ -70,10 +70,8 @@ class Passages(Method[Indexed]):
         scores = context.index.scores(question)
         best = np.argsort(-scores, kind="stable")[: self.passages].tolist()
         shown = [context.texts[place].strip() for place in sorted(best)]
-        sources = []
-        for place in best:
-            start, end = context.spans[place]
-            sources.append(Source(place, start, end, float(scores[place]), context.texts[place]))
+        spans = context.spans
+        sources = [Source(p, spans[p][0], spans[p][1], float(scores[p]), context.texts[p]) for p in best]
         return fresh_prompt(self.model, shown, question, sources)
 
 
@@ -110,19 +108,6 @@ class Bm25(Passages):
 
     def index(self, texts: Sequence[str]) -> Index:
         return WordIndex(texts)
-
-
-@register_method
-class Closed(Method[None]):
-    """The bare backbone without the text: what it knows or guesses."""
-
-    name: ClassVar[str] = "closed"
-
-    def read(self, text: str) -> None:
-        return None
-
-    def prompt(self, context: None, question: str) -> PreparedPrompt:
-        return fresh_prompt(self.model, [], question)
 
 
 def fresh_prompt(

