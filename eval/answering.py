@@ -7,6 +7,7 @@ from typing import Any
 from hiermem.asking import answered
 from hiermem.eval.methods import Method
 from hiermem.eval.scoring import begun, prefill
+from hiermem.eval.tasks.documents import COSTS
 from hiermem.passages import Source
 from hiermem.resources import now
 
@@ -32,11 +33,7 @@ class Response:
 
     def costs(self) -> dict[str, float]:
         """Costs of the answer, by name."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "live_bytes": self.live_bytes,
-            "first_token_seconds": self.seconds,
-        }
+        return dict(zip(COSTS, (self.prompt_tokens, self.live_bytes, self.seconds), strict=True))
 
 
 def respond(method: Method[Any], context: Any, question: str, lead: str, max_new_tokens: int) -> Response:

@@ -72,6 +72,16 @@ def evidence_alone(document: Document) -> list[Document]:
     return found
 
 
+COSTS = ("prompt_tokens", "live_bytes", "first_token_seconds")
+"""Costs of an answer, which its row holds by these names; see `hiermem.eval.answering.Response`."""
+
+
+def mean_costs(rows: Sequence[Row]) -> dict[str, float]:
+    """Means over answers of those costs that every row has."""
+    names = [name for name in COSTS if all(row.get(name) is not None for row in rows)]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in names}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DocumentTask(AnswerTask):
     """A task that asks questions about documents and scores greedy answers.
@@ -130,7 +140,7 @@ class DocumentTask(AnswerTask):
                     row = log.row(question.key, self._row, method, read, document.text, question)
                     rows.append(row)
                     bar.update()
-        return self.result(rows)
+        return {**self.result(rows), "costs": mean_costs(rows)}
 
     def _row(self, method: Method[Any], read: Any, text: str, question: Question) -> Row:
         return {**dict(question.about), **self.answer(method, read(text), question)}
