@@ -6,8 +6,8 @@ from typing import Any
 
 from hiermem.asking import answered
 from hiermem.eval.methods import Method
+from hiermem.eval.metrics import COSTS
 from hiermem.eval.scoring import begun, prefill
-from hiermem.eval.tasks.documents import COSTS
 from hiermem.passages import Source
 from hiermem.resources import now
 

@@ -5,6 +5,9 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+COSTS = ("prompt_tokens", "live_bytes", "first_token_seconds")
+"""Costs of an answer, which its row holds by these names; see `hiermem.eval.answering.Response`."""
+
 
 def accuracy(right: Sequence[bool]) -> float:
     """Share of right answers."""
@@ -58,3 +61,9 @@ def perplexity(nll_sum: float, count: int) -> float:
         return math.exp(nll_sum / count)
     except (ZeroDivisionError, OverflowError):
         return math.inf
+
+
+def mean_costs(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over answers of those costs that every row has."""
+    names = [name for name in COSTS if all(row.get(name) is not None for row in rows)]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in names}

@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hiermem.errors import InputError
-from hiermem.eval.metrics import means
+from hiermem.eval.metrics import mean_costs, means
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tasks.base import AnswerTask
 
@@ -70,16 +70,6 @@ def evidence_alone(document: Document) -> list[Document]:
         text = "\n\n".join(document.text[start:end] for start, end in question.evidence)
         found.append(Document(text, [replace(question, evidence=((0, len(text)),))]))
     return found
-
-
-COSTS = ("prompt_tokens", "live_bytes", "first_token_seconds")
-"""Costs of an answer, which its row holds by these names; see `hiermem.eval.answering.Response`."""
-
-
-def mean_costs(rows: Sequence[Row]) -> dict[str, float]:
-    """Means over answers of those costs that every row has."""
-    names = [name for name in COSTS if all(row.get(name) is not None for row in rows)]
-    return {name: sum(row[name] for row in rows) / len(rows) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
