@@ -127,7 +127,7 @@ def chart(panels: Sequence[Panel], title: str = "") -> Any:
                 line.x, line.y, label=plain_label(line.label), markevery=marked, **looks[line.label]
             )
         axes.set(xlabel=plain_label(panel.x_label), ylabel=plain_label(panel.y_label))
-        if panel.log:
+        if panel.log and all(x > 0 for line in panel.lines for x in line.x):
             axes.set_xscale("log")
         if panel.from_zero:
             axes.set_ylim(0, None)
