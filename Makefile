@@ -9,8 +9,9 @@ ENDS   := $(addprefix tests/test_,$(addsuffix .py,interface decoding threads bac
   tests/test_model.py::test_the_real_model_reads_saves_and_answers
 DATA   ?= ../shared/data
 RESULTS ?= results
+BENCH  ?=
 
-.PHONY: setup lock demo test lint types docs ends bench report peers clean
+.PHONY: setup lock demo test lint types docs ends bench report results peers clean
 
 setup: $(VENV)/ready
 
@@ -77,12 +78,17 @@ docs: .venv-docs/ready
 	.venv-docs/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements-docs.lock
 	touch $@
 
-# Every measurement of the results page; hours on two cores. A run that was stopped goes on where it was.
+# Every measurement of the results page, two at a time: about ten hours on two cores. A run that was stopped goes on
+# where it was. BENCH='--list' says what is left; BENCH='--only qa- --model qwen=FOLDER' measures a part, or more.
 bench: setup
-	PATH="$(CURDIR)/$(BIN):$$PATH" benchmarks/suite.sh $(DATA) $(RESULTS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/suite.py $(DATA) $(RESULTS) $(BENCH)
 
 report: setup
 	$(BIN)/python -m hiermem.cli.main report $(RESULTS) --page $(RESULTS)/README.md
+
+# The page is made of what there is, also where a measurement failed.
+results:
+	status=0; $(MAKE) bench || status=$$?; $(MAKE) report && exit $$status
 
 # kvpress pins an older transformers, so it lives in an environment of its own.
 peers: .venv-peers/ready

@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from hiermem.errors import HierMemError
 from hiermem.eval.metrics import means
+from hiermem.eval.prompt_grounds import read_ground
 from hiermem.eval.result_log import ResultLog, data_hash
 
 METHODS = {
@@ -92,9 +93,9 @@ def main() -> None:
     if not args.prompts.is_file():
         parser.error(f"there is no file {args.prompts}: make it with `hiermem eval needles --dump`")
     lines = args.prompts.read_text("utf-8").splitlines()[: args.limit]
-    settings = {"task": "needles", "system": f"kvpress {args.method}", "keep": args.keep}
-    settings |= {"limit": args.limit, "prompts": args.prompts.name, "data": data_hash(*lines)}
-    log = ResultLog(args.out, {**settings, "model": Path(args.model).name})
+    settings = {**read_ground(args.prompts), "system": f"kvpress {args.method}", "keep": args.keep}
+    settings |= {"limit": args.limit, "prompts": data_hash(*lines), "dtype": "float32", "device": "cpu"}
+    log = ResultLog(args.out, settings)
     command = ".venv-peers/bin/python benchmarks/kvpress_needles.py --model DIR"
     command += f" --prompts {args.prompts.name} --method {args.method} --keep {args.keep}"
     command += f" --limit {args.limit} --out {args.out.name}"

@@ -122,14 +122,17 @@ class ResultLog:
 
 
 def _as_now(settings: Any) -> Any:
-    """Settings of a run with policies by the names that they have now."""
+    """Settings of a run with policies by the names that they have now, and no more than results always had.
+
+    Former results of trained models do not name the backbone, which follows from the parameters.
+    """
     from hiermem.memory.policies import POLICIES  # which imports torch
 
     if not isinstance(settings, dict):
         return settings
     parts = {"working": _as_now(settings["working"])} if "working" in settings else {}
     policy = {"policy": POLICIES.renamed(settings["policy"])} if "policy" in settings else {}
-    return {**settings, **parts, **policy}
+    return {name: value for name, value in {**settings, **parts, **policy}.items() if name != "backbone"}
 
 
 def data_hash(*texts: str) -> str:

@@ -4,16 +4,15 @@ import json
 import statistics
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import HierMemError, InputError
-from hiermem.eval.plots import new_figure, plain_label
+from hiermem.eval.plots import Line, Panel
 from hiermem.eval.result_log import ResultLog
-from hiermem.eval.tables import Report, Section, rows_of, table
+from hiermem.eval.section import Section
+from hiermem.eval.tables import Report, rows_of, table
 from hiermem.resources import now, peak_bytes
 
 if TYPE_CHECKING:
@@ -224,7 +223,7 @@ class SpeedSection(Section):
 
     name = "length"
     title = "Speed and memory against length"
-    plots = True
+    told = ("lengths", "systems", "methods", "repeats", "limit")
 
     @classmethod
     def table(cls, reports: Sequence[Report]) -> list[str]:
@@ -250,20 +249,23 @@ class SpeedSection(Section):
         return table(header, rows)
 
     @classmethod
-    def plot(cls, reports: Sequence[Report], path: Path) -> None:
-        figure = new_figure()
-        speed, memory = figure.subplots(1, 2)
-        by_system: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    def panels(cls, reports: Sequence[Report]) -> list[Panel]:
+        speed, memory = dict[str, Line](), dict[str, Line]()
         for row in rows_of(reports):
             if "failed" not in row:
-                by_system[row["system"]].append(row)
-        for name, rows in by_system.items():
-            rows.sort(key=lambda row: row["length"])
-            lengths = [row["length"] for row in rows]
-            label = plain_label(name)
-            speed.plot(lengths, [row["tokens_per_second"] for row in rows], marker="o", label=label)
-            memory.plot(lengths, [row["peak_rss_bytes"] / 2**20 for row in rows], marker="o", label=label)
-        for axes, title in ((speed, "reading, tokens per second"), (memory, "peak resident memory, MiB")):
-            axes.set(xscale="log", xlabel="tokens read", title=title, ylim=(0, None))
-            axes.legend()
-        figure.savefig(path, dpi=120)
+                name = row["system"]
+                for lines, value in (
+                    (speed, row["tokens_per_second"]),
+                    (memory, row["peak_rss_bytes"] / 2**20),
+                ):
+                    line = lines.setdefault(name, Line(name, name))
+                    line.x.append(row["length"])
+                    line.y.append(value)
+        drawn = ((speed, "reading, tokens per second"), (memory, "peak resident memory, MiB"))
+        return [
+            Panel(
+                "tokens read", words, [line.in_order() for line in lines.values()], log=True, from_zero=True
+            )
+            for lines, words in drawn
+            if lines
+        ]

@@ -199,9 +199,8 @@ def test_rows_by_task_and_length() -> None:
     ]
     report = {**result, "config": {"system": "full"}}
     table = "\n".join(asking.table([report, {**report, "config": {"system": "bm25"}}]))
-    assert "Task 1:\n\n| system | 0 tokens | 500 tokens |" in table
-    assert "Task 2:\n\n| system | 0 tokens |" in table
-    assert "| full | 1.00 (1.00 to 1.00), n 2 | 0.50 (0.000 to 1.00), n 2 |" in table
+    assert "Score, length 0:\n\n| method | mean of all | 1 |" in table and "Score, length 500:" in table
+    assert "| full | 0.500 | 1.00 (1.00 to 1.00), n 2 | 0.000 (0.000 to 0.000), n 2 |" in table
 
 
 @torch.inference_mode()

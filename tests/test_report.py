@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 
 from hiermem.errors import InputError
+from hiermem.eval.plots import MOST_COLOURS, Line, Panel, chart
+from hiermem.eval.prompt_grounds import ground_file, read_ground, write_ground
 from hiermem.eval.report import build
-from hiermem.eval.tables import table
+from hiermem.eval.section import Section
+from hiermem.eval.tables import Report, table
+from hiermem.eval.tasks import TASKS
 
 WORKING = {"policy": "attention", "budget": 512}
 
@@ -65,10 +69,10 @@ def test_every_section_shows_its_numbers(tmp_path: Path) -> None:
     written = build(results, tmp_path / "docs" / "page.md")
     page = written[0].read_text("utf-8")
     assert "| attention | 512 |  | 29.50 | 0.250 | 29.50 |" in page  # a quarter of the gap from 30 to 28
-    assert "| hiermem (attention) | 0.610 |" in page
+    assert "| hiermem (attention), budget 512 | 0.610 |" in page
     assert "| kvpress snapkv | 0.250 | 3.21 |" in page
     assert "more than 600 s" in page
-    assert "0.95, n 20" in page
+    assert "| hiermem (attention), budget 512 | 0.950, n 20 |" in page
     assert "hiermem eval qa-bm25" in page
     assert all(path.stat().st_size > 1000 for path in written[1:])
     for path in written[1:]:
@@ -150,9 +154,9 @@ def test_what_is_no_file_and_what_does_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"pipe\.json is no result"):
         build(tmp_path, tmp_path / "page.md")
     (tmp_path / "pipe.json").unlink()
-    for name, together in (("one", 10), ("other", "ten")):
-        config = {"together": together, "working": WORKING}
-        write(tmp_path, name, "pubmedqa", {"accuracy": 0.5}, config)
+    for name, length in (("one", 10), ("other", "ten")):
+        rows = [{"length": length, "accuracy": 0.5, "n": 1}]
+        write(tmp_path, name, "passkey", {"accuracy": 0.5}, {"working": WORKING}, rows=rows)
     with pytest.raises(InputError, match="do not go together"):
         build(tmp_path, tmp_path / "page.md")
     deep = "[" * 100_000
@@ -161,34 +165,248 @@ def test_what_is_no_file_and_what_does_not_go_together(tmp_path: Path) -> None:
         build(tmp_path, tmp_path / "page.md")
 
 
-def test_results_that_differ_stand_in_rows_of_their_own(tmp_path: Path) -> None:
-    for seed, value in ((1, 0.25), (2, 0.75)):
+@pytest.mark.parametrize(
+    "key", ["model", "dtype", "device", "data", "seed", "split", "limit", "language", "one of another task"]
+)
+def test_results_of_other_settings_stand_in_tables_of_their_own(tmp_path: Path, key: str) -> None:
+    for name, value in (("first", 0.25), ("other", 0.75)):
         rows = [{"length": 1024, "accuracy": value, "n": 4}]
-        write(
-            tmp_path,
-            f"k{seed}",
-            "passkey",
-            {"accuracy": value},
-            {"working": WORKING, "seed": seed},
-            rows=rows,
-        )
-        config = {"system": "pruned", "keep": 0.25, "working": {**WORKING, "chunk": seed}}
-        write(tmp_path, f"n{seed}", "needles", {"nll": value, "exact": 0.1, "kept": 0.2}, config)
+        config = {"model": "m", "dtype": "float32", "device": "cpu", "working": WORKING, key: name}
+        write(tmp_path, name, "passkey", {"accuracy": value}, config, rows=rows)
     page = build(tmp_path, tmp_path / "page.md")[0].read_text("utf-8")
-    assert "| hiermem (attention), seed 1 | 0.25, n 4 |" in page
-    assert "| hiermem (attention), seed 2 | 0.75, n 4 |" in page
+    assert page.count("| hiermem (attention), budget 512 | 0.250, n 4 |") == 1
+    assert page.count("| hiermem (attention), budget 512 | 0.750, n 4 |") == 1
+    assert "0.500" not in page and "0.250 to 0.750" not in page
+    section = page.partition("## Pass key")[2]
+    tables = [line for line in section.splitlines() if line.startswith("| method")]
+    headings = [line for line in section.splitlines() if line.startswith("### ")]
+    assert len(tables) == len(headings) == 2
+    assert headings[0] != headings[1] and all(name in section for name in ("first", "other"))
+
+
+def test_methods_of_other_settings_stand_in_rows_of_their_own(tmp_path: Path) -> None:
+    """Also where one has lengths that the other has not: a row is of one setting."""
+    for length, chunk in ((1024, 1), (8192, 2)):
+        rows = [{"length": length, "accuracy": 0.5, "n": 4}]
+        config = {"lengths": [length], "working": {**WORKING, "chunk": chunk}}
+        write(tmp_path, f"k{length}", "passkey", {"accuracy": 0.5}, config, rows=rows)
+        config = {"system": "pruned", "keep": 0.25, "working": {**WORKING, "chunk": chunk}}
+        write(tmp_path, f"n{chunk}", "needles", {"nll": chunk / 4, "exact": 0.1, "kept": 0.2}, config)
+    page = build(tmp_path, tmp_path / "page.md")[0].read_text("utf-8")
+    assert "| hiermem (attention), budget 512, chunk 1 | 0.500, n 4 |  |" in page
+    assert "| hiermem (attention), budget 512, chunk 2 |  | 0.500, n 4 |" in page
     assert "| attention, chunk 1 | 0.250 | 0.250 |" in page
+
+
+def test_parts_of_one_setting_share_a_row(tmp_path: Path) -> None:
+    for length in (1024, 8192):
+        rows = [{"length": length, "accuracy": 0.5, "interval": [0.25, 0.75], "n": 4}]
+        config = {"lengths": [length], "working": WORKING}
+        write(tmp_path, f"k{length}", "passkey", {"accuracy": 0.5}, config, rows=rows)
+    page = build(tmp_path, tmp_path / "page.md")[0].read_text("utf-8")
+    shown = "0.500 (0.250 to 0.750), n 4"
+    assert f"| hiermem (attention), budget 512 | {shown} | {shown} |" in page
 
 
 def test_a_setting_that_only_some_have_tells_them_apart(tmp_path: Path) -> None:
     """By the first one that does: what follows from it is left out."""
-    for name, value, more in (("a", 0.25, {}), ("b", 0.75, {"adapter": "new", "rank": 8})):
+    for name, value, more in (("a", 0.25, {}), ("b", 0.75, {"namm": {"hop": 16, "rank": 8}})):
         rows = [{"length": 1024, "accuracy": value, "n": 4}]
         config = {"working": WORKING, **more}
         write(tmp_path, name, "passkey", {"accuracy": value}, config, rows=rows)
     page = build(tmp_path, tmp_path / "page.md")[0].read_text("utf-8")
-    assert "| hiermem (attention), adapter None | 0.25, n 4 |" in page
-    assert "| hiermem (attention), adapter new | 0.75, n 4 |" in page
+    assert "| hiermem (attention), budget 512, hop None | 0.250, n 4 |" in page
+    assert "| hiermem (attention), budget 512, hop 16 | 0.750, n 4 |" in page
+
+
+COSTS = {"prompt_tokens": 640.0, "live_bytes": 2.0**21, "first_token_seconds": 0.5}
+
+
+def test_a_leaderboard_has_the_best_on_top_with_intervals_and_costs(tmp_path: Path) -> None:
+    for name, config, value in (
+        ("four", {"system": "bm25", "passages": 4}, 0.5),
+        ("one", {"system": "bm25", "passages": 1}, 0.25),
+        ("own", {"system": "hiermem", "working": WORKING}, 0.75),
+        ("half", {"system": "pruned", "keep": 0.5, "working": WORKING}, 0.125),
+    ):
+        metrics = {"accuracy": value, **COSTS}
+        intervals = {"accuracy": [value - 0.125, value + 0.125], "prompt_tokens": [1, 2]}
+        write(tmp_path, name, "pubmedqa", metrics, {"model": "m", **config}, intervals=intervals)
+    page = build(tmp_path, tmp_path / "page.md")[0].read_text("utf-8")
+    rows = [line for line in page.partition("## PubMedQA")[2].splitlines() if line.startswith("| ")]
+    assert rows == [
+        "| method | accuracy | n | prompt tokens | live MiB | first token, s |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| hiermem (attention), budget 512 | 0.750 (0.625 to 0.875) | 7 | 640 | 2.00 | 0.500 |",
+        "| bm25, 4 passages | 0.500 (0.375 to 0.625) | 7 | 640 | 2.00 | 0.500 |",
+        "| bm25, 1 passage | 0.250 (0.125 to 0.375) | 7 | 640 | 2.00 | 0.500 |",
+        "| attention, keep 0.5 | 0.125 (0.000 to 0.250) | 7 | 640 | 2.00 | 0.500 |",
+    ]
+    assert "![PubMedQA, fused, m](pubmedqa.png)" in page
+
+
+def test_the_first_table_has_all_backbones_and_the_range_of_settings(tmp_path: Path) -> None:
+    for model in ("m", "folder/other"):
+        for passages in (1, 4):
+            config = {"model": model, "system": "bm25", "passages": passages}
+            write(tmp_path, f"{passages}{model[0]}", "pubmedqa", {"accuracy": passages / 8}, config)
+        config = {"model": model, "system": "bm25"}
+        rows = [{"length": 1024, "accuracy": 0.5, "interval": [0.25, 0.75], "n": 4}]
+        write(tmp_path, f"key{model[0]}", "passkey", {"accuracy": 0.5}, config, rows=rows)
+        write(
+            tmp_path,
+            f"alone{model[0]}",
+            "passkey",
+            {"accuracy": 0.5},
+            {"model": model, "system": "closed"},
+            rows=rows,
+        )
+    first = build(tmp_path, tmp_path / "page.md")[0].read_text("utf-8").partition("\n## P")[0]
+    assert [line for line in first.splitlines() if line.startswith("#")] == [
+        "# Results",
+        "## All tasks",
+        "### m",
+        "### other",
+    ]
+    assert first.count("| task | score | bm25 | n |") == 2
+    assert first.count("| PubMedQA, fused | accuracy | 0.125 to 0.500, 2 settings | 7 |") == 2
+    assert first.count("| Pass key, length 1,024 | accuracy | 0.500 (0.250 to 0.750) | 4 |") == 2
+
+
+def test_the_value_of_tiers_is_told_for_a_model_whole_without_and_alone(tmp_path: Path) -> None:
+    parts = {"longterm": {"top_k": 8}, "summary": {"tokens": 1}}
+    off = {"longterm": {"top_k": 0}, "summary": {"tokens": 0}}
+    for name, value, changes in (
+        ("all", 0.75, {}),
+        ("without", 0.5, {"longterm": off["longterm"]}),
+        ("alone", 0.25, off),
+    ):
+        config = {"model": "tiered", "backbone": "m", "working": WORKING, **parts, **changes}
+        write(tmp_path, name, "pubmedqa", {"accuracy": value}, config)
+    page = build(tmp_path, tmp_path / "page.md")[0].read_text("utf-8")
+    tiers = page.partition("## The value of each tier")[2].partition("\n## ")[0]
+    assert "| tiers | PubMedQA, fused |" in tiers
+    assert "| all | 0.750 |" in tiers
+    assert "| without long-term memory | 0.500 |" in tiers
+    assert "| working memory alone | 0.250 |" in tiers
+    (tmp_path / "without.json").unlink()
+    (tmp_path / "alone.json").unlink()
+    assert "The value of each tier" not in build(tmp_path, tmp_path / "page.md")[0].read_text("utf-8")
+
+
+class Kinds(Section):
+    headline = "score"
+    axis = "length"
+    by = "task"
+    told = ("tasks",)
+
+
+def kinds(method: str, *tasks: str) -> Report:
+    rows = [{"task": task, "length": 4096, "score": place / 4, "n": 5} for place, task in enumerate(tasks)]
+    config = {"system": method, "tasks": list(tasks)}
+    return {"task": "kinds", "metrics": {"score": 0.5}, "rows": rows, "n": 10, "config": config}
+
+
+def test_the_mean_over_kinds_is_given_where_all_were_measured() -> None:
+    lines = Kinds.table([kinds("bm25", "a", "b", "c"), kinds("full", "a", "b")])
+    assert "| bm25 | 0.250 | 0.000, n 5 | 0.250, n 5 | 0.500, n 5 |" in lines
+    assert "| full |  | 0.000, n 5 | 0.250, n 5 |  |" in lines
+    (panel,) = Kinds.panels([kinds("bm25", "a", "b"), kinds("closed", "a", "b"), kinds("full", "a")])
+    assert [line.label for line in panel.lines] == ["bm25", "closed"]
+
+
+def test_costs_of_examples_are_told_by_length() -> None:
+    rows = [{"length": length, "accuracy": 0.5, "n": 2} for length in (1024, 8192)]
+    examples = [{"length": row["length"], **COSTS, "live_bytes": row["length"] * 2**10} for row in rows]
+    report = {"task": "passkey", "metrics": {}, "rows": rows, "n": 4, "examples": examples}
+    lines = TASKS["passkey"].table([{**report, "config": {"system": "bm25"}}])
+    assert "| bm25 | 640 / 1.00 / 0.500 | 640 / 8.00 / 0.500 |" in lines
+    panels = TASKS["passkey"].panels([{**report, "config": {"system": "bm25"}}])
+    assert [(panel.x_label, panel.lines[0].x) for panel in panels] == [
+        ("length", [1024, 8192]),
+        ("live MiB when the answer begins", [1.0, 8.0]),
+        ("seconds to the first token", [0.5, 0.5]),
+    ]
+
+
+@pytest.mark.parametrize(("families", "budgets"), [(3, 3), (4, 4), (12, 2), (30, 9)])
+def test_no_two_lines_of_a_plot_look_alike(families: int, budgets: int) -> None:
+    pytest.importorskip("matplotlib")
+    lines = [
+        Line(f"m{family}, budget {budget}", f"m{family}", [1, 2], [family, budget])
+        for family in range(families)
+        for budget in range(budgets)
+    ]
+    drawn = chart([Panel("x", "y", lines)]).axes[0].get_lines()
+    assert len(drawn) == len(lines)
+    from matplotlib.colors import to_hex
+
+    colours = [to_hex(line.get_color()) for line in drawn]
+    looks = {(c, str(line._unscaled_dash_pattern)) for c, line in zip(colours, drawn, strict=True)}
+    assert len(looks) == len(lines)
+    assert len(set(colours)) == (len(lines) if len(lines) <= MOST_COLOURS else families)
+    dashes = {line.get_label().partition(", ")[2]: str(line._unscaled_dash_pattern) for line in drawn}
+    assert len(set(dashes.values())) == budgets  # the style is the budget's
+
+
+def test_copies_hold_all_that_the_page_shows_and_no_texts(tmp_path: Path) -> None:
+    examples = [{"nll": 1.0, "answer": "a long text " * 100, "shown": ["more"]}, {"nll": 3.0, "answer": ""}]
+    results, copies = tmp_path / "results", tmp_path / "copies"
+    results.mkdir()
+    config = {"system": "full", "keep": 1.0}
+    write(results, "full", "needles", {"nll": 2.0, "exact": 0.5}, config, examples=examples)
+    written = build(results, tmp_path / "page.md", copies)
+    assert written[-1] == copies / "full.json"
+    copy = written[-1].read_text("utf-8")
+    assert "long text" not in copy and "more" not in copy
+    assert json.loads(copy)["examples"] == [{"nll": 1.0}, {"nll": 3.0}]
+    build(copies, tmp_path / "again.md")
+    assert (tmp_path / "again.md").read_text() == (tmp_path / "page.md").read_text()
+    build(results, tmp_path / "page.md", copies)  # and once more
+    (copies / "full.json").write_text("mine")
+    with pytest.raises(InputError, match="would be lost: give another to --copies"):
+        build(results, tmp_path / "page.md", copies)
+
+
+def test_results_on_dumped_prompts_stand_beside_ours(tmp_path: Path) -> None:
+    prompts, results = tmp_path / "prompts.jsonl", tmp_path / "results"
+    results.mkdir()
+    ours = {"model": "folder/m", "dtype": "float32", "device": "cpu", "data": "d1", "length": 2000, "seed": 3}
+    scores = {"nll": 2.0, "exact": 0.5}
+    write(
+        results,
+        "ours",
+        "needles",
+        scores,
+        {**ours, "system": "full", "keep": 1.0, "limit": 100, "working": WORKING},
+    )
+    write_ground(prompts, "needles", {**ours, "system": "pruned", "limit": 100, "working": WORKING})
+    theirs = {**read_ground(prompts), "system": "kvpress snapkv", "keep": 0.5, "limit": 24, "prompts": "p"}
+    assert "folder" not in json.dumps(theirs)
+    write(results, "theirs", theirs["task"], scores, theirs)
+    page = build(results, tmp_path / "page.md")[0].read_text("utf-8").partition("## Needles")[2]
+    assert page.count("| system | keep |") == 1
+    assert "| kvpress snapkv | 0.500 |" in page and "| full | 1.00 |" in page
+    ground_file(prompts).write_text("[]")
+    with pytest.raises(InputError, match=r"does not say what prompts\.jsonl was made from"):
+        read_ground(prompts)
+    with pytest.raises(InputError, match="would be lost: give another to --dump"):
+        write_ground(prompts, "needles", ours)
+
+
+def test_the_page_of_the_documentation_is_of_its_results(tmp_path: Path) -> None:
+    """Every result is shown, none is large, and every plot that the page links to is there."""
+    pytest.importorskip("matplotlib")
+    folder = Path(__file__).resolve().parent.parent / "docs" / "results"
+    build(folder, tmp_path / "README.md")
+    page = (tmp_path / "README.md").read_text("utf-8")
+    assert (folder / "README.md").read_text("utf-8") == page
+    for plot in re.findall(r"\]\((.*?\.png)\)", page):
+        assert (folder / plot).exists() and (tmp_path / plot).exists()
+    for file in folder.glob("*.json"):
+        command = json.loads(file.read_text("utf-8")).get("command")
+        assert command is None or command in page
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 3_000_000
 
 
 def test_shares_of_the_gap_are_of_the_same_text(tmp_path: Path) -> None:
@@ -224,8 +442,9 @@ def test_other_prompts_are_compared_on_those_that_all_have(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["page.md", "pg19.png", "full.json"])
 def test_files_of_ones_own_are_not_written_over(tmp_path: Path, name: str) -> None:
     pytest.importorskip("matplotlib")
-    given = pg19("full", 512, 28.0)
-    write(tmp_path, "full", "pg19", given["metrics"], given["config"], rows=given["rows"])
+    for result, policy in (("full", "full"), ("window", "window")):
+        given = pg19(policy, 512, 28.0)
+        write(tmp_path, result, "pg19", given["metrics"], given["config"], rows=given["rows"])
     if name != "full.json":
         (tmp_path / name).write_text("mine")
     before = (tmp_path / name).read_bytes()

@@ -73,7 +73,7 @@ class BabiLong(GridTask):
     name = "babi-long"
     title = "BABILong"
     across = "tasks"
-    setting = "task"
+    by = "task"
     max_new_tokens = 20
 
     haystack: str = option(help="Text file that the facts are scattered in.", document=True)

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
 from hiermem.errors import InputError
 from hiermem.eval.result_log import ResultLog
-from hiermem.eval.tables import Section
+from hiermem.eval.section import Section
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
@@ -273,6 +273,7 @@ class AnswerTask(Task):
     """A task whose questions hiermem and other methods answer around the same backbone."""
 
     model_options = ("preset", "policy", "policy_set", "budget", "segment", "chunk", "top_k", "evictor")
+    of_tiers = True
 
     method: str = option(
         "hiermem",

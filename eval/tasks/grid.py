@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hiermem.errors import InputError
 from hiermem.eval.metrics import accuracy, bootstrap
-from hiermem.eval.tables import Report, by_length, rows_of
 from hiermem.eval.tasks.base import AnswerTask, option
 from hiermem.eval.tasks.documents import DocumentTask, Question
 
@@ -44,11 +43,14 @@ class GridTask(DocumentTask):
 
     Attributes:
         across: field with the values of the setting.
-        setting: what one of them is called in rows and tables.
+        by: what one of them is called in rows and tables.
     """
 
     across: ClassVar[str]
-    setting: ClassVar[str]
+    by: ClassVar[str]
+    headline = "score"
+    axis = "length"
+    told = ("lengths", "tasks", "hops", "pairs")
 
     lengths: tuple[int, ...] = option((1000, 8000), help="Text lengths in tokens, comma-separated.")
     limit: int = option(20, help="Texts in each cell.", least=1)
@@ -77,7 +79,7 @@ class GridTask(DocumentTask):
 
     def about(self, place: Place) -> tuple[tuple[str, Any], ...]:
         """Settings of a text, for the rows of its questions."""
-        return ((self.setting, place.value), ("length", place.length), ("text", place.index))
+        return ((self.by, place.value), ("length", place.length), ("text", place.index))
 
     @abstractmethod
     def is_right(self, question: Question, output: str) -> bool:
@@ -93,23 +95,13 @@ class GridTask(DocumentTask):
         """
         cells: dict[tuple[int, int], list[Row]] = {}
         for row in rows:
-            cells.setdefault((row[self.setting], row["length"]), []).append(row)
+            cells.setdefault((row[self.by], row["length"]), []).append(row)
         lines = [
-            {self.setting: value, "length": length, **_summary(answers)}
+            {self.by: value, "length": length, **_summary(answers)}
             for (value, length), answers in cells.items()
         ]
         mean = sum(line["score"] for line in lines) / len(lines)
         return {"metrics": {"score": mean}, "rows": lines, "n": len(rows), "examples": list(rows)}
-
-    @classmethod
-    def table(cls, reports: Sequence[Report]) -> list[str]:
-        """A table for each value of the setting, lengths across."""
-        lines: list[str] = []
-        for value in sorted({row[cls.setting] for row in rows_of(reports)}):
-            rows_with = ((r, [row for row in r["rows"] if row[cls.setting] == value]) for r in reports)
-            part = [{**report, "rows": rows} for report, rows in rows_with if rows]
-            lines += [f"{cls.setting.capitalize()} {value}:", "", *by_length(part, "score"), ""]
-        return lines[:-1]
 
 
 def _summary(answers: Sequence[Row]) -> Row:

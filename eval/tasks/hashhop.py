@@ -48,7 +48,7 @@ class HashHop(GridTask):
     name = "hashhop"
     title = "HashHop"
     across = "hops"
-    setting = "hops"
+    by = "hops"
 
     hops: tuple[int, ...] = option((1, 2), help="Assignments of a chain, comma-separated.")
     limit: int = option(10, help="Texts of so many hops and of a length.", least=1)

@@ -14,8 +14,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import InputError
+from hiermem.eval.comparison import labelled
 from hiermem.eval.result_log import ResultLog
-from hiermem.eval.tables import Report, named, table
+from hiermem.eval.tables import Report, table
 from hiermem.eval.tasks.base import option, register
 from hiermem.eval.tasks.pg19 import BookTask
 from hiermem.text import encode
@@ -96,7 +97,7 @@ class Interleaved(BookTask):
         names = ("right", "weight", "perplexity", "without_recall")
         rows = [
             [name, r["config"]["model"], len(r["rows"]), *(r["metrics"][metric] for metric in names), r["n"]]
-            for name, r in named(reports, lambda r: [r["config"]["model"]])
+            for name, r in labelled(reports, shown=("model",))
         ]
         header = ["system", "model", "pairs", "right book recalled most", "attention on it", "perplexity"]
         return table([*header, "without recall", "n"], rows)

@@ -48,7 +48,7 @@ class Mqar(GridTask):
     name = "mqar"
     title = "Multi-query associative recall"
     across = "pairs"
-    setting = "pairs"
+    by = "pairs"
     max_new_tokens = 16
 
     pairs: tuple[int, ...] = option((8, 32), help="Key-value pairs of a text, comma-separated.")

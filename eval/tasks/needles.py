@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import InputError
+from hiermem.eval.comparison import family_of, labelled
 from hiermem.eval.haystack import Haystack, hidden
 from hiermem.eval.metrics import means
 from hiermem.eval.result_log import ResultLog, writable
-from hiermem.eval.tables import Report, between, cell, named, table
+from hiermem.eval.tables import Report, between, cell, table
 from hiermem.eval.tasks.base import option, register
 from hiermem.eval.tasks.pg19 import BookTask, books
 
@@ -91,6 +92,9 @@ class Needles(BookTask):
 
     name = "needles"
     title = "Needles"
+    headline = "nll"
+    lower_is_better = True
+    told = ("limit", "prompts")
     model_options = ("policy", "policy_set", "chunk", "positions", "evictor")
 
     method: str = option(
@@ -187,7 +191,7 @@ class Needles(BookTask):
         """Also on the first prompts alone, as many as the shortest run has: those are the same for all."""
         fewest = min(report["n"] for report in reports)
         rows = []
-        by_name = named(reports, lambda r: [r["config"]["keep"]])
+        by_name = labelled(reports, family_of, (*cls.told, "keep", "budget"))
         for name, report in sorted(
             by_name, key=lambda pair: (pair[1]["config"]["keep"], pair[1]["metrics"]["nll"])
         ):

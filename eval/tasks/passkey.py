@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hiermem.documents import read_document
 from hiermem.eval.haystack import Haystack, hidden
-from hiermem.eval.tables import Report, by_length
+from hiermem.eval.metrics import bootstrap
 from hiermem.eval.tasks.base import option, register
 from hiermem.eval.tasks.documents import HIERMEM, Document, DocumentTask, Question
 
@@ -76,6 +76,9 @@ class PassKey(HaystackTask):
 
     name = "passkey"
     title = "Pass key"
+    headline = "accuracy"
+    axis = "length"
+    told = ("lengths",)
     max_new_tokens = 16
 
     haystack: str = option(help="Text file that the sentence is hidden in.", document=True)
@@ -113,10 +116,7 @@ class PassKey(HaystackTask):
         lines = []
         for length, answers in by_length.items():
             shares = {name: sum(row[name] for row in answers) / len(answers) for name in names}
-            lines.append({"length": length, "accuracy": shares.pop("right"), **shares, "n": len(answers)})
+            line = {"length": length, "accuracy": shares.pop("right"), **shares, "n": len(answers)}
+            lines.append({**line, "interval": bootstrap([row["right"] for row in answers])})
         mean = sum(line["accuracy"] for line in lines) / len(lines)
         return {"metrics": {"accuracy": mean}, "rows": lines, "n": len(rows), "examples": list(rows)}
-
-    @classmethod
-    def table(cls, reports: Sequence[Report]) -> list[str]:
-        return by_length(reports, "accuracy")

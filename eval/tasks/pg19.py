@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import InputError
 from hiermem.eval import hub
-from hiermem.eval.plots import new_figure, plain_label
+from hiermem.eval.comparison import labelled
+from hiermem.eval.plots import Line, Panel
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tables import Report, rows_of, table
 from hiermem.eval.tasks.base import Task, option, register
@@ -86,6 +87,8 @@ class PerplexityTask(Task):
     Data are texts by name.
     """
 
+    headline = "perplexity"
+    lower_is_better = True
     model_options = ("policy", "policy_set", "budget", "chunk", "positions", "evictor")
 
     start_token: int = option(0, help="First token that is read.")
@@ -166,7 +169,7 @@ class PerplexityTask(Task):
         for report in sorted(reports, key=_order):
             config, mean = report["config"], report["metrics"]["perplexity"]
             budget = config["working"]["budget"] if config["policy"] not in _WITHOUT_BUDGET else None
-            same = [r for r in reports if _text_of(r) == _text_of(report)]
+            same = [r for r in reports if r["config"].get("model") == config.get("model")]
             by_book = {row["book"]: row["perplexity"] for row in report["rows"]}
             share = _share_of_gap(mean, budget, same)
             read = [_name(config), budget, config.get("tokens")]
@@ -174,30 +177,26 @@ class PerplexityTask(Task):
         return table(["policy", "budget", "tokens", "mean", "share of the gap closed", *names], rows)
 
     @classmethod
-    def plot(cls, reports: Sequence[Report], path: Path) -> None:
-        """Mean log-perplexity along the books, relative to that of all systems together."""
-        import numpy as np
+    def family(cls, report: Report) -> str:
+        """The policy: nothing is recalled."""
+        return _name(report["config"])
 
-        figure = new_figure()
-        axes = figure.subplots()
-        longest = max(reports, key=lambda report: report["n"])
-        same = [report for report in reports if _slice_of(report) == _slice_of(longest)]
-        for report in sorted(same, key=_order):
+    @classmethod
+    def panels(cls, reports: Sequence[Report]) -> list[Panel]:
+        """Mean log-perplexity along the books."""
+        lines = []
+        for name, report in labelled(sorted(reports, key=_order), _label):
             curves = [row["curve"] for row in report["rows"]]
             curves = [
                 curve for curve in curves if len(curve) == len(curves[0])
             ]  # a short text has fewer parts
-            config = report["config"]
-            budget = "" if config["policy"] == FULL else f" {config['working']['budget']}"
-            place = np.linspace(0, 1, len(curves[0]) + 1)[1:]
-            axes.plot(
-                place,
-                np.cumsum(np.mean(curves, 0)) / np.arange(1, len(place) + 1),
-                label=plain_label(_name(config) + budget),
-            )
-        axes.set(xlabel="share of the text read", ylabel="mean log-perplexity so far, nats", title="PG-19")
-        axes.legend(fontsize="small", ncols=2)
-        figure.savefig(path, dpi=120)
+            parts = len(curves[0])
+            means = [sum(curve[part] for curve in curves) / len(curves) for part in range(parts)]
+            so_far = [total / (part + 1) for part, total in enumerate(accumulate(means))]
+            places = [(part + 1) / parts for part in range(parts)]
+            lines.append(Line(name, _name(report["config"]), places, so_far))
+        panel = Panel("share of the text read", "mean log-perplexity so far, nats", lines)
+        return [panel] if len(lines) > 1 else []
 
 
 @register
@@ -216,7 +215,6 @@ class PG19(PerplexityTask, BookTask):
 
     name = "pg19"
     title = "PG-19 perplexity"
-    plots = True
 
     book: str | None = option(None, help="Id of one book; default: all.")
 
@@ -226,16 +224,6 @@ class PG19(PerplexityTask, BookTask):
 
     def settings(self, data: dict[str, str], config: HierMemConfig) -> dict[str, Any]:
         return {**super().settings(data, config), "split": self.split}
-
-
-def _slice_of(report: Report) -> list[Any]:
-    """The part of the texts that was read and scored."""
-    return [report["config"].get(name) for name in ("books", "split", "start", "tokens", "score_from")]
-
-
-def _text_of(report: Report) -> list[Any]:
-    """The part that was read and scored, and by which model; only figures of the same text are compared."""
-    return [*_slice_of(report), *(report["config"].get(name) for name in ("data", "model", "dtype"))]
 
 
 def _share_of_gap(mean: float, budget: int | None, same: Sequence[Report]) -> float | None:
@@ -256,6 +244,13 @@ def _name(config: dict[str, Any]) -> str:
     trained = [words for part, words in (("summary", "memory"), ("mamba", "Mamba heads")) if config.get(part)]
     name += f", {' and '.join(trained)} of {Path(config['model']).name}" if trained else ""
     return name + (f" + {config['overlap']}" if config.get("overlap", 1) > 1 else "")
+
+
+def _label(report: Report) -> str:
+    """The policy with its budget, where one binds it."""
+    config = report["config"]
+    budget = "" if config["policy"] in _WITHOUT_BUDGET else f", budget {config['working']['budget']}"
+    return f"{_name(config)}{budget}"
 
 
 def _order(report: Report) -> tuple[bool, int, str]:

@@ -15,7 +15,6 @@ from hiermem.errors import InputError
 from hiermem.eval import hub
 from hiermem.eval.metrics import accuracy, bootstrap, macro_f1, perplexity
 from hiermem.eval.sampling import stratified
-from hiermem.eval.tables import Report, pivot
 from hiermem.eval.tasks.base import Task, option, register
 from hiermem.eval.tasks.documents import Document, DocumentTask, Question
 
@@ -192,6 +191,7 @@ class PubMedQA(QuestionTask, DocumentTask):
 
     name = "pubmedqa"
     title = "PubMedQA, fused"
+    headline = "accuracy"
     names_evidence = True
 
     together: int = option(10, help="M: abstracts fused into one text.", least=1)
@@ -273,16 +273,3 @@ class PubMedQA(QuestionTask, DocumentTask):
         if all(row["recalled"] is not None for row in rows):
             metrics["recall"] = accuracy([row["recalled"] for row in rows])
         return {"metrics": metrics, "intervals": {"accuracy": bootstrap(right)}, "n": len(rows)}
-
-    @classmethod
-    def table(cls, reports: Sequence[Report]) -> list[str]:
-        lines: list[str] = []
-        for metric, words in (
-            ("accuracy", "Accuracy"),
-            ("macro_f1", "Macro-F1"),
-            ("recall", "Recall of the right abstract"),
-            ("long_answer_perplexity", "Perplexity of the long answer"),
-        ):
-            lines += [f"{words}, by M abstracts read together:", ""]
-            lines += [*pivot(reports, "together", metric, "system"), ""]
-        return lines[:-1]

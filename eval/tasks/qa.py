@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from hiermem.eval.answer_match import ENGLISH, contains, exact_match, token_f1
 from hiermem.eval.metrics import accuracy, bootstrap, means
 from hiermem.eval.qa_data import Pool, PoolQuestion, load_pools, split_of
-from hiermem.eval.tables import Report, metric_table
 from hiermem.eval.tasks.base import option, register
 from hiermem.eval.tasks.documents import HIERMEM, Document, DocumentTask, Question
 
@@ -47,6 +46,7 @@ class QuestionAnswering(DocumentTask):
 
     name = "qa"
     title = "Questions about long documents"
+    headline = "f1"
     max_new_tokens = 64
     names_evidence = True
 
@@ -146,10 +146,6 @@ class QuestionAnswering(DocumentTask):
                 if told:
                     result["metrics"][name], result["intervals"][name] = accuracy(told), bootstrap(told)
         return {**result, "n": len(rows), "examples": list(rows)}
-
-    @classmethod
-    def table(cls, reports: Sequence[Report]) -> list[str]:
-        return metric_table(reports, (*SCORES, *RECALL, *ABSTENTION))
 
 
 def _question(pool: Pool, question: PoolQuestion) -> Question:

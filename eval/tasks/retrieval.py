@@ -57,6 +57,7 @@ class Retrieval(QuestionTask):
 
     name = "retrieval"
     title = "Retrieval"
+    headline = "recall_at_1"
     model_options = ("preset", "rerank")
     language: str | None = option(None, help="Of XQuAD: en (default), de, es, ru, zh, ar.")
     encoder: str | None = option(

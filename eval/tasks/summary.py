@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from hiermem.errors import InputError
 from hiermem.eval.metrics import bootstrap_groups, means
 from hiermem.eval.summary_data import Asked, load_asked
-from hiermem.eval.tables import Report, metric_table
 from hiermem.eval.tasks.base import option, register
 from hiermem.eval.tasks.documents import Document, DocumentTask, Question
 
@@ -38,6 +37,7 @@ class Summary(DocumentTask):
 
     name = "summary"
     title = "Question-focused summaries"
+    headline = "rougeL"
     max_new_tokens = 200
 
     data: Path = option(help="Folder in the layout of QMSum or SQuALITY.")
@@ -79,10 +79,6 @@ class Summary(DocumentTask):
             groups = [[float(row[name]) for row in group] for group in documents.values()]
             result["intervals"][name] = bootstrap_groups(groups)
         return {**result, "examples": list(rows)}
-
-    @classmethod
-    def table(cls, reports: Sequence[Report]) -> list[str]:
-        return metric_table(reports, (*ROUGE, "found"))
 
 
 def _questions(asked: Asked) -> list[Question]:

@@ -14,6 +14,7 @@ from typer.main import get_command
 from hiermem.cli import options as opt
 from hiermem.cli import results
 from hiermem.errors import InputError, first_line
+from hiermem.eval.prompt_grounds import write_ground
 from hiermem.eval.result_log import ResultLog, data_hash
 from hiermem.eval.tasks import TASKS, Task
 from hiermem.eval.tasks.base import NUMBERS, flag_of, option_of
@@ -118,13 +119,6 @@ def _run(kind: type[Task], values: dict[str, Any]) -> None:
     config = _configuration(task, values)
     data, where = task.load(config), (values["dtype"], values["device"])
     load_model = partial(opt.load_model, values["model"], config, *where)
-    if task.exported is not None:
-        if values["out"] is not None:
-            raise InputError("--dump measures nothing: leave --out away.")
-        count = task.export(load_model(), data)
-        result = {"prompts": str(task.exported), "n": count}
-        opt.emit(result, values["json"], f"Wrote {count} prompts to {task.exported}.")
-        return
     from hiermem.memory.saved import plain_settings  # which imports torch
 
     needed = task.needs_model(config)
@@ -132,11 +126,19 @@ def _run(kind: type[Task], values: dict[str, Any]) -> None:
         settings = results.settings(values["model"], config, *where, task.texts(data))
     else:
         settings = {"longterm": plain_settings(config.longterm), "data": data_hash(*task.texts(data))}
+    settings |= task.settings(data, config)
+    if task.exported is not None:
+        if values["out"] is not None:
+            raise InputError("--dump measures nothing: leave --out away.")
+        count = task.export(load_model(), data)
+        write_ground(task.exported, task.name, settings)
+        result = {"prompts": str(task.exported), "n": count}
+        opt.emit(result, values["json"], f"Wrote {count} prompts to {task.exported}.")
+        return
 
     def measure(log: ResultLog) -> dict[str, Any]:
         return task.measure(load_model() if needed else None, data, log)
 
-    settings |= task.settings(data, config)
     results.run(task.name, measure, settings, values["out"], values["json"])
 
 
@@ -145,6 +147,10 @@ def report(
     page: Annotated[Path, typer.Option(help="Markdown page to write; its plots go beside it.")] = Path(
         "report.md"
     ),
+    copies: Annotated[
+        Path | None,
+        typer.Option(help="Folder for small copies of the results, without the texts of single answers."),
+    ] = None,
     json: opt.Json = False,
 ) -> None:
     """Make one page with tables and plots from a folder of results.
@@ -152,12 +158,14 @@ def report(
     Example:
 
         hiermem report results --page results/README.md
+
+        hiermem report results --page docs/results/README.md --copies docs/results
     """
     from hiermem.eval.report import build
 
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}: give the one that --out wrote into.")
-    files = [str(path) for path in build(folder, page)]
+    files = [str(path) for path in build(folder, page, copies)]
     opt.emit({"written": files}, json, f"Wrote {', '.join(files)}.")
 
 

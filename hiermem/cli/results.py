@@ -77,6 +77,8 @@ def settings(
         del values["asking"]["rerank"], values["asking"]["margin"]
     folder = saved_model(model)
     backbone = model if folder is None else HierMemConfig.from_saved(folder).backbone
+    if folder is not None:
+        depends["backbone"] = Path(backbone).name
     evictor = resolve_eviction_weights(config.evictor, backbone, config.working.policy)
     if evictor is not None:  # its head shares are in its digest
         depends["evictor"] = evictor.digest
