@@ -275,8 +275,8 @@ class AnswerTask(Task):
     model_options = ("preset", "policy", "policy_set", "budget", "segment", "chunk", "top_k", "evictor")
 
     method: str = option(
-        "hiermem",
-        help=f"hiermem, or a peer: {', '.join(PEERS)}.",
+        None,  # until it is made
+        help=f"hiermem, or a peer: {', '.join(PEERS)}; default: hiermem, or pruned where --keep is given.",
         alias="--system",
     )
     keep: float | None = option(
@@ -298,6 +298,8 @@ class AnswerTask(Task):
         from hiermem.eval.methods import check_method, check_options
 
         super().__post_init__()
+        if self.method is None:
+            object.__setattr__(self, "method", "hiermem" if self.keep is None else "pruned")
         check_method(self.method, self.methods())
         check_options(self.method, self.method_options())
         if self.keep == 0:
