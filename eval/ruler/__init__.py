@@ -6,7 +6,7 @@ at github.com/NVIDIA/RULER; the generators are our own. What differs from the pu
 - the haystack of essays is any text that is given, cut at places drawn at random, in place of Paul Graham's
   essays from their beginning;
 - the question-answering tasks take paragraphs and questions of XQuAD (English; a part of SQuAD) and of
-  Natural Questions in place of SQuAD and HotpotQA;
+  Natural Questions in place of SQuAD and HotpotQA, with paragraphs drawn at random around the right one;
 - instructions that stand before the text are the beginning of the document, and those that stand behind it
   are its end, so that every method reads them alike; the question is then asked in hiermem's own prompt,
   which begins it with "Question:";
@@ -17,6 +17,9 @@ from collections.abc import Mapping
 
 from hiermem.eval.ruler.base import Example, Family, Place, Sources, fitted
 from hiermem.eval.ruler.niah import Needles
+from hiermem.eval.ruler.questions import Paragraphs
+from hiermem.eval.ruler.variables import Variables
+from hiermem.eval.ruler.words import CommonWords, FrequentWords
 
 RULER: Mapping[str, Family] = {
     "niah_single_1": Needles(haystack="noise"),
@@ -27,6 +30,11 @@ RULER: Mapping[str, Family] = {
     "niah_multikey_3": Needles(haystack="needle", keys="uuids", values="uuids"),
     "niah_multivalue": Needles(haystack="essay", values_each=4),
     "niah_multiquery": Needles(haystack="essay", keys_hidden=4, keys_asked=4),
+    "vt": Variables(),
+    "cwe": CommonWords(),
+    "fwe": FrequentWords(),
+    "qa_1": Paragraphs("xquad"),
+    "qa_2": Paragraphs("nq"),
 }
 """Every task by its published name, with its published settings."""
 

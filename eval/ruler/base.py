@@ -11,7 +11,7 @@ from hiermem.errors import InputError
 
 if TYPE_CHECKING:
     from hiermem.eval.haystack import Haystack
-    from hiermem.eval.ruler.questions import Collection
+    from hiermem.eval.qa_data import Pool
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 """The published sentence of a haystack that says nothing."""
@@ -61,11 +61,11 @@ class Sources:
 
     Attributes:
         haystack: text in place of the published essays.
-        collections: paragraphs and questions by the name of their data set.
+        pools: paragraphs and questions by the name of their data set.
     """
 
     haystack: "Haystack | None" = None
-    collections: "Mapping[str, Collection]" = field(default_factory=dict)
+    pools: "Mapping[str, Pool]" = field(default_factory=dict)
 
 
 class Family(ABC):
@@ -91,6 +91,15 @@ class Family(ABC):
     @abstractmethod
     def example(self, sources: Sources, place: Place, size: int) -> Example:
         """An example with ``size`` units of haystack: tokens, sentences, words or paragraphs."""
+
+
+def scattered(lines: list[str], sentences: list[str], rng: random.Random) -> list[str]:
+    """``lines`` with the sentences between them in their order, at places drawn at random."""
+    places = sorted(rng.sample(range(len(lines)), len(sentences)))
+    found = list(lines)
+    for place, sentence in reversed(list(zip(places, sentences, strict=True))):
+        found.insert(place, sentence)
+    return found
 
 
 def fitted(

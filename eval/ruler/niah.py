@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from hiermem.eval.haystack import SHORTEST, hidden
-from hiermem.eval.ruler.base import NOISE, Example, Family, Place, Sources
+from hiermem.eval.ruler.base import NOISE, Example, Family, Place, Sources, scattered
 from hiermem.eval.ruler.english import english
 
 # The published sentences; of one value, in the singular.
@@ -116,12 +116,3 @@ class Needles(Family):
         question, lead = (QUESTION_ONE, LEAD_ONE) if one else (QUESTION_SOME, LEAD_SOME)
         text = instruction.format(**words) + context
         return Example(text, question.format(**words), lead.format(**words), answers)
-
-
-def scattered(lines: list[str], sentences: list[str], rng: random.Random) -> list[str]:
-    """``lines`` with the sentences between them in their order, at places drawn at random."""
-    places = sorted(rng.sample(range(len(lines)), len(sentences)))
-    found = list(lines)
-    for place, sentence in reversed(list(zip(places, sentences, strict=True))):
-        found.insert(place, sentence)
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack
 from hiermem.eval.prompt_files import check_prompt_file, prompt_parts, write_prompts
 from hiermem.eval.ruler import RULER, Example, Family, Place, Sources, fitted
+from hiermem.eval.ruler.questions import pools
 from hiermem.eval.ruler.scoring import any_found, share_found, summary
 from hiermem.eval.tables import Report, between, cell, named, table
 from hiermem.eval.tasks.base import option, register
@@ -20,11 +21,14 @@ from hiermem.eval.tasks.documents import Document, DocumentTask, Question
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
     from hiermem.eval.answering import Response
+    from hiermem.eval.qa_data import Pool
     from hiermem.model import HierMemModel
 
 ALL = "all"
 DIFFERS = {
-    "haystack": "the essays are of the text given as haystack, in place of Paul Graham's",
+    "haystack": "essays are cut from the text given as haystack, in place of Paul Graham's",
+    "xquad": "qa_1 asks questions of XQuAD in place of SQuAD",
+    "nq": "qa_2 asks questions of Natural Questions in place of HotpotQA",
 }
 """What of the published suite is replaced, by what a task needs."""
 
@@ -44,8 +48,8 @@ class RulerQuestion(Question):
 class Texts:
     """What was read: the haystack with single spaces, and data sets of questions by name."""
 
-    haystack: str | None = None
-    collections: dict[str, Any] = field(default_factory=dict)
+    haystack: str | None
+    pools: dict[str, Pool]
 
 
 @register
@@ -53,14 +57,17 @@ class Texts:
 class Ruler(DocumentTask):
     """RULER (arXiv 2404.06654): 13 tasks of any length; score: the share of references found in the answer.
 
-    The essays of the published haystack are replaced by the text that is given, such as a book of PG-19.
-    Instructions before the text are the beginning of the document, which every method reads.
+    The essays of the published haystack are replaced by the text that is given, such as a book of PG-19; the
+    data of qa_1 and qa_2, by XQuAD and Natural Questions. Instructions before the text are the beginning of
+    the document, which every method reads.
 
     Examples:
 
         hiermem eval ruler --task niah_single_1 --length 4096 --limit 20 --method full
 
         hiermem eval ruler --task niah_single_2,vt --length 4096,8192 --haystack book.txt --keep 0.25
+
+        hiermem eval ruler --task all --haystack book.txt --qa data --json
     """
 
     name = "ruler"
@@ -74,6 +81,8 @@ class Ruler(DocumentTask):
     )
     limit: int = option(20, help="Examples of each task and length.", least=1)
     haystack: str | None = option(None, help="Text file in place of the published essays.", document=True)
+    qa: Path | None = option(None, help="Folder with folders xquad and nq, for qa_1 and qa_2.")
+    split: str = option("test", help="Split of the questions of qa_1 and qa_2.")
     seed: int = option(0, help="Seed of everything that is drawn at random.")
     dump: Path | None = option(None, help="Write the prompts to this JSONL file, run nothing.")
 
@@ -108,19 +117,28 @@ class Ruler(DocumentTask):
         if "haystack" in needed and self.haystack is None:
             raise InputError(f"The task {needed['haystack']} hides needles in a text: give --haystack.")
         haystack = None if self.haystack is None else " ".join(read_document(self.haystack).split())
-        return Texts(haystack)
+        named = {name: task for name, task in needed.items() if name != "haystack"}
+        if named and self.qa is None:
+            raise InputError(
+                f"The task {next(iter(named.values()))} needs questions about paragraphs: give --qa, or name "
+                f"other tasks."
+            )
+        return Texts(haystack, pools(self.qa, named, self.split, self.seed) if self.qa else {})
 
     def _needed(self) -> dict[str, str]:
         """What the tasks need, with the first that does."""
         return {RULER[name].source: name for name in reversed(self.names) if RULER[name].source}
 
     def texts(self, data: Texts) -> list[str]:
-        return [data.haystack or ""]
+        asked = (text for pool in data.pools.values() for text in (pool.text, *map(str, pool.questions)))
+        return [data.haystack or "", *asked]
 
     def settings(self, data: Texts, config: HierMemConfig) -> dict[str, Any]:
         settings: dict[str, Any] = {"tasks": self.names, "lengths": self.length, "limit": self.limit}
         settings["seed"] = self.seed
         settings["haystack"] = None if self.haystack is None else Path(self.haystack).name
+        if self.qa is not None:
+            settings |= {"qa": self.qa.name, "split": self.split}
         settings["differs"] = [DIFFERS[source] for source in DIFFERS if source in self._needed()]
         return {**settings, "system": self.method, **self.method_options()}
 
@@ -147,7 +165,7 @@ class Ruler(DocumentTask):
         from hiermem.text import encode
 
         haystack = None if data.haystack is None else Haystack(model.tokenizer, data.haystack)
-        sources, tokenizer = Sources(haystack, data.collections), model.tokenizer
+        sources, tokenizer = Sources(haystack, data.pools), model.tokenizer
 
         def tokens(example: Example) -> int:
             prompt = prompt_text(tokenizer, [example.text], example.question, "")
