@@ -41,7 +41,7 @@ class Paragraphs(Family):
         return 1
 
     def example(self, sources: Sources, place: Place, size: int) -> Example:
-        """See `Family`; the unit is a paragraph. All of them stand there again where there are not enough."""
+        """See `Family`; the unit is a paragraph. The others stand there again where there are too few."""
         rng, pool = place.rng(), sources.pools[self.data]
         asked = random.Random(f"{place.seed}/{place.task}").sample(pool.questions, len(pool.questions))
         if place.index >= len(asked):
@@ -50,7 +50,7 @@ class Paragraphs(Family):
         others = [text for index, text in enumerate(pool.paragraphs) if index != question.paragraph]
         rng.shuffle(others)
         assert question.paragraph is not None
-        chosen = list(islice(cycle([pool.paragraphs[question.paragraph], *others]), size))
+        chosen = [pool.paragraphs[question.paragraph], *islice(cycle(others), size - 1)]
         rng.shuffle(chosen)
         shown = [PARAGRAPH.format(number=number, text=text) for number, text in enumerate(chosen, 1)]
         # The published prompt repeats what is asked for between the documents and the question.

@@ -14,7 +14,7 @@ LEAD = (
     " Answer: According to the chain(s) of variable assignment in the text above, {count} variables are "
     "assigned the value {value}, they are: "
 )
-SHOWN_LETTERS, SHOWN_NOISE = 3, 15
+SHOWN_LETTERS, SHOWN_NOISE = 3, 14
 """Letters of a variable in the example that is shown first, and its sentences: about 500 tokens, as
 published."""
 

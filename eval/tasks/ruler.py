@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
 ALL = "all"
 DIFFERS = {
-    "haystack": "essays are cut from the text given as haystack, in place of Paul Graham's",
-    "xquad": "qa_1 asks questions of XQuAD in place of SQuAD",
-    "nq": "qa_2 asks questions of Natural Questions in place of HotpotQA",
+    "haystack": "essays are cut from the haystack that is given, in place of Paul Graham's",
+    "xquad": "qa_1 asks questions of XQuAD in place of SQuAD, one paragraph of which is right",
+    "nq": "qa_2 asks questions of Natural Questions in place of HotpotQA, one paragraph of which is right",
 }
 """What of the published suite is replaced, by what a task needs."""
 
@@ -127,7 +128,11 @@ class Ruler(DocumentTask):
 
     def _needed(self) -> dict[str, str]:
         """What the tasks need, with the first that does."""
-        return {RULER[name].source: name for name in reversed(self.names) if RULER[name].source}
+        needed: dict[str, str] = {}
+        for name in self.names:
+            if RULER[name].source:
+                needed.setdefault(RULER[name].source, name)
+        return needed
 
     def texts(self, data: Texts) -> list[str]:
         asked = (text for pool in data.pools.values() for text in (pool.text, *map(str, pool.questions)))
@@ -164,8 +169,8 @@ class Ruler(DocumentTask):
         from hiermem.prompts import prompt_text
         from hiermem.text import encode
 
-        haystack = None if data.haystack is None else Haystack(model.tokenizer, data.haystack)
-        sources, tokenizer = Sources(haystack, data.pools), model.tokenizer
+        tokenizer = model.tokenizer
+        sources = Sources(self._long_haystack(tokenizer, data.haystack), data.pools)
 
         def tokens(example: Example) -> int:
             prompt = prompt_text(tokenizer, [example.text], example.question, "")
@@ -177,6 +182,14 @@ class Ruler(DocumentTask):
                 for index in range(self.limit):
                     place = Place(self.seed, name, length, index)
                     yield place, *fitted(RULER[name], sources, place, tokens)
+
+    def _long_haystack(self, tokenizer: Any, text: str | None) -> Haystack | None:
+        """The haystack, repeated where it is shorter than an example, as published."""
+        if text is None:
+            return None
+        haystack = Haystack(tokenizer, text)
+        times = math.ceil(max(self.length) / max(len(haystack.spans), 1))
+        return haystack if times == 1 else Haystack(tokenizer, " ".join([text] * times))
 
     def new_tokens(self, question: Question) -> int:
         assert isinstance(question, RulerQuestion)
