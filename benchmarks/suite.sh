@@ -47,7 +47,7 @@ if [[ -e .venv-peers/ready ]]; then
     [[ -e $prompts ]] || hiermem eval needles --data "$pg19" --length 2000 --limit 100 --dump "$prompts"
     backbone=$(python -c 'from hiermem.bundled import BUNDLED_MODELS; print(BUNDLED_MODELS["smollm2"]())')
     peer() { # NAME OPTIONS...
-        locked "$1" .venv-peers/bin/python benchmarks/kvpress_needles.py --model "$backbone" \
+        locked "$1" .venv-peers/bin/python benchmarks/kvpress_prompts.py --model "$backbone" \
             --prompts "$prompts" --limit 24 --out "$out/$1.json" "${@:2}"
     }
     for keep in 25 50; do

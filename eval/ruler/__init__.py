@@ -13,7 +13,7 @@ at github.com/NVIDIA/RULER; the generators are our own. What differs from the pu
 - of common words, more than the list holds are pairs of an adjective and a noun.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from hiermem.eval.ruler.base import Example, Family, Place, Sources, fitted
 from hiermem.eval.ruler.niah import Needles
@@ -38,4 +38,18 @@ RULER: Mapping[str, Family] = {
 }
 """Every task by its published name, with its published settings."""
 
-__all__ = ["RULER", "Example", "Family", "Place", "Sources", "fitted"]
+_DIFFERENCES = {
+    "haystack": "essays are cut from the haystack that is given, in place of Paul Graham's",
+    "xquad": "qa_1 asks questions of XQuAD in place of SQuAD, one paragraph of which is right",
+    "nq": "qa_2 asks questions of Natural Questions in place of HotpotQA, one paragraph of which is right",
+}
+"""What is replaced, by what a task needs."""
+
+
+def differences(tasks: Iterable[str]) -> list[str]:
+    """What of the published suite is replaced in these tasks, to stand beside every result."""
+    needed = {RULER[task].source for task in tasks}
+    return [words for source, words in _DIFFERENCES.items() if source in needed]
+
+
+__all__ = ["RULER", "Example", "Family", "Place", "Sources", "differences", "fitted"]

@@ -12,7 +12,7 @@ from hiermem.documents import read_document
 from hiermem.errors import InputError
 from hiermem.eval.haystack import Haystack
 from hiermem.eval.prompt_files import check_prompt_file, prompt_parts, write_prompts
-from hiermem.eval.ruler import RULER, Example, Family, Place, Sources, fitted
+from hiermem.eval.ruler import RULER, Example, Family, Place, Sources, differences, fitted
 from hiermem.eval.ruler.questions import pools
 from hiermem.eval.ruler.scoring import any_found, share_found, summary
 from hiermem.eval.tables import Report, between, cell, named, table
@@ -26,12 +26,6 @@ if TYPE_CHECKING:
     from hiermem.model import HierMemModel
 
 ALL = "all"
-DIFFERS = {
-    "haystack": "essays are cut from the haystack that is given, in place of Paul Graham's",
-    "xquad": "qa_1 asks questions of XQuAD in place of SQuAD, one paragraph of which is right",
-    "nq": "qa_2 asks questions of Natural Questions in place of HotpotQA, one paragraph of which is right",
-}
-"""What of the published suite is replaced, by what a task needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +138,7 @@ class Ruler(DocumentTask):
         settings["haystack"] = None if self.haystack is None else Path(self.haystack).name
         if self.qa is not None:
             settings |= {"qa": self.qa.name, "split": self.split}
-        settings["differs"] = [DIFFERS[source] for source in DIFFERS if source in self._needed()]
+        settings["differs"] = differences(self.names)
         return {**settings, "system": self.method, **self.method_options()}
 
     # ---- with the model
