@@ -25,7 +25,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     groups: dict[tuple[str, int], list[float]] = {}
     for row in rows:
         groups.setdefault((row["task"], row["length"]), []).append(row["score"])
-    lines = [
+    lines: list[dict[str, Any]] = [
         {
             "task": task,
             "length": length,
