@@ -43,11 +43,11 @@ _DIFFERENCES = {
     "xquad": "qa_1 asks questions of XQuAD in place of SQuAD, one paragraph of which is right",
     "nq": "qa_2 asks questions of Natural Questions in place of HotpotQA, one paragraph of which is right",
 }
-"""What is replaced, by what a task needs."""
+"""Parts of the suite that are replaced, by what a task needs."""
 
 
 def differences(tasks: Iterable[str]) -> list[str]:
-    """What of the published suite is replaced in these tasks, to stand beside every result."""
+    """Parts of the published suite that are replaced in these tasks, to stand beside every result."""
     needed = {RULER[task].source for task in tasks}
     return [words for source, words in _DIFFERENCES.items() if source in needed]
 

@@ -57,7 +57,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Sources:
-    """What examples are made of beside what is drawn at random.
+    """Texts that examples are made of, beside what is drawn at random.
 
     Attributes:
         haystack: text in place of the published essays.
@@ -81,7 +81,7 @@ class Family(ABC):
 
     @property
     def source(self) -> str:
-        """What it needs beside what is drawn: a text ("haystack"), a data set by its name, or nothing."""
+        """Its need beside what is drawn: a text ("haystack"), a data set by its name, or nothing."""
         return ""
 
     @abstractmethod

@@ -41,7 +41,7 @@ class RulerQuestion(Question):
 
 @dataclass(frozen=True)
 class Texts:
-    """What was read: the haystack with single spaces, and data sets of questions by name."""
+    """Texts of a run: the haystack with single spaces, and data sets of questions by name."""
 
     haystack: str | None
     pools: dict[str, Pool]
@@ -102,7 +102,7 @@ class Ruler(DocumentTask):
         return super().configure(config).with_asking(instruction="")
 
     def load(self, config: HierMemConfig) -> Texts:
-        """What the tasks need.
+        """The texts that the tasks need.
 
         Raises:
             InputError: it was not given.
@@ -121,7 +121,7 @@ class Ruler(DocumentTask):
         return Texts(haystack, pools(self.qa, named, self.split, self.seed) if self.qa else {})
 
     def _needed(self) -> dict[str, str]:
-        """What the tasks need, with the first that does."""
+        """Needs of the tasks, each with the first task that has it."""
         needed: dict[str, str] = {}
         for name in self.names:
             if RULER[name].source:
