@@ -5,6 +5,7 @@ the Auto classes learn of hiermem at once where they are there already, else rig
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -13,6 +14,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+OLDEST = "5.18"
+"""Oldest release of transformers that hiermem's models are made for."""
 _HOME = "transformers.models.auto"
 _REGISTERING = {f"{_HOME}.configuration_auto": "hiermem.config", f"{_HOME}.modeling_auto": "hiermem.model"}
 """Modules of Auto classes, and the modules of hiermem that register with them when they are imported."""
@@ -22,9 +25,25 @@ def register_with_transformers() -> None:
     """Let `AutoConfig` and `AutoModelForCausalLM` know hiermem's models from now on."""
     for auto, module in _REGISTERING.items():
         if auto in sys.modules:
-            import_module(module)
+            _register(module)
         else:
             sys.meta_path.insert(0, _AfterImport(auto, module))
+
+
+def _register(module: str) -> None:
+    """Import what registers itself; beside an older transformers, warn, and leave that as it is."""
+    version = sys.modules["transformers"].__version__
+    if _release(version) >= _release(OLDEST):
+        import_module(module)
+        return
+    words = (
+        f"hiermem's models need transformers {OLDEST} or newer: this is {version}, which does not know them."
+    )
+    warnings.warn(words, stacklevel=2)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 class _AfterImport(MetaPathFinder):
@@ -59,4 +78,4 @@ class _ThenImport(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        import_module(self._then)
+        _register(self._then)

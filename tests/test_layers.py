@@ -5,13 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import transformers
+
+from hiermem import registering
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("hiermem", "memory", "retrieval", "training", "eval")
@@ -191,6 +196,16 @@ from pathlib import Path
 print(Path(hiermem.__file__).resolve().parent, Path(hiermem.memory.chunk.__file__).resolve().parent)
 """
     assert run_python(code, tmp_path).split() == [str(ROOT), str(ROOT / "memory")]
+
+
+def test_an_older_transformers_stays_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert any(each.startswith(f"transformers>={registering.OLDEST},") for each in project["dependencies"])
+    monkeypatch.setitem(sys.modules, "transformers.models.auto.modeling_auto", ModuleType("auto"))
+    monkeypatch.setitem(sys.modules, "transformers.models.auto.configuration_auto", ModuleType("auto"))
+    monkeypatch.setattr(transformers, "__version__", "5.2.0")
+    with pytest.warns(UserWarning, match=r"transformers 5\.18 or newer: this is 5\.2\.0"):
+        registering.register_with_transformers()
 
 
 def test_inner_layers_do_without_transformers(tmp_path: Path) -> None:

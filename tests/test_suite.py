@@ -14,12 +14,9 @@ import pytest
 from typer.main import get_command
 
 from hiermem.cli.main import app
-from hiermem.eval.tasks import TASKS
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 COUNTS = "import sys; open(sys.argv[1], 'a').write('x')"
-PENDING = {"benchmarks/kvpress_prompts.py"}
-"""Options and a program that the list takes and that are not there yet."""
 FAILS = "import sys; sys.exit('no such data')"
 REFUSES = """
 import pathlib, sys
@@ -151,17 +148,15 @@ def test_the_list_names_files_once_and_commands_that_are_there(suite: ModuleType
     assert any(name.startswith("other-") for name in names)
     for each in found:
         if each.words[0] != "hiermem":
-            assert each.words[1] in PENDING or (BENCHMARKS.parent / each.words[1]).exists(), each.words
+            assert (BENCHMARKS.parent / each.words[1]).exists(), each.words
             continue
         command = get_command(app)
         words = list(each.words[1:])
-        if words[0] == "eval" and words[1] not in TASKS:
-            continue  # one that is not there yet
         while hasattr(command, "commands"):
             assert words[0] in command.commands, each.words
             command = command.commands[words.pop(0)]
         known = {option for parameter in command.params for option in parameter.opts}
-        assert {word for word in words if word.startswith("--")} <= known | PENDING, each.words
+        assert {word for word in words if word.startswith("--")} <= known, each.words
 
 
 def test_backbones_of_ones_own_are_called_by_name(suite: ModuleType, tmp_path: Path) -> None:

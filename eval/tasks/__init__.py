@@ -14,6 +14,7 @@ from hiermem.eval.tasks import passkey
 from hiermem.eval.tasks import babilong
 from hiermem.eval.tasks import hashhop
 from hiermem.eval.tasks import mqar
+from hiermem.eval.tasks import ruler
 from hiermem.eval.tasks import interleaved
 from hiermem.eval.tasks import qa
 from hiermem.eval.tasks import summary
@@ -36,5 +37,6 @@ __all__ = [
     "qa",
     "register",
     "retrieval",
+    "ruler",
     "summary",
 ]

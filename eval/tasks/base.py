@@ -276,8 +276,8 @@ class AnswerTask(Task):
     of_tiers = True
 
     method: str = option(
-        "hiermem",
-        help=f"hiermem, or a peer: {', '.join(PEERS)}.",
+        None,  # until it is made
+        help=f"hiermem, or a peer: {', '.join(PEERS)}; default: hiermem, or pruned where --keep is given.",
         alias="--system",
     )
     keep: float | None = option(
@@ -299,6 +299,8 @@ class AnswerTask(Task):
         from hiermem.eval.methods import check_method, check_options
 
         super().__post_init__()
+        if self.method is None:
+            object.__setattr__(self, "method", "hiermem" if self.keep is None else "pruned")
         check_method(self.method, self.methods())
         check_options(self.method, self.method_options())
         if self.keep == 0:

@@ -110,6 +110,10 @@ class DocumentTask(AnswerTask):
     def scores(self, question: Question, response: Response) -> Row:
         """Scores of an answer by name, numbers or None."""
 
+    def new_tokens(self, question: Question) -> int:
+        """Most tokens of an answer."""
+        return self.max_new_tokens
+
     def result(self, rows: Sequence[Row]) -> Row:
         """The result of a run: means of all scores, and every row among its ``examples``."""
         measured = [name for name, value in rows[0].items() if isinstance(value, float | int)]
@@ -143,5 +147,5 @@ class DocumentTask(AnswerTask):
         """
         from hiermem.eval.answering import respond
 
-        response = respond(method, context, question.text, question.lead, self.max_new_tokens)
+        response = respond(method, context, question.text, question.lead, self.new_tokens(question))
         return {"answer": response.text, **self.scores(question, response), **response.costs()}

@@ -5,7 +5,6 @@ What a policy keeps is decided before the question is seen, so it must keep all 
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from hiermem.errors import InputError
 from hiermem.eval.comparison import family_of, labelled
 from hiermem.eval.haystack import Haystack, hidden
 from hiermem.eval.metrics import means
-from hiermem.eval.result_log import ResultLog, writable
+from hiermem.eval.prompt_files import check_prompt_file, prompt_parts, write_prompts
+from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tables import Report, between, cell, table
 from hiermem.eval.tasks.base import option, register
 from hiermem.eval.tasks.pg19 import BookTask, books
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
     from hiermem.eval.methods import Method
     from hiermem.model import HierMemModel
-
-DUMPED = b'{"context": '
-"""How every file of prompts begins."""
 
 NEEDLES = 4
 LEAST_KEPT = 16
@@ -139,8 +136,7 @@ class Needles(BookTask):
 
     def load(self, config: HierMemConfig) -> dict[str, str]:
         """Texts of all books, by their ids."""
-        if self.dump is not None:
-            writable(self.dump, "--dump", DUMPED)
+        check_prompt_file(self.dump)
         return books(self.data, self.split, None, None)
 
     def settings(self, data: dict[str, str], config: HierMemConfig) -> dict[str, Any]:
@@ -172,19 +168,12 @@ class Needles(BookTask):
 
         Each has ``context`` (what may be compressed), ``question`` (what follows) and ``answer``.
         """
-        from hiermem.prompts import split_prompt
-
         assert self.dump is not None
-        found, lines, instruction = self.examples(model, data), [], model.config.asking.instruction
-        for example in found:
-            context, question = split_prompt(model.tokenizer, example.text, example.question, instruction)
-            row = {"context": str(context), "question": f"{question}{example.lead}"}
-            lines.append(json.dumps({**row, "answer": example.answer}, ensure_ascii=False) + "\n")
-        try:
-            self.dump.write_text("".join(lines), "utf-8")
-        except OSError as error:
-            raise InputError(f"{self.dump} cannot be written ({error.strerror}): check --dump.") from error
-        return len(found)
+        prompts = (
+            {**prompt_parts(model, each.text, each.question, each.lead), "answer": each.answer}
+            for each in self.examples(model, data)
+        )
+        return write_prompts(self.dump, prompts)
 
     @classmethod
     def table(cls, reports: Sequence[Report]) -> list[str]:

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from hiermem.model import HierMemModel
 
 
-def checked_document(doc: str) -> str:
-    """The name of a document, refused where it cannot be read: before a command imports what takes seconds.
+def checked_document(doc: str | None) -> str | None:
+    """The name of a document, if one is given, refused where it cannot be read: before a command imports what
+    takes seconds.
 
     Raises:
         InputError: it is missing, empty or not a UTF-8 text.
     """
+    if doc is None:
+        return None
     can_be_read_again = os.path.isfile(doc) or os.path.isdir(doc) or not os.path.exists(doc)
     if doc != "-" and can_be_read_again:
         read_document(doc)
@@ -36,7 +39,9 @@ def checked_document(doc: str) -> str:
 
 def checked_documents(docs: list[str]) -> list[str]:
     """The same of several."""
-    return [checked_document(doc) for doc in docs]
+    for doc in docs:
+        checked_document(doc)
+    return docs
 
 
 Document = Annotated[
