@@ -1,5 +1,6 @@
 """The scores of results under each of their conditions, whatever the task."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ class Figure:
 def of_metrics(report: Report) -> Figure:
     """The scores of a result as a whole."""
     metrics = report["metrics"]
-    costs = {name: float(metrics[name]) for name in COSTS if metrics.get(name) is not None}
+    costs = {name: float(value) for name, value in report.get("costs", {}).items() if name in COSTS}
     return Figure(None, None, _numbers(metrics), report.get("intervals", {}), report["n"] + 0, costs)
 
 
@@ -114,4 +115,18 @@ def _mean_of(figures: Sequence[Figure]) -> Figure:
         }
 
     values, costs = means([f.values for f in figures]), means([f.costs for f in figures])
-    return Figure(figures[0].at, None, values, {}, sum(f.n for f in figures), costs)
+    intervals = {
+        name: _interval_of(values[name], [f.intervals.get(name) for f in figures]) for name in values
+    }
+    known = {name: interval for name, interval in intervals.items() if interval is not None}
+    return Figure(figures[0].at, None, values, known, sum(f.n for f in figures), costs)
+
+
+def _interval_of(mean: float, parts: Sequence[Sequence[float] | None]) -> tuple[float, float] | None:
+    """Interval of the mean of independent parts from their own, half of its width the root of their squares'
+    sum; None where a part has none."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    half = math.sqrt(sum(((high - low) / 2) ** 2 for low, high in known)) / len(known)
+    return mean - half, mean + half

@@ -84,16 +84,18 @@ class Leaderboard:
         return lines[:-1]
 
     def _kinds_at(self, at: Any) -> list[str]:
+        """Methods down, the best on top; kinds across, each its score alone, so that the line can be read."""
         here = [place for place in self.places if kinds_at(place.figures, at)]
         kinds = sorted(frozenset[Any]().union(*(kinds_at(place.figures, at) for place in here)))
         wholes = [conditions(place.figures)[at] for place in here]
         costs = [name for name in COSTS if any(name in whole.costs for whole in wholes)]
         rows = []
-        for place, whole in sorted(zip(here, wholes, strict=True), key=lambda row: row[0].name):
-            cells = {f.by: f"{f.shown(self.metric)}, n {f.n}" for f in place.figures if f.at == at}
-            mean = whole.values.get(self.metric) if len(cells) == len(kinds) else None
-            rows.append([place.name, mean, *(cells.get(kind) for kind in kinds), *_costs_of(whole, costs)])
-        return table(["method", "mean of all", *map(cell, kinds), *(COSTS[name] for name in costs)], rows)
+        for place, whole in sorted(zip(here, wholes, strict=True), key=lambda row: self._rank(row[1])):
+            cells = {f.by: cell(f.values.get(self.metric)) for f in place.figures if f.at == at}
+            mean = whole.shown(self.metric) if len(cells) == len(kinds) else None
+            scores = (cells.get(kind) for kind in kinds)
+            rows.append([place.name, mean, *scores, whole.n, *_costs_of(whole, costs)])
+        return table(["method", "mean of all", *kinds, "n", *(COSTS[name] for name in costs)], rows)
 
     def panels(self) -> list[Panel]:
         """Plots of the headline against conditions and against each cost, where there are points."""

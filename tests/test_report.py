@@ -1,6 +1,7 @@
 """The page of results: every number in it is one of a result file."""
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from hiermem.errors import InputError
+from hiermem.eval.figures import conditions
 from hiermem.eval.plots import MOST_COLOURS, Line, Panel, chart
 from hiermem.eval.prompt_grounds import ground_file, read_ground, write_ground
 from hiermem.eval.report import build
@@ -229,9 +231,10 @@ def test_a_leaderboard_has_the_best_on_top_with_intervals_and_costs(tmp_path: Pa
         ("own", {"system": "hiermem", "working": WORKING}, 0.75),
         ("half", {"system": "pruned", "keep": 0.5, "working": WORKING}, 0.125),
     ):
-        metrics = {"accuracy": value, **COSTS}
-        intervals = {"accuracy": [value - 0.125, value + 0.125], "prompt_tokens": [1, 2]}
-        write(tmp_path, name, "pubmedqa", metrics, {"model": "m", **config}, intervals=intervals)
+        metrics = {"accuracy": value}
+        intervals = {"accuracy": [value - 0.125, value + 0.125]}
+        config = {"model": "m", **config}
+        write(tmp_path, name, "pubmedqa", metrics, config, intervals=intervals, costs=COSTS)
     page = build(tmp_path, tmp_path / "page.md")[0].read_text("utf-8")
     rows = [line for line in page.partition("## PubMedQA")[2].splitlines() if line.startswith("| ")]
     assert rows == [
@@ -294,6 +297,14 @@ def test_the_value_of_tiers_is_told_for_a_model_whole_without_and_alone(tmp_path
     assert "The value of each tier" not in build(tmp_path, tmp_path / "page.md")[0].read_text("utf-8")
 
 
+def test_the_interval_of_a_mean_over_kinds_is_narrower_than_theirs() -> None:
+    report = kinds("bm25", "a", "b")
+    report["rows"] = [{**row, "interval": [row["score"] - 0.3, row["score"] + 0.3]} for row in report["rows"]]
+    half = 0.3 * math.sqrt(2) / 2
+    low, high = conditions(Kinds.figures(report))[4096].intervals["score"]
+    assert (low, high) == (pytest.approx(0.125 - half), pytest.approx(0.125 + half))
+
+
 class Kinds(Section):
     headline = "score"
     axis = "length"
@@ -309,8 +320,8 @@ def kinds(method: str, *tasks: str) -> Report:
 
 def test_the_mean_over_kinds_is_given_where_all_were_measured() -> None:
     lines = Kinds.table([kinds("bm25", "a", "b", "c"), kinds("full", "a", "b")])
-    assert "| bm25 | 0.250 | 0.000, n 5 | 0.250, n 5 | 0.500, n 5 |" in lines
-    assert "| full |  | 0.000, n 5 | 0.250, n 5 |  |" in lines
+    assert "| bm25 | 0.250 | 0.000 | 0.250 | 0.500 | 15 |" in lines
+    assert "| full |  | 0.000 | 0.250 |  | 10 |" in lines
     (panel,) = Kinds.panels([kinds("bm25", "a", "b"), kinds("closed", "a", "b"), kinds("full", "a")])
     assert [line.label for line in panel.lines] == ["bm25", "closed"]
 
