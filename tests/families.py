@@ -97,6 +97,14 @@ ROTARY = [name for name in CONFIGS if name not in ("opt", "gpt2")]
 
 
 def tiny(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
-    """A randomly initialised model of ``family``, in evaluation mode."""
+    """A randomly initialised model of ``family``, in evaluation mode.
+
+    Where it normalises keys, they are weighted: without weights all of their norms are one but for rounding,
+    and a policy that compares norms has nothing to choose by.
+    """
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(CONFIGS[family], dtype=dtype).eval()
+    model = AutoModelForCausalLM.from_config(CONFIGS[family], dtype=dtype).eval()
+    for name, parameter in model.named_parameters():
+        if "k_norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return model
