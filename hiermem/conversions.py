@@ -26,14 +26,15 @@ class Conversion:
             something else; `source`, with the `sha256` of what is converted; and what else is to be known.
         what: the model, for messages.
         duration: how long it takes, for messages.
-        write: writes the files of the model into an empty folder.
+        write: writes the files of the model into an empty folder; calls its second argument, which says so
+            on stderr, when it has looked at what it converts and begins.
     """
 
     name: str
     facts: Mapping[str, Any]
     what: str
     duration: str
-    write: Callable[[Path], None]
+    write: Callable[[Path, Callable[[], None]], None]
 
     def folder(self, progress: bool = True) -> Path:
         """The folder with the model.
@@ -79,12 +80,10 @@ class Conversion:
         with FileLock(folder.with_name(folder.name + ".lock")):
             if self.is_intact(folder):
                 return
-            if progress:
-                sys.stderr.write(f"hiermem: converting {self.what} once, {self.duration}...\n")
             shutil.rmtree(partial, ignore_errors=True)
             try:
                 partial.mkdir()
-                self.write(partial)
+                self.write(partial, self._say if progress else lambda: None)
                 self._write_manifest(partial)
                 sync(*partial.iterdir(), partial)
                 if folder.exists():
@@ -93,6 +92,9 @@ class Conversion:
                 sync(folder.parent)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+
+    def _say(self) -> None:
+        sys.stderr.write(f"hiermem: converting {self.what} once, {self.duration}...\n")
 
     def _write_manifest(self, folder: Path) -> None:
         """Record what the model is, where it came from, and the size and hash of each file."""

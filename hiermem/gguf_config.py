@@ -42,19 +42,43 @@ _SEEN = {
 }
 
 
+def check_settings(file: GgufFile) -> None:
+    """Refuse a kind of model that transformers does not read, and settings that nobody here looks at.
+
+    Raises:
+        InputError: so it is.
+    """
+    from transformers.integrations import GGUF_CONFIG_MAPPING
+    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+
+    if file.architecture in GGUF_CONFIG_ARCHS:
+        return  # transformers has a function of its own for them
+    alike = {_letters(name): names for name, names in GGUF_CONFIG_MAPPING.items()}
+    if (mapped := alike.get(_letters(file.architecture))) is None:
+        raise InputError(
+            f"The model in {file.path} is of the kind {file.architecture!r}, which transformers does not "
+            f"read from GGUF files: give the model's own folder."
+        )
+    for name in file.settings():
+        if name not in mapped and name not in _CALLED and name not in _SEEN:
+            raise _left_aside(file, name)
+
+
+def _letters(name: str) -> str:
+    return name.replace("_", "").replace("-", "")
+
+
 def config_of(file: GgufFile) -> PreTrainedConfig:
     """The configuration that the file describes.
 
     Raises:
-        InputError: transformers does not read this kind of model, or the model has a setting that it would
-            leave aside.
+        InputError: the model has a setting that transformers would leave aside.
     """
     from transformers import AutoConfig
 
     read = AutoConfig.from_pretrained(file.path.parent, gguf_file=file.path.name)
     names = ("_model_name_or_path", "_name_or_path", "quantization_config", "unk_token_id")
     config = type(read)(**{key: value for key, value in read.to_dict().items() if key not in names})
-    _check_known(file)
     for name, called in _CALLED.items():
         if (value := file.setting(name)) is not None and not isinstance(value, list):
             if hasattr(config, called):
@@ -67,20 +91,6 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
     _check_equal(file, "attention.value_length", values, keys)
     _rotate(config, file)
     return config
-
-
-def _check_known(file: GgufFile) -> None:
-    """Refuse settings that neither transformers nor this module looks at: the model may compute otherwise."""
-    from transformers.integrations import GGUF_CONFIG_MAPPING
-    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
-
-    if file.architecture in GGUF_CONFIG_ARCHS:
-        return  # transformers has a function of its own for them
-    alike = {name.replace("_", "").replace("-", ""): names for name, names in GGUF_CONFIG_MAPPING.items()}
-    mapped = alike.get(file.architecture.replace("_", "").replace("-", ""), {})
-    for name in file.settings():
-        if name not in mapped and name not in _CALLED and name not in _SEEN:
-            raise _left_aside(file, name)
 
 
 def _check_equal(file: GgufFile, name: str, value: Any, other: Any) -> None:

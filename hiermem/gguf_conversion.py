@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from functools import partial
 from importlib.util import find_spec
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from hiermem.conversions import Conversion
 from hiermem.errors import HierMemError, InputError, first_line
-from hiermem.gguf_config import ROPE_FACTORS, config_of
+from hiermem.gguf_config import ROPE_FACTORS, check_settings, config_of
 from hiermem.gguf_file import GgufFile, check_gguf
-from hiermem.gguf_tokenizer import check_kept, tokenizer_of
+from hiermem.gguf_tokenizer import check_kept, check_splits, tokenizer_of
 from hiermem.retrieval.disk import check_room, sha256_of
 
 if TYPE_CHECKING:
@@ -46,10 +47,15 @@ def gguf_folder(path: Path, sha256: str | None = None, progress: bool = True) ->
     return conversion.folder(progress)
 
 
-def convert(gguf: Path, folder: Path) -> None:
+def convert(gguf: Path, folder: Path, begin: Callable[[], None] = lambda: None) -> None:
     """Write the model of a GGUF file into an empty folder, in the format of transformers.
 
     Weights are dequantised in float32 and rounded to bf16, unless all of them are float32 in the file.
+
+    Args:
+        gguf: the file.
+        folder: an empty folder.
+        begin: called when the header was found to be right.
 
     Raises:
         InputError: a package is missing, the file cannot be read, or transformers cannot read such a model.
@@ -61,8 +67,11 @@ def convert(gguf: Path, folder: Path) -> None:
             "Converting a GGUF file needs the package accelerate, which is not installed; "
             "run `pip install accelerate`."
         )
+    check_settings(file)
+    check_splits(file)
     width = 4 if file.is_exact() else 2
     check_room(folder, width * sum(file.tensors().values()))
+    begin()
     try:
         with redirect_stderr(io.StringIO()):  # progress bars that cannot be switched off
             tokenizer, config = tokenizer_of(file), config_of(file)

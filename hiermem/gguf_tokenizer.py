@@ -62,17 +62,22 @@ def check_kept(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         )
 
 
+def check_splits(file: GgufFile) -> None:
+    """Refuse a file whose model splits text in a way that is not known.
+
+    Raises:
+        InputError: so it is, or the file does not say.
+    """
+    _splits(file)
+
+
 def _is_byte_level(file: GgufFile) -> bool:
     """Whether the vocabulary is one that a pre-tokenizer belongs to."""
     return bool(file.get("tokenizer.ggml.model") == "gpt2")
 
 
 def _splits(file: GgufFile) -> pre_tokenizers.PreTokenizer | None:
-    """How text is split before merges; None: as transformers does it.
-
-    Raises:
-        InputError: it is not said, or not known.
-    """
+    """How text is split before merges; None: as transformers does it. Raises like `check_splits`."""
     from tokenizers import pre_tokenizers
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS as KNOWN
 

@@ -47,8 +47,9 @@ class FakeConversion:
         self.calls = 0
         self.error: BaseException | None = None
 
-    def __call__(self, gguf: Path, folder: Path) -> None:
+    def __call__(self, gguf: Path, folder: Path, begin: Callable[[], None]) -> None:
         self.calls += 1
+        begin()
         (folder / "config.json").write_text("{}")
         if self.error:
             raise self.error
@@ -178,7 +179,7 @@ def test_two_processes_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
         root = Path({str(tmp_path)!r})
 
-        def convert(gguf, folder):
+        def convert(gguf, folder, begin):
             with (root / "calls").open("a") as calls:
                 calls.write("x")
             time.sleep(1.0)
