@@ -67,10 +67,11 @@ def write_gguf(
 
 def _typed(value: Any) -> tuple[Any, ...]:
     kinds = gguf.GGUFValueType
+    scalar = {bool: kinds.BOOL, int: kinds.UINT32, float: kinds.FLOAT32, str: kinds.STRING}
+    element = scalar | {int: kinds.INT32}
     if isinstance(value, list):
-        return value, kinds.ARRAY, _typed(value[0])[1]
-    kind = {bool: kinds.BOOL, int: kinds.UINT32, float: kinds.FLOAT32, str: kinds.STRING}[type(value)]
-    return value, kind
+        return value, kinds.ARRAY, element[type(value[0])]
+    return value, scalar[type(value)]
 
 
 def _header(model: PreTrainedModel, architecture: str) -> dict[str, Any]:
