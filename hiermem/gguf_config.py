@@ -90,6 +90,9 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
     keys, values = file.setting("attention.key_length"), file.setting("attention.value_length")
     _check_equal(file, "attention.value_length", values, keys)
     _rotate(config, file)
+    turn = file.get("tokenizer.ggml.eot_token_id")  # chat models end what they say with it
+    if turn is not None and isinstance(config.eos_token_id, int) and turn != config.eos_token_id:
+        config.eos_token_id = [config.eos_token_id, turn]
     return config
 
 

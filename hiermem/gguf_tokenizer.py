@@ -112,7 +112,7 @@ def _by_expression(expression: str) -> pre_tokenizers.PreTokenizer:
 
 
 def _normalizer(file: GgufFile) -> normalizers.Normalizer | None:
-    """What a model's own tokenizer does before all else, where GGUF files do not say so."""
+    """The first step of a model's own tokenizer, where GGUF files do not say it."""
     from tokenizers import normalizers
 
     composed = file.get("tokenizer.ggml.pre") in _COMPOSED and _is_byte_level(file)

@@ -191,7 +191,7 @@ def pinned(name: str, options: LoadOptions) -> LoadOptions:
 
 
 def _plain_format(name: str, options: LoadOptions) -> tuple[str, LoadOptions]:
-    """What transformers loads a backbone by, and how: of one in another format the folder in the cache."""
+    """The place that transformers loads a backbone from, and how: of one in another format, the cache."""
     if name in BUNDLED_MODELS:
         return str(BUNDLED_MODELS[name]()), options
     if not is_gguf(name):

@@ -16,6 +16,7 @@ gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 pytest.importorskip("accelerate", reason="transformers loads GGUF models with accelerate only")
 
 TEMPLATE = "{% for message in messages %}<s>{{ message['content'] }}</s>{% endfor %}"
+_KINDS = dict(zip((bool, int, float, str), map(gguf.GGUFValueType, (7, 4, 6, 8)), strict=True))
 _CONTROL = ("<pad>", "<s>", "</s>")
 
 
@@ -51,8 +52,10 @@ def write_gguf(
     writer = gguf.GGUFWriter(path, architecture)
     every = {**_header(model, architecture), **_vocabulary(), **(settings or {})}
     for name, value in every.items():
-        if value is not None:
-            writer.add_key_value(name, *_typed(value))
+        if isinstance(value, list):
+            writer.add_array(name, value)
+        elif value is not None:
+            writer.add_key_value(name, value, _KINDS[type(value)])
     change(writer)
     for name, values in {**_tensors(model, architecture), **(extra or {})}.items():
         if name not in missing:
@@ -63,15 +66,6 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def _typed(value: Any) -> tuple[Any, ...]:
-    kinds = gguf.GGUFValueType
-    scalar = {bool: kinds.BOOL, int: kinds.UINT32, float: kinds.FLOAT32, str: kinds.STRING}
-    element = scalar | {int: kinds.INT32}
-    if isinstance(value, list):
-        return value, kinds.ARRAY, element[type(value[0])]
-    return value, scalar[type(value)]
 
 
 def _header(model: PreTrainedModel, architecture: str) -> dict[str, Any]:

@@ -182,6 +182,11 @@ def test_words_of_llama_3_are_tokens_whether_merges_lead_to_them_or_not(tmp_path
     assert there.backend_tokenizer.model.ignore_merges
 
 
+def test_a_turn_ends_an_answer_too(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", model_of(), settings={"tokenizer.ggml.eot_token_id": 5})
+    assert converted(path).generation_config.eos_token_id == [2, 5]
+
+
 # ---- in hiermem
 
 
