@@ -22,7 +22,7 @@ _WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixt
 _WHOLE_WORDS |= {"jina-v5-nano", "tekken"}
 _COMPOSED = {"qwen2", "qwen35"}
 
-_PROBE = "  I'm HERE,it'S 12345 and\n\n1.5\t\n x½² 漢字かな Привет 🙂!!\r\n\n  def f(x):\n    return x+10  "
+_PROBE = "I'm HERE,it'S 12345 and\n\n1.5\t\n x½² 漢字かな Привет 🙂!!\r\n\n  def f(x):\n    return x+10  "
 
 
 def tokenizer_of(file: GgufFile) -> PreTrainedTokenizerBase:
@@ -38,6 +38,10 @@ def tokenizer_of(file: GgufFile) -> PreTrainedTokenizerBase:
     core = tokenizer.backend_tokenizer
     if split is not None:
         core.pre_tokenizer = split
+    if not file.get("tokenizer.ggml.add_space_prefix", True) and hasattr(
+        core.pre_tokenizer, "prepend_scheme"
+    ):
+        core.pre_tokenizer.prepend_scheme = "never"  # transformers puts a space before a text nevertheless
     if (normalizer := _normalizer(file)) is not None:
         core.normalizer = normalizer
     if file.get("tokenizer.ggml.pre") in _WHOLE_WORDS and _is_byte_level(file):
