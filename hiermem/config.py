@@ -74,7 +74,7 @@ class HierMemConfig(PreTrainedConfig):
     """Configuration of `HierMemModel`; each part's settings are documented beside that part.
 
     Attributes:
-        backbone: hub id or folder of the backbone, or the name of a bundled model.
+        backbone: hub id, folder or GGUF file of the backbone, or the name of a bundled model.
         backbone_revision: commit or tag of the backbone on the hub.
         format_version: layout of a saved model.
         segment: tokens that leave one record in the long-term memory.

@@ -1,124 +1,148 @@
-"""The conversion of a Llama model from a quantised GGUF file to the format of transformers."""
+"""The conversion of a model from a GGUF file to the format of transformers."""
 
 from __future__ import annotations
 
-import shutil
+import io
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hiermem.errors import InputError
+from hiermem.conversions import Conversion
+from hiermem.errors import HierMemError, InputError, first_line
+from hiermem.gguf_config import ROPE_FACTORS, check_settings, config_of
+from hiermem.gguf_file import GgufFile, check_gguf
+from hiermem.gguf_tokenizer import check_kept, check_splits, tokenizer_of
+from hiermem.retrieval.disk import check_room, sha256_of
 
 if TYPE_CHECKING:
-    import torch
-    from gguf import GGUFReader
-    from transformers import LlamaConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-_WEIGHTS = "model.safetensors"
-
-# GGUF tensor names to transformers ones; layer N's stand behind "blk.N." and "model.layers.N.".
-_GLOBAL_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-}
-_LAYER_NAMES = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.o_proj.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
-}
+FORMAT = 1
+"""Raised when the conversion writes something else, so that older folders are converted again."""
 
 
-def convert(gguf: Path, folder: Path) -> None:
-    """Write the model of a GGUF file into an empty folder, in the format of transformers.
+def gguf_folder(path: Path, sha256: str | None = None, progress: bool = True) -> Path:
+    """The folder in the cache with the model of a GGUF file (`hiermem.conversions`), named by its SHA-256.
+
+    Args:
+        path: the file.
+        sha256: what it must have; None: anything.
+        progress: whether to say so on stderr when it is converted.
 
     Raises:
-        InputError: the package gguf is not installed.
+        InputError: the file is missing, damaged, cut off, a part, of another hash, or of a kind that cannot
+            be converted; a package is missing; or the cache cannot be written.
     """
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
+    check_gguf(path)
+    digest = sha256_of(path)
+    if sha256 is not None and sha256.lower() != digest:
         raise InputError(
-            "Converting the bundled model needs the package gguf, which is not installed; "
-            "run `pip install gguf`."
+            f"The GGUF file {path} has the SHA-256 {digest}, not {sha256}: give the file that is meant."
+        )
+    facts = {"format": FORMAT, "source": {"file": path.name, "sha256": digest}}
+    conversion = Conversion(f"gguf-{digest}", facts, str(path), "a minute or more", partial(convert, path))
+    return conversion.folder(progress)
+
+
+def convert(gguf: Path, folder: Path, begin: Callable[[], None] = lambda: None) -> None:
+    """Write the model of a GGUF file into an empty folder, in the format of transformers.
+
+    Weights are dequantised in float32 and rounded to bf16, unless all of them are float32 in the file.
+
+    Args:
+        gguf: the file.
+        folder: an empty folder.
+        begin: called when the header was found to be right.
+
+    Raises:
+        InputError: a package is missing, the file cannot be read, or transformers cannot read such a model.
+        OSError: there is not enough room.
+    """
+    file = GgufFile(gguf)
+    if find_spec("accelerate") is None:
+        raise InputError(
+            "Converting a GGUF file needs the package accelerate, which is not installed; "
+            "run `pip install accelerate`."
+        )
+    check_settings(file)
+    check_splits(file)
+    width = 4 if file.is_exact() else 2
+    check_room(folder, width * sum(file.tensors().values()))
+    begin()
+    try:
+        with redirect_stderr(io.StringIO()):  # progress bars that cannot be switched off
+            tokenizer, config = tokenizer_of(file), config_of(file)
+            _plain(_loaded(file, config)).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            check_kept(tokenizer, folder)
+    except (HierMemError, OSError):
+        raise
+    except BaseException as error:
+        # Panics of tokenizers are no Exception; what stops a program is none either, and goes on.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(
+            f"The model of {gguf} could not be converted ({first_line(error)}): give a causal language model "
+            f"of a kind that transformers reads from GGUF files."
         ) from error
-    from safetensors.torch import save_file
-    from transformers import GenerationConfig
-
-    reader = GGUFReader(gguf)
-    config = _config(reader)
-    config.save_pretrained(folder)
-    GenerationConfig.from_model_config(config).save_pretrained(folder)
-    _tokenizer(gguf).save_pretrained(folder)
-    save_file(_weights(reader), folder / _WEIGHTS, metadata={"format": "pt"})
-    # save_file lets only the owner read; a shared cache needs the mode of the other files.
-    shutil.copymode(folder / "config.json", folder / _WEIGHTS)
+    for weights in folder.glob("*.safetensors"):  # only the owner may read them; a cache may be shared
+        weights.chmod((folder / "config.json").stat().st_mode)
 
 
-def _config(reader: GGUFReader) -> LlamaConfig:
-    """The configuration that the header of the GGUF file describes."""
-    from transformers import LlamaConfig
+def _loaded(file: GgufFile, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model as transformers reads it from the file.
 
-    def field(key: str) -> Any:
-        return reader.fields[key].contents()
-
-    return LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        dtype="bfloat16",
-        vocab_size=field("llama.vocab_size"),
-        hidden_size=field("llama.embedding_length"),
-        intermediate_size=field("llama.feed_forward_length"),
-        num_hidden_layers=field("llama.block_count"),
-        num_attention_heads=field("llama.attention.head_count"),
-        num_key_value_heads=field("llama.attention.head_count_kv"),
-        head_dim=field("llama.rope.dimension_count"),
-        max_position_embeddings=field("llama.context_length"),
-        rms_norm_eps=field("llama.attention.layer_norm_rms_epsilon"),
-        rope_parameters={"rope_type": "default", "rope_theta": field("llama.rope.freq_base")},
-        tie_word_embeddings=True,  # the file has no output.weight
-        bos_token_id=field("tokenizer.ggml.bos_token_id"),
-        eos_token_id=field("tokenizer.ggml.eos_token_id"),
-        pad_token_id=field("tokenizer.ggml.padding_token_id"),
-    )
-
-
-def _tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of the GGUF file, splitting text as SmolLM2 was trained to."""
-    from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # transformers ignores the header's tokenizer.ggml.pre = "smollm", which sets every digit
-    # apart; without it "\n\n1" becomes other tokens than those the model was trained on.
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    return tokenizer
-
-
-def _weights(reader: GGUFReader) -> dict[str, torch.Tensor]:
-    """The weights by transformers name, dequantised in float32 and rounded to bf16."""
+    Raises:
+        InputError: weights are missing, or the file has some that transformers passes over.
+    """
     import torch
-    from gguf import dequantize
+    from transformers import AutoModelForCausalLM, GgufConfig
 
-    head_size = int(reader.fields["llama.rope.dimension_count"].contents())
-    weights = {}
-    for tensor in reader.tensors:
-        weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type)).bfloat16()
-        if tensor.name in _GLOBAL_NAMES:
-            weights[_GLOBAL_NAMES[tensor.name]] = weight
-            continue
-        _, layer, name = tensor.name.split(".", 2)
-        if name in ("attn_q.weight", "attn_k.weight"):
-            # llama.cpp interleaves the two halves of a head that rotary positions turn together.
-            pairs = weight.view(-1, head_size // 2, 2, weight.shape[1])
-            weight = pairs.transpose(1, 2).reshape(weight.shape)
-        weights[f"model.layers.{layer}.{_LAYER_NAMES[name]}"] = weight
-    return weights
+    model, info = AutoModelForCausalLM.from_pretrained(
+        file.path.parent,
+        gguf_file=file.path.name,
+        config=config,
+        dtype=torch.float32 if file.is_exact() else torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+        output_loading_info=True,
+    )
+    missing = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
+    if missing:
+        raise InputError(
+            f"The GGUF file {file.path} has no weights {', '.join(sorted(missing)[:3])}, or has them in "
+            f"another shape: give a file with a whole model."
+        )
+    present = sum(weights for name, weights in file.tensors().items() if not _is_beside(name, config))
+    known = sum(parameter.numel() for parameter in model.parameters())
+    if present != known:
+        raise InputError(
+            f"The GGUF file {file.path} has {present} weights, and transformers' {type(model).__name__} has "
+            f"{known}: they are not the same model, so give the model's own folder."
+        )
+    return model
+
+
+def _is_beside(tensor: str, config: PreTrainedConfig) -> bool:
+    """Whether a tensor of a file is no weight of transformers' model of its own: a setting, a copy of the
+    embeddings, or of layers that predict later tokens."""
+    _, _, layer = tensor.partition("blk.")
+    number = layer.partition(".")[0]
+    extra = number.isdigit() and int(number) >= config.num_hidden_layers
+    copy = tensor == "output.weight" and config.tie_word_embeddings
+    return extra or copy or tensor == ROPE_FACTORS
+
+
+def _plain(loaded: PreTrainedModel) -> PreTrainedModel:
+    """The same model without the marks of a GGUF file, with which transformers refuses to save it."""
+    import torch
+
+    settings = loaded.config.to_dict()
+    settings.pop("quantization_config", None)
+    with torch.device("meta"):
+        model = type(loaded)(type(loaded.config)(**settings))
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
+    return model

@@ -1,4 +1,4 @@
-"""Finding a backbone: by hub id, folder or bundled name, in the dtype that the device is fast in."""
+"""Finding a backbone: by hub id, folder, GGUF file or bundled name, in a dtype that the device is fast in."""
 
 import os
 import platform
@@ -15,13 +15,17 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from hiermem.bundled import BUNDLED_MODELS
 from hiermem.config import HierMemConfig
 from hiermem.errors import BackboneUnsupportedError, HierMemError, InputError, first_line
+from hiermem.gguf_conversion import gguf_folder
+from hiermem.gguf_file import check_gguf, is_gguf
 from hiermem.load_options import LoadOptions
 from hiermem.model_files import check_files, read_json
 from hiermem.model_folder import finish
+from hiermem.retrieval.disk import sha256_of
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
 _SAVED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -58,7 +62,8 @@ def as_reachable(name: str, options: LoadOptions) -> LoadOptions:
 
 def _is_of_hub(name: str) -> bool:
     """Whether nothing here is called so, and a model on the hub may be."""
-    return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists() and name not in BUNDLED_MODELS
+    here = Path(name).exists() or is_gguf(name) or name in BUNDLED_MODELS
+    return bool(_HUB_ID.fullmatch(name)) and not here
 
 
 def saved_on_hub(name: str, options: LoadOptions) -> Path | None:
@@ -127,7 +132,7 @@ def load_backbone(
     """A backbone and its tokenizer; None where a saved model had none.
 
     Args:
-        name: hub id, folder or bundled name.
+        name: hub id, folder, GGUF file or bundled name.
         options: how to load it.
         saved_config: configuration of the backbone, where a saved model in the folder ``name`` holds its
             weights.
@@ -138,7 +143,7 @@ def load_backbone(
     """
     from transformers import AutoModelForCausalLM  # whose import imports hiermem.model, which imports this
 
-    path = str(BUNDLED_MODELS[name]()) if name in BUNDLED_MODELS else name
+    path, options = _plain_format(name, options)
     if os.path.isdir(path):
         check_files(Path(path, options.hub.get("subfolder", "")), inside=False)
     common = {**options.hub, "trust_remote_code": options.trust_remote_code}
@@ -146,7 +151,7 @@ def load_backbone(
     if saved_config is not None:  # sizes that differ are refused by name
         mapping = {"key_mapping": {r"^backbone\.": ""}, "ignore_mismatched_sizes": True}
     remedy = (
-        f"give a folder with a model, the id of one on the hub if you are online, or one of "
+        f"give a folder with a model, a GGUF file, the id of one on the hub if you are online, or one of "
         f"{', '.join(bundled_models())}"
     )
     with plainly(f"The model {name!r} could not be loaded", remedy):
@@ -168,6 +173,30 @@ def load_backbone(
             f"device: give device in place of device_map, or a smaller dtype"
         )
     return backbone, tokenizer
+
+
+def pinned(name: str, options: LoadOptions) -> LoadOptions:
+    """The options to load a GGUF file with: its SHA-256 is its revision, which saved models keep.
+
+    Raises:
+        InputError: it cannot be read, or an option does not go with it.
+    """
+    if "subfolder" in options.hub:
+        raise InputError(f"{name} is a file and has no subfolders: leave subfolder out.")
+    check_gguf(Path(name))
+    given = options.hub.get("revision")
+    if given is not None and not _SHA256.fullmatch(given):
+        raise InputError(f"The revision of a GGUF file is its SHA-256, 64 hexadecimal digits, not {given!r}.")
+    return replace(options, hub={**options.hub, "revision": given or sha256_of(Path(name))})
+
+
+def _plain_format(name: str, options: LoadOptions) -> tuple[str, LoadOptions]:
+    """The place that transformers loads a backbone from, and how: of one in another format, the cache."""
+    if name in BUNDLED_MODELS:
+        return str(BUNDLED_MODELS[name]()), options
+    if not is_gguf(name):
+        return name, options
+    return str(gguf_folder(Path(name), options.hub.get("revision"))), options.without("revision")
 
 
 def load_tokenizer(path: str | os.PathLike[str], options: LoadOptions) -> Any:

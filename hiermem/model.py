@@ -101,7 +101,8 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         """Load a plain backbone, a folder that `save_pretrained` wrote, or a bundled model.
 
         Args:
-            name_or_path: hub id, folder, or the name of a bundled model (`smollm2`).
+            name_or_path: hub id, folder, GGUF file (`*.gguf`, converted once into the cache; its `revision`
+                is its SHA-256), or the name of a bundled model (`smollm2`).
             config: settings of the memories; the default is the preset `full`, or what the folder holds.
             dtype: of the backbone; the default is its own, or float32 on a processor without bf16.
             device: where to compute; the default is a GPU if there is one.

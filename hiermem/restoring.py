@@ -15,12 +15,14 @@ from hiermem.config import HierMemConfig, check_config
 from hiermem.errors import InputError
 from hiermem.eviction_weights import AUTO, NONE, bundled, is_evolved, resolve_eviction_weights
 from hiermem.fingerprint import WeightsDigest
+from hiermem.gguf_file import is_gguf
 from hiermem.load_options import LoadOptions
 from hiermem.loading import (
     as_reachable,
     check_reference,
     load_backbone,
     load_tokenizer,
+    pinned,
     plainly,
     saved_model,
     saved_on_hub,
@@ -48,6 +50,9 @@ def load(
     if config is not None:
         check_config(config)
     name = os.fspath(name_or_path)
+    if is_gguf(name):
+        name = os.path.abspath(name)
+        options = pinned(name, options)
     folder = Path(name)
     local = os.path.isdir(folder)
     if local:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from hiermem import bundled
+from hiermem import bundled, conversions
 from hiermem.errors import InputError
 from hiermem.prompts import PromptText
 from hiermem.templates import frame
@@ -47,8 +47,9 @@ class FakeConversion:
         self.calls = 0
         self.error: BaseException | None = None
 
-    def __call__(self, gguf: Path, folder: Path) -> None:
+    def __call__(self, gguf: Path, folder: Path, begin: Callable[[], None]) -> None:
         self.calls += 1
+        begin()
         (folder / "config.json").write_text("{}")
         if self.error:
             raise self.error
@@ -107,20 +108,20 @@ def _delete_weights(folder: Path) -> None:
 
 
 def _delete_manifest(folder: Path) -> None:
-    (folder / bundled.MANIFEST).unlink()
+    (folder / conversions.MANIFEST).unlink()
 
 
 def _break_manifest(folder: Path) -> None:
-    (folder / bundled.MANIFEST).write_text('{"format": 1, "sou')
+    (folder / conversions.MANIFEST).write_text('{"format": 1, "sou')
 
 
 def _empty_manifest(folder: Path) -> None:
-    (folder / bundled.MANIFEST).write_text("[]")
+    (folder / conversions.MANIFEST).write_text("[]")
 
 
 def _age_manifest(folder: Path) -> None:
-    manifest = json.loads((folder / bundled.MANIFEST).read_text())
-    (folder / bundled.MANIFEST).write_text(json.dumps({**manifest, "format": 0}))
+    manifest = json.loads((folder / conversions.MANIFEST).read_text())
+    (folder / conversions.MANIFEST).write_text(json.dumps({**manifest, "format": 0}))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_failed_conversion_leaves_no_folder(
         bundled.smollm2_path()
     assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
     conversion.error = None
-    assert (bundled.smollm2_path() / bundled.MANIFEST).is_file()
+    assert (bundled.smollm2_path() / conversions.MANIFEST).is_file()
 
 
 def test_rests_of_a_killed_process_are_swept_up(conversion: FakeConversion) -> None:
@@ -174,11 +175,11 @@ def test_two_processes_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     script = f"""
         import time
         from pathlib import Path
-        from hiermem import bundled
+        from hiermem import bundled, conversions
 
         root = Path({str(tmp_path)!r})
 
-        def convert(gguf, folder):
+        def convert(gguf, folder, begin):
             with (root / "calls").open("a") as calls:
                 calls.write("x")
             time.sleep(1.0)
@@ -216,7 +217,7 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, own: str, shared: str, ex
     monkeypatch.setenv("HIERMEM_CACHE", own)
     monkeypatch.setenv("XDG_CACHE_HOME", shared)
     monkeypatch.setattr(Path, "home", lambda: Path("/me"))
-    assert bundled._cache_dir() == Path(expected)
+    assert conversions.cache_dir() == Path(expected)
 
 
 # --- the package that holds the model ------------------------------------------------------------
@@ -300,7 +301,7 @@ def tokenizer(smollm2: Path) -> Any:
 @needs_package
 def test_manifest_says_where_the_model_came_from(smollm2: Path) -> None:
     gguf, version = bundled._find_gguf()
-    manifest = json.loads((smollm2 / bundled.MANIFEST).read_text())
+    manifest = json.loads((smollm2 / conversions.MANIFEST).read_text())
     assert manifest["model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert manifest["licence"] == "Apache-2.0"
     assert manifest["source"] == {
@@ -309,7 +310,7 @@ def test_manifest_says_where_the_model_came_from(smollm2: Path) -> None:
         "file": gguf.name,
         "sha256": hashlib.sha256(gguf.read_bytes()).hexdigest(),
     }
-    assert set(manifest["files"]) == {path.name for path in smollm2.iterdir()} - {bundled.MANIFEST}
+    assert set(manifest["files"]) == {path.name for path in smollm2.iterdir()} - {conversions.MANIFEST}
 
 
 @pytest.mark.real
@@ -398,13 +399,12 @@ def test_logits_equal_those_of_the_gguf_loader_of_transformers(model: Any) -> No
 @pytest.mark.real
 @needs_package
 def test_changed_weights_are_converted_again_to_the_same_bytes(smollm2: Path) -> None:
-    expected = (smollm2 / bundled.MANIFEST).read_text()
+    expected = (smollm2 / conversions.MANIFEST).read_text()
     with (smollm2 / "model.safetensors").open("r+b") as file:
         file.seek(-1000, 2)
         file.write(b"\xff")
-    assert not bundled._is_intact(smollm2, json.loads(expected)["source"]["sha256"])
     assert bundled.smollm2_path(progress=False) == smollm2
-    assert (smollm2 / bundled.MANIFEST).read_text() == expected
+    assert (smollm2 / conversions.MANIFEST).read_text() == expected
 
 
 # --- the language reference ----------------------------------------------------------------------

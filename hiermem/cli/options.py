@@ -50,7 +50,7 @@ Document = Annotated[
         help="A UTF-8 text file, - for standard input, or python-reference.", callback=checked_document
     ),
 ]
-Model = Annotated[str, typer.Option(help="Hub id or folder of a model, or smollm2 (bundled).")]
+Model = Annotated[str, typer.Option(help="Hub id or folder of a model, a GGUF file, or smollm2 (bundled).")]
 Preset = Annotated[
     str | None,
     typer.Option(
