@@ -14,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import transformers
 
 from hiermem import registering
 
@@ -203,7 +202,7 @@ def test_an_older_transformers_stays_usable(monkeypatch: pytest.MonkeyPatch) -> 
     assert any(each.startswith(f"transformers>={registering.OLDEST},") for each in project["dependencies"])
     monkeypatch.setitem(sys.modules, "transformers.models.auto.modeling_auto", ModuleType("auto"))
     monkeypatch.setitem(sys.modules, "transformers.models.auto.configuration_auto", ModuleType("auto"))
-    monkeypatch.setattr(transformers, "__version__", "5.2.0")
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "5.2.0")
     with pytest.warns(UserWarning, match=r"transformers 5\.18 or newer: this is 5\.2\.0"):
         registering.register_with_transformers()
 
