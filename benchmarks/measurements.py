@@ -5,13 +5,15 @@ the size of Qwen2.5 0.5B and Gemma 3 270M.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 READ, DECODED = 380, 12
 """Tokens of smollm2 a second, read and decoded, by one core without bf16 units."""
 SMOLLM2 = "smollm2"
-PEERS = ("streamingllm", "snapkv", "tova", "expected-attention", "keydiff", "kvzip")
+DTYPE = ("--dtype", "float32")
+"""The same on every machine: figures of several dtypes never stand in one table."""
+PEERS = ("streamingllm", "snapkv", "tova", "expected-attention", "keydiff", "knorm", "kvzip")
 PEER_PROMPTS = {"needles": ("24", ("0.25",), 7.0), "ruler-4k": ("1", ("0.25", "0.50", "0.75"), 5.0)}
 """Dumped prompts that kvpress is asked: how many, shares that are kept, and minutes of each."""
 PEER_PYTHON = ".venv-peers/bin/python"
@@ -52,7 +54,8 @@ class Measurement:
         words: the command; ``{out}`` stands for its file, ``{folder}`` for the folder of all.
         minutes: about how long it takes one core.
         ending: of the file.
-        alone: whether what runs beside it would spoil its figures.
+        alone: whether it runs before all others and with nothing beside: what is made for them, and what
+            would be spoilt.
         needs: the measurement whose file it reads.
     """
 
@@ -88,7 +91,9 @@ def hiermem(name: str, backbone: Backbone, took: float, *words: str) -> Measurem
     own = backbone.name == SMOLLM2
     model = () if own else ("--model", backbone.option)
     return Measurement(
-        name if own else f"{backbone.name}-{name}", ("hiermem", *words, *model, "--out", "{out}"), took
+        name if own else f"{backbone.name}-{name}",
+        ("hiermem", *words, *model, *DTYPE, "--out", "{out}"),
+        took,
     )
 
 
@@ -128,6 +133,15 @@ def of_questions(data: Path, backbone: Backbone) -> Iterator[Measurement]:
         for method in ("hiermem", "bm25", "full"):
             read = {"hiermem": 55_000, "bm25": 0, "full": 110_000}[method]
             yield qa(f"qa-kv-{method}", 10, read, "kv-retrieval", "--method", method)
+    if own:
+        book = str(data / "pg19" / "test" / "2544.txt")
+        script = ("python", "benchmarks/prose.py", book, "{folder}/prose")
+        yield Measurement("prose", script, 1, ending="/document.txt", alone=True)
+    for method in ("hiermem", "bm25", "dense", "hybrid", "closed"):
+        took = minutes(30_000 if method == "hiermem" else 0, 20) * backbone.slowness
+        words = ("--data", "{folder}/prose", "--method", method)
+        asked = hiermem(f"qa-prose-{method}", backbone, took, "eval", "qa", *words)
+        yield replace(asked, needs="prose")
     for folder, length in (("qmsum", 13_000), ("squality", 7_000)) if own else (("squality", 7_000),):
         for method in ("hiermem", "bm25", "truncated"):
             limit = backbone.some(10)
@@ -289,7 +303,7 @@ def of_peers(data: Path) -> Iterator[Measurement]:
     needles = ("eval", "needles", "--data", books, "--length", "2000", "--limit", "100")
     for name, words in (("needles", needles), ("ruler-4k", ruler)):
         dump = ("hiermem", *words, "--dump", "{out}")
-        yield Measurement(name, dump, 1, ending=".jsonl")
+        yield Measurement(name, dump, 1, ending=".jsonl", alone=True)
     for keep in ("0.25", "0.50", "0.75"):
         for policy in ("window", "attention", "namm"):
             words = (*ruler, "--method", "pruned", "--policy", policy, "--keep", keep)
@@ -331,7 +345,7 @@ def of_heads(data: Path) -> Iterator[Measurement]:
             "2k": ("--policy", "full_cache", "--window", "2048"),
             "stream": ("--policy", "attention", "--budget", "512"),
         }.items():
-            words = (*books, "--dtype", "float32", *words)
+            words = (*books, *words)
             yield hiermem(f"pg19-heads-{name}-{part}", own, minutes(33_000), *words)
 
 
