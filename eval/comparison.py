@@ -1,7 +1,7 @@
 """Which results may be compared, and what they are called: nothing of other settings stands in one table."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ METHOD_SETTINGS = frozenset(
     "parameters adapter model encoder".split()
 )
 """Settings that say how was answered; beside them, all parts of the model's configuration."""
-_SHOWN_FIRST = ("backbone", "dtype", "device", "split", "limit", "seed")
+_SHOWN_FIRST = ("backbone", "dataset", "folder", "dtype", "device", "split", "language", "limit", "seed")
+_PLAIN = ("backbone", "dataset", "folder", "dtype", "device")
+_HASH = "data"
 _MIXED = ("pruned", "compressed")
 _UNBOUNDED = ("full_cache", "segment_local", "none", "forget")
 """Policies that no budget binds, by their names in new and in old results."""
@@ -48,10 +50,14 @@ def grouped(reports: Sequence[Report], told: Collection[str] = ()) -> list[tuple
         key = json.dumps(ground, sort_keys=True)
         groups[key].append(report)
         grounds[key] = ground
-    keys = sorted({key for ground in grounds.values() for key in ground} - set(_SHOWN_FIRST))
+    keys = sorted({key for ground in grounds.values() for key in ground} - {*_SHOWN_FIRST, _HASH})
     differ = [k for k in keys if len({json.dumps(ground.get(k)) for ground in grounds.values()}) > 1]
-    shown = [*_SHOWN_FIRST, *differ]
-    return [(_in_words(grounds[key], shown), members) for key, members in groups.items()]
+    words = {key: _in_words(ground, (*_SHOWN_FIRST, *differ)) for key, ground in grounds.items()}
+    counts = Counter(words.values())
+    for key, ground in grounds.items():
+        if counts[words[key]] > 1:  # nothing but the hash of their data tells them apart
+            words[key] = _in_words(ground, (*_SHOWN_FIRST, *differ, _HASH))
+    return [(words[key], members) for key, members in groups.items()]
 
 
 def _in_words(ground: dict[str, Any], shown: Sequence[str]) -> str:
@@ -61,8 +67,7 @@ def _in_words(ground: dict[str, Any], shown: Sequence[str]) -> str:
         if value in (None, "") or (key, value) == ("device", "cpu"):
             continue
         listed = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        plain = key in ("backbone", "dtype", "device")
-        words.append(listed if plain else f"{key.replace('_', ' ')} {listed}")
+        words.append(listed if key in _PLAIN else f"{key.replace('_', ' ')} {listed}")
     return ", ".join(words)
 
 

@@ -46,7 +46,7 @@ class QuestionAnswering(DocumentTask):
 
     name = "qa"
     title = "Questions about long documents"
-    headline = "f1"
+    headline = "contains"
     max_new_tokens = 64
     names_evidence = True
 
