@@ -112,9 +112,11 @@ def _part(task: str, reports: Sequence[Report], folder: Path) -> tuple[list[str]
 
 
 def _copied(path: Path, report: Report) -> Path:
-    """Write a copy of a result with the numbers of its examples alone; returns its path."""
+    """Write a copy of a result with its examples' numbers and conditions alone; returns its path."""
+    section = _sections().get(report["task"], Section)
+    conditions = (section.axis, section.by)
     examples = [
-        {name: value for name, value in example.items() if isinstance(value, int | float)}
+        {n: value for n, value in example.items() if n in conditions or isinstance(value, int | float)}
         for example in report.get("examples", ())
     ]
     small = {**report, "examples": examples} if examples else report

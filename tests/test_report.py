@@ -371,9 +371,14 @@ def test_copies_hold_all_that_the_page_shows_and_no_texts(tmp_path: Path) -> Non
     copy = written[-1].read_text("utf-8")
     assert "long text" not in copy and "more" not in copy
     assert json.loads(copy)["examples"] == [{"nll": 1.0}, {"nll": 3.0}]
+    row = {"task": "vt", "length": 4096}
+    asked = [{**row, **COSTS, "score": 1.0, "answer": "a long text"}]
+    scored = [{**row, "score": 1.0, "n": 1}]
+    write(results, "ruler", "ruler", {"score": 1.0}, {"system": "full"}, rows=scored, examples=asked)
+    build(results, tmp_path / "page.md", copies)  # and once more
+    assert "| 640 | 2.00 | 0.500 |" in (tmp_path / "page.md").read_text()
     build(copies, tmp_path / "again.md")
     assert (tmp_path / "again.md").read_text() == (tmp_path / "page.md").read_text()
-    build(results, tmp_path / "page.md", copies)  # and once more
     (copies / "full.json").write_text("mine")
     with pytest.raises(InputError, match="would be lost: give another to --copies"):
         build(results, tmp_path / "page.md", copies)
