@@ -31,10 +31,13 @@ class Method(ABC, Generic[Context]):
     Attributes:
         name: by which a command takes it.
         takes: options of the commands that are arguments of the constructor.
+        model_options: options of the model's configuration that it depends on, beside `preset` and `chunk`,
+            with which every prompt is read.
     """
 
     name: ClassVar[str]
     takes: ClassVar[tuple[str, ...]] = ()
+    model_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: "HierMemModel") -> None:
         self.model = model
@@ -120,3 +123,19 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             raise InputError(
                 f"The method {name} takes no --{option}, only {', '.join(users)}: leave --{option} out."
             )
+
+
+def check_model_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse an option of the model's configuration that the method would not use.
+
+    Args:
+        name: of a method; what is none is the bare backbone.
+        options: of the command line, with its defaults.
+
+    Raises:
+        InputError: one that was given is not used.
+    """
+    used = METHODS[name].model_options if name in METHODS else ()
+    for option, value in options.items():
+        if value not in (None, [], "auto") and option not in ("preset", "chunk", *used):
+            raise InputError(f"The method {name} does not use --{option.replace('_', '-')}: leave it out.")

@@ -268,6 +268,20 @@ def register(task: _Registered) -> _Registered:
     return task
 
 
+def method_option(*own: str) -> Any:
+    """The field that chooses a method; None until the task is made.
+
+    Args:
+        own: methods of this task alone, for the help.
+    """
+    peers = ", ".join((*PEERS, *own))
+    return option(
+        None,
+        help=f"hiermem, or a peer: {peers}; default: hiermem, or pruned where --keep is given.",
+        alias="--system",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnswerTask(Task):
     """A task whose questions hiermem and other methods answer around the same backbone."""
@@ -275,11 +289,7 @@ class AnswerTask(Task):
     model_options = ("preset", "policy", "policy_set", "budget", "segment", "chunk", "top_k", "evictor")
     of_tiers = True
 
-    method: str = option(
-        None,  # until it is made
-        help=f"hiermem, or a peer: {', '.join(PEERS)}; default: hiermem, or pruned where --keep is given.",
-        alias="--system",
-    )
+    method: str = method_option()
     keep: float | None = option(
         None, help="Share of a text that --method pruned or compressed keeps.", least=0.0, most=1.0
     )
@@ -305,6 +315,15 @@ class AnswerTask(Task):
         check_options(self.method, self.method_options())
         if self.keep == 0:
             raise InputError("A share of 0 keeps nothing: raise --keep.")
+
+    def configuration_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The same; what the method would not use is refused."""
+        from hiermem.eval.methods import check_model_options
+
+        check_model_options(self.method, options)
+        if self.keep is not None and options["budget"] is not None:
+            raise InputError("--keep takes the place of --budget: leave one of them out.")
+        return options
 
     def configure(self, config: "HierMemConfig") -> "HierMemConfig":
         from hiermem.eval.methods import METHODS

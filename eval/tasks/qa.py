@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hiermem.eval.answer_match import ENGLISH, contains, exact_match, token_f1
 from hiermem.eval.metrics import accuracy, bootstrap, means
 from hiermem.eval.qa_data import Pool, PoolQuestion, load_pools, split_of
-from hiermem.eval.tasks.base import option, register
+from hiermem.eval.tasks.base import method_option, option, register
 from hiermem.eval.tasks.documents import HIERMEM, Document, DocumentTask, Question
 
 if TYPE_CHECKING:
@@ -63,11 +63,7 @@ class QuestionAnswering(DocumentTask):
     abstain: bool = option(
         False, help="Leave half of the paragraphs out, and ask their questions too: is it noticed?"
     )
-    method: str = option(
-        HIERMEM,
-        help="hiermem, or a peer, as every task of answers takes; or right (the right paragraph alone).",
-        alias="--system",
-    )
+    method: str = method_option("right (the right paragraph alone)")
 
     def configure(self, config: HierMemConfig) -> HierMemConfig:
         """The same with this task's prompt."""
