@@ -14,7 +14,7 @@ METHOD_SETTINGS = frozenset(
     "parameters adapter model encoder".split()
 )
 """Settings that say how was answered; beside them, all parts of the model's configuration."""
-_SHOWN_FIRST = ("backbone", "dtype", "device", "split", "limit", "seed")
+_SHOWN_FIRST = ("backbone", "dtype", "device", "dataset", "split", "limit", "seed")
 _MIXED = ("pruned", "compressed")
 _UNBOUNDED = ("full_cache", "segment_local", "none", "forget")
 """Policies that no budget binds, by their names in new and in old results."""
