@@ -118,8 +118,8 @@ def _mean_of(figures: Sequence[Figure]) -> Figure:
     intervals = {
         name: _interval_of(values[name], [f.intervals.get(name) for f in figures]) for name in values
     }
-    known = {name: interval for name, interval in intervals.items() if interval is not None}
-    return Figure(figures[0].at, None, values, known, sum(f.n for f in figures), costs)
+    intervals_of_all = {name: interval for name, interval in intervals.items() if interval is not None}
+    return Figure(figures[0].at, None, values, intervals_of_all, sum(f.n for f in figures), costs)
 
 
 def _interval_of(mean: float, parts: Sequence[Sequence[float] | None]) -> tuple[float, float] | None:

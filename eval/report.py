@@ -79,13 +79,13 @@ def _sections() -> dict[str, type[Section]]:
 
 def _first_tables(by_task: dict[str, list[Report]]) -> list[str]:
     """All headlines, and the value of each tier."""
-    known = {_sections()[name]: reports for name, reports in by_task.items() if name in _sections()}
+    results = {_sections()[name]: reports for name, reports in by_task.items() if name in _sections()}
     lines: list[str] = []
     for title, part, words in (
         ("All tasks", overview, _OVERVIEW),
         ("The value of each tier", value_of_tiers, _TIERS),
     ):
-        found = part(known)
+        found = part(results)
         lines += [f"## {title}", "", words, "", *found, ""] if found else []
     return lines
 

@@ -94,10 +94,10 @@ def new_method(name: str, model: "HierMemModel", **options: Any) -> Method[Any]:
         InputError: there is no method of that name, it takes no such option, or needs another.
     """
     check_method(name, tuple(METHODS))
-    kind, given = METHODS[name], {key: value for key, value in options.items() if value is not None}
-    check_options(name, given)
-    kind.check(model.config, given)
-    return kind(model, **given)
+    kind, arguments = METHODS[name], {key: value for key, value in options.items() if value is not None}
+    check_options(name, arguments)
+    kind.check(model.config, arguments)
+    return kind(model, **arguments)
 
 
 def check_method(name: str, choices: Sequence[str]) -> None:

@@ -268,13 +268,13 @@ def register(task: _Registered) -> _Registered:
     return task
 
 
-def method_option(*own: str) -> Any:
+def method_option(*more: str) -> Any:
     """The field that chooses a method; None until the task is made.
 
     Args:
-        own: methods of this task alone, for the help.
+        more: methods of this task alone, for the help.
     """
-    peers = ", ".join((*PEERS, *own))
+    peers = ", ".join((*PEERS, *more))
     return option(
         None,
         help=f"hiermem, or a peer: {peers}; default: hiermem, or pruned where --keep is given.",

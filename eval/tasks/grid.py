@@ -67,8 +67,8 @@ class GridTask(DocumentTask):
         """All options, the method under the name that it has in every result."""
         values = super().settings(data, config)
         of_method = {entry.name for entry in fields(AnswerTask)}
-        own = {name: value for name, value in values.items() if name not in of_method}
-        return own | {"system": self.method, **self.method_options()}
+        settings = {name: value for name, value in values.items() if name not in of_method}
+        return settings | {"system": self.method, **self.method_options()}
 
     def places(self) -> Iterator[Place]:
         """Every text, cell by cell."""

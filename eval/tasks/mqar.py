@@ -115,12 +115,12 @@ def distinct_words(count: int, rng: random.Random) -> list[str]:
     return list(words)
 
 
-def other_words(tokenizer: Any, tokens: int, known: Collection[str], rng: random.Random) -> list[str]:
-    """So many tokens of words that are not known; no word where there is no room for one."""
+def other_words(tokenizer: Any, tokens: int, taken: Collection[str], rng: random.Random) -> list[str]:
+    """So many tokens of words that are not taken; no word where there is no room for one."""
     drawn: list[str] = []
     while tokens > 0:
         word = new_word(rng)
-        if word not in known:
+        if word not in taken:
             drawn.append(word)
             tokens -= len(encode(tokenizer, f" {word}"))
     return drawn

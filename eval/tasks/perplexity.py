@@ -84,17 +84,17 @@ class Perplexity(PerplexityTask):
         if self.data.is_file():
             return [self.data]
         if self.split is None:
-            files, wanted = sorted(self.data.glob("*.txt")), "*.txt"
+            files, pattern = sorted(self.data.glob("*.txt")), "*.txt"
         else:
             wiki = f"wiki.{WIKITEXT.get(self.split, self.split)}.*"
-            files, wanted = sorted((self.data / self.split).glob("*.txt")), f"{self.split}/*.txt or {wiki}"
+            files, pattern = sorted((self.data / self.split).glob("*.txt")), f"{self.split}/*.txt or {wiki}"
             found = sorted(self.data.glob(wiki))
             if len(found) + bool(files) > 1:
                 names = ", ".join(str(file.relative_to(self.data)) for file in (*files[:1], *found))
                 raise InputError(f"{self.data} holds more than one {self.split} text ({names}): give a file.")
             files = files or found
         if not files:
-            raise InputError(f"There is no text {wanted} in {self.data}: give a folder of texts, or a file.")
+            raise InputError(f"There is no text {pattern} in {self.data}: give a folder of texts, or a file.")
         return files
 
 

@@ -87,12 +87,12 @@ class QuestionAnswering(DocumentTask):
             yield from (repr(question) for question in pool.questions)
 
     def settings(self, data: Sequence[Pool], config: HierMemConfig) -> dict[str, Any]:
-        asked, document = self._languages
+        language, document_language = self._languages
         return {
             "dataset": self.data.name,
             "split": split_of(self.data, self.split),
-            "language": asked,
-            "document_language": document,
+            "language": language,
+            "document_language": document_language,
             "limit": self.limit,
             "seed": self.seed,
             "abstain": self.abstain,
@@ -103,8 +103,8 @@ class QuestionAnswering(DocumentTask):
     @property
     def _languages(self) -> tuple[str, str]:
         """Of the questions and of the document."""
-        asked = self.language or ENGLISH
-        return asked, self.document_language or asked
+        language = self.language or ENGLISH
+        return language, self.document_language or language
 
     def documents(self, model: HierMemModel, data: Sequence[Pool]) -> list[Document]:
         return [Document(pool.text, [_question(pool, each) for each in pool.questions]) for pool in data]
@@ -162,7 +162,7 @@ def told_apart(rows: Sequence[Row]) -> tuple[list[bool], list[bool], list[bool]]
     Returns, of questions said to be found, whether each has an answer; of those with an answer, and of those
     without, whether each is said to be found.
     """
-    said = [bool(row["answers"]) for row in rows if row["found"]]
+    found = [bool(row["answers"]) for row in rows if row["found"]]
     held = [row["found"] for row in rows if row["answers"]]
     lacking = [row["found"] for row in rows if not row["answers"]]
-    return said, held, lacking
+    return found, held, lacking

@@ -133,8 +133,8 @@ class Ruler(DocumentTask):
         return needed
 
     def texts(self, data: Texts) -> list[str]:
-        asked = (text for pool in data.pools.values() for text in (pool.text, *map(str, pool.questions)))
-        return [data.haystack or "", *asked]
+        pools = (text for pool in data.pools.values() for text in (pool.text, *map(str, pool.questions)))
+        return [data.haystack or "", *pools]
 
     def settings(self, data: Texts, config: HierMemConfig) -> dict[str, Any]:
         settings: dict[str, Any] = {"tasks": self.names, "lengths": self.length, "limit": self.limit}
