@@ -305,6 +305,20 @@ def test_the_interval_of_a_mean_over_kinds_is_narrower_than_theirs() -> None:
     assert (low, high) == (pytest.approx(0.125 - half), pytest.approx(0.125 + half))
 
 
+def test_the_interval_of_few_answers_is_not_that_of_sure_ones() -> None:
+    """One answer of each kind, each sure of itself: only the kinds tell how much they vary."""
+    report = kinds("bm25", *"abcdefgh")
+    report["rows"] = [
+        {**row, "score": place % 2, "n": 1, "interval": [place % 2] * 2}
+        for place, row in enumerate(report["rows"])
+    ]
+    (mean,) = conditions(Kinds.figures(report)).values()
+    low, high = mean.intervals["score"]
+    assert mean.values["score"] == 0.5 and 0.1 <= low < 0.3 and 0.7 < high <= 0.9
+    (alone,) = conditions(Kinds.figures({**report, "rows": report["rows"][:1]})).values()
+    assert not alone.intervals
+
+
 class Kinds(Section):
     headline = "score"
     axis = "length"
