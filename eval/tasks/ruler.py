@@ -140,7 +140,7 @@ class Ruler(DocumentTask):
         settings: dict[str, Any] = {"tasks": self.names, "lengths": self.length, "limit": self.limit}
         settings["seed"] = self.seed
         settings["haystack"] = None if self.haystack is None else Path(self.haystack).name
-        if self.qa is not None:
+        if self.qa is not None and data.pools:
             settings |= {"qa": self.qa.name, "split": self.split}
         settings["differs"] = differences(self.names)
         return {**settings, "system": self.method, **self.method_options()}
