@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -62,6 +62,12 @@ class GridTask(DocumentTask):
             values = getattr(self, name)
             if len(set(values)) < len(values) or not values:
                 raise InputError(f"--{name} takes at least one number, and none twice.")
+
+    def load(self, config: HierMemConfig) -> Any:
+        """Nothing: by default, all texts are made."""
+
+    def texts(self, data: Any) -> Iterable[str]:
+        return ()
 
     def settings(self, data: Any, config: HierMemConfig) -> dict[str, Any]:
         """All options, the method under the name that it has in every result."""
