@@ -114,8 +114,11 @@ def of_questions(data: Path, backbone: Backbone) -> Iterator[Measurement]:
         for passages in (4, 1) if own and method != "hybrid" else (4,):
             shown = ("--method", method, "--passages", str(passages))
             yield qa(f"qa-nq-{method}-{passages}", asked, 0, "nq", *shown)
-    for method in ("closed", "truncated", "streaming") if own else ("closed",):
+    for method in ("right", "closed", "truncated", "streaming") if own else ("right", "closed"):
         yield qa(f"qa-nq-{method}", asked, 0, "nq", "--method", method)
+    for name, words in (("hmt", ()), ("rmt", ("--set", "summary.last=1"))) if own else ():
+        whole = ("--model", "smollm2-hmt", "--method", "pruned", *words)
+        yield qa(f"qa-nq-{name}", 25, 2 * nq, "nq", *whole)
     for method in ("hiermem", "bm25"):
         read = nq if method == "hiermem" else 0
         yield qa(f"qa-abstain-{method}", 50, read / 2, "nq", "--abstain", "--method", method)
@@ -224,7 +227,7 @@ def of_texts(data: Path, backbone: Backbone) -> Iterator[Measurement]:
     """Perplexity, needles and questions about abstracts: what a bounded cache loses."""
     own, books = backbone.name == SMOLLM2, str(data / "pg19")
     tokens = "32768" if own else "8192"
-    policies = ("window", "attention", "namm") if own else ("window", "attention")
+    policies = ("window", "attention", "namm", "h2o", "l2_norm") if own else ("window", "attention")
     took = minutes(4 * int(tokens)) * backbone.slowness
     chosen = ("eval", "pg19", "--data", books, "--max-tokens", tokens)
     for policy in policies:
@@ -261,14 +264,17 @@ def of_texts(data: Path, backbone: Backbone) -> Iterator[Measurement]:
 
 
 def of_tiers(data: Path) -> Iterator[Measurement]:
-    """The trained model as shipped, with each tier left out, and with each alone."""
-    full = Backbone()
+    """The trained model with all tiers before a question, with each left out, and with each alone.
+
+    As shipped, recalled passages stand before a question alone, and no other tier reaches the answer.
+    """
+    full, together = Backbone(), ("--set", "asking.working=true")
     parts: dict[str, tuple[str, ...]] = {"all": ()}
     for tier, off in TIERS.items():
         parts[f"without-{tier}"] = off
         parts[f"{tier}-alone"] = tuple(word for other in TIERS if other != tier for word in TIERS[other])
     for name, words in parts.items():
-        model = ("--model", "smollm2-full", *words)
+        model = ("--model", "smollm2-full", *together, *words)
         nq = ("eval", "qa", "--data", str(data / "nq"), "--limit", "25", *model)
         yield hiermem(f"tiers-nq-{name}", full, minutes(100_000, 25), *nq)
         sizes = ("--lengths", "1024,8192", "--limit", "5", "--seed", "1")
@@ -286,6 +292,7 @@ def of_policies(data: Path) -> Iterator[Measurement]:
         "isolated": ("--policy", "full", "--window", "512"),
         "sensory": ("--policy", "full", "--window", "512", "--overlap", "32"),
         "hmt": ("--model", "smollm2-hmt"),
+        "rmt": ("--model", "smollm2-hmt", "--set", "summary.last=1"),
         "full-memory": ("--model", "smollm2-full"),
         "full-attention-memory": ("--model", "smollm2-full", "--policy", "attention"),
     }.items():
@@ -305,7 +312,7 @@ def of_peers(data: Path) -> Iterator[Measurement]:
         dump = ("hiermem", *words, "--dump", "{out}")
         yield Measurement(name, dump, 1, ending=".jsonl", alone=True)
     for keep in ("0.25", "0.50", "0.75"):
-        for policy in ("window", "attention", "namm"):
+        for policy in ("window", "attention", "namm", "h2o", "l2_norm"):
             words = (*ruler, "--method", "pruned", "--policy", policy, "--keep", keep)
             yield hiermem(f"ruler-4k-{policy}-{keep[2:]}", own, minutes(53_000, 13, 60, 0), *words)
     for prompts, (limit, keeps, took) in PEER_PROMPTS.items():

@@ -60,11 +60,11 @@ def contains(text: str, right: Sequence[str], language: str = ENGLISH) -> bool:
 
 def best(score: Callable[[str, str], float], text: str, right: Sequence[str], language: str) -> float:
     """The highest score of a text against any of the right ones, all normalised; 0 where there are none."""
-    given = normalised(text, language)
-    return max((score(given, normalised(answer, language)) for answer in right), default=0.0)
+    normal = normalised(text, language)
+    return max((score(normal, normalised(answer, language)) for answer in right), default=0.0)
 
 
-def _f1(given: str, right: str) -> float:
-    tokens, wanted = given.split(), right.split()
-    same = sum((Counter(tokens) & Counter(wanted)).values())
-    return 2 * same / (len(tokens) + len(wanted)) if same else 0.0
+def _f1(answer: str, right: str) -> float:
+    tokens, right_tokens = answer.split(), right.split()
+    same = sum((Counter(tokens) & Counter(right_tokens)).values())
+    return 2 * same / (len(tokens) + len(right_tokens)) if same else 0.0

@@ -101,8 +101,8 @@ def is_right(output: str, question: str, answer: str, words: frozenset[str], ord
         ordered: whether the order counts, and how often a word is named.
     """
     sentence = re.split(r"\.|<context>|<example>", output.casefold())[0]
-    asked = set(re.findall(r"\w+", question.casefold()))
-    named = [word for word in re.findall(r"\w+", sentence) if word in words and word not in asked]
+    question_words = set(re.findall(r"\w+", question.casefold()))
+    named = [word for word in re.findall(r"\w+", sentence) if word in words and word not in question_words]
     parts = _parts(answer)
     return named == parts if ordered else set(named) == set(parts)
 

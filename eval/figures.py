@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from hiermem.eval.comparison import Report
+from hiermem.eval.metrics import bootstrap
 from hiermem.eval.tables import between, cell
 
 COSTS = {"prompt_tokens": "prompt tokens", "live_bytes": "live MiB", "first_token_seconds": "first token, s"}
 """Costs of an answer by their names in results, as tables call them."""
+FEW = 5
+"""Fewer answers than these say too little of how much they vary: two that are both right would be sure."""
 _NO_SCORES = ("n", "interval", "intervals", *COSTS)
 
 
@@ -44,7 +47,8 @@ def of_metrics(report: Report) -> Figure:
     """The scores of a result as a whole."""
     metrics = report["metrics"]
     costs = {name: float(value) for name, value in report.get("costs", {}).items() if name in COSTS}
-    return Figure(None, None, _numbers(metrics), report.get("intervals", {}), report["n"] + 0, costs)
+    intervals = report.get("intervals", {}) if report["n"] > 1 else {}
+    return Figure(None, None, _numbers(metrics), intervals, report["n"] + 0, costs)
 
 
 def of_row(report: Report, row: Mapping[str, Any], axis: str | None, by: str | None, metric: str) -> Figure:
@@ -63,7 +67,7 @@ def of_row(report: Report, row: Mapping[str, Any], axis: str | None, by: str | N
     if metric and metric not in values:
         raise TypeError(f"a row without {metric}")
     intervals = dict(row.get("intervals", {}))
-    if "interval" in row:
+    if "interval" in row and row["n"] > 1:
         intervals[metric] = row["interval"]
     examples = report.get("examples", ())
     same = [each for each in examples if all(each.get(name) == row[name] for name in conditions)]
@@ -115,18 +119,21 @@ def _mean_of(figures: Sequence[Figure]) -> Figure:
         }
 
     values, costs = means([f.values for f in figures]), means([f.costs for f in figures])
-    intervals = {
-        name: _interval_of(values[name], [f.intervals.get(name) for f in figures]) for name in values
-    }
-    known = {name: interval for name, interval in intervals.items() if interval is not None}
-    return Figure(figures[0].at, None, values, known, sum(f.n for f in figures), costs)
+    intervals = {name: _interval_of(name, values[name], figures) for name in values}
+    intervals_of_all = {name: interval for name, interval in intervals.items() if interval is not None}
+    return Figure(figures[0].at, None, values, intervals_of_all, sum(f.n for f in figures), costs)
 
 
-def _interval_of(mean: float, parts: Sequence[Sequence[float] | None]) -> tuple[float, float] | None:
-    """Interval of the mean of independent parts from their own, half of its width the root of their squares'
-    sum; None where a part has none."""
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts):
+def _interval_of(name: str, mean: float, parts: Sequence[Figure]) -> tuple[float, float] | None:
+    """Interval of the mean of a score over independent parts; None where a part has none.
+
+    Half of its width is the root of the sum of their squared halves, over their number. Where a part has few
+    answers, the parts are resampled in place of them: wider, since parts differ.
+    """
+    if min(part.n for part in parts) < FEW:
+        return bootstrap([part.values[name] for part in parts])
+    intervals = [part.intervals[name] for part in parts if name in part.intervals]
+    if len(intervals) < len(parts):
         return None
-    half = math.sqrt(sum(((high - low) / 2) ** 2 for low, high in known)) / len(known)
+    half = math.sqrt(sum(((high - low) / 2) ** 2 for low, high in intervals)) / len(intervals)
     return mean - half, mean + half

@@ -272,8 +272,7 @@ def _xquad(data: Path, split: str, languages: tuple[str, str]) -> Pool:
     for language in languages:
         if language not in there:
             raise InputError(f"{data} has no {split} in {language!r}: choose one of {', '.join(there)}.")
-    asked, document = (_squad(data / f"{language}.{split}.json") for language in languages)
-    return _crossed(asked, document)
+    return _crossed(*(_squad(data / f"{language}.{split}.json") for language in languages))
 
 
 def _squad(file: Path) -> Pool:
@@ -311,9 +310,9 @@ def _xquad_from_hub(name: str, split: str, languages: tuple[str, str]) -> Pool:
     return _crossed(*pools)
 
 
-def _crossed(asked: Pool, document: Pool) -> Pool:
+def _crossed(first: Pool, document: Pool) -> Pool:
     """The second pool with the questions of the first, of the same keys."""
-    words = {question.key: question.text for question in asked.questions}
+    words = {question.key: question.text for question in first.questions}
     if words.keys() != {question.key for question in document.questions}:
         raise InputError("The two languages do not have the same questions: give files of the same ids.")
     questions = [replace(question, text=words[question.key]) for question in document.questions]

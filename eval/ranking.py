@@ -72,10 +72,10 @@ def _paragraphs_of(pool: Pool) -> list[int]:
     Raises:
         InputError: one is not known.
     """
-    known = [question.paragraph for question in pool.questions if question.paragraph is not None]
-    if len(known) < len(pool.questions):
+    paragraphs = [question.paragraph for question in pool.questions if question.paragraph is not None]
+    if len(paragraphs) < len(pool.questions):
         raise InputError("Only questions whose paragraph is known can be searched for: give their evidence.")
-    return known
+    return paragraphs
 
 
 def _read(pool: Pool, model: HierMemModel, log: ResultLog) -> tuple[list[Tensor], list[Tensor]]:

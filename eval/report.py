@@ -79,13 +79,13 @@ def _sections() -> dict[str, type[Section]]:
 
 def _first_tables(by_task: dict[str, list[Report]]) -> list[str]:
     """All headlines, and the value of each tier."""
-    known = {_sections()[name]: reports for name, reports in by_task.items() if name in _sections()}
+    results = {_sections()[name]: reports for name, reports in by_task.items() if name in _sections()}
     lines: list[str] = []
     for title, part, words in (
         ("All tasks", overview, _OVERVIEW),
         ("The value of each tier", value_of_tiers, _TIERS),
     ):
-        found = part(known)
+        found = part(results)
         lines += [f"## {title}", "", words, "", *found, ""] if found else []
     return lines
 
@@ -112,9 +112,11 @@ def _part(task: str, reports: Sequence[Report], folder: Path) -> tuple[list[str]
 
 
 def _copied(path: Path, report: Report) -> Path:
-    """Write a copy of a result with the numbers of its examples alone; returns its path."""
+    """Write a copy of a result with its examples' numbers and conditions alone; returns its path."""
+    section = _sections().get(report["task"], Section)
+    conditions = (section.axis, section.by)
     examples = [
-        {name: value for name, value in example.items() if isinstance(value, int | float)}
+        {n: value for n, value in example.items() if n in conditions or isinstance(value, int | float)}
         for example in report.get("examples", ())
     ]
     small = {**report, "examples": examples} if examples else report

@@ -16,7 +16,7 @@ from hiermem.eval.json_files import filled, first_line_of, read_lines, split_fil
 
 
 @dataclass(frozen=True)
-class Asked:
+class SummaryDocument:
     """A document with what is asked about it.
 
     Attributes:
@@ -29,7 +29,7 @@ class Asked:
     questions: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def load_asked(data: Path, split: str, limit: int | None, seed: int) -> list[Asked]:
+def load_documents(data: Path, split: str, limit: int | None, seed: int) -> list[SummaryDocument]:
     """The documents of a split.
 
     Args:
@@ -53,21 +53,21 @@ def load_asked(data: Path, split: str, limit: int | None, seed: int) -> list[Ask
     )
 
 
-def _meeting(number: str, row: dict[str, Any]) -> Asked:
+def _meeting(number: str, row: dict[str, Any]) -> SummaryDocument:
     turns = [
         f"{filled(turn['speaker'], 'speaker')}: {_text(turn['content'])}"
         for turn in row["meeting_transcripts"]
     ]
     queries = [*row["general_query_list"], *row["specific_query_list"]]
-    return _asked(number, "\n".join(turns), [(query["query"], [query["answer"]]) for query in queries])
+    return _document(number, "\n".join(turns), [(query["query"], [query["answer"]]) for query in queries])
 
 
-def _story(number: str, row: dict[str, Any]) -> Asked:
+def _story(number: str, row: dict[str, Any]) -> SummaryDocument:
     questions = [
         (question["question_text"], [response["response_text"] for response in question["responses"]])
         for question in row["questions"]
     ]
-    return _asked(number, row["document"], questions)
+    return _document(number, row["document"], questions)
 
 
 def _text(value: Any) -> str:
@@ -76,17 +76,17 @@ def _text(value: Any) -> str:
     return value.strip()
 
 
-def _asked(number: str, text: Any, questions: list[tuple[Any, list[Any]]]) -> Asked:
+def _document(number: str, text: Any, questions: list[tuple[Any, list[Any]]]) -> SummaryDocument:
     if not questions or not all(answers for _, answers in questions):
         raise ValueError("a document needs questions, and each of them an answer")
-    asked = [
+    pairs = [
         (filled(question, "a question"), tuple(filled(answer, "an answer") for answer in answers))
         for question, answers in questions
     ]
-    return Asked(number, filled(text, "a document"), tuple(asked))
+    return SummaryDocument(number, filled(text, "a document"), tuple(pairs))
 
 
-def _drawn(documents: list[Asked], limit: int | None, seed: int) -> list[Asked]:
+def _drawn(documents: list[SummaryDocument], limit: int | None, seed: int) -> list[SummaryDocument]:
     if limit is None:
         return documents
     order = random.Random(seed).sample(range(len(documents)), len(documents))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from readers import backbone, tokenizer
 
+from hiermem.eval.methods import METHODS
 from hiermem.eval.tasks import TASKS
 from hiermem.memory.policies import POLICIES
 from hiermem.memory.tier import TIERS
@@ -47,5 +48,5 @@ def own_registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for registry in (POLICIES, SEARCH_KEYS, TIERS):
         for inside in ("_classes", "_names"):
             monkeypatch.setattr(registry, inside, dict(getattr(registry, inside)))
-    with patch.dict(TASKS):
+    with patch.dict(TASKS), patch.dict(METHODS):
         yield

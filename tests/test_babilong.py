@@ -200,7 +200,7 @@ def test_rows_by_task_and_length() -> None:
     report = {**result, "config": {"system": "full"}}
     table = "\n".join(asking.table([report, {**report, "config": {"system": "bm25"}}]))
     assert "Score, length 0:\n\n| method | mean of all | 1 |" in table and "Score, length 500:" in table
-    assert "| full | 0.500 | 1.00 (1.00 to 1.00), n 2 | 0.000 (0.000 to 0.000), n 2 |" in table
+    assert "| full | 0.500 (0.000 to 1.00) | 1.00 | 0.000 | 4 |" in table
 
 
 @torch.inference_mode()

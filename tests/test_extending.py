@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from commands import assert_refused, result, run
@@ -19,6 +21,8 @@ from torch.nn import functional as F
 from hiermem.asking import recall
 from hiermem.cli import options
 from hiermem.errors import InputError, MemoryCorruptError, MemoryIncompatibleError
+from hiermem.eval.methods import Method, register_method
+from hiermem.eval.methods.passages import Index, Passages
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tables import Report, table
 from hiermem.eval.tasks import Task, option, register
@@ -289,6 +293,16 @@ class CountWords(Task):
         return table(["words"], [[report["metrics"]["words"]] for report in reports])
 
 
+class LongestWords(Passages):
+    """Passages with the longest words, whatever is asked."""
+
+    name: ClassVar[str] = "longest-words"
+
+    def index(self, texts: Sequence[str]) -> Index:
+        lengths = np.array([max(map(len, text.split())) for text in texts], dtype=float)
+        return SimpleNamespace(scores=lambda question: lengths)
+
+
 @pytest.fixture(autouse=True)
 def added(own_registries: None) -> None:
     """Each method registered by its one line, for the time of a test."""
@@ -297,6 +311,7 @@ def added(own_registries: None) -> None:
     register_search_key(DenseKey)
     register_tier(EvictedKVTier)
     register(CountWords)
+    register_method(LongestWords)
 
 
 def assert_read_saved_loaded_and_asked(model: HierMemModel, folder: Path) -> MemoryState:
@@ -583,3 +598,23 @@ def test_a_task_with_its_command(tiny_model: Path, tmp_path: Path) -> None:
     assert "Words in passages" in (tmp_path / "page.md").read_text("utf-8")
     assert_refused(run(*command, "--policy", "snapkv", "--policy-set", "pool=wide"), "pool")
     assert_refused(run("eval", "count-word", "--text", "book.txt"), "count-word")
+
+
+# ---- methods that are compared
+
+
+def test_a_method_with_its_name_in_every_task(tiny_model: Path) -> None:
+    command = ["eval", "mqar", "--model", tiny_model, "--pairs", 4, "--lengths", 400, "--limit", 1]
+    command += ["--method", "longest-words"]
+    report = result(*command, "--passages", 1)
+    assert (report["config"]["system"], report["config"]["passages"], report["n"]) == ("longest-words", 1, 4)
+    assert all(0 < row["prompt_tokens"] < 300 for row in report["examples"])
+    assert_refused(run(*command, "--keep", "0.5"), "longest-words takes no --keep")
+    assert_refused(run(*command, "--budget", "64"), "longest-words does not use --budget")
+
+
+def test_a_method_has_a_name_of_its_own() -> None:
+    with pytest.raises(InputError, match="method 'longest-words' already, LongestWords"):
+        register_method(LongestWords)
+    with pytest.raises(InputError, match="has no name"):
+        register_method(type("Nameless", (Method,), {}))

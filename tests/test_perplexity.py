@@ -58,6 +58,8 @@ def test_two_texts_of_a_split_are_not_chosen_between(folder: Path) -> None:
         (["--data", "missing"], "There is no text *.txt in missing"),
         (["--data", "BINARY"], "cannot be read as UTF-8"),
         (["--data", "FILE", "--split", "test"], "leave --split out"),
+        (["--data", "FILE", "--limit", "1"], "leave --limit out"),
+        (["--data", "someone/texts", "--split", "test", "--limit", "1"], "leave --limit out"),
         (["--data", "FILE", "--start-token", "999"], "too few to score any after token 999"),
         (["--book", "a"], "No such option"),
     ],

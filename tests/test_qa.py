@@ -13,7 +13,7 @@ from hiermem.eval.answer_match import contains, exact_match, normalised, token_f
 from hiermem.eval.answering import Response
 from hiermem.eval.metrics import bootstrap, bootstrap_groups
 from hiermem.eval.qa_data import Pool, load_pool, load_pools
-from hiermem.eval.summary_data import load_asked
+from hiermem.eval.summary_data import load_documents
 from hiermem.eval.tasks.documents import Document, Question, evidence_alone
 from hiermem.eval.tasks.qa import QuestionAnswering
 from hiermem.passages import Source
@@ -206,15 +206,15 @@ def test_summaries_of_few_documents(tmp_path: Path) -> None:
         "specific_query_list": [{"query": "Who spoke?", "answer": "A."}],
     }
     write_lines(tmp_path / "test.jsonl", [meeting] * 3)
-    found = load_asked(tmp_path, "test", None, 0)
+    found = load_documents(tmp_path, "test", None, 0)
     assert [each.text for each in found] == ["A: Hello.\nB: "[:-1]] * 3
     assert found[0].questions == (("Summarise.", ("They met.",)), ("Who spoke?", ("A.",)))
-    few = load_asked(tmp_path, "test", 3, 1)
-    assert [len(each.questions) for each in few] == [2, 1] and few == load_asked(tmp_path, "test", 3, 1)
-    assert {load_asked(tmp_path, "test", 1, seed)[0].key for seed in range(20)} == {"1", "2", "3"}
+    few = load_documents(tmp_path, "test", 3, 1)
+    assert [len(each.questions) for each in few] == [2, 1] and few == load_documents(tmp_path, "test", 3, 1)
+    assert {load_documents(tmp_path, "test", 1, seed)[0].key for seed in range(20)} == {"1", "2", "3"}
     questions = [{"question_text": "Why?", "responses": [{"response_text": "So."}, {"response_text": "Ah."}]}]
     write_lines(tmp_path / "validation.jsonl", [{"document": "A story.", "questions": questions}])
-    assert load_asked(tmp_path, "validation", None, 0)[0].questions == (("Why?", ("So.", "Ah.")),)
+    assert load_documents(tmp_path, "validation", None, 0)[0].questions == (("Why?", ("So.", "Ah.")),)
 
 
 def odd(change: dict[str, Any]) -> Callable[[dict[str, Path]], None]:
@@ -480,4 +480,4 @@ def test_a_run_that_was_stopped_goes_on(
         assert all(there[name] == here[name] for name in there if name not in clocks)
     assert report["metrics"] == whole["metrics"] and report["intervals"] == whole["intervals"]
     page = Path(result("report", tmp_path, "--page", tmp_path / "page.md")["written"][0]).read_text("utf-8")
-    assert "nq, test:" in page and "| exact match | f1 | contains | recall at 1 |" in page
+    assert ", dataset nq, split test, limit 4, seed 0\n\n| method | f1 | contains |" in page

@@ -305,6 +305,20 @@ def test_the_interval_of_a_mean_over_kinds_is_narrower_than_theirs() -> None:
     assert (low, high) == (pytest.approx(0.125 - half), pytest.approx(0.125 + half))
 
 
+def test_the_interval_of_few_answers_is_not_that_of_sure_ones() -> None:
+    """One answer of each kind, each sure of itself: only the kinds tell how much they vary."""
+    report = kinds("bm25", *"abcdefgh")
+    report["rows"] = [
+        {**row, "score": place % 2, "n": 1, "interval": [place % 2] * 2}
+        for place, row in enumerate(report["rows"])
+    ]
+    (mean,) = conditions(Kinds.figures(report)).values()
+    low, high = mean.intervals["score"]
+    assert mean.values["score"] == 0.5 and 0.1 <= low < 0.3 and 0.7 < high <= 0.9
+    (alone,) = conditions(Kinds.figures({**report, "rows": report["rows"][:1]})).values()
+    assert not alone.intervals
+
+
 class Kinds(Section):
     headline = "score"
     axis = "length"
@@ -371,9 +385,14 @@ def test_copies_hold_all_that_the_page_shows_and_no_texts(tmp_path: Path) -> Non
     copy = written[-1].read_text("utf-8")
     assert "long text" not in copy and "more" not in copy
     assert json.loads(copy)["examples"] == [{"nll": 1.0}, {"nll": 3.0}]
+    row = {"task": "vt", "length": 4096}
+    asked = [{**row, **COSTS, "score": 1.0, "answer": "a long text"}]
+    scored = [{**row, "score": 1.0, "n": 1}]
+    write(results, "ruler", "ruler", {"score": 1.0}, {"system": "full"}, rows=scored, examples=asked)
+    build(results, tmp_path / "page.md", copies)  # and once more
+    assert "| 640 | 2.00 | 0.500 |" in (tmp_path / "page.md").read_text()
     build(copies, tmp_path / "again.md")
     assert (tmp_path / "again.md").read_text() == (tmp_path / "page.md").read_text()
-    build(results, tmp_path / "page.md", copies)  # and once more
     (copies / "full.json").write_text("mine")
     with pytest.raises(InputError, match="would be lost: give another to --copies"):
         build(results, tmp_path / "page.md", copies)

@@ -17,6 +17,8 @@ from hiermem.eval.ruler import RULER, Example, Place, Sources, fitted
 from hiermem.eval.ruler.questions import pools
 from hiermem.eval.ruler.scoring import any_found, share_found, summary
 from hiermem.eval.ruler.words import different
+from hiermem.eval.tasks.pubmedqa import PubMedQA
+from hiermem.eval.tasks.qa import QuestionAnswering
 from hiermem.eval.tasks.ruler import Ruler
 
 pytest.importorskip("wonderwords")
@@ -330,5 +332,7 @@ def test_essays_need_a_haystack(wide_model: Path) -> None:
 def test_a_share_to_keep_chooses_what_keeps_it() -> None:
     assert Ruler(task="vt").method == "hiermem" and Ruler(task="vt", keep=0.5).method == "pruned"
     assert Ruler(task="vt", keep=0.5, method="compressed").method == "compressed"
+    assert QuestionAnswering(data=Path("nq"), keep=0.5).method == "pruned"  # which has a method of its own
+    assert PubMedQA(data=Path("pubmedqa"), keep=0.5).method == "pruned"
     with pytest.raises(InputError, match="leave --keep out"):
         Ruler(task="vt", keep=0.5, method="hiermem")

@@ -10,6 +10,7 @@ methods, named in `takes`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from hiermem.asking import PreparedPrompt
@@ -31,13 +32,23 @@ class Method(ABC, Generic[Context]):
     Attributes:
         name: by which a command takes it.
         takes: options of the commands that are arguments of the constructor.
+        model_options: options of the model's configuration that it depends on, beside `preset` and `chunk`,
+            with which every prompt is read.
     """
 
     name: ClassVar[str]
     takes: ClassVar[tuple[str, ...]] = ()
+    model_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: "HierMemModel") -> None:
         self.model = model
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Values of the options in `takes` where none is given."""
+        parameters = signature(cls.__init__).parameters
+        values = {name: parameters[name].default for name in cls.takes}
+        return {name: value for name, value in values.items() if value not in (None, Parameter.empty)}
 
     @classmethod
     def check(cls, config: "HierMemConfig", options: Mapping[str, Any]) -> None:
@@ -91,10 +102,10 @@ def new_method(name: str, model: "HierMemModel", **options: Any) -> Method[Any]:
         InputError: there is no method of that name, it takes no such option, or needs another.
     """
     check_method(name, tuple(METHODS))
-    kind, given = METHODS[name], {key: value for key, value in options.items() if value is not None}
-    check_options(name, given)
-    kind.check(model.config, given)
-    return kind(model, **given)
+    kind, arguments = METHODS[name], {key: value for key, value in options.items() if value is not None}
+    check_options(name, arguments)
+    kind.check(model.config, arguments)
+    return kind(model, **arguments)
 
 
 def check_method(name: str, choices: Sequence[str]) -> None:
@@ -120,3 +131,19 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             raise InputError(
                 f"The method {name} takes no --{option}, only {', '.join(users)}: leave --{option} out."
             )
+
+
+def check_model_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse an option of the model's configuration that the method would not use.
+
+    Args:
+        name: of a method; what is none is the bare backbone.
+        options: of the command line, with its defaults.
+
+    Raises:
+        InputError: one that was given is not used.
+    """
+    used = METHODS[name].model_options if name in METHODS else ()
+    for option, value in options.items():
+        if value not in (None, [], "auto") and option not in ("preset", "chunk", *used):
+            raise InputError(f"The method {name} does not use --{option.replace('_', '-')}: leave it out.")

@@ -92,7 +92,7 @@ class Needles(Family):
         values = {key: [DRAWS[self.values](rng) for _ in range(self.values_each)] for key in keys}
         needles = [self.needle(key, value) for key in keys for value in values[key]]
         rng.shuffle(needles)
-        asked = rng.sample(keys, self.keys_asked)
+        queries = rng.sample(keys, self.keys_asked)
         if self.haystack == "essay":
             assert sources.haystack is not None
             text = sources.haystack.cut(size, rng).strip() + " "
@@ -102,17 +102,17 @@ class Needles(Family):
             if self.haystack == "needle":
                 lines = [self.needle(key, DRAWS[self.values](rng)) for key in other_keys]
             context = "\n".join(scattered(lines, needles, rng))
-        return self._asked(context, asked, tuple(value for key in asked for value in values[key]))
+        return self._example(context, queries, tuple(value for key in queries for value in values[key]))
 
     def needle(self, key: str, value: str) -> str:
         """The sentence of a key and a value."""
         return NEEDLE.format(kind=self.values, key=key, value=value)
 
-    def _asked(self, context: str, keys: list[str], answers: tuple[str, ...]) -> Example:
-        named = f"{', '.join(keys[:-1])}, and {keys[-1]}" if len(keys) > 1 else keys[0]
-        one = len(answers) == 1
-        words = {"kind": self.values.removesuffix("s") if one else self.values, "keys": named}
-        instruction = (ONE if one else SOME) + MEMORIZE
-        question, lead = (QUESTION_ONE, LEAD_ONE) if one else (QUESTION_SOME, LEAD_SOME)
+    def _example(self, context: str, queries: list[str], answers: tuple[str, ...]) -> Example:
+        keys = f"{', '.join(queries[:-1])}, and {queries[-1]}" if len(queries) > 1 else queries[0]
+        single = len(answers) == 1
+        words = {"kind": self.values.removesuffix("s") if single else self.values, "keys": keys}
+        instruction = (ONE if single else SOME) + MEMORIZE
+        question, lead = (QUESTION_ONE, LEAD_ONE) if single else (QUESTION_SOME, LEAD_SOME)
         text = instruction.format(**words) + context
         return Example(text, question.format(**words), lead.format(**words), answers)

@@ -2,7 +2,7 @@
 
 import random
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -41,9 +41,9 @@ class Variables(Family):
         rng = place.rng()
         shown = self._chain(SHOWN_LETTERS, SHOWN_NOISE, rng)
         question = f"Question: {shown.question}{shown.lead}{' '.join(shown.answers)}"
-        asked = self._chain(self.letters, size, rng)
-        text = f"{shown.text}\n{question}\n\n{asked.text}"
-        return Example(text, asked.question, asked.lead, asked.answers)
+        chain = self._chain(self.letters, size, rng)
+        text = f"{shown.text}\n{question}\n\n{chain.text}"
+        return replace(chain, text=text)
 
     def _chain(self, letters: int, noise: int, rng: random.Random) -> Example:
         names: dict[str, None] = {}

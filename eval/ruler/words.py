@@ -77,11 +77,11 @@ class CommonWords(Family):
         text, words = self._list(self.short if short else self.whole, size, rng)
         return Example(f"{shown}\n{text}", COMMON_QUESTION, COMMON_LEAD, tuple(words))
 
-    def _list(self, made: List, size: int, rng: random.Random) -> tuple[str, list[str]]:
+    def _list(self, repeats: List, size: int, rng: random.Random) -> tuple[str, list[str]]:
         """The text of a list of ``size`` different words, and the common ones."""
         chosen = different(size, rng)
         common, others = chosen[: self.words], chosen[self.words :]
-        words = common * made.common + others * made.others
+        words = common * repeats.common + others * repeats.others
         rng.shuffle(words)
         return COMMON_INSTRUCTION + numbered(words), common
 

@@ -268,6 +268,20 @@ def register(task: _Registered) -> _Registered:
     return task
 
 
+def method_option(*more: str) -> Any:
+    """The field that chooses a method; None until the task is made.
+
+    Args:
+        more: methods of this task alone, for the help.
+    """
+    peers = ", ".join((*PEERS, *more))
+    return option(
+        None,
+        help=f"hiermem, or a peer: {peers}; default: hiermem, or pruned where --keep is given.",
+        alias="--system",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnswerTask(Task):
     """A task whose questions hiermem and other methods answer around the same backbone."""
@@ -275,11 +289,7 @@ class AnswerTask(Task):
     model_options = ("preset", "policy", "policy_set", "budget", "segment", "chunk", "top_k", "evictor")
     of_tiers = True
 
-    method: str = option(
-        None,  # until it is made
-        help=f"hiermem, or a peer: {', '.join(PEERS)}; default: hiermem, or pruned where --keep is given.",
-        alias="--system",
-    )
+    method: str = method_option()
     keep: float | None = option(
         None, help="Share of a text that --method pruned or compressed keeps.", least=0.0, most=1.0
     )
@@ -306,6 +316,15 @@ class AnswerTask(Task):
         if self.keep == 0:
             raise InputError("A share of 0 keeps nothing: raise --keep.")
 
+    def configuration_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The same; what the method would not use is refused."""
+        from hiermem.eval.methods import check_model_options
+
+        check_model_options(self.method, options)
+        if self.keep is not None and options["budget"] is not None:
+            raise InputError("--keep takes the place of --budget: leave one of them out.")
+        return options
+
     def configure(self, config: "HierMemConfig") -> "HierMemConfig":
         from hiermem.eval.methods import METHODS
 
@@ -314,9 +333,12 @@ class AnswerTask(Task):
         return config
 
     def method_options(self) -> dict[str, Any]:
-        """Options of the method that were given; they are among the settings of a run."""
+        """Options of the method, its own defaults among them: they are settings of a run."""
+        from hiermem.eval.methods import METHODS
+
         values = {"keep": self.keep, "passages": self.passages, "encoder": self.encoder}
-        return {name: value for name, value in values.items() if value is not None}
+        given = {name: value for name, value in values.items() if value is not None}
+        return (METHODS[self.method].defaults() if self.method in METHODS else {}) | given
 
     def new_method(self, model: "HierMemModel") -> "Method[Any]":
         """The method around this model."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -63,12 +63,18 @@ class GridTask(DocumentTask):
             if len(set(values)) < len(values) or not values:
                 raise InputError(f"--{name} takes at least one number, and none twice.")
 
+    def load(self, config: HierMemConfig) -> Any:
+        """Nothing: by default, all texts are made."""
+
+    def texts(self, data: Any) -> Iterable[str]:
+        return ()
+
     def settings(self, data: Any, config: HierMemConfig) -> dict[str, Any]:
         """All options, the method under the name that it has in every result."""
         values = super().settings(data, config)
         of_method = {entry.name for entry in fields(AnswerTask)}
-        own = {name: value for name, value in values.items() if name not in of_method}
-        return own | {"system": self.method, **self.method_options()}
+        settings = {name: value for name, value in values.items() if name not in of_method}
+        return settings | {"system": self.method, **self.method_options()}
 
     def places(self) -> Iterator[Place]:
         """Every text, cell by cell."""

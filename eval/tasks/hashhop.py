@@ -14,7 +14,6 @@ from __future__ import annotations
 import random
 import re
 import string
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,6 @@ from hiermem.eval.tasks.grid import GridTask, Place
 from hiermem.text import encode
 
 if TYPE_CHECKING:
-    from hiermem.config import HierMemConfig
     from hiermem.model import HierMemModel
 
 LETTERS = 16
@@ -58,12 +56,6 @@ class HashHop(GridTask):
         super().__post_init__()
         if min(self.hops) < 1:
             raise InputError("--hops takes numbers from 1 on.")
-
-    def load(self, config: HierMemConfig) -> None:
-        """Nothing: all texts are made."""
-
-    def texts(self, data: None) -> Iterable[str]:
-        return ()
 
     def documents(self, model: HierMemModel, data: None) -> list[Document]:
         """The texts of every number of hops and length, each with its questions."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,6 @@ from hiermem.eval.tasks.grid import GridTask, Place
 from hiermem.text import encode
 
 if TYPE_CHECKING:
-    from hiermem.config import HierMemConfig
     from hiermem.model import HierMemModel
 
 SYLLABLES = tuple(map("".join, product("bdfgklmnprstvz", "aeiou")))
@@ -61,12 +60,6 @@ class Mqar(GridTask):
         super().__post_init__()
         if not 1 <= min(self.pairs) <= max(self.pairs) <= MOST:
             raise InputError(f"--pairs takes numbers from 1 to {MOST}.")
-
-    def load(self, config: HierMemConfig) -> None:
-        """Nothing: all texts are made."""
-
-    def texts(self, data: None) -> Iterable[str]:
-        return ()
 
     def documents(self, model: HierMemModel, data: None) -> list[Document]:
         """The texts of every number of pairs and length, each with a question for every key."""
@@ -115,12 +108,12 @@ def distinct_words(count: int, rng: random.Random) -> list[str]:
     return list(words)
 
 
-def other_words(tokenizer: Any, tokens: int, known: Collection[str], rng: random.Random) -> list[str]:
-    """So many tokens of words that are not known; no word where there is no room for one."""
+def other_words(tokenizer: Any, tokens: int, taken: Collection[str], rng: random.Random) -> list[str]:
+    """So many tokens of words that are not taken; no word where there is no room for one."""
     drawn: list[str] = []
     while tokens > 0:
         word = new_word(rng)
-        if word not in known:
+        if word not in taken:
             drawn.append(word)
             tokens -= len(encode(tokenizer, f" {word}"))
     return drawn

@@ -127,6 +127,13 @@ class Needles(BookTask):
 
         return {"keep": self.keep} if "keep" in METHODS[self.method].takes else {}
 
+    def configuration_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The same; what the method would not use is refused."""
+        from hiermem.eval.methods import check_model_options
+
+        check_model_options(self.method, options)
+        return options
+
     def configure(self, config: HierMemConfig) -> HierMemConfig:
         """The same with a budget of the share that is kept."""
         from hiermem.eval.methods import METHODS

@@ -46,7 +46,7 @@ class Perplexity(PerplexityTask):
         None, help="Of a folder with folders train, test, … or WikiText's files wiki.SPLIT.*, or of the hub."
     )
     subset: str | None = option(None, help="Part of a data set on the hub, such as wikitext-103-raw-v1.")
-    limit: int | None = option(None, help="Use only so many texts, the first by name.", least=1)
+    limit: int | None = option(None, help="Use only so many texts of a folder, the first by name.", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +56,8 @@ class Perplexity(PerplexityTask):
             raise InputError(f"There is no path {self.data}; if it is a name on the hub, give --split.")
         if self.data.is_file() and self.split is not None:
             raise InputError(f"{self.data} is one text: leave --split out.")
+        if self.limit is not None and (self.data.is_file() or hub.is_name(self.data)):
+            raise InputError(f"{self.data} is read as one text: leave --limit out.")
 
     def load(self, config: HierMemConfig) -> dict[str, str]:
         """Texts by name."""
@@ -82,17 +84,17 @@ class Perplexity(PerplexityTask):
         if self.data.is_file():
             return [self.data]
         if self.split is None:
-            files, wanted = sorted(self.data.glob("*.txt")), "*.txt"
+            files, pattern = sorted(self.data.glob("*.txt")), "*.txt"
         else:
             wiki = f"wiki.{WIKITEXT.get(self.split, self.split)}.*"
-            files, wanted = sorted((self.data / self.split).glob("*.txt")), f"{self.split}/*.txt or {wiki}"
+            files, pattern = sorted((self.data / self.split).glob("*.txt")), f"{self.split}/*.txt or {wiki}"
             found = sorted(self.data.glob(wiki))
             if len(found) + bool(files) > 1:
                 names = ", ".join(str(file.relative_to(self.data)) for file in (*files[:1], *found))
                 raise InputError(f"{self.data} holds more than one {self.split} text ({names}): give a file.")
             files = files or found
         if not files:
-            raise InputError(f"There is no text {wanted} in {self.data}: give a folder of texts, or a file.")
+            raise InputError(f"There is no text {pattern} in {self.data}: give a folder of texts, or a file.")
         return files
 
 

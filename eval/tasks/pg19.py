@@ -118,9 +118,11 @@ class PerplexityTask(Task):
         """With full attention, those of the bare backbone."""
         if self.policy != FULL:
             return options
-        if any(options[name] is not None for name in ("budget", "positions", "policy_set")):
+        without = ("budget", "positions", "policy_set", "evictor")
+        if any(options[name] not in (None, [], "auto") for name in without):
             raise InputError(
-                "Full attention keeps everything in place: leave --budget, --positions and --policy-set out."
+                "Full attention keeps everything in place: leave --budget, --positions, --policy-set and "
+                "--evictor out."
             )
         return {"preset": "bare", "chunk": options["chunk"]}
 

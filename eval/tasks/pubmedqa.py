@@ -15,7 +15,7 @@ from hiermem.errors import InputError
 from hiermem.eval import hub
 from hiermem.eval.metrics import accuracy, bootstrap, macro_f1, perplexity
 from hiermem.eval.sampling import stratified
-from hiermem.eval.tasks.base import Task, option, register
+from hiermem.eval.tasks.base import Task, method_option, option, register
 from hiermem.eval.tasks.documents import Document, DocumentTask, Question
 
 if TYPE_CHECKING:
@@ -195,11 +195,7 @@ class PubMedQA(QuestionTask, DocumentTask):
     names_evidence = True
 
     together: int = option(10, help="M: abstracts fused into one text.", least=1)
-    method: str = option(
-        "hiermem",
-        help="hiermem, or a peer, as every task of answers takes; or right (the right abstract alone).",
-        alias="--system",
-    )
+    method: str = method_option("right (the right abstract alone)")
 
     def configure(self, config: HierMemConfig) -> HierMemConfig:
         """The same with this task's prompt."""

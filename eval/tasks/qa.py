@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hiermem.eval.answer_match import ENGLISH, contains, exact_match, token_f1
 from hiermem.eval.metrics import accuracy, bootstrap, means
 from hiermem.eval.qa_data import Pool, PoolQuestion, load_pools, split_of
-from hiermem.eval.tasks.base import option, register
+from hiermem.eval.tasks.base import method_option, option, register
 from hiermem.eval.tasks.documents import HIERMEM, Document, DocumentTask, Question
 
 if TYPE_CHECKING:
@@ -63,11 +63,7 @@ class QuestionAnswering(DocumentTask):
     abstain: bool = option(
         False, help="Leave half of the paragraphs out, and ask their questions too: is it noticed?"
     )
-    method: str = option(
-        HIERMEM,
-        help="hiermem, or a peer, as every task of answers takes; or right (the right paragraph alone).",
-        alias="--system",
-    )
+    method: str = method_option("right (the right paragraph alone)")
 
     def configure(self, config: HierMemConfig) -> HierMemConfig:
         """The same with this task's prompt."""
@@ -91,12 +87,12 @@ class QuestionAnswering(DocumentTask):
             yield from (repr(question) for question in pool.questions)
 
     def settings(self, data: Sequence[Pool], config: HierMemConfig) -> dict[str, Any]:
-        asked, document = self._languages
+        language, document_language = self._languages
         return {
             "dataset": self.data.name,
             "split": split_of(self.data, self.split),
-            "language": asked,
-            "document_language": document,
+            "language": language,
+            "document_language": document_language,
             "limit": self.limit,
             "seed": self.seed,
             "abstain": self.abstain,
@@ -107,8 +103,8 @@ class QuestionAnswering(DocumentTask):
     @property
     def _languages(self) -> tuple[str, str]:
         """Of the questions and of the document."""
-        asked = self.language or ENGLISH
-        return asked, self.document_language or asked
+        language = self.language or ENGLISH
+        return language, self.document_language or language
 
     def documents(self, model: HierMemModel, data: Sequence[Pool]) -> list[Document]:
         return [Document(pool.text, [_question(pool, each) for each in pool.questions]) for pool in data]
@@ -166,7 +162,7 @@ def told_apart(rows: Sequence[Row]) -> tuple[list[bool], list[bool], list[bool]]
     Returns, of questions said to be found, whether each has an answer; of those with an answer, and of those
     without, whether each is said to be found.
     """
-    said = [bool(row["answers"]) for row in rows if row["found"]]
+    found = [bool(row["answers"]) for row in rows if row["found"]]
     held = [row["found"] for row in rows if row["answers"]]
     lacking = [row["found"] for row in rows if not row["answers"]]
-    return said, held, lacking
+    return found, held, lacking

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hiermem.errors import InputError
+from hiermem.eval import hub
 from hiermem.eval.qa_data import DOCUMENT, Pool, PoolQuestion, load_pool
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tables import Report, table
@@ -83,6 +84,10 @@ class Retrieval(QuestionTask):
     def load(self, config: HierMemConfig) -> Records:
         """The questions and the paragraphs that they are searched in."""
         if not _holds_a_pool(self.data):
+            if not self.data.exists() and not hub.is_name(self.data):
+                raise InputError(
+                    f"There is no folder {self.data}: give PubMedQA's, or one that eval qa takes."
+                )
             items = self.questions()
             return Records(pool_of(items), list(map(str, items)), config)
         own = self.split == TEST and (self.data / DOCUMENT).exists()  # which has no splits

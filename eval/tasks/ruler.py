@@ -133,14 +133,14 @@ class Ruler(DocumentTask):
         return needed
 
     def texts(self, data: Texts) -> list[str]:
-        asked = (text for pool in data.pools.values() for text in (pool.text, *map(str, pool.questions)))
-        return [data.haystack or "", *asked]
+        pools = (text for pool in data.pools.values() for text in (pool.text, *map(str, pool.questions)))
+        return [data.haystack or "", *pools]
 
     def settings(self, data: Texts, config: HierMemConfig) -> dict[str, Any]:
         settings: dict[str, Any] = {"tasks": self.names, "lengths": self.length, "limit": self.limit}
         settings["seed"] = self.seed
         settings["haystack"] = None if self.haystack is None else Path(self.haystack).name
-        if self.qa is not None:
+        if self.qa is not None and data.pools:
             settings |= {"qa": self.qa.name, "split": self.split}
         settings["differs"] = differences(self.names)
         return {**settings, "system": self.method, **self.method_options()}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import InputError
 from hiermem.eval.metrics import bootstrap_groups, means
-from hiermem.eval.summary_data import Asked, load_asked
+from hiermem.eval.summary_data import SummaryDocument, load_documents
 from hiermem.eval.tasks.base import option, register
 from hiermem.eval.tasks.documents import Document, DocumentTask, Question
 
@@ -47,20 +47,23 @@ class Summary(DocumentTask):
     )
     seed: int = option(0, help="Seed of the documents that --limit draws.")
 
-    def load(self, config: HierMemConfig) -> list[Asked]:
+    def load(self, config: HierMemConfig) -> list[SummaryDocument]:
         """The documents with their questions."""
         _scorer()
-        return load_asked(self.data, self.split, self.limit, self.seed)
+        return load_documents(self.data, self.split, self.limit, self.seed)
 
-    def texts(self, data: Sequence[Asked]) -> Iterable[str]:
-        return map(repr, data)
+    def texts(self, data: Sequence[SummaryDocument]) -> Iterable[str]:
+        for document in data:
+            yield document.text
+            for text, answers in document.questions:
+                yield from (text, *answers)
 
-    def settings(self, data: Sequence[Asked], config: HierMemConfig) -> dict[str, Any]:
+    def settings(self, data: Sequence[SummaryDocument], config: HierMemConfig) -> dict[str, Any]:
         values = {"dataset": self.data.name, "split": self.split, "limit": self.limit, "seed": self.seed}
         return {**values, "system": self.method, **self.method_options()}
 
-    def documents(self, model: HierMemModel, data: Sequence[Asked]) -> list[Document]:
-        return [Document(asked.text, _questions(asked)) for asked in data]
+    def documents(self, model: HierMemModel, data: Sequence[SummaryDocument]) -> list[Document]:
+        return [Document(document.text, _questions(document)) for document in data]
 
     def scores(self, question: Question, response: Response) -> Row:
         """F-measures of ROUGE-1, 2 and L, the last over the whole answer (`rougeL`), words stemmed."""
@@ -81,10 +84,12 @@ class Summary(DocumentTask):
         return {**result, "examples": list(rows)}
 
 
-def _questions(asked: Asked) -> list[Question]:
+def _questions(document: SummaryDocument) -> list[Question]:
     return [
-        Question(key=f"{asked.key}/{place}", text=text, answers=answers, about=(("document", asked.key),))
-        for place, (text, answers) in enumerate(asked.questions)
+        Question(
+            key=f"{document.key}/{place}", text=text, answers=answers, about=(("document", document.key),)
+        )
+        for place, (text, answers) in enumerate(document.questions)
     ]
 
 

@@ -32,8 +32,8 @@ def with_settings(config: HierMemConfig, assignments: Sequence[str]) -> HierMemC
         for name in path[:-1]:
             within = within.setdefault(name, {})
         within[path[-1]] = value
-    own = config.settings()
-    return HierMemConfig(**own | {name: _changed(own[name], values) for name, values in changes.items()})
+    parts = config.settings()
+    return HierMemConfig(**parts | {name: _changed(parts[name], values) for name, values in changes.items()})
 
 
 def check_free(assignments: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -53,9 +53,9 @@ def check_kept(config: HierMemConfig, assignments: Sequence[str]) -> None:
     Raises:
         InputError: so it is.
     """
-    wanted = with_settings(config, assignments)
+    assigned = with_settings(config, assignments)
     for path in _parsed(config, assignments):
-        if _value(config, path) != _value(wanted, path):
+        if _value(config, path) != _value(assigned, path):
             raise InputError(f"{'.'.join(path)} is set by another option or by the task: leave it out.")
 
 
@@ -86,7 +86,7 @@ def _value(config: HierMemConfig, path: Path) -> Any:
     value: Any = config
     for depth, name in enumerate(path):
         if value is config:
-            names = [part for part, own in config.settings().items() if is_dataclass(own)]
+            names = [part for part, setting in config.settings().items() if is_dataclass(setting)]
         else:
             names = [entry.name for entry in fields(value)] if is_dataclass(value) else []
         if name not in names:
@@ -98,8 +98,9 @@ def _value(config: HierMemConfig, path: Path) -> Any:
 
 def _changed(part: Any, values: dict[str, Any]) -> Any:
     """A part with other values of its settings and of those of its own parts."""
-    own = {name: getattr(part, name) for name in values}
-    return replace(part, **{n: _changed(own[n], v) if is_dataclass(own[n]) else v for n, v in values.items()})
+    present = {name: getattr(part, name) for name in values}
+    changes = {n: _changed(present[n], v) if is_dataclass(present[n]) else v for n, v in values.items()}
+    return replace(part, **changes)
 
 
 def _read(text: str) -> Any:
