@@ -15,7 +15,7 @@ Questions without answers are such that the document does not answer.
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -29,6 +29,8 @@ from hiermem.eval.sampling import stratified
 
 DOCUMENT, QUESTIONS = "document.txt", "questions.jsonl"
 ENGLISH = "en"
+KEY_VALUE_ROOM = 100
+"""Most tokens of an answer to key-value retrieval, as published (arXiv 2307.03172)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class PoolQuestion:
         answers: all that count as right; none where the document does not answer it.
         paragraph: index of the paragraph that answers it; None where the data do not say.
         quote: the part of that paragraph that answers it; the whole paragraph, unless data say more.
+        room: most tokens of an answer, where the data say so.
     """
 
     key: str
@@ -47,6 +50,7 @@ class PoolQuestion:
     answers: tuple[str, ...]
     paragraph: int | None
     quote: str = ""
+    room: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,12 @@ class Pool:
     paragraphs: list[str]
     questions: list[PoolQuestion]
     separator: str = "\n\n"
+
+    def all_texts(self) -> Iterator[str]:
+        """The document, questions and answers: all that results depend on."""
+        yield self.text
+        for question in self.questions:
+            yield from (question.text, *question.answers)
 
     @property
     def text(self) -> str:
@@ -256,7 +266,8 @@ def _key_values(file: Path, limit: int | None, seed: int, halved: bool) -> list[
             for place, (name, held) in enumerate(pairs)
         ]
         text = f'What is the value of the key "{key}" in the JSON object?'
-        return Pool(lines, [PoolQuestion(number, text, (value,), pairs.index((key, value)))], "\n")
+        place = pairs.index((key, value))
+        return Pool(lines, [PoolQuestion(number, text, (value,), place, room=KEY_VALUE_ROOM)], "\n")
 
     return stratified(read_lines(file, pool), lambda _: None, limit, seed)
 

@@ -480,4 +480,5 @@ def test_a_run_that_was_stopped_goes_on(
         assert all(there[name] == here[name] for name in there if name not in clocks)
     assert report["metrics"] == whole["metrics"] and report["intervals"] == whole["intervals"]
     page = Path(result("report", tmp_path, "--page", tmp_path / "page.md")["written"][0]).read_text("utf-8")
-    assert ", dataset nq, split test, limit 4, seed 0\n\n| method | f1 | contains |" in page
+    assert ", split test, language en, limit 4, seed 0\n\n| method | contains | exact match |" in page
+    assert f"### {tiny_model.name}, nq, " in page

@@ -35,6 +35,7 @@ class Question:
         answers: every answer that counts as right.
         lead: how the answer begins; given to the backbone, and not scored.
         evidence: character spans of the document that hold the answer.
+        room: most tokens of its answer; None: as many as the task allows.
         about: what its row says of it beside the scores, such as the length of the text.
     """
 
@@ -43,6 +44,7 @@ class Question:
     answers: tuple[str, ...]
     lead: str = ""
     evidence: tuple[tuple[int, int], ...] = ()
+    room: int | None = None
     about: tuple[tuple[str, Any], ...] = ()
 
 
@@ -80,7 +82,7 @@ class DocumentTask(AnswerTask):
     right one, replaces `answer`.
 
     Attributes:
-        max_new_tokens: of an answer.
+        max_new_tokens: most tokens of an answer, where its question does not say.
         names_evidence: whether questions name their evidence, so that there is a method `RIGHT`.
     """
 
@@ -109,10 +111,6 @@ class DocumentTask(AnswerTask):
     @abstractmethod
     def scores(self, question: Question, response: Response) -> Row:
         """Scores of an answer by name, numbers or None."""
-
-    def new_tokens(self, question: Question) -> int:
-        """Most tokens of an answer."""
-        return self.max_new_tokens
 
     def result(self, rows: Sequence[Row]) -> Row:
         """The result of a run: means of all scores, and every row among its ``examples``."""
@@ -147,5 +145,6 @@ class DocumentTask(AnswerTask):
         """
         from hiermem.eval.answering import respond
 
-        response = respond(method, context, question.text, question.lead, self.new_tokens(question))
+        room = self.max_new_tokens if question.room is None else question.room
+        response = respond(method, context, question.text, question.lead, room)
         return {"answer": response.text, **self.scores(question, response), **response.costs()}

@@ -83,8 +83,7 @@ class QuestionAnswering(DocumentTask):
 
     def texts(self, data: Sequence[Pool]) -> Iterable[str]:
         for pool in data:
-            yield pool.text
-            yield from (repr(question) for question in pool.questions)
+            yield from pool.all_texts()
 
     def settings(self, data: Sequence[Pool], config: HierMemConfig) -> dict[str, Any]:
         language, document_language = self._languages
@@ -146,7 +145,11 @@ class QuestionAnswering(DocumentTask):
 
 def _question(pool: Pool, question: PoolQuestion) -> Question:
     return Question(
-        key=question.key, text=question.text, answers=question.answers, evidence=pool.evidence(question)
+        key=question.key,
+        text=question.text,
+        answers=question.answers,
+        evidence=pool.evidence(question),
+        room=question.room,
     )
 
 

@@ -133,8 +133,7 @@ class Ruler(DocumentTask):
         return needed
 
     def texts(self, data: Texts) -> list[str]:
-        pools = (text for pool in data.pools.values() for text in (pool.text, *map(str, pool.questions)))
-        return [data.haystack or "", *pools]
+        return [data.haystack or "", *(text for pool in data.pools.values() for text in pool.all_texts())]
 
     def settings(self, data: Texts, config: HierMemConfig) -> dict[str, Any]:
         settings: dict[str, Any] = {"tasks": self.names, "lengths": self.length, "limit": self.limit}
@@ -157,6 +156,7 @@ class Ruler(DocumentTask):
                 answers=example.answers,
                 lead=lead_of(model, example),
                 about=(("task", place.task), ("length", place.length), ("tokens", tokens)),
+                room=RULER[place.task].room,
                 family=RULER[place.task],
             )
             found.append(Document(example.text, [question]))
@@ -188,10 +188,6 @@ class Ruler(DocumentTask):
         haystack = Haystack(tokenizer, text)
         times = math.ceil(max(self.length) / max(len(haystack.spans), 1))
         return haystack if times == 1 else Haystack(tokenizer, " ".join([text] * times))
-
-    def new_tokens(self, question: Question) -> int:
-        assert isinstance(question, RulerQuestion)
-        return question.family.room
 
     def scores(self, question: Question, response: Response) -> dict[str, Any]:
         """Share of the references that are found, or whether one is."""
