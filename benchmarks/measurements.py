@@ -227,7 +227,8 @@ def of_texts(data: Path, backbone: Backbone) -> Iterator[Measurement]:
     """Perplexity, needles and questions about abstracts: what a bounded cache loses."""
     own, books = backbone.name == SMOLLM2, str(data / "pg19")
     tokens = "32768" if own else "8192"
-    policies = ("window", "attention", "namm", "h2o", "l2_norm") if own else ("window", "attention")
+    policies = ("window", "attention", "namm") if own else ("window", "attention")
+    baselines = ("h2o", "l2_norm") if own else ()
     took = minutes(4 * int(tokens)) * backbone.slowness
     chosen = ("eval", "pg19", "--data", books, "--max-tokens", tokens)
     for policy in policies:
@@ -238,7 +239,7 @@ def of_texts(data: Path, backbone: Backbone) -> Iterator[Measurement]:
     limit = backbone.some(100 if own else 50)
     took = minutes(int(limit) * 2_000, 0) * backbone.slowness
     chosen = ("eval", "needles", "--data", books, "--length", "2000", "--limit", limit)
-    for policy in policies:
+    for policy in (*policies, *baselines):
         words = ("--keep", "0.25", "--policy", policy)
         yield hiermem(f"needles-{policy}-25", backbone, took, *chosen, *words)
     yield hiermem("needles-full", backbone, took, *chosen, "--keep", "1", "--method", "full")
@@ -246,10 +247,10 @@ def of_texts(data: Path, backbone: Backbone) -> Iterator[Measurement]:
 
     limit = backbone.some(100)
     for together, methods in (
-        (50, ("hiermem", "bm25", "truncated")),
+        (50, ("hiermem", "bm25")),
         (10, ("hiermem", "bm25", "full", "closed")),
     ):
-        for method in methods if own or together == 10 else ():
+        for method in methods if own else ():
             chosen = ("--data", str(data / "pubmedqa"), "--method", method, "--together", str(together))
             took = minutes(int(limit) * 350, int(limit), 40) * backbone.slowness
             words = ("eval", "pubmedqa", *chosen, "--limit", limit)
