@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 # What a release of another library can break.
 ENDS   := $(addprefix tests/test_,$(addsuffix .py,interface decoding threads backbone rotaries saving config asking \
-  text files store dense summary mamba namm harness terminal)) \
+  text files store gguf dense summary mamba namm harness terminal)) \
   tests/test_model.py::test_the_real_model_reads_saves_and_answers
 DATA   ?= ../shared/data
 RESULTS ?= results
