@@ -1,14 +1,17 @@
 """`--set PART.NAME=VALUE`: any setting of the configuration from the command line, and what is refused."""
 
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
 from commands import assert_refused, result, run
 from readers import lively, reader, settings, text_of
 
-from hiermem.cli.assignments import check_free, check_kept, with_settings
+from hiermem.cli.assignments import check_free, check_kept, check_used, with_settings
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
+from hiermem.eval.methods import METHODS
+from hiermem.eval.tasks.pg19 import PG19
 from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.mamba.module import MambaConfig
 
@@ -76,6 +79,21 @@ def test_what_something_else_sets_is_refused() -> None:
     with pytest.raises(InputError, match=r"asking.rerank is set by another option or by the task"):
         check_kept(HierMemConfig().with_asking(rerank=5), ["asking.rerank=7"])
     check_kept(HierMemConfig().with_asking(rerank=7), ["asking.rerank=7"])
+
+
+def test_what_would_change_nothing_is_refused() -> None:
+    """Every part that a method or a task names is one of the configuration."""
+    known = {name for name, part in HierMemConfig().settings().items() if is_dataclass(part)}
+    for method in METHODS.values():
+        assert method.parts is None or set(method.parts) <= known
+    words = ("eval", "qa", "--data", ".", "--method", "bm25", "--set", "longterm.top_k=0")
+    assert_refused(run(*words), "longterm.top_k would change nothing here, only settings of asking would")
+    words = ("eval", "pg19", "--data", ".", "--policy", "full", "--set", "summary.tokens=0")
+    assert_refused(run(*words), "no settings of the configuration would")
+    check_used(["working.budget=3"], PG19(data=Path()).parts())
+    with pytest.raises(InputError, match=r"longterm.top_k would change nothing"):
+        check_used(["longterm.top_k=0"], PG19(data=Path()).parts())
+    check_used(["longterm.top_k=0"], METHODS["hiermem"].parts)
 
 
 def test_tiers_of_a_saved_model_are_switched_off(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hiermem.eval.methods.base import (
     check_model_options,
     check_options,
     new_method,
+    parts_of,
     register_method,
 )
 from hiermem.eval.methods.hierarchy import HierMem
@@ -41,5 +42,6 @@ __all__ = [
     "check_model_options",
     "check_options",
     "new_method",
+    "parts_of",
     "register_method",
 ]

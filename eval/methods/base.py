@@ -34,11 +34,13 @@ class Method(ABC, Generic[Context]):
         takes: options of the commands that are arguments of the constructor.
         model_options: options of the model's configuration that it depends on, beside `preset` and `chunk`,
             with which every prompt is read.
+        parts: parts of the configuration that it depends on; None: all.
     """
 
     name: ClassVar[str]
     takes: ClassVar[tuple[str, ...]] = ()
     model_options: ClassVar[tuple[str, ...]] = ()
+    parts: ClassVar[tuple[str, ...] | None] = ("asking",)
 
     def __init__(self, model: "HierMemModel") -> None:
         self.model = model
@@ -147,3 +149,12 @@ def check_model_options(name: str, options: Mapping[str, Any]) -> None:
     for option, value in options.items():
         if value not in (None, [], "auto") and option not in ("preset", "chunk", *used):
             raise InputError(f"The method {name} does not use --{option.replace('_', '-')}: leave it out.")
+
+
+def parts_of(name: str) -> tuple[str, ...] | None:
+    """Parts of the configuration that a method depends on; None: all.
+
+    Args:
+        name: what is none is the bare backbone.
+    """
+    return METHODS[name].parts if name in METHODS else Method.parts

@@ -12,6 +12,7 @@ class HierMem(Method[MemoryState]):
     """hiermem as it is configured."""
 
     name: ClassVar[str] = "hiermem"
+    parts = None
     model_options = ("policy", "policy_set", "budget", "segment", "positions", "top_k", "evictor")
 
     def read(self, text: str) -> MemoryState:

@@ -102,6 +102,7 @@ class Streaming(InContext):
     """Sinks and a sliding window without gaps (StreamingLLM, arXiv 2309.17453) of the configured budget."""
 
     name = "streaming"
+    parts = ("working", "asking")
     model_options = ("budget",)
 
     def working(self, tokens: int) -> WorkingMemoryConfig:

@@ -28,6 +28,7 @@ class Pruned(InContext):
 
     name = "pruned"
     takes: ClassVar[tuple[str, ...]] = ("keep",)
+    parts = ("working", "namm", "summary", "mamba", "asking")
     model_options = ("policy", "policy_set", "budget", "segment", "positions", "evictor")
 
     def __init__(self, model: "HierMemModel", keep: float | None = None) -> None:

@@ -162,6 +162,10 @@ class Task(Section, ABC):
         """
         return config
 
+    def parts(self) -> tuple[str, ...] | None:
+        """Parts of the configuration that the results depend on, such as ``working``; None: all."""
+        return None
+
     def needs_model(self, config: "HierMemConfig") -> bool:
         """Whether a model is loaded at all."""
         return True
@@ -331,6 +335,11 @@ class AnswerTask(Task):
         if self.method in METHODS:
             METHODS[self.method].check(config, self.method_options())
         return config
+
+    def parts(self) -> tuple[str, ...] | None:
+        from hiermem.eval.methods import parts_of
+
+        return parts_of(self.method)
 
     def method_options(self) -> dict[str, Any]:
         """Options of the method, its own defaults among them: they are settings of a run."""

@@ -60,6 +60,9 @@ class Interleaved(BookTask):
             )
         return config
 
+    def parts(self) -> tuple[str, ...]:
+        return ("working", "namm", "summary", "mamba")
+
     def load(self, config: HierMemConfig) -> dict[str, str]:
         """Texts by the ids of their books, at least two."""
         data = super().load(config)

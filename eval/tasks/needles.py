@@ -127,6 +127,11 @@ class Needles(BookTask):
 
         return {"keep": self.keep} if "keep" in METHODS[self.method].takes else {}
 
+    def parts(self) -> tuple[str, ...] | None:
+        from hiermem.eval.methods import parts_of
+
+        return parts_of(self.method)
+
     def configuration_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """The same; what the method would not use is refused."""
         from hiermem.eval.methods import check_model_options

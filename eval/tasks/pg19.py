@@ -126,6 +126,9 @@ class PerplexityTask(Task):
             )
         return {"preset": "bare", "chunk": options["chunk"]}
 
+    def parts(self) -> tuple[str, ...]:
+        return () if self.policy == FULL else ("working", "namm", "summary", "mamba")
+
     def texts(self, data: dict[str, str]) -> Iterable[str]:
         return data.values()
 

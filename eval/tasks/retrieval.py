@@ -81,6 +81,9 @@ class Retrieval(QuestionTask):
         """Where the search keys have a trained part, or the best records are reranked."""
         return bool(config.summary.search or config.asking.rerank)
 
+    def parts(self) -> tuple[str, ...]:
+        return ("longterm", "asking", "summary")
+
     def load(self, config: HierMemConfig) -> Records:
         """The questions and the paragraphs that they are searched in."""
         if not _holds_a_pool(self.data):

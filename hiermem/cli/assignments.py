@@ -1,7 +1,7 @@
 """`--set PART.NAME=VALUE`: settings of the configuration that have no option of their own."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -34,6 +34,21 @@ def with_settings(config: HierMemConfig, assignments: Sequence[str]) -> HierMemC
         within[path[-1]] = value
     parts = config.settings()
     return HierMemConfig(**parts | {name: _changed(parts[name], values) for name, values in changes.items()})
+
+
+def check_used(assignments: Sequence[str], parts: Collection[str] | None) -> None:
+    """Refuse a setting that nothing would depend on.
+
+    Args:
+        parts: those of the configuration that are used; None: all.
+
+    Raises:
+        InputError: one belongs to another part.
+    """
+    for name in (assignment.partition("=")[0] for assignment in assignments):
+        if parts is not None and name.partition(".")[0] not in parts:
+            used = f"only settings of {', '.join(parts)}" if parts else "no settings of the configuration"
+            raise InputError(f"{name} would change nothing here, {used} would: leave it out of {OPTION}.")
 
 
 def check_free(assignments: Sequence[str], options: Mapping[str, Any]) -> None:

@@ -104,10 +104,12 @@ def _configuration(task: Task, values: dict[str, Any]) -> "HierMemConfig":
     config = opt.configuration(**{"model": values["model"], "preset": None, **options})
     if not (assignments := values["settings"]):
         return task.configure(opt.reranking(config, values.get("rerank")))
-    from hiermem.cli.assignments import check_free, check_kept, with_settings  # which import torch
+    # These import torch.
+    from hiermem.cli.assignments import check_free, check_kept, check_used, with_settings
 
     check_free(assignments, options)
     config = opt.reranking(with_settings(config, assignments), values.get("rerank"))
+    check_used(assignments, task.parts())
     config = task.configure(config)
     check_kept(config, assignments)
     return config
