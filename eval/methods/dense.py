@@ -64,10 +64,9 @@ def sentence_encoder(name: str, device: str | None = None) -> Any:
     Raises:
         InputError: it or its library is not there.
     """
-    check_installed(name)
     from hiermem.loading import plainly
 
-    path = str(minilm_path()) if name == MINILM else name
+    path = encoder_path(name)
     with plainly(f"The encoder {name!r} could not be loaded", f"give {MINILM}, a folder, or a hub id online"):
         from sentence_transformers import SentenceTransformer
 
@@ -90,16 +89,15 @@ def minilm_path() -> Path:
     return folder
 
 
-def check_installed(encoder: str) -> None:
-    """Refuse, before anything is loaded, an encoder whose library or package is missing.
+def encoder_path(name: str) -> str:
+    """The folder or hub id of an encoder by name; its library is there.
 
     Raises:
-        InputError: it is.
+        InputError: its library or package is missing, or see `minilm_path`.
     """
     if find_spec("sentence_transformers") is None:
         raise InputError(f"Dense retrieval needs sentence-transformers: {_REMEDY}.")
-    if encoder == MINILM:
-        minilm_path()
+    return str(minilm_path()) if name == MINILM else name
 
 
 @register_method
@@ -120,7 +118,7 @@ class Dense(Passages):
     @classmethod
     def check(cls, config: "HierMemConfig", options: Mapping[str, Any]) -> None:
         """Refuse an encoder that is not installed."""
-        check_installed(options.get("encoder", MINILM))
+        encoder_path(options.get("encoder", MINILM))
 
     def index(self, texts: Sequence[str]) -> Index:
         return DenseIndex(texts, self.encoder, str(self.model.device))

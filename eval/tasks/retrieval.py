@@ -72,9 +72,9 @@ class Retrieval(QuestionTask):
 
     def configure(self, config: HierMemConfig) -> HierMemConfig:
         if self.encoder is not None:
-            from hiermem.eval.methods.dense import check_installed
+            from hiermem.eval.methods.dense import encoder_path
 
-            check_installed(self.encoder)
+            encoder_path(self.encoder)
         return config
 
     def needs_model(self, config: HierMemConfig) -> bool:
@@ -95,7 +95,7 @@ class Retrieval(QuestionTask):
             return Records(pool_of(items), list(map(str, items)), config)
         own = self.split == TEST and (self.data / DOCUMENT).exists()  # which has no splits
         pool = load_pool(self.data, None if own else self.split, self.language, self.limit, self.seed or 0)
-        return Records(pool, [*pool.paragraphs, *map(str, pool.questions)], config)
+        return Records(pool, list(pool.all_texts()), config)
 
     def texts(self, data: Records) -> Iterable[str]:
         return data.texts
