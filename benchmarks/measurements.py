@@ -108,14 +108,14 @@ def of_questions(data: Path, backbone: Backbone) -> Iterator[Measurement]:
             name, backbone, took, "eval", "qa", "--data", str(data / folder), "--limit", limit, *words
         )
 
-    nq, asked = 100_000, 100 if own else 50
-    yield qa("qa-nq-hiermem", asked, nq, "nq")
+    nq, answers = 100_000, 100 if own else 50
+    yield qa("qa-nq-hiermem", answers, nq, "nq")
     for method in ("bm25", "dense", "hybrid") if own else ("bm25", "dense"):
         for passages in (4, 1) if own and method != "hybrid" else (4,):
             shown = ("--method", method, "--passages", str(passages))
-            yield qa(f"qa-nq-{method}-{passages}", asked, 0, "nq", *shown)
+            yield qa(f"qa-nq-{method}-{passages}", answers, 0, "nq", *shown)
     for method in ("right", "closed", "truncated", "streaming") if own else ("right", "closed"):
-        yield qa(f"qa-nq-{method}", asked, 0, "nq", "--method", method)
+        yield qa(f"qa-nq-{method}", answers, 0, "nq", "--method", method)
     for name, words in (("hmt", ()), ("rmt", ("--set", "summary.last=1"))) if own else ():
         whole = ("--model", "smollm2-hmt", "--method", "pruned", *words)
         yield qa(f"qa-nq-{name}", 25, 2 * nq, "nq", *whole)
@@ -143,8 +143,8 @@ def of_questions(data: Path, backbone: Backbone) -> Iterator[Measurement]:
     for method in ("hiermem", "bm25", "dense", "hybrid", "closed"):
         took = minutes(30_000 if method == "hiermem" else 0, 20) * backbone.slowness
         words = ("--data", "{folder}/prose", "--method", method)
-        asked = hiermem(f"qa-prose-{method}", backbone, took, "eval", "qa", *words)
-        yield replace(asked, needs="prose")
+        measurement = hiermem(f"qa-prose-{method}", backbone, took, "eval", "qa", *words)
+        yield replace(measurement, needs="prose")
     for folder, length in (("qmsum", 13_000), ("squality", 7_000)) if own else (("squality", 7_000),):
         for method in ("hiermem", "bm25", "truncated"):
             limit = backbone.some(10)
@@ -181,9 +181,9 @@ def of_lengths(data: Path, backbone: Backbone) -> Iterator[Measurement]:
 
     def babi(method: str, lengths: str, count: int, name: str, *words: str) -> Measurement:
         limit = backbone.some(count)
-        asked = 5 * int(limit)
-        read = asked * sum(map(int, lengths.split(","))) * (2 if method == "full" else method != "bm25")
-        took = minutes(read, asked * (lengths.count(",") + 1), 10) * backbone.slowness
+        answers = 5 * int(limit)
+        read = answers * sum(map(int, lengths.split(","))) * (2 if method == "full" else method != "bm25")
+        took = minutes(read, answers * (lengths.count(",") + 1), 10) * backbone.slowness
         chosen = ("--haystack", book, "--data", str(data / "babi"), "--lengths", lengths, "--limit", limit)
         chosen = (*chosen, "--seed", "1", "--method", method, *words)
         return hiermem(f"babi-{name}", backbone, took, "eval", "babi-long", *chosen)
@@ -197,12 +197,12 @@ def of_lengths(data: Path, backbone: Backbone) -> Iterator[Measurement]:
         yield babi("pruned", "8000", 4, "namm-50", *half)
         for method in ("hiermem", "bm25"):
             yield babi(method, "32000", 2, f"{method}-32k")
-        for task, asked in (("hashhop", 60), ("mqar", 50)):
+        for task, answers in (("hashhop", 60), ("mqar", 50)):
             for method in ("hiermem", "bm25", "full"):
                 lengths = "1000" if method == "full" else "1000,8000"
                 words = ("eval", task, "--lengths", lengths, "--limit", "3", "--seed", "1")
                 read = {"hiermem": 54_000, "bm25": 0, "full": 6_000}[method]
-                took = minutes(read, asked)
+                took = minutes(read, answers)
                 yield hiermem(f"{task}-{method}", backbone, took, *words, "--method", method)
     for method in ("hiermem", "bm25", "full") if own else ("hiermem",):
         limit = backbone.some(10)
@@ -327,8 +327,8 @@ def of_peers(data: Path) -> Iterator[Measurement]:
                     "--method",
                     method,
                 )
-                asked = ("--prompts", f"{{folder}}/{prompts}.jsonl", "--limit", limit)
-                whole = (*words, *asked, "--keep", keep, "--out", "{out}")
+                selection = ("--prompts", f"{{folder}}/{prompts}.jsonl", "--limit", limit)
+                whole = (*words, *selection, "--keep", keep, "--out", "{out}")
                 name = f"{prompts}-kvpress-{method}-{keep[2:]}"
                 yield Measurement(name, whole, took, needs=prompts)
 

@@ -18,7 +18,7 @@ _SHOWN_FIRST = ("backbone", "dataset", "folder", "dtype", "device", "split", "la
 _PLAIN = ("backbone", "dataset", "folder", "dtype", "device")
 _HASH = "data"
 _MIXED = ("pruned", "compressed")
-_UNBOUNDED = ("full_cache", "segment_local", "none", "forget")
+UNBOUNDED = ("full_cache", "segment_local", "none", "forget")
 """Policies that no budget binds, by their names in new and in old results."""
 
 
@@ -105,7 +105,7 @@ def variant_of(report: Report) -> str:
 
 def _binds(working: dict[str, Any]) -> bool:
     """Whether the budget of a working memory says anything."""
-    return "budget" in working and working.get("policy") not in _UNBOUNDED
+    return "budget" in working and working.get("policy") not in UNBOUNDED
 
 
 def label_of(report: Report) -> str:

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hiermem.eval.comparison import Report
-from hiermem.eval.metrics import bootstrap
+from hiermem.eval.metrics import COSTS, bootstrap
 from hiermem.eval.tables import between, cell
 
-COSTS = {"prompt_tokens": "prompt tokens", "live_bytes": "live MiB", "first_token_seconds": "first token, s"}
-"""Costs of an answer by their names in results, as tables call them."""
 FEW = 5
 """Fewer answers than these say too little of how much they vary: two that are both right would be sure."""
 _NO_SCORES = ("n", "interval", "intervals", *COSTS)

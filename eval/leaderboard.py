@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hiermem.eval.comparison import Report
-from hiermem.eval.figures import COSTS, Figure, conditions, kinds_at
+from hiermem.eval.figures import Figure, conditions, kinds_at
+from hiermem.eval.metrics import COSTS
 from hiermem.eval.plots import Line, Panel
 from hiermem.eval.tables import cell, table
 

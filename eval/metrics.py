@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-COSTS = ("prompt_tokens", "live_bytes", "first_token_seconds")
+COSTS = {"prompt_tokens": "prompt tokens", "live_bytes": "live MiB", "first_token_seconds": "first token, s"}
 """Costs of an answer, which its row holds by these names; see `hiermem.eval.answering.Response`."""
 
 
@@ -67,3 +67,32 @@ def mean_costs(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Means over answers of those costs that every row has."""
     names = [name for name in COSTS if all(row.get(name) is not None for row in rows)]
     return {name: sum(row[name] for row in rows) / len(rows) for name in names}
+
+
+def by_condition(rows: Sequence[Mapping[str, Any]], *names: str) -> dict[str, Any]:
+    """The result of a run: a row for each combination of conditions, and the mean of their scores.
+
+    Args:
+        rows: of answers, each with ``score`` and its conditions; ``recalled`` where it is known, and ``text``
+            where several are about one: intervals then draw whole texts, whose answers hang together.
+        names: of the conditions.
+    """
+    cells: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault(tuple(row[name] for name in names), []).append(row)
+    lines: list[dict[str, Any]] = [
+        {**dict(zip(names, values, strict=True)), **_shares(answers)} for values, answers in cells.items()
+    ]
+    mean = sum(line["score"] for line in lines) / len(lines)
+    return {"metrics": {"score": mean}, "rows": lines, "n": len(rows), "examples": list(rows)}
+
+
+def _shares(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of the answers of one cell, the interval of their score, and their number."""
+    texts: dict[Any, list[float]] = {}
+    for place, row in enumerate(answers):
+        texts.setdefault(row.get("text", place), []).append(row["score"])
+    names = [name for name in ("score", "recalled") if name in answers[0]]
+    shares = {name: sum(row[name] for row in answers) / len(answers) for name in names}
+    interval = bootstrap([sum(scores) / len(scores) for scores in texts.values()])
+    return {**shares, "interval": interval, "n": len(answers)}

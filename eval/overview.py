@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hiermem.eval.comparison import Report, backbone_of, grouped, labelled
+from hiermem.eval.comparison import UNBOUNDED, Report, backbone_of, grouped, labelled
 from hiermem.eval.figures import Figure, conditions
 from hiermem.eval.section import Section
 from hiermem.eval.tables import as_text, cell, table
@@ -14,7 +14,7 @@ from hiermem.eval.tables import as_text, cell, table
 Results = Mapping[type[Section], Sequence[Report]]
 """Results by the section that shows them, in the order of the page."""
 
-_OFF = ("segment_local", "forget", "full_cache", "none", "full")
+_OFF = (*UNBOUNDED, "full")
 """Policies with which nothing is chosen to be kept, by all their names."""
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hiermem.eval.metrics import bootstrap
+from hiermem.eval.metrics import by_condition
 
 
 def share_found(answer: str, references: Sequence[str]) -> float:
@@ -22,18 +22,4 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Args:
         rows: of examples, each with ``task``, ``length`` and ``score``.
     """
-    groups: dict[tuple[str, int], list[float]] = {}
-    for row in rows:
-        groups.setdefault((row["task"], row["length"]), []).append(row["score"])
-    lines: list[dict[str, Any]] = [
-        {
-            "task": task,
-            "length": length,
-            "score": sum(scores) / len(scores),
-            "interval": bootstrap(scores),
-            "n": len(scores),
-        }
-        for (task, length), scores in groups.items()
-    ]
-    mean = sum(line["score"] for line in lines) / len(lines)
-    return {"metrics": {"score": mean}, "rows": lines, "n": len(rows), "examples": list(rows)}
+    return by_condition(rows, "task", "length")

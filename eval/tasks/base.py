@@ -346,8 +346,8 @@ class AnswerTask(Task):
         from hiermem.eval.methods import METHODS
 
         values = {"keep": self.keep, "passages": self.passages, "encoder": self.encoder}
-        given = {name: value for name, value in values.items() if value is not None}
-        return (METHODS[self.method].defaults() if self.method in METHODS else {}) | given
+        chosen = {name: value for name, value in values.items() if value is not None}
+        return (METHODS[self.method].defaults() if self.method in METHODS else {}) | chosen
 
     def new_method(self, model: "HierMemModel") -> "Method[Any]":
         """The method around this model."""

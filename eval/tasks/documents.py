@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -54,6 +54,12 @@ class Document:
 
     text: str
     questions: Sequence[Question]
+
+
+def overlap(places: Iterable[tuple[int, int]], evidence: Iterable[tuple[int, int]]) -> bool:
+    """Whether a span of the first has a character of a span of the second."""
+    spans = list(evidence)
+    return any(start < last and end > first for start, end in places for first, last in spans)
 
 
 def evidence_alone(document: Document) -> list[Document]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hiermem.errors import InputError
-from hiermem.eval.metrics import accuracy, bootstrap
+from hiermem.eval.metrics import by_condition
 from hiermem.eval.tasks.base import AnswerTask, option
 from hiermem.eval.tasks.documents import DocumentTask, Question
 
@@ -95,26 +95,5 @@ class GridTask(DocumentTask):
         return {"score": self.is_right(question, response.text)}
 
     def result(self, rows: Sequence[Row]) -> Row:
-        """Share of right answers in each cell, and the mean over cells.
-
-        Intervals draw whole texts, whose answers hang together.
-        """
-        cells: dict[tuple[int, int], list[Row]] = {}
-        for row in rows:
-            cells.setdefault((row[self.by], row["length"]), []).append(row)
-        lines = [
-            {self.by: value, "length": length, **_summary(answers)}
-            for (value, length), answers in cells.items()
-        ]
-        mean = sum(line["score"] for line in lines) / len(lines)
-        return {"metrics": {"score": mean}, "rows": lines, "n": len(rows), "examples": list(rows)}
-
-
-def _summary(answers: Sequence[Row]) -> Row:
-    """Share of right answers with its interval and, where it is known, of what was recalled; their number."""
-    texts: dict[int, list[bool]] = {}
-    for row in answers:
-        texts.setdefault(row["text"], []).append(row["score"])
-    names = [name for name in ("score", "recalled") if name in answers[0]]
-    shares: Row = {name: sum(row[name] for row in answers) / len(answers) for name in names}
-    return {**shares, "interval": bootstrap([*map(accuracy, texts.values())]), "n": len(answers)}
+        """Share of right answers in each cell, and the mean over cells."""
+        return by_condition(rows, self.by, "length")

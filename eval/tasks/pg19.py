@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import InputError
 from hiermem.eval import hub
-from hiermem.eval.comparison import labelled
+from hiermem.eval.comparison import UNBOUNDED, labelled
 from hiermem.eval.plots import Line, Panel
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tables import Report, rows_of, table
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FULL = "full"
 """Name of plain full attention among the policies."""
-_WITHOUT_BUDGET = {FULL, "full_cache", "segment_local", "none", "forget"}
+_WITHOUT_BUDGET = {FULL, *UNBOUNDED}
 """Policies that no budget binds, by their names in new and in old results."""
 
 

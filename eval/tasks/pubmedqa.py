@@ -16,7 +16,7 @@ from hiermem.eval import hub
 from hiermem.eval.metrics import accuracy, bootstrap, macro_f1, perplexity
 from hiermem.eval.sampling import stratified
 from hiermem.eval.tasks.base import Task, method_option, option, register
-from hiermem.eval.tasks.documents import Document, DocumentTask, Question
+from hiermem.eval.tasks.documents import Document, DocumentTask, Question, overlap
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
@@ -239,17 +239,14 @@ class PubMedQA(QuestionTask, DocumentTask):
         prompt = prefill(reader, method.prompt(context, question.text))
         options = score_options(reader, prompt.fork(), OPTIONS, LEAD)
         answer = score_answer(reader, prompt, question.long_answer)
-        (wanted,), ((start, end),) = question.answers, question.evidence
-        recalled = None
-        if prompt.sources:
-            recalled = any(source.start < end and source.end > start for source in prompt.sources)
+        (wanted,), places = question.answers, [(source.start, source.end) for source in prompt.sources]
         return {
             "given": LABELS[options.index(max(options))],
             "wanted": wanted,
             "scores": options,
             "nll": float(answer.nll.sum()),
             "tokens": len(answer.nll),
-            "recalled": recalled,
+            "recalled": overlap(places, question.evidence) if places else None,
         }
 
     def scores(self, question: Question, response: Response) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hiermem.eval.answer_match import ENGLISH, contains, exact_match, token_f1
 from hiermem.eval.metrics import accuracy, bootstrap, means
 from hiermem.eval.qa_data import Pool, PoolQuestion, load_pools, split_of
 from hiermem.eval.tasks.base import method_option, option, register
-from hiermem.eval.tasks.documents import HIERMEM, Document, DocumentTask, Question
+from hiermem.eval.tasks.documents import HIERMEM, Document, DocumentTask, Question, overlap
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
@@ -151,12 +151,6 @@ def _question(pool: Pool, question: PoolQuestion) -> Question:
         evidence=pool.evidence(question),
         room=question.room,
     )
-
-
-def overlap(places: Iterable[tuple[int, int]], evidence: Iterable[tuple[int, int]]) -> bool:
-    """Whether a span of the first has a character of a span of the second."""
-    spans = list(evidence)
-    return any(start < last and end > first for start, end in places for first, last in spans)
 
 
 def told_apart(rows: Sequence[Row]) -> tuple[list[bool], list[bool], list[bool]]:
