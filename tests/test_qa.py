@@ -295,7 +295,7 @@ OWN_QUESTION = {"question": "who?", "answers": ["Orion"]}
         (own_row({**OWN_QUESTION, "evidence": "o"}), ["qa", "--data", "OWN"], "times within"),
         (own_row({**OWN_QUESTION, "page": 3}), ["qa", "--data", "OWN"], "a question has no 'page'"),
         (own_row({"question": "who?"}), ["qa", "--data", "OWN"], "no 'answers' in line 1"),
-        (own_row(OWN_QUESTION), ["qa", "--data", "OWN", "--method", "right"], "has none"),
+        (own_row(OWN_QUESTION), ["qa", "--data", "OWN", "--method", "right"], "names no evidence"),
         (text_in("OWN", "document.txt", " \n"), ["qa", "--data", "OWN"], "is blank"),
         (lambda folders: (folders["OWN"] / "document.txt").unlink(), ["qa", "--data", "OWN"], "UTF-8 text"),
         (nothing, ["summary", "--data", "NQ"], "neither meetings of QMSum"),

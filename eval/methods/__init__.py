@@ -11,7 +11,6 @@ from hiermem.eval.methods.base import (
     check_model_options,
     check_options,
     new_method,
-    parts_of,
     register_method,
 )
 from hiermem.eval.methods.hierarchy import HierMem
@@ -21,6 +20,7 @@ from hiermem.eval.methods.passages import Bm25
 from hiermem.eval.methods.dense import Dense
 from hiermem.eval.methods.hybrid import Hybrid
 from hiermem.eval.methods.closed import Closed
+from hiermem.eval.methods.right import Right
 # isort: on
 
 __all__ = [
@@ -36,12 +36,12 @@ __all__ = [
     "Method",
     "PrefilledContext",
     "Pruned",
+    "Right",
     "Streaming",
     "Truncated",
     "check_method",
     "check_model_options",
     "check_options",
     "new_method",
-    "parts_of",
     "register_method",
 ]

@@ -35,12 +35,14 @@ class Method(ABC, Generic[Context]):
         model_options: options of the model's configuration that it depends on, beside `preset` and `chunk`,
             with which every prompt is read.
         parts: parts of the configuration that it depends on; None: all.
+        needs_evidence: whether it reads the evidence of each question in place of the document.
     """
 
     name: ClassVar[str]
     takes: ClassVar[tuple[str, ...]] = ()
     model_options: ClassVar[tuple[str, ...]] = ()
     parts: ClassVar[tuple[str, ...] | None] = ("asking",)
+    needs_evidence: ClassVar[bool] = False
 
     def __init__(self, model: "HierMemModel") -> None:
         self.model = model
@@ -126,7 +128,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     Raises:
         InputError: it takes no such option.
     """
-    taken = METHODS[name].takes if name in METHODS else ()
+    taken = METHODS[name].takes
     for option in options:
         if option not in taken:
             users = [method.name for method in METHODS.values() if option in method.takes]
@@ -139,22 +141,12 @@ def check_model_options(name: str, options: Mapping[str, Any]) -> None:
     """Refuse an option of the model's configuration that the method would not use.
 
     Args:
-        name: of a method; what is none is the bare backbone.
         options: of the command line, with its defaults.
 
     Raises:
         InputError: one that was given is not used.
     """
-    used = METHODS[name].model_options if name in METHODS else ()
+    used = METHODS[name].model_options
     for option, value in options.items():
         if value not in (None, [], "auto") and option not in ("preset", "chunk", *used):
             raise InputError(f"The method {name} does not use --{option.replace('_', '-')}: leave it out.")
-
-
-def parts_of(name: str) -> tuple[str, ...] | None:
-    """Parts of the configuration that a method depends on; None: all.
-
-    Args:
-        name: what is none is the bare backbone.
-    """
-    return METHODS[name].parts if name in METHODS else Method.parts

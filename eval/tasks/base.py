@@ -287,13 +287,73 @@ def method_option(*more: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerTask(Task):
-    """A task whose questions hiermem and other methods answer around the same backbone."""
+class MethodTask(Task):
+    """A task that measures hiermem and other methods around the same backbone.
+
+    Attributes:
+        names_evidence: whether questions name their evidence, which some methods need.
+    """
+
+    names_evidence: ClassVar[bool] = False
+
+    method: str = method_option()
+
+    @classmethod
+    def methods(cls) -> tuple[str, ...]:
+        """Names that the option method takes."""
+        from hiermem.eval.methods import METHODS
+
+        return tuple(name for name, each in METHODS.items() if cls.names_evidence or not each.needs_evidence)
+
+    def __post_init__(self) -> None:
+        from hiermem.eval.methods import check_method, check_options
+
+        super().__post_init__()
+        check_method(self.method, self.methods())
+        check_options(self.method, self.chosen_options())
+
+    @abstractmethod
+    def chosen_options(self) -> dict[str, Any]:
+        """Options of the method that were given, by name."""
+
+    def method_options(self) -> dict[str, Any]:
+        """Options of the method, its own defaults among them: they are settings of a run."""
+        from hiermem.eval.methods import METHODS
+
+        return METHODS[self.method].defaults() | self.chosen_options()
+
+    def configuration_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The same; what the method would not use is refused."""
+        from hiermem.eval.methods import check_model_options
+
+        check_model_options(self.method, options)
+        return options
+
+    def configure(self, config: "HierMemConfig") -> "HierMemConfig":
+        from hiermem.eval.methods import METHODS
+
+        METHODS[self.method].check(config, self.method_options())
+        return config
+
+    def parts(self) -> tuple[str, ...] | None:
+        from hiermem.eval.methods import METHODS
+
+        return METHODS[self.method].parts
+
+    def new_method(self, model: "HierMemModel") -> "Method[Any]":
+        """The method around this model."""
+        from hiermem.eval.methods import new_method
+
+        return new_method(self.method, model, **self.method_options())
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerTask(MethodTask):
+    """A task whose questions all methods answer."""
 
     model_options = ("preset", "policy", "policy_set", "budget", "segment", "chunk", "top_k", "evictor")
     of_tiers = True
 
-    method: str = method_option()
     keep: float | None = option(
         None, help="Share of a text that --method pruned or compressed keeps.", least=0.0, most=1.0
     )
@@ -302,55 +362,20 @@ class AnswerTask(Task):
     )
     encoder: str | None = option(None, help=f"{ENCODER_HELP}, for --method dense or hybrid; default: minilm.")
 
-    @classmethod
-    def methods(cls) -> tuple[str, ...]:
-        """Names that the option method takes."""
-        from hiermem.eval.methods import METHODS
-
-        return tuple(METHODS)
-
     def __post_init__(self) -> None:
-        from hiermem.eval.methods import check_method, check_options
-
-        super().__post_init__()
         if self.method is None:
             object.__setattr__(self, "method", "hiermem" if self.keep is None else "pruned")
-        check_method(self.method, self.methods())
-        check_options(self.method, self.method_options())
+        super().__post_init__()
         if self.keep == 0:
             raise InputError("A share of 0 keeps nothing: raise --keep.")
 
     def configuration_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """The same; what the method would not use is refused."""
-        from hiermem.eval.methods import check_model_options
-
-        check_model_options(self.method, options)
+        options = super().configuration_options(options)
         if self.keep is not None and options["budget"] is not None:
             raise InputError("--keep takes the place of --budget: leave one of them out.")
         return options
 
-    def configure(self, config: "HierMemConfig") -> "HierMemConfig":
-        from hiermem.eval.methods import METHODS
-
-        if self.method in METHODS:
-            METHODS[self.method].check(config, self.method_options())
-        return config
-
-    def parts(self) -> tuple[str, ...] | None:
-        from hiermem.eval.methods import parts_of
-
-        return parts_of(self.method)
-
-    def method_options(self) -> dict[str, Any]:
-        """Options of the method, its own defaults among them: they are settings of a run."""
-        from hiermem.eval.methods import METHODS
-
+    def chosen_options(self) -> dict[str, Any]:
         values = {"keep": self.keep, "passages": self.passages, "encoder": self.encoder}
-        chosen = {name: value for name, value in values.items() if value is not None}
-        return (METHODS[self.method].defaults() if self.method in METHODS else {}) | chosen
-
-    def new_method(self, model: "HierMemModel") -> "Method[Any]":
-        """The method around this model."""
-        from hiermem.eval.methods import new_method
-
-        return new_method(self.method, model, **self.method_options())
+        return {name: value for name, value in values.items() if value is not None}

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 HIERMEM = "hiermem"
 """Name of the method that is hiermem itself."""
-RIGHT = "right"
-"""Name of the method that is given the evidence and nothing else: what perfect recall would give."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +70,8 @@ def evidence_alone(document: Document) -> list[Document]:
     for question in document.questions:
         if not question.evidence:
             raise InputError(
-                f"The method {RIGHT} shows the evidence of a question, and {question.text!r} has none: "
-                f"choose another method, or take the question out."
+                f"The question {question.text!r} names no evidence, which is all that this method shows: "
+                f"choose another --method, or take the question out."
             )
         text = "\n\n".join(document.text[start:end] for start, end in question.evidence)
         found.append(Document(text, [replace(question, evidence=((0, len(text)),))]))
@@ -89,21 +87,9 @@ class DocumentTask(AnswerTask):
 
     Attributes:
         max_new_tokens: most tokens of an answer, where its question does not say.
-        names_evidence: whether questions name their evidence, so that there is a method `RIGHT`.
     """
 
     max_new_tokens: ClassVar[int] = 32
-    names_evidence: ClassVar[bool] = False
-
-    @classmethod
-    def methods(cls) -> tuple[str, ...]:
-        return (*super().methods(), RIGHT) if cls.names_evidence else super().methods()
-
-    def new_method(self, model: HierMemModel) -> Method[Any]:
-        """The method around this model; what reads the evidence alone reads all of it."""
-        from hiermem.eval.methods import Full
-
-        return Full(model) if self.method == RIGHT else super().new_method(model)
 
     @abstractmethod
     def documents(self, model: HierMemModel, data: Any) -> Sequence[Document]:
@@ -128,7 +114,7 @@ class DocumentTask(AnswerTask):
         from tqdm.auto import tqdm
 
         method, documents, rows = self.new_method(model), self.documents(model, data), []
-        if self.method == RIGHT:
+        if method.needs_evidence:
             documents = [alone for document in documents for alone in evidence_alone(document)]
         total = sum(len(document.questions) for document in documents)
         with tqdm(total=total, desc=self.name, disable=None, delay=2) as bar:

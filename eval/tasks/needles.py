@@ -18,7 +18,7 @@ from hiermem.eval.metrics import means
 from hiermem.eval.prompt_files import check_prompt_file, prompt_parts, write_prompts
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.tables import Report, between, cell, table
-from hiermem.eval.tasks.base import option, register
+from hiermem.eval.tasks.base import MethodTask, option, register
 from hiermem.eval.tasks.pg19 import BookTask, books
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def with_codes(text: str, kind: str, rng: random.Random) -> list[Example]:
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Needles(BookTask):
+class Needles(MethodTask, BookTask):
     """Four numbered codes in real text, one asked for after the text was pruned to a share of its tokens.
 
     The share counts all tokens before the question, codes and prompt included.
@@ -107,10 +107,7 @@ class Needles(BookTask):
     dump: Path | None = option(None, help="Write the prompts to this JSONL file, run nothing.")
 
     def __post_init__(self) -> None:
-        from hiermem.eval.methods import Compressed, Full, HierMem, Pruned, check_method
-
         super().__post_init__()
-        check_method(self.method, (Pruned.name, Compressed.name, Full.name, HierMem.name))
         if self.budget < LEAST_KEPT:
             raise InputError(
                 f"{self.keep} of {self.length} tokens is too little to keep: raise --keep or --length."
@@ -121,30 +118,21 @@ class Needles(BookTask):
         """Tokens that are kept of each text."""
         return round(self.keep * self.length)
 
-    def method_options(self) -> dict[str, float]:
-        """Options of the method: the share that is kept, where it takes one."""
+    @classmethod
+    def methods(cls) -> tuple[str, ...]:
+        from hiermem.eval.methods import Compressed, Full, HierMem, Pruned
+
+        return (Pruned.name, Compressed.name, Full.name, HierMem.name)
+
+    def chosen_options(self) -> dict[str, Any]:
+        """The share that is kept, where the method takes one."""
         from hiermem.eval.methods import METHODS
 
         return {"keep": self.keep} if "keep" in METHODS[self.method].takes else {}
 
-    def parts(self) -> tuple[str, ...] | None:
-        from hiermem.eval.methods import parts_of
-
-        return parts_of(self.method)
-
-    def configuration_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The same; what the method would not use is refused."""
-        from hiermem.eval.methods import check_model_options
-
-        check_model_options(self.method, options)
-        return options
-
     def configure(self, config: HierMemConfig) -> HierMemConfig:
         """The same with a budget of the share that is kept."""
-        from hiermem.eval.methods import METHODS
-
-        METHODS[self.method].check(config, self.method_options())
-        return config.with_working(budget=self.budget)
+        return super().configure(config).with_working(budget=self.budget)
 
     def load(self, config: HierMemConfig) -> dict[str, str]:
         """Texts of all books, by their ids."""
@@ -164,9 +152,7 @@ class Needles(BookTask):
         """Negative log-likelihood per token of the right code, exact match, and the share of tokens kept."""
         from tqdm.auto import tqdm
 
-        from hiermem.eval.methods import new_method
-
-        method = new_method(self.method, model, **self.method_options())
+        method = self.new_method(model)
         bar = tqdm(self.examples(model, data), desc="needles", disable=None, delay=2)
         rows = [log.row(str(index), _row, model, method, example) for index, example in enumerate(bar)]
         return {**means(rows, "nll", "exact", "kept"), "examples": rows}
