@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from hiermem.memory.longterm import Hit, SegmentRecord
 from hiermem.retrieval.keys.lexical import LexicalKey, idf
+from hiermem.retrieval.units import LONGEST, Unit, split
 from hiermem.retrieval.words import are_forms, words
-from hiermem.units import LONGEST, Unit, split
 
 _Place = tuple[int, tuple[int, int] | None]  # of a header
 _SHORTEST_KEY = 3.0  # a cosine counts at least this length of a key, about nine words: fewer say little

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hiermem.units import LONGEST, split
+from hiermem.retrieval.units import LONGEST, split
 
 PROSE = (
     "The brass key hangs behind the green clock of the\n"
