@@ -34,13 +34,16 @@ class Answer:
             another form of one (`hiermem.retrieval.words.are_forms`): in a passage that is shown, or, where
             the working memory stands before the question, anywhere. If not, nothing is generated and the text
             says that the document does not say, unless the working memory stands there: it may answer what
-            shares no word, such as a summary.
+            shares no word, such as a summary. With search keys of units, it is the confidence that tells.
+        confidence: how likely the document holds an answer, in 0..1, calibrated on questions of Natural
+            Questions that it does and does not hold; None: without search keys of units, it is not known.
     """
 
     text: str
     sources: list[Source]
     complete: bool = True
     found: bool = True
+    confidence: float | None = None
 
     def __repr__(self) -> str:
         text = shorten(self.text, 80, placeholder=" …")
@@ -57,12 +60,14 @@ class PreparedPrompt:
         ids: tokens to be read next, ``[1, n]`` int64 on the model's device.
         sources: the passages among them, best first.
         found: see `Answer`.
+        confidence: see `Answer`.
     """
 
     working: WorkingMemory
     ids: Tensor
     sources: list[Source]
     found: bool = True
+    confidence: float | None = None
 
     @property
     def answerable(self) -> bool:
@@ -77,10 +82,11 @@ class PreparedPrompt:
 def answered(reader: Reader, prompt: PreparedPrompt, max_new_tokens: int) -> Answer:
     """The greedy answer to a prompt, whose memory moves on."""
     if not prompt.answerable:
-        return Answer(NOT_FOUND, [], found=False)
+        return Answer(NOT_FOUND, [], found=False, confidence=prompt.confidence)
     text, ended = reader.continue_from(prompt.working, prompt.ids, max_new_tokens)
     answer, *others = without_thoughts(reader.tokenizer, text).split(PREFIX)
-    return Answer(answer.strip(), prompt.sources, ended or bool(others), prompt.found)
+    ended = ended or bool(others)
+    return Answer(answer.strip(), prompt.sources, ended, prompt.found, prompt.confidence)
 
 
 class QuestionTarget(Protocol):
@@ -117,14 +123,16 @@ def prepare(
         query = with_forms(terms, question, records)
         terms = QueryTerms(memory.longterm.key, query)
     hits = recall(reader, memory, query, config, top_k, leave_out_held=config.working)
-    sources = select(hits, records, terms, config.passage_characters, config.least_score)
+    selection = select(hits, records, terms, config.passage_characters, config.least_score)
+    sources, confidence = selection.sources, selection.confidence
     alone = bool(hits) and not config.working
     working = reader.new_working_memory(memory.working.config) if alone else memory.working.copy()
-    found = bool(sources) or (not alone and terms.are_known(memory.longterm.partial))
+    told = bool(sources) if confidence is None else confidence >= config.least_confidence
+    found = told or (not alone and terms.are_known(memory.longterm.partial))
     texts = [source.text.strip() for source in sorted(sources, key=lambda source: source.start)]
     text = prompt_text(reader.tokenizer, texts, question.strip(), config.instruction)
     ids = reader.encode(text, begins=not any(working.num_tokens))
-    return PreparedPrompt(working, ids, sources, found)
+    return PreparedPrompt(working, ids, sources, found, confidence)
 
 
 def recall(

@@ -14,6 +14,9 @@ class AskConfig:
         passage_characters: length of all passages together, whole sentences and rows of the recalled
             segments: a small model answers better from less text. 0 takes the whole segments.
         least_score: sentences and rows below this share of the best one's score are left out.
+        least_confidence: with search keys of units, a document of which it is less likely that it holds an
+            answer is said not to; 0 always answers. By default, a tenth of the questions that it answers were
+            refused on validation.
         instruction: what follows the question; nothing where there are no passages.
         working: whether the working memory stands before the passages too; segments that it still holds
             are then not recalled. It always stands in where nothing is recalled.
@@ -25,6 +28,7 @@ class AskConfig:
 
     passage_characters: int = 600
     least_score: float = 0.7
+    least_confidence: float = 0.27
     instruction: str = "Answer from the passages."
     working: bool = False
     rerank: int = 0
@@ -36,6 +40,8 @@ class AskConfig:
             raise InputError(f"passage_characters must not be negative, not {self.passage_characters}.")
         if not 0 <= self.least_score <= 1:
             raise InputError(f"least_score must be between 0 and 1, not {self.least_score}.")
+        if not 0 <= self.least_confidence <= 1:
+            raise InputError(f"least_confidence must be between 0 and 1, not {self.least_confidence}.")
         if self.rerank < 0 or self.rerank == 1 or self.margin < 0:
             raise InputError(
                 f"rerank must be 0 or at least 2, margin not negative; not {self.rerank}, {self.margin}."

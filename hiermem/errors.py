@@ -1,7 +1,10 @@
 """Every error that hiermem raises on purpose: one plain sentence, what was wrong and what to do.
 
-This module imports nothing, and every other module may import it.
+This module imports nothing of hiermem, and every other module may import it.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class HierMemError(Exception):
@@ -47,3 +50,25 @@ class MemoryLockedError(MemoryFileError):
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, without its full stop; its type where it has no text."""
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def plainly(what: str, remedy: str) -> Iterator[None]:
+    """Turn any error of a library about damaged or foreign files into one sentence.
+
+    Args:
+        what: the beginning of the sentence.
+        remedy: its end.
+
+    Raises:
+        InputError: in place of any other error.
+    """
+    try:
+        yield
+    except HierMemError:
+        raise
+    except BaseException as error:
+        # Panics of tokenizers are no Exception; what stops a program is none either, and goes on.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{what} ({first_line(error)}): {remedy}.") from error

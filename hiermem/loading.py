@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from hiermem.bundled import BUNDLED_MODELS
 from hiermem.config import HierMemConfig
-from hiermem.errors import BackboneUnsupportedError, HierMemError, InputError, first_line
+from hiermem.errors import BackboneUnsupportedError, InputError, plainly
 from hiermem.gguf_conversion import gguf_folder
 from hiermem.gguf_file import check_gguf, is_gguf
 from hiermem.load_options import LoadOptions
@@ -226,28 +226,6 @@ def _quiet_about_memories(quiet: bool) -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-@contextmanager
-def plainly(what: str, remedy: str) -> Iterator[None]:
-    """Turn any error of a library about damaged or foreign files into one sentence.
-
-    Args:
-        what: the beginning of the sentence.
-        remedy: its end.
-
-    Raises:
-        InputError: in place of any other error.
-    """
-    try:
-        yield
-    except HierMemError:
-        raise
-    except BaseException as error:
-        # Panics of tokenizers are no Exception; what stops a program is none either, and goes on.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise InputError(f"{what} ({first_line(error)}): {remedy}.") from error
 
 
 def native_dtype(saved: torch.dtype | None, device: torch.device) -> torch.dtype:

@@ -4,8 +4,11 @@ A small model answers better from little text, so whole segments are not shown t
 compared with the question as a cosine, so that long ones have no advantage. A word counts by how rare it is
 in the document times how rare it is among the units at hand: the first tells words of the language from
 those of the matter, the second tells the rows of one table apart.
+
+Where a memory has search keys of units, these say first how well a unit fits, and its words beside them.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +23,10 @@ from hiermem.retrieval.units import LONGEST, Unit, split
 from hiermem.retrieval.words import are_forms, words
 
 _Place = tuple[int, tuple[int, int] | None]  # of a header
+_WORDS = 8.0  # what the best unit by words gains beside the scores of search keys
+_RISE, _EVEN = 0.163, 44.9  # of the logistic curve from the best score to the odds that there is an answer
+_COVERED = 0.7  # share of a question's words, by weight, that stands together where they are asked for
+_LEAST = 1e-9
 _SHORTEST_KEY = 3.0  # a cosine counts at least this length of a key, about nine words: fewer say little
 
 FUNCTION_WORDS = """
@@ -51,6 +58,20 @@ class Source:
     text: str
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Passages that stand before a question.
+
+    Attributes:
+        sources: best first.
+        confidence: how likely the document holds an answer, in 0..1; None: without search keys of units,
+            there is no telling.
+    """
+
+    sources: list[Source]
+    confidence: float | None = None
+
+
 class QueryTerms:
     """Units of a question that tell what it is about: all but function words, unless it has no others.
 
@@ -73,6 +94,12 @@ class QueryTerms:
         values = self.key.saturated(counts)
         of_unit = dict(zip(ids.tolist(), values.tolist(), strict=True))
         return np.array([of_unit.get(unit, 0.0) for unit in self.ids]), float(np.linalg.norm(values))
+
+    def covered(self, text: str) -> float:
+        """Share of the units, by weight, that stand in ``text``."""
+        present = set(self.key.units(text)[0].tolist())
+        held = sum(weight for unit, weight in zip(self.ids, self.weights, strict=True) if unit in present)
+        return float(held / max(float(self.weights.sum()), _LEAST))
 
     def are_in(self, text: str) -> bool:
         """Whether ``text`` has one of the units."""
@@ -116,6 +143,18 @@ class _Stretch:
         segments = (hit.segment for hit in self.hits if hit.record.end > self.start + start)
         return Source(next(segments), self.start + start, self.start + end, score, self.text[start:end])
 
+    def scores(self) -> NDArray[np.float64]:
+        """What search keys say of each of `units`, ``[U]``: the score of one that covers half of it at least;
+        -inf where none does."""
+        hits = [unit for hit in self.hits for unit in hit.units]
+        starts, ends = np.array([unit.start for unit in hits]), np.array([unit.end for unit in hits])
+        values, found = np.array([unit.score for unit in hits]), []
+        for unit in self.units:
+            start, end = self.start + unit.start, self.start + unit.end
+            covers = np.minimum(ends, end) - np.maximum(starts, start) >= (end - start) / 2
+            found.append(values[covers].max(initial=-np.inf))
+        return np.array(found)
+
 
 def select(
     hits: Sequence[Hit],
@@ -123,8 +162,10 @@ def select(
     terms: QueryTerms,
     characters: int,
     least_score: float,
-) -> list[Source]:
-    """The best units of all hits, best first; neighbours are one passage. Without a word in common: none.
+) -> Selection:
+    """The best units of all hits, best first; neighbours are one passage.
+
+    Without a word in common there are none, unless search keys of units found the hits.
 
     Args:
         records: all of the document.
@@ -132,18 +173,23 @@ def select(
         characters: length of all passages together; 0 takes whole segments.
         least_score: units below this share of the best score are left out.
     """
-    if not characters:
-        whole = [(hit, hit.record.text) for hit in hits]
-        return [
-            Source(hit.segment, hit.record.start, hit.record.end, hit.score, text)
-            for hit, text in whole
-            if terms.are_in(text)
-        ]
+    keyed = any(hit.units for hit in hits)
     stretches = list(_stretches(hits, records))
     units = [(stretch, unit) for stretch in stretches for unit in stretch.units]
     if not units:
-        return []
-    fits = _fits(units, terms)
+        return Selection([])
+    fits, confidence = _fits(units, terms), None
+    if keyed:
+        scores = np.concatenate([stretch.scores() for stretch in stretches])
+        confidence = _confidence(units, terms, fits, scores)
+        fits = _together(fits, scores, [unit.is_header for _, unit in units])
+    if not characters:
+        whole = [(hit, hit.record.text) for hit in hits]
+        shown = [(hit, text) for hit, text in whole if keyed or terms.are_in(text)]
+        return Selection(
+            [Source(hit.segment, hit.record.start, hit.record.end, hit.score, text) for hit, text in shown],
+            confidence,
+        )
     chosen = _best(fits, units, characters, least_score)
     sources = []
     for _, run in groupby(enumerate(chosen), lambda pair: (pair[1] - pair[0], id(units[pair[1]][0]))):
@@ -151,7 +197,41 @@ def select(
         (stretch, first), (_, last) = units[members[0]], units[members[-1]]
         source = stretch.source(first.start, last.end, float(fits[members].max()))
         sources.append((first.is_header and first == last, source))
-    return [source for _, source in sorted(sources, key=lambda pair: (pair[0], -pair[1].score))]
+    return Selection(
+        [source for _, source in sorted(sources, key=lambda pair: (pair[0], -pair[1].score))], confidence
+    )
+
+
+def _together(
+    words: NDArray[np.float64], scores: NDArray[np.float64], headers: Sequence[bool]
+) -> NDArray[np.float64]:
+    """How far units stand out by search keys and words together, 1 for the best, 0 for the average, ``[U]``.
+
+    Args:
+        words: how well each fits by its words.
+        scores: what search keys say of each.
+        headers: which of them fit nothing by themselves.
+    """
+    worst = scores.min(where=np.isfinite(scores), initial=np.inf)
+    total = np.where(np.isfinite(scores), scores, worst) + _WORDS * words / max(float(words.max()), _LEAST)
+    over = total - total.mean()
+    over = over / over.max() if over.max() > _LEAST else np.ones(len(over))
+    over[list(headers)] = 0
+    return np.asarray(over, np.float64)
+
+
+def _confidence(
+    units: Sequence[tuple[_Stretch, Unit]],
+    terms: QueryTerms,
+    words: NDArray[np.float64],
+    scores: NDArray[np.float64],
+) -> float:
+    """How likely there is an answer: from the best score, or where the question's words stand together."""
+    places = {int(words.argmax()), int(scores.argmax())}
+    texts = (stretch.text[unit.start : unit.end] for stretch, unit in (units[place] for place in places))
+    covered = max(map(terms.covered, texts))
+    likely = 1 / (1 + math.exp(-_RISE * (float(scores.max()) - _EVEN)))
+    return max(likely, covered) if covered >= _COVERED else likely
 
 
 def _stretches(hits: Sequence[Hit], records: Sequence[SegmentRecord]) -> Iterator[_Stretch]:

@@ -9,6 +9,8 @@ from torch import Tensor
 from hiermem.memory.records import SegmentRecord
 from hiermem.memory.stored import MOST, Stored, exactly, in_range
 
+UNITS = "units"
+"""File of the index of units, which a memory has where it has search keys of those."""
 MOST_OF_A_KEY = 1e9
 """So large can no entry of a search key be, and products of two are still finite."""
 
@@ -23,6 +25,7 @@ class Contents:
         keys: of the complete records, ``[N, D]`` float32.
         statistics: of the lexical key.
         statistics_of_others: of other keys, as ``<key>.<name>``.
+        units: what the index of units gave; nothing where there is none.
     """
 
     records: list[SegmentRecord]
@@ -30,6 +33,7 @@ class Contents:
     keys: Tensor
     statistics: dict[str, Tensor]
     statistics_of_others: dict[str, Tensor]
+    units: dict[str, Tensor]
 
     @classmethod
     def read(cls, files: Mapping[str, Mapping[str, Tensor]]) -> "Contents":
@@ -38,7 +42,8 @@ class Contents:
         Raises:
             ValueError: something is missing, left over or does not fit the rest.
         """
-        exactly(dict(files), ("records", "keys", "embeddings"), "the long-term memory")
+        names = ("records", "keys", "embeddings")
+        exactly(dict(files), names, "the long-term memory", optional=(UNITS,))
         records, statistics = _read_records(files["records"]), dict(files["keys"])
         others = {name: statistics.pop(name) for name in list(statistics) if "." in name}
         keys = Stored({"keys": statistics.pop("keys", torch.zeros(0))}, "keys.").take(
@@ -59,7 +64,8 @@ class Contents:
                 record.embedding = embedding
         elif files["embeddings"]:
             raise ValueError("there is no place for what stands among the embeddings")
-        return cls(records, files["records"]["ids"], keys, statistics, others)
+        units = dict(files.get(UNITS, {}))
+        return cls(records, files["records"]["ids"], keys, statistics, others, units)
 
     def check(
         self, segment: int, tokens: int, characters: int, vocabulary: int | None = None, overlap: bool = False

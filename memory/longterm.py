@@ -1,20 +1,23 @@
 """Long-term memory: one record for each segment that was read, found again by its search key."""
 
+import math
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hiermem.errors import InputError, NonFiniteError
-from hiermem.memory.contents import Contents
+from hiermem.memory.contents import UNITS, Contents
 from hiermem.memory.hmt.module import HMTModule
 from hiermem.memory.records import Hit as Hit
 from hiermem.memory.records import SegmentRecord as SegmentRecord
+from hiermem.memory.records import UnitHit
 from hiermem.memory.stored import Stored
 from hiermem.memory.tier import TIERS, new_tiers
+from hiermem.memory.unit_index import UnitIndex
 from hiermem.retrieval.arena import TensorArena
 from hiermem.retrieval.keys import (
     SEARCH_KEYS,
@@ -30,6 +33,8 @@ from hiermem.settings import check_settings
 
 KEYS: dict[str, dict[str, Any]] = {"lexical": {}, "trained": {}}
 """Search keys without any others: `trained` where the model has its projections."""
+BREADTH = 64
+"""Segments, or units, that a search looks at first."""
 
 
 @dataclass
@@ -64,6 +69,11 @@ class LongTermConfig:
         new_search_keys(self.keys, config=self.lexical, projections=None)  # which refuse values, as do
         new_tiers(self.tiers)
 
+    @property
+    def has_units(self) -> bool:
+        """Whether there are search keys of units."""
+        return any(SEARCH_KEYS[name].of_units for name in self.keys)
+
 
 class LongTermMemory:
     """Records in document order. The last one may be *partial*: its segment is not complete yet.
@@ -75,7 +85,8 @@ class LongTermMemory:
         summary: the parameters of the memory embeddings, where the model makes them.
 
     Attributes:
-        keys: the parts of search keys, side by side in one store.
+        keys: the parts of search keys of segments, side by side in one store.
+        units: the index of sentences and rows, where there are search keys of those.
         key: the lexical key, whose statistics of words also choose passages. Where `keys` has none, it stands
             outside the store and is not searched by.
         summary: parameters of the memory embeddings, where one of `keys` is made of them; None: none is.
@@ -84,7 +95,10 @@ class LongTermMemory:
     def __init__(self, config: LongTermConfig, summary: HMTModule | None = None) -> None:
         self.config = config
         projections = summary if summary is not None and summary.config.search else None
-        self.keys = new_search_keys(config.keys, config=config.lexical, projections=projections)
+        keys = new_search_keys(config.keys, config=config.lexical, projections=projections)
+        self.keys = [key for key in keys if not key.of_units]
+        of_units = [key for key in keys if key.of_units]
+        self.units = UnitIndex(of_units, config.store) if of_units else None
         lexical = [key for key in self.keys if isinstance(key, LexicalKey)]
         self.key = lexical[0] if lexical else LexicalKey(config.lexical)
         reads = any("projections" in key.supplied for key in self.keys)
@@ -114,11 +128,14 @@ class LongTermMemory:
     @property
     def digests(self) -> dict[str, str]:
         """Hashes of what keys depend on beside settings and texts, by key, where there is such."""
-        return {f"search key {key.name}": key.digest for key in self.keys if key.digest}
+        keys = [*self.keys, *(self.units.keys if self.units else [])]
+        return {f"search key {key.name}": key.digest for key in keys if key.digest}
 
     def write(self, records: Sequence[SegmentRecord]) -> None:
         """Keep complete segments; any partial one is replaced by them."""
         if records:
+            if self.units is not None:
+                self.units.write(records, self._text_before(len(self.records)))
             self.store.add(self._document_keys(records))
             for key in (self.key, *self._others):
                 key.observe(records)
@@ -133,7 +150,12 @@ class LongTermMemory:
         twin = copy(self)
         twin.key, twin.store = self.key.copy(), self.store.copy()
         twin.keys = [twin.key if key is self.key else key.copy() for key in self.keys]
+        twin.units = None if self.units is None else self.units.copy()
         return twin
+
+    def _text_before(self, segment: int) -> str:
+        """The text of the segment before that one."""
+        return self.records[segment - 1].text if segment else ""
 
     def _document_keys(self, records: Sequence[SegmentRecord]) -> Tensor:
         """The records' search keys, ``[n, D]`` float32."""
@@ -148,28 +170,55 @@ class LongTermMemory:
     ) -> list[Hit]:
         """The best ``k`` records that are ``eligible``, best first.
 
+        A record's score is that of its own key and that of the best of its units together. Whatever the index
+        of each finds first, these are the best of all, as far as the indexes are exact (the threshold
+        algorithm: Fagin, Lotem and Naor, 2001).
+
         Raises:
             NonFiniteError: the question's key holds NaN or infinity.
         """
         query = self._query_key(question)
         if not query.isfinite().all():
             raise NonFiniteError("The search key of the question is not finite: load the model in float32.")
-        hits: list[Hit] = []
-        if self.partial is not None and eligible(self.partial):
-            score = float(query @ self._document_keys([self.partial]).T)
-            hits.append(Hit(len(self.records), score, self.partial))
-        found, breadth = 0, k
-        while found < k and len(self.store):
-            breadth = min(breadth, len(self.store))
-            scores, ids = self.store.search(query, breadth)
-            pairs = zip(scores[0].tolist(), ids[0].tolist(), strict=True)
-            stored = [Hit(i, s, self.records[i]) for s, i in pairs if i >= 0 and eligible(self.records[i])]
-            found = len(stored)
-            if found >= k or breadth == len(self.store):
-                hits.extend(stored[:k])
-                break
+        of_units = None if self.units is None else self.units.query_key(question)
+        hits = (
+            [] if self.partial is None or not eligible(self.partial) else [self._partial_hit(query, of_units)]
+        )
+        breadth = k if self.units is None else max(k, BREADTH)
+        while k:
+            found, bound = self._stored_hits(query, of_units, min(breadth, len(self.store)), eligible)
+            best = sorted([*hits, *found], key=lambda hit: (-hit.score, hit.segment))[:k]
+            if bound == -math.inf or (len(best) == k and best[-1].score >= bound):
+                return best
             breadth *= 4
-        return sorted(hits, key=lambda hit: (-hit.score, hit.segment))[:k]
+        return []
+
+    def _partial_hit(self, query: Tensor, of_units: Tensor | None) -> Hit:
+        assert self.partial is not None
+        score, units = float(query @ self._document_keys([self.partial]).T), list[UnitHit]()
+        if self.units is not None and of_units is not None:
+            units = self.units.partial(self.partial, self._text_before(len(self.records))).hits(of_units)
+        return _hit(len(self.records), score, self.partial, units)
+
+    def _stored_hits(
+        self, query: Tensor, of_units: Tensor | None, count: int, eligible: Callable[[SegmentRecord], bool]
+    ) -> tuple[list[Hit], float]:
+        """Those of the ``count`` best by their own keys, and of the ``count`` best units, that are eligible;
+        and the score that those of all others do not exceed."""
+        scores, ids = self.store.search(query, count)
+        of_keys = {
+            at: score for at, score in zip(ids[0].tolist(), scores[0].tolist(), strict=True) if at >= 0
+        }
+        bound = float(scores[0, -1]) if count < len(self.store) else -math.inf
+        if self.units is None or of_units is None:
+            found = {at for at in of_keys if eligible(self.records[at])}
+            return [Hit(at, of_keys[at], self.records[at]) for at in found], bound
+        best, last = self.units.search(of_units, count)
+        found = {at for at in of_keys.keys() | best if eligible(self.records[at])}
+        others = sorted(found - of_keys.keys())
+        of_keys |= zip(others, self.store.scores(query[0], others), strict=True)
+        hits = [_hit(at, of_keys[at], self.records[at], self.units.hits(at, of_units)) for at in found]
+        return hits, bound + last
 
     # ---- saving
 
@@ -189,6 +238,7 @@ class LongTermMemory:
             },
             "keys": {"keys": self.store.keys, **self.key.state_dict(), **self._statistics_of_others()},
             "embeddings": {"embeddings": torch.stack(embeddings)} if embeddings else {},
+            **({} if self.units is None else {UNITS: self.units.tensors()}),
         }
 
     def _statistics_of_others(self) -> dict[str, Tensor]:
@@ -222,6 +272,8 @@ class LongTermMemory:
         """
         memory = cls(config, summary)
         memory.store.add(contents.keys)
+        if memory.units is not None:
+            memory.units.load(contents.units, contents.records[: len(contents.keys)])
         memory.key.load_state_dict(contents.statistics)
         others = Stored(contents.statistics_of_others, "keys.")
         for key in memory._others:
@@ -248,3 +300,9 @@ class LongTermMemory:
     def __deepcopy__(self, memo: dict[int, Any]) -> "LongTermMemory":
         """An independent memory; the parameters of the memory embeddings are shared, they are the model's."""
         return self.from_tensors(deepcopy(self.config, memo), self.tensors(), self.summary)
+
+
+def _hit(segment: int, score: float, record: SegmentRecord, units: Sequence[UnitHit]) -> Hit:
+    """A record that was found by its own key, of that ``score``, and by its best unit."""
+    together = [replace(unit, score=score + unit.score) for unit in units]
+    return Hit(segment, max((unit.score for unit in together), default=score), record, together)

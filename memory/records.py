@@ -1,5 +1,6 @@
 """Records that segments leave in the long-term memory, and records that were recalled."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,21 @@ class SegmentRecord:
 
 
 @dataclass(frozen=True)
+class UnitHit:
+    """A sentence or row of a recalled record.
+
+    Attributes:
+        start: its first character in the document, which may be in the record before.
+        end: the character after its last.
+        score: how well its record would fit the question if it were the record's best.
+    """
+
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True)
 class Hit:
     """A recalled record.
 
@@ -40,8 +56,11 @@ class Hit:
         segment: its index.
         score: how well it fits the question, against others of the same tier; from the records, inner product
             of the question's key and the record's.
+        units: of the record, in document order, where there are search keys of units; the best of them has
+            the hit's own score.
     """
 
     segment: int
     score: float
     record: SegmentRecord
+    units: Sequence[UnitHit] = ()

@@ -17,7 +17,7 @@ from hiermem.errors import (
     MemoryIncompatibleError,
     MemoryMissingError,
 )
-from hiermem.memory.contents import Contents
+from hiermem.memory.contents import UNITS, Contents
 from hiermem.memory.hmt.module import HMTModule
 from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.records import Hit, SegmentRecord
@@ -175,7 +175,8 @@ class MemoryState:
     def nbytes(self) -> int:
         """Bytes of the working memory, of the search keys and of further tiers."""
         keys, tiers = self.longterm.store.keys, sum(tier.nbytes for tier in self.tiers)
-        return self.working.nbytes + keys.numel() * keys.element_size() + tiers
+        units = 0 if self.longterm.units is None else self.longterm.units.nbytes
+        return self.working.nbytes + keys.numel() * keys.element_size() + units + tiers
 
     def records(self) -> list[SegmentRecord]:
         """All records, an incomplete last one included."""
@@ -289,8 +290,9 @@ class MemoryState:
         """Content of the long-term memory, refused where it is not of such a memory; without a model, as far
         as can be told."""
         tiers = [*map(_tier_file, saved.longterm.tiers)]
-        exactly(files, ("working", "records", "keys", "embeddings", *tiers), "the memory")
-        contents = Contents.read({name: files[name] for name in ("records", "keys", "embeddings")})
+        parts = ("records", "keys", "embeddings", *((UNITS,) if saved.longterm.has_units else ()))
+        exactly(files, ("working", *parts, *tiers), "the memory")
+        contents = Contents.read({name: files[name] for name in parts})
         vocabulary = None if model is None else model.num_embeddings
         contents.check(saved.segment, saved.tokens, saved.characters, vocabulary, saved.recurrent)
         if model is None:

@@ -5,7 +5,7 @@ Dimension names: N stored keys, B queries, K recalled, D key width.
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -111,6 +111,10 @@ class RecallStore(ABC):
             if k < 1:
                 return torch.zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.int64)
             return self._search(queries.detach().to("cpu", torch.float32), k)
+
+    def scores(self, query: Tensor, ids: Sequence[int]) -> list[float]:
+        """Inner products of ``query [D]`` with some of the keys."""
+        return (self.keys[list(ids)] @ query).tolist()
 
     @abstractmethod
     def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:

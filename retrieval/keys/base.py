@@ -61,12 +61,15 @@ class SearchKey(ABC):
 
     Attributes:
         weight: factor of its inner products beside those of the other keys.
+        of_units: whether the texts that get keys are the sentences and rows of a segment, each for itself;
+            the best of them counts for the segment. Otherwise they are whole segments.
     """
 
     weight: float = 1.0
 
     name: ClassVar[str]
     aliases: ClassVar[tuple[str, ...]] = ()
+    of_units: ClassVar[bool] = False
     supplied: ClassVar[frozenset[str]] = frozenset()
     """Fields that are no settings by name; see `hiermem.retrieval.keys.new_search_keys`."""
 

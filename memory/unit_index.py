@@ -1,0 +1,187 @@
+"""Index of units: the sentences and rows of segments, each found by search keys of its own."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from hiermem.errors import NonFiniteError
+from hiermem.memory.records import SegmentRecord, UnitHit
+from hiermem.memory.stored import MOST, Stored, in_range
+from hiermem.retrieval.arena import TensorArena
+from hiermem.retrieval.keys import Question, SearchKey, Text
+from hiermem.retrieval.store import RecallStore, StoreConfig, new_store
+from hiermem.retrieval.units import LONGEST, split
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units of a segment.
+
+    Attributes:
+        spans: their first characters in the document and those after their last, ``[u, 2]`` int64.
+        keys: ``[u, W]`` float32.
+    """
+
+    spans: Tensor
+    keys: Tensor
+
+    def hits(self, query: Tensor) -> list[UnitHit]:
+        """How well each fits ``query [W]``."""
+        scores = (self.keys @ query).tolist()
+        return [UnitHit(*span, score) for span, score in zip(self.spans.tolist(), scores, strict=True)]
+
+
+class UnitIndex:
+    """Units of the complete segments of a document, in document order.
+
+    A unit belongs to the segment in which it ends. One that goes on after it belongs to it as well, cut
+    there, so that what a segment has depends on its text and on that before it alone.
+
+    Args:
+        keys: those of units; they stand side by side.
+        config: of the index behind the search.
+    """
+
+    def __init__(self, keys: Sequence[SearchKey], config: StoreConfig) -> None:
+        self.keys, self._config = list(keys), config
+        self._store: RecallStore | None = None  # once the width is known: that may take a model
+        self._spans: list[Tensor] = []
+        self._first = [0]  # row of each segment, and the row after the last
+        self._arena = TensorArena(torch.int64, (2,))
+        self._partial: tuple[SegmentRecord, Units] | None = None
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and spans."""
+        keys = 0 if self._store is None else len(self._store) * self._store.dim * 4
+        return keys + sum(spans.nbytes for spans in self._spans)
+
+    def copy(self) -> "UnitIndex":
+        """An independent index of the same units; costs nothing, since what it holds is replaced."""
+        twin = copy(self)
+        twin._store = None if self._store is None else self._store.copy()
+        return twin
+
+    def units(self, record: SegmentRecord, before: str) -> Units:
+        """The units of a segment.
+
+        Args:
+            before: the text of the segment before it.
+        """
+        before = before[-LONGEST:]
+        text, origin = before + record.text, record.start - len(before)
+        found = [unit for unit in split(text) if unit.end > len(before)]
+        spans = torch.tensor([[origin + unit.start, origin + unit.end] for unit in found], dtype=torch.int64)
+        texts = [Text(text[unit.start : unit.end]) for unit in found]
+        keys = [key.document_keys(texts) for key in self.keys]
+        return Units(spans.reshape(-1, 2), torch.cat(keys, dim=1))
+
+    def partial(self, record: SegmentRecord, before: str) -> Units:
+        """The units of a segment that is not complete, which are made once."""
+        if self._partial is None or self._partial[0] is not record:
+            self._partial = record, self.units(record, before)
+        return self._partial[1]
+
+    def write(self, records: Sequence[SegmentRecord], before: str) -> None:
+        """Keep the units of complete segments.
+
+        Args:
+            before: the text of the segment before them.
+
+        Raises:
+            NonFiniteError: a key holds NaN or infinity; nothing is kept.
+        """
+        found = []
+        for record in records:
+            found.append(self.units(record, before))
+            before = record.text
+        self._add(found)
+
+    def _add(self, found: Sequence[Units]) -> None:
+        keys = torch.cat([units.keys for units in found])
+        store = self._store if self._store is not None else new_store(keys.shape[1], self._config)
+        store.add(keys)
+        self._store, self._spans = store, [*self._spans, *(self._arena.keep(units.spans) for units in found)]
+        sizes = (len(units.spans) for units in found)
+        self._first = [*self._first[:-1], *accumulate(sizes, initial=self._first[-1])]
+
+    def query_key(self, question: Question) -> Tensor:
+        """The question's weighted key, ``[W]`` float32.
+
+        Raises:
+            NonFiniteError: it holds NaN or infinity.
+        """
+        query = torch.cat([key.weight * key.query_key(question) for key in self.keys])
+        if not query.isfinite().all():
+            raise NonFiniteError("The search key of the question is not finite: use another encoder.")
+        return query
+
+    def search(self, query: Tensor, count: int) -> tuple[set[int], float]:
+        """Segments of the ``count`` best units, and the score that those of others do not exceed."""
+        if self._store is None or not len(self._store):
+            return set(), float("-inf")
+        scores, rows = self._store.search(query.unsqueeze(0), count)
+        last = float(scores[0, -1]) if count < len(self._store) else float("-inf")
+        rows = rows[rows >= 0]
+        return {bisect_right(self._first, row) - 1 for row in rows.tolist()}, last
+
+    def hits(self, segment: int, query: Tensor) -> list[UnitHit]:
+        """How well the units of a segment fit."""
+        if self._store is None:
+            return []
+        rows = slice(self._first[segment], self._first[segment + 1])
+        return Units(self._spans[segment], self._store.keys[rows]).hits(query)
+
+    # ---- saving
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All units by name: ``keys [M, W]`` float32, ``spans [M, 2]`` and ``counts [N]`` int64."""
+        nothing = torch.zeros(0, 2, dtype=torch.int64)
+        return {
+            "keys": torch.zeros(0, 0) if self._store is None else self._store.keys,
+            "spans": torch.cat([nothing, *self._spans]),
+            "counts": torch.tensor([len(spans) for spans in self._spans], dtype=torch.int64),
+        }
+
+    def load(self, tensors: Mapping[str, Tensor], records: Sequence[SegmentRecord]) -> None:
+        """Take the place of an index that gave these tensors.
+
+        Args:
+            records: the complete segments.
+
+        Raises:
+            ValueError: something is missing, left over or not of these segments.
+        """
+        found = read_units(tensors, records)
+        if found:
+            self._add(found)
+
+
+def read_units(tensors: Mapping[str, Tensor], records: Sequence[SegmentRecord]) -> list[Units]:
+    """Units of each segment, from what `UnitIndex.tensors` gave, checked.
+
+    Raises:
+        ValueError: something is missing, left over or not of these segments.
+    """
+    stored = Stored(tensors, "units.")
+    counts = in_range(stored.take("counts", torch.int64, len(records)), 0, MOST, "a number of units").tolist()
+    keys = stored.take("keys", torch.float32, sum(counts), None)
+    spans = in_range(stored.take("spans", torch.int64, sum(counts), 2), 0, MOST, "a span of a unit")
+    stored.done()
+    if not bool(keys.isfinite().all()) or (keys.numel() and float(keys.abs().max()) > MOST):
+        raise ValueError("a search key of a unit leaves its range")
+    found = []
+    for record, own, rows in zip(records, spans.split(counts), keys.split(counts), strict=True):
+        begins, ends = own[:, 0], own[:, 1]
+        if not bool(((begins < ends) & (ends > record.start) & (ends <= record.end)).all()):
+            raise ValueError("a unit is of another segment")
+        found.append(Units(own, rows))
+    return found

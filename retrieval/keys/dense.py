@@ -1,0 +1,53 @@
+"""Dense search key: embeddings of a sentence encoder, one for each sentence or row of a segment.
+
+One embedding of a whole segment says little of its parts; its best sentence finds it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from hiermem.errors import InputError
+from hiermem.retrieval.encoder import MINILM, SentenceEncoder, sentence_encoder
+from hiermem.retrieval.keys.base import Keyed, Question, SearchKey
+
+
+@dataclass
+class DenseKey(SearchKey):
+    """Key of meaning, of length 1.
+
+    Attributes:
+        encoder: `MINILM`, or a folder or hub id of a sentence-transformers model.
+        weight: chosen on validation questions beside a lexical key of weight 1.
+    """
+
+    encoder: str = MINILM
+    weight: float = 80.0
+
+    name: ClassVar[str] = "dense"
+    of_units: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.encoder:
+            raise InputError(f"The encoder of the search key dense is missing: give {MINILM}, or a folder.")
+
+    @property
+    def _model(self) -> SentenceEncoder:
+        return sentence_encoder(self.encoder)
+
+    @property
+    def width(self) -> int:
+        return self._model.width
+
+    def document_keys(self, records: Sequence[Keyed]) -> Tensor:
+        return self._model.embed([record.text for record in records])
+
+    def query_key(self, question: Question) -> Tensor:
+        return self._model.embed([question.text])[0]
+
+    @property
+    def digest(self) -> str:
+        return self._model.digest
