@@ -114,7 +114,7 @@ class DenseKey(SearchKey):
     size: int = 64
     seed: int = 0
 
-    name: ClassVar[str] = "dense"
+    name: ClassVar[str] = "letters"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,7 +154,7 @@ class DenseKey(SearchKey):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         if state.keys() != {"total", "count"} or state["total"].shape != (self.size,):
-            raise ValueError("these are no statistics of a dense key")
+            raise ValueError("these are no statistics of such a key")
         self._total, self._count = state["total"], int(state["count"])
 
 
@@ -387,40 +387,41 @@ def with_keys(keys: dict[str, dict[str, Any]]) -> HierMemModel:
 
 
 @pytest.mark.parametrize(
-    "keys", [{"dense": {"size": 48}, "lexical": {}}, {"lexical": {"weight": 0.5}, "dense": {"weight": 3.0}}]
+    "keys",
+    [{"letters": {"size": 48}, "lexical": {}}, {"lexical": {"weight": 0.5}, "letters": {"weight": 3.0}}],
 )
 def test_a_search_key(keys: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     memory = assert_read_saved_loaded_and_asked(with_keys(keys), tmp_path)
-    size = keys["dense"].get("size", 64)
+    size = keys["letters"].get("size", 64)
     assert memory.longterm.store.keys.shape == (len(memory.longterm.records), 256 + size)
 
 
 def test_a_search_key_finds_what_words_do_not() -> None:
     texts = ("The captain was called Ahab.", "Salt stood in the hold.", "Her compass pointed north.")
-    for keys, found in (({"dense": {}}, 2), ({"dense": {}, "lexical": {}}, 2)):
+    for keys, found in (({"letters": {}}, 2), ({"letters": {}, "lexical": {}}, 2)):
         memory = LongTermMemory(LongTermConfig(keys=keys, lexical=LexicalKeyConfig(dim=512)))
         memory.write([SegmentRecord(0, torch.zeros(0), 0, len(text), text) for text in texts])
         assert memory.recall(Question("Kompasses?"), 1)[0].segment == found
         assert memory.copy().recall(Question("Kompasses?"), 1) == memory.recall(Question("Kompasses?"), 1)
-    weights = [{"dense": {"weight": weight}, "lexical": {"weight": 2.0}} for weight in (0.0, 5.0)]
+    weights = [{"letters": {"weight": weight}, "lexical": {"weight": 2.0}} for weight in (0.0, 5.0)]
     for keys in weights:  # of which the stored keys know nothing
         memory = LongTermMemory(LongTermConfig(keys=keys, lexical=LexicalKeyConfig(dim=512)))
         memory.write([SegmentRecord(0, torch.zeros(0), 0, len(text), text) for text in texts])
         scores = [hit.score for hit in memory.recall(Question("Ahab"), 3)]
         parts = [key.document_keys(memory.records) @ key.query_key(Question("Ahab")) for key in memory.keys]
-        expected = keys["dense"]["weight"] * parts[0] + 2 * parts[1]
+        expected = keys["letters"]["weight"] * parts[0] + 2 * parts[1]
         assert scores == pytest.approx(sorted(expected.tolist(), reverse=True), abs=1e-5)
 
 
 def test_a_memory_of_another_search_key_is_refused(tmp_path: Path) -> None:
-    with_keys({"lexical": {}, "dense": {}}).read(text_of(200)).save(tmp_path / "memory")
+    with_keys({"lexical": {}, "letters": {}}).read(text_of(200)).save(tmp_path / "memory")
     files, info = load_directory(tmp_path / "memory")
-    assert {"dense.total", "dense.count"} < files["keys"].keys()
-    info["longterm"]["digests"]["search key dense"] = "0" * 16
+    assert {"letters.total", "letters.count"} < files["keys"].keys()
+    info["longterm"]["digests"]["search key letters"] = "0" * 16
     save_directory(tmp_path / "memory", files, info)
-    with pytest.raises(MemoryIncompatibleError, match="this model's search key dense"):
+    with pytest.raises(MemoryIncompatibleError, match="this model's search key letters"):
         MemoryState.load(tmp_path / "memory", reader())
-    del files["keys"]["dense.total"]
+    del files["keys"]["letters.total"]
     save_directory(tmp_path / "memory", files, info)
     with pytest.raises(MemoryCorruptError, match="does not make sense"):
         MemoryState.load(tmp_path / "memory", reader())
@@ -430,12 +431,15 @@ def test_a_memory_of_another_search_key_is_refused(tmp_path: Path) -> None:
     ("keys", "sentence"),
     [
         ({"no such": {}}, "Unknown search key 'no such': choose one of lexical, trained"),
-        ({"dense": {"sizes": 3}}, "The search key dense has no setting 'sizes': it takes weight, size, seed"),
-        ({"dense": {"size": "x"}}, "must be a whole number, not 'x'"),
-        ({"dense": {"weight": -1.0}}, "must not be negative"),
+        (
+            {"letters": {"sizes": 3}},
+            "The search key letters has no setting 'sizes': it takes weight, size, seed",
+        ),
+        ({"letters": {"size": "x"}}, "must be a whole number, not 'x'"),
+        ({"letters": {"weight": -1.0}}, "must not be negative"),
         ({"lexical": {"config": 1}}, "has no setting 'config': it takes weight"),
         ({}, "needs a search key"),
-        (["dense"], "keys must be of the type dict"),
+        (["letters"], "keys must be of the type dict"),
     ],
 )
 def test_search_keys_that_cannot_be_are_refused(keys: Any, sentence: str) -> None:
@@ -552,7 +556,7 @@ def test_a_damaged_tier_is_refused(tmp_path: Path) -> None:
 def test_a_saved_model_keeps_its_methods(tmp_path: Path) -> None:
     config = settings(policy="keydiff", policy_settings={"centred": False})
     config.longterm = replace(
-        config.longterm, keys={"dense": {"size": 32}, "lexical": {}}, tiers={"evicted_kv": {}}
+        config.longterm, keys={"letters": {"size": 32}, "lexical": {}}, tiers={"evicted_kv": {}}
     )
     config.save_pretrained(tmp_path)
     again = type(config).from_pretrained(tmp_path)
