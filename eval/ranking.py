@@ -124,7 +124,7 @@ def _found(
 
 
 def _keys_of(memory: LongTermMemory) -> str:
-    return " and ".join(key.name for key in memory.keys)
+    return " and ".join(key.name for key in memory.all_keys)
 
 
 def _segments(hits: Sequence[Sequence[Hit]]) -> list[list[int]]:

@@ -126,10 +126,14 @@ class LongTermMemory:
         return [key for key in self.keys if key is not self.key]
 
     @property
+    def all_keys(self) -> list[SearchKey]:
+        """Those of segments and those of units."""
+        return [*self.keys, *(self.units.keys if self.units is not None else [])]
+
+    @property
     def digests(self) -> dict[str, str]:
         """Hashes of what keys depend on beside settings and texts, by key, where there is such."""
-        keys = [*self.keys, *(self.units.keys if self.units else [])]
-        return {f"search key {key.name}": key.digest for key in keys if key.digest}
+        return {f"search key {key.name}": key.digest for key in self.all_keys if key.digest}
 
     def write(self, records: Sequence[SegmentRecord]) -> None:
         """Keep complete segments; any partial one is replaced by them."""
