@@ -139,7 +139,7 @@ class LongTermMemory:
         """Keep complete segments; any partial one is replaced by them."""
         if records:
             if self.units is not None:
-                self.units.write(records, self._text_before(len(self.records)))
+                self.units.write(records, self._last)
             self.store.add(self._document_keys(records))
             for key in (self.key, *self._others):
                 key.observe(records)
@@ -157,9 +157,10 @@ class LongTermMemory:
         twin.units = None if self.units is None else self.units.copy()
         return twin
 
-    def _text_before(self, segment: int) -> str:
-        """The text of the segment before that one."""
-        return self.records[segment - 1].text if segment else ""
+    @property
+    def _last(self) -> SegmentRecord | None:
+        """The last complete segment."""
+        return self.records[-1] if self.records else None
 
     def _document_keys(self, records: Sequence[SegmentRecord]) -> Tensor:
         """The records' search keys, ``[n, D]`` float32."""
@@ -201,7 +202,7 @@ class LongTermMemory:
         assert self.partial is not None
         score, units = float(query @ self._document_keys([self.partial]).T), list[UnitHit]()
         if self.units is not None and of_units is not None:
-            units = self.units.partial(self.partial, self._text_before(len(self.records))).hits(of_units)
+            units = self.units.partial(self.partial, self._last).hits(of_units)
         return _hit(len(self.records), score, self.partial, units)
 
     def _stored_hits(

@@ -70,31 +70,32 @@ class UnitIndex:
         twin._store = None if self._store is None else self._store.copy()
         return twin
 
-    def units(self, record: SegmentRecord, before: str) -> Units:
+    def units(self, record: SegmentRecord, before: SegmentRecord | None) -> Units:
         """The units of a segment.
 
         Args:
-            before: the text of the segment before it.
+            before: the segment before it; of other text, such as another document's, nothing is taken.
         """
-        before = before[-LONGEST:]
-        text, origin = before + record.text, record.start - len(before)
-        found = [unit for unit in split(text) if unit.end > len(before)]
+        follows = before is not None and before.end == record.start
+        head = before.text[-LONGEST:] if before is not None and follows else ""
+        text, origin = head + record.text, record.start - len(head)
+        found = [unit for unit in split(text) if unit.end > len(head)]
         spans = torch.tensor([[origin + unit.start, origin + unit.end] for unit in found], dtype=torch.int64)
         texts = [Text(text[unit.start : unit.end]) for unit in found]
         keys = [key.document_keys(texts) for key in self.keys]
         return Units(spans.reshape(-1, 2), torch.cat(keys, dim=1))
 
-    def partial(self, record: SegmentRecord, before: str) -> Units:
+    def partial(self, record: SegmentRecord, before: SegmentRecord | None) -> Units:
         """The units of a segment that is not complete, which are made once."""
         if self._partial is None or self._partial[0] is not record:
             self._partial = record, self.units(record, before)
         return self._partial[1]
 
-    def write(self, records: Sequence[SegmentRecord], before: str) -> None:
+    def write(self, records: Sequence[SegmentRecord], before: SegmentRecord | None) -> None:
         """Keep the units of complete segments.
 
         Args:
-            before: the text of the segment before them.
+            before: the segment before them.
 
         Raises:
             NonFiniteError: a key holds NaN or infinity; nothing is kept.
@@ -102,7 +103,7 @@ class UnitIndex:
         found = []
         for record in records:
             found.append(self.units(record, before))
-            before = record.text
+            before = record
         self._add(found)
 
     def _add(self, found: Sequence[Units]) -> None:

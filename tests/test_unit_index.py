@@ -145,6 +145,13 @@ def test_a_unit_that_goes_on_stands_whole_where_it_ends() -> None:
     assert len(spans[0]) + len(spans[1]) == len(split(text)) + 1
 
 
+def test_texts_that_do_not_follow_one_another_share_no_unit() -> None:
+    memory = memory_of([])
+    memory.write([record("The cat slept on", 0, 0), record("a red mat. It purred.", 0, 5)])
+    assert memory.units is not None
+    assert [span.tolist() for span in memory.units._spans] == [[[0, 16]], [[0, 11], [11, 21]]]
+
+
 def model_with(asking: dict[str, Any] | None = None, **keys: dict) -> HierMemModel:
     own = LongTermConfig(keys={"lexical": {}, **keys}, lexical=LexicalKeyConfig(dim=128), top_k=2)
     config = HierMemConfig(**settings().settings() | {"longterm": own})
@@ -188,8 +195,8 @@ def test_an_open_segment_is_found_by_its_sentences_which_are_made_once() -> None
     hit = memory.recall(Question("Who sells rye bread?"), 1)[0]
     assert hit.segment == 1 and hit.units
     assert memory.units is not None
-    made = memory.units.partial(memory.partial, FACTS[0])
-    assert memory.units.partial(memory.partial, FACTS[0]) is made
+    made = memory.units.partial(memory.partial, memory.records[0])
+    assert memory.units.partial(memory.partial, memory.records[0]) is made
 
 
 def test_another_encoder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
