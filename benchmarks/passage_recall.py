@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What search keys find and what is shown of it, without a backbone: seconds to minutes in place of an hour.
+"""Recall of search keys and of the passages that are shown, without a backbone: minutes, not an hour.
 
     benchmarks/passage_recall.py DATA [--split validation] [--language en] [--keys lexical,dense] [--halved]
 

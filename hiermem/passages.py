@@ -144,7 +144,7 @@ class _Stretch:
         return Source(next(segments), self.start + start, self.start + end, score, self.text[start:end])
 
     def scores(self) -> NDArray[np.float64]:
-        """What search keys say of each of `units`, ``[U]``: the score of one that covers half of it at least;
+        """Score of each of `units` by search keys, ``[U]``: that of one that covers half of it at least;
         -inf where none does."""
         hits = [unit for hit in self.hits for unit in hit.units]
         starts, ends = np.array([unit.start for unit in hits]), np.array([unit.end for unit in hits])
