@@ -2,13 +2,15 @@
 
 The manifest names every data file with its size and SHA-256, and seals itself with a checksum. A save writes
 new files beside the old ones and commits them by one rename of the manifest, so a crash leaves the old memory
-or the new one. One writer at a time; readers take no lock. Written for POSIX file systems.
+or the new one. What never changes, a `Part`, is written once and kept. One writer at a time; readers take no
+lock. Written for POSIX file systems.
 """
 
 import hashlib
 import json
+import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,12 +37,14 @@ from hiermem.retrieval.manifest import (
     read_manifest,
     written,
 )
+from hiermem.retrieval.parts import Part, is_mapped
 from hiermem.retrieval.regular_files import NotPlainError, check_plain, physical_memory, plain_file
 from hiermem.retrieval.staging import NOTE, Staging, new_name, noted
-from hiermem.retrieval.tensors import parse
+from hiermem.retrieval.tensors import parse, views
 
 _LOCK = ".lock"
 _READ_ATTEMPTS = 5
+_NOTHING: bytes | mmap.mmap = b""
 
 _T = TypeVar("_T")
 
@@ -52,6 +56,8 @@ def save_directory(
     check: Callable[[], None] | None = None,
 ) -> None:
     """Save ``tensors``, one file for each logical name, and the JSON dict ``info`` at ``path``.
+
+    A `Part` is called ``NAME.0``, ``NAME.1`` and so on; where it is there already, its file stays.
 
     ``check`` is called as the only writer, before anything is written; what it raises ends the save.
 
@@ -74,17 +80,22 @@ def save_directory(
         with _writer_lock(directory):
             if check is not None:
                 check()
-            _write_and_commit(directory, tensors, info)
+            files = _write_and_commit(directory, tensors, info)
             with plainly(f"The memory at {directory} is saved but may not survive a power failure"):
                 sync_folder(directory)
                 sync_folder(directory.parent)
+            for name, group in tensors.items():
+                if isinstance(group, Part):
+                    group.saved(directory / files[name].file, files[name])
             Staging(directory).sweep()
 
 
 def load_directory(
     path: str | os.PathLike[str],
-) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[str, Any]]:
     """Return the tensors, on the CPU, and the info at ``path``: all of one save, all verified.
+
+    Those of a `Part` stay on the disk and are mapped from there.
 
     Raises:
         MemoryMissingError: there is no memory at ``path``.
@@ -99,7 +110,7 @@ def load_directory(
     return tensors, info
 
 
-def load_part(path: str | os.PathLike[str], name: str) -> dict[str, torch.Tensor]:
+def load_part(path: str | os.PathLike[str], name: str) -> Mapping[str, torch.Tensor]:
     """Return the tensors of one logical name at ``path``, on the CPU, verified; the others are not looked at.
 
     Raises:
@@ -108,8 +119,18 @@ def load_part(path: str | os.PathLike[str], name: str) -> dict[str, torch.Tensor
     directory = Path(path)
     if (entry := read_manifest(directory).files.get(name)) is None:
         raise MemoryCorruptError(f"The memory at {directory} has no file {name}; {RESTORE}")
-    _check_size(directory, [entry])
-    return _read_tensors(directory, entry)
+    _check_size(directory, {name: entry})
+    return _read_tensors(directory, name, entry)
+
+
+def saved_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes that the files of the memory at ``path`` take on the disk, the manifest among them.
+
+    Raises:
+        MemoryMissingError, MemoryCorruptError, MemoryTooNewError, MemoryFileError: as `load_directory`.
+    """
+    manifest = read_manifest(Path(path))
+    return len(manifest.raw) + sum(entry.bytes for entry in manifest.files.values())
 
 
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -143,8 +164,8 @@ def verify_directory(path: str | os.PathLike[str]) -> list[str]:
         MemoryMissingError: there is no memory at ``path``.
     """
 
-    def check(directory: Path, entry: Entry) -> None:
-        _read_tensors(directory, entry)
+    def check(directory: Path, name: str, entry: Entry) -> None:
+        _read_tensors(directory, name, entry)
 
     try:
         problems = _read_all(Path(path), check)[2]
@@ -156,17 +177,17 @@ def verify_directory(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _read_all(
-    directory: Path, read: Callable[[Path, Entry], _T]
+    directory: Path, read: Callable[[Path, str, Entry], _T]
 ) -> tuple[dict[str, _T], dict[str, Any], list[MemoryFileError]]:
     """Read every data file of one manifest; start again if a writer replaced it meanwhile."""
     for _ in range(_READ_ATTEMPTS):
         manifest = read_manifest(directory)
-        _check_size(directory, manifest.files.values())
+        _check_size(directory, manifest.files)
         contents: dict[str, _T] = {}
         problems: list[MemoryFileError] = []
         for name, entry in manifest.files.items():
             try:
-                contents[name] = read(directory, entry)
+                contents[name] = read(directory, name, entry)
             except MemoryFileError as error:
                 problems.append(error)
         if not problems or read_manifest(directory).raw == manifest.raw:
@@ -177,8 +198,9 @@ def _read_all(
     )
 
 
-def _check_size(directory: Path, entries: Iterable[Entry]) -> None:
-    total, room = sum(entry.bytes for entry in entries), physical_memory()
+def _check_size(directory: Path, files: Mapping[str, Entry]) -> None:
+    total = sum(entry.bytes for name, entry in files.items() if not is_mapped(name))
+    room = physical_memory()
     if room is not None and total > room:
         raise MemoryFileError(
             f"The memory at {directory} takes {total >> 20} MiB, which is more than this machine has "
@@ -186,13 +208,14 @@ def _check_size(directory: Path, entries: Iterable[Entry]) -> None:
         )
 
 
-def _read_tensors(directory: Path, entry: Entry) -> dict[str, torch.Tensor]:
+def _read_tensors(directory: Path, name: str, entry: Entry) -> Mapping[str, torch.Tensor]:
     """Parse exactly the bytes whose size and checksum were verified."""
-    where = f"The file {entry.file} of the memory at {directory}"
+    where, data = f"The file {entry.file} of the memory at {directory}", _NOTHING
     with plainly(f"{where} could not be read"):
         try:
             with plain_file(directory / entry.file) as file:
-                size, data = file.size, file.read() if file.size == entry.bytes else b""
+                if (size := file.size) == entry.bytes and size:
+                    data = file.mapped() if is_mapped(name) else file.read()
         except NotPlainError as kind:
             raise MemoryCorruptError(f"{where} is {kind}, not a plain file; {RESTORE}") from None
         except FileNotFoundError:
@@ -203,15 +226,17 @@ def _read_tensors(directory: Path, entry: Entry) -> dict[str, torch.Tensor]:
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise MemoryCorruptError(f"{where} was changed after it was saved; {RESTORE}")
     try:
-        return parse(data)
+        if isinstance(data, bytes):
+            return parse(data)
+        return Part(views(data), directory / entry.file, entry)
     except ValueError as error:
         raise MemoryCorruptError(f"{where} does not make sense ({error}); {RESTORE}") from error
 
 
-def _check_request(tensors: Iterable[str], info: Mapping[str, Any]) -> None:
+def _check_request(tensors: Mapping[str, Mapping[str, torch.Tensor]], info: Mapping[str, Any]) -> None:
     """Refuse, before the disk is touched, what could not be read back as it was given."""
-    for name in tensors:
-        if not is_logical(name):
+    for name, group in tensors.items():
+        if not is_logical(name) or is_mapped(name) != isinstance(group, Part):
             raise InputError(
                 f"{name!r} cannot name a file of a memory; use letters, digits, '_', '-' and '.'."
             )
@@ -295,33 +320,45 @@ def _writer_lock(directory: Path) -> Iterator[None]:
 
 def _write_and_commit(
     directory: Path, tensors: Mapping[str, Mapping[str, torch.Tensor]], info: Mapping[str, Any]
-) -> None:
-    """Write and sync the new files, then rename the new manifest into place: the commit."""
+) -> dict[str, Entry]:
+    """Write and sync the new files, then rename the new manifest into place: the commit; what it names."""
     staging = Staging(directory)
     staging.sweep()
-    names = {part: new_name(part, ".safetensors") for part in tensors}
+    present = _present(directory)
+    files = {
+        part: present[part]
+        for part, group in tensors.items()
+        if isinstance(group, Part) and group.is_there(present.get(part), directory)
+    }
+    names = {part: new_name(part, ".safetensors") for part in tensors if part not in files}
     temporary = new_name("manifest", ".tmp")
     try:
-        staging.note([temporary, *names.values(), *_present(directory)])
-        files = {}
-        for part, group in tensors.items():
-            data = safetensors.torch.save({key: _plain_copy(t) for key, t in group.items()})
-            staging.write(names[part], data)
-            files[part] = Entry(names[part], len(data), hashlib.sha256(data).hexdigest())
+        staging.note([temporary, *names.values(), *(entry.file for entry in present.values())])
+        files |= {part: _placed(staging, name, tensors[part]) for part, name in names.items()}
         manifest = staging.write(temporary, written(files, info))
         sync_folder(directory)
         os.replace(manifest, directory / MANIFEST)
     except BaseException:
         staging.sweep()
         raise
+    return files
 
 
-def _present(directory: Path) -> list[str]:
-    """The data files of the memory that is there now, if any."""
+def _placed(staging: Staging, name: str, group: Mapping[str, torch.Tensor]) -> Entry:
+    """A new file of tensors: the one that holds them already, by another name, or a written one."""
+    if isinstance(group, Part) and group.entry is not None and group.link(staging.path(name)):
+        return group.entry._replace(file=name)
+    data = safetensors.torch.save({key: _plain_copy(t) for key, t in group.items()})
+    staging.write(name, data)
+    return Entry(name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _present(directory: Path) -> dict[str, Entry]:
+    """The data files of the memory that is there now, if any, by what it calls them."""
     try:
-        return [entry.file for entry in read_manifest(directory).files.values()]
+        return read_manifest(directory).files
     except MemoryMissingError:
-        return []
+        return {}
 
 
 def _plain_copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 A link could lead out of the folder, a pipe never ends, and a file of holes is as large as it says it is.
 """
 
+import mmap
 import os
 import stat
 from collections.abc import Iterator
@@ -50,6 +51,14 @@ class PlainFile:
         """Its first `size` bytes, fewer where it was cut meanwhile."""
         with self.stream() as handle:
             return handle.read(self.size)
+
+    def mapped(self) -> mmap.mmap:
+        """Its bytes as they lie on the disk, read where they are used; what is written there stays private.
+
+        Raises:
+            ValueError: it is empty.
+        """
+        return mmap.mmap(self.descriptor, self.size, access=mmap.ACCESS_COPY)
 
 
 def check_plain(path: Path) -> None:

@@ -35,9 +35,13 @@ class Staging:
         self.write(NOTE, body + _seal(body))
         sync_folder(self._directory)
 
+    def path(self, name: str) -> Path:
+        """Where a file of that name goes."""
+        return self._directory / name
+
     def write(self, name: str, data: bytes) -> Path:
         """Write and sync a new file."""
-        path = self._directory / name
+        path = self.path(name)
         with open(path, "xb") as handle:
             handle.write(data)
             handle.flush()

@@ -7,6 +7,7 @@ many dimensions that torch ends the process.
 import io
 import json
 import math
+import mmap
 from collections.abc import Collection
 from typing import Any, BinaryIO
 
@@ -20,12 +21,14 @@ MOST_HEADER_BYTES = 1 << 24
 MOST_NUMBERS = 1 << 48
 """In one tensor."""
 
-_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-_OF_MEMORIES = _BYTES.keys() - {"U64", "U32", "U16"}
-OF_MODELS = _BYTES.keys() - {"C64"}
+_OF_MEMORIES = _DTYPES.keys() - {"U64", "U32", "U16"}
+OF_MODELS = _DTYPES.keys() - {"C64"}
 """Types of tensors that models have, as safetensors calls them."""
 
 
@@ -40,6 +43,30 @@ def parse(data: bytes) -> dict[str, Tensor]:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise ValueError("it is not a safetensors file") from error
+    return _with_truth(tensors)
+
+
+def views(data: mmap.mmap) -> dict[str, Tensor]:
+    """The tensors of a mapped safetensors file: they lie in the file, and are read where they are used.
+
+    Raises:
+        ValueError: as `parse`.
+    """
+    data.seek(0)
+    header, first, tensors = check_header(data, len(data)), data.tell(), {}
+    for name, entry in header.items():
+        dtype, shape, (start, _) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if not (count := math.prod(shape)):
+            tensors[name] = torch.empty(shape, dtype=dtype)
+            continue
+        if (first + start) % dtype.itemsize:
+            raise ValueError(f"{_short(name)} does not begin where such a tensor can")
+        tensors[name] = torch.frombuffer(data, dtype=dtype, count=count, offset=first + start).view(shape)
+    return _with_truth(tensors)
+
+
+def _with_truth(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, whose truth values are none but 0 and 1."""
     for name, tensor in tensors.items():
         if tensor.dtype == torch.bool and tensor.numel() and int(tensor.view(torch.uint8).max()) > 1:
             raise ValueError(f"{_short(name)} holds truth values other than 0 and 1")
@@ -47,9 +74,13 @@ def parse(data: bytes) -> dict[str, Tensor]:
 
 
 def check_header(
-    file: BinaryIO, size: int, types: Collection[str] = _OF_MEMORIES, most: int = MOST_HEADER_BYTES
-) -> None:
-    """Refuse a safetensors file by what its header says, before anything else reads it.
+    file: BinaryIO | mmap.mmap,
+    size: int,
+    types: Collection[str] = _OF_MEMORIES,
+    most: int = MOST_HEADER_BYTES,
+) -> dict[str, Any]:
+    """Refuse a safetensors file by what its header says, before anything else reads it; what it says, by the
+    names of tensors.
 
     Args:
         file: at its beginning.
@@ -73,6 +104,7 @@ def check_header(
     header.pop("__metadata__", None)
     for name, entry in header.items():
         _check_entry(name, entry, types)
+    return header
 
 
 def _check_entry(name: str, entry: Any, types: Collection[str]) -> None:
@@ -85,7 +117,7 @@ def _check_entry(name: str, entry: Any, types: Collection[str]) -> None:
         raise ValueError(f"{_short(name)} has a shape that no tensor here has")
     if math.prod(max(size, 1) for size in shape) > MOST_NUMBERS:  # strides count empty dimensions too
         raise ValueError(f"{_short(name)} has a shape that no tensor here has")
-    if span[1] - span[0] != math.prod(shape) * _BYTES[dtype]:
+    if span[1] - span[0] != math.prod(shape) * _DTYPES[dtype].itemsize:
         raise ValueError(f"{_short(name)} has not as many bytes as its shape says")
 
 
