@@ -1,7 +1,7 @@
 """Memory of a document: everything that reading it has left behind, in memory and on disk."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +23,12 @@ from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.records import Hit, SegmentRecord
 from hiermem.memory.saved import SavedInfo, plain_settings
 from hiermem.memory.stored import exactly
-from hiermem.memory.tier import EvictionHook, Tier, new_tiers
+from hiermem.memory.tier import CacheListener, Tier, new_tiers
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.retrieval.files import load_directory, load_part, read_info, save_directory, verify_directory
 from hiermem.retrieval.keys import Question
+from hiermem.retrieval.parts import Part
 
 
 class MemoryOwner(Protocol):
@@ -75,7 +76,7 @@ class Moment:
     tiers: tuple[Tier, ...] = ()
 
     def __post_init__(self) -> None:
-        self.working.on_evicted = EvictionHook.of(self.tiers)
+        self.working.listener = CacheListener.of(self.tiers)
 
     def __reduce__(self) -> tuple[type["Moment"], tuple[Any, ...]]:
         return type(self), (self.working, self.longterm, self.tiers)
@@ -92,6 +93,7 @@ class Moment:
 
     def write(self, record: SegmentRecord) -> None:
         """Keep a complete segment in every tier that has records."""
+        self.working.show_cache()
         self.longterm.write([record])
         for tier in self.tiers:
             tier.write([record])
@@ -117,6 +119,8 @@ class MemoryState:
         model: str = "",
         tiers: tuple[Tier, ...] = (),
     ) -> None:
+        for tier in tiers:
+            tier.fit(working.cache, working.num_tokens[0], segment)
         self.moment = Moment(working, longterm, tiers)
         self.segment = segment
         self.fingerprint = fingerprint
@@ -205,8 +209,11 @@ class MemoryState:
             MemoryFileError: it could not be written, or the memory of another document is there, which is
                 untouched.
         """
-        files = {"working": self.working.state_dict(), **self.longterm.tensors()}
-        files |= {_tier_file(tier.name): tier.tensors() for tier in self.tiers}
+        files: dict[str, Mapping[str, Tensor]] = {"working": self.working.state_dict()}
+        files |= self.longterm.tensors()
+        for tier in self.tiers:
+            file = _tier_file(tier.name)
+            files |= {file: tier.tensors()} | {f"{file}.{n}": part for n, part in enumerate(tier.series())}
         working, longterm = plain_settings(self.working.config), plain_settings(self.longterm.config)
         digests = self.longterm.digests
         info = {
@@ -245,9 +252,10 @@ class MemoryState:
             tiers = _read_tiers(files, saved, longterm.records)
             if working.recurrence is not None and longterm.partial is not None:
                 working.recurrence.resume([model.to_device(longterm.partial.ids.long())])
+            name = model.name_or_path or saved.model
+            memory = cls(working, longterm, saved.segment, saved.fingerprint, name, tiers)
         check_fingerprint(saved.digests, longterm.digests, f"The memory at {path}")
-        name = model.name_or_path or saved.model
-        return cls(working, longterm, saved.segment, saved.fingerprint, name, tiers)
+        return memory
 
     @staticmethod
     def read_with(path: str | os.PathLike[str]) -> tuple[str, str]:
@@ -285,13 +293,14 @@ class MemoryState:
 
     @staticmethod
     def _contents(
-        files: dict[str, dict[str, Tensor]], saved: SavedInfo, model: MemoryOwner | None = None
+        files: Mapping[str, Mapping[str, Tensor]], saved: SavedInfo, model: MemoryOwner | None = None
     ) -> Contents:
         """Content of the long-term memory, refused where it is not of such a memory; without a model, as far
         as can be told."""
         tiers = [*map(_tier_file, saved.longterm.tiers)]
+        series = [name for name in files if name.rpartition(".")[0] in tiers]
         parts = ("records", "keys", "embeddings", *((UNITS,) if saved.longterm.has_units else ()))
-        exactly(files, ("working", *parts, *tiers), "the memory")
+        exactly(files, ("working", *parts, *tiers), "the memory", series)
         contents = Contents.read({name: files[name] for name in parts})
         vocabulary = None if model is None else model.num_embeddings
         contents.check(saved.segment, saved.tokens, saved.characters, vocabulary, saved.recurrent)
@@ -326,7 +335,7 @@ def _tier_file(name: str) -> str:
 
 
 def _read_tiers(
-    files: dict[str, dict[str, Tensor]], saved: SavedInfo, records: Sequence[SegmentRecord]
+    files: Mapping[str, Mapping[str, Tensor]], saved: SavedInfo, records: Sequence[SegmentRecord]
 ) -> tuple[Tier, ...]:
     """The further tiers of a memory.
 
@@ -335,8 +344,22 @@ def _read_tiers(
     """
     tiers = new_tiers(saved.longterm.tiers)
     for tier in tiers:
+        tier.load_series(_series(files, _tier_file(tier.name)))
         tier.load(files[_tier_file(tier.name)], records)
     return tiers
+
+
+def _series(files: Mapping[str, Mapping[str, Tensor]], file: str) -> list[Part]:
+    """Parts of a tier that never change, in order.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    count = sum(name.startswith(f"{file}.") for name in files)
+    parts = [files.get(f"{file}.{n}") for n in range(count)]
+    if not all(isinstance(part, Part) for part in parts):
+        raise ValueError(f"{file} lacks one of its files")
+    return [part for part in parts if isinstance(part, Part)]
 
 
 @contextmanager

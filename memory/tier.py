@@ -26,10 +26,12 @@ from torch import Tensor
 
 from hiermem.memory.attention import Heads
 from hiermem.memory.cache.head_groups import HeadGroup
+from hiermem.memory.cache.kv_cache import EvictionCallback, KVCache
 from hiermem.memory.cache.layer import LayerCache
 from hiermem.memory.records import Hit, SegmentRecord
 from hiermem.registry import Registry
 from hiermem.retrieval.keys import Question
+from hiermem.retrieval.parts import Part
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,21 @@ class Tier(ABC):
     supplied: ClassVar[frozenset[str]] = frozenset()
     wants_evicted: ClassVar[bool] = False
     """Whether `evicted` is called; it costs a copy of what is evicted."""
+    wants_cached: ClassVar[bool] = False
+    """Whether `cached` is called."""
+
+    def fit(self, cache: KVCache, num_tokens: int, segment: int) -> None:  # noqa: B027 - few need it
+        """Take note of the working memory that it will stand beside; called before anything is read.
+
+        Args:
+            cache: of that working memory, in which a loaded memory goes on.
+            num_tokens: tokens that were read.
+            segment: tokens of a segment.
+
+        Raises:
+            InputError: it cannot stand beside such a one.
+            ValueError: what it was loaded with does not fit it.
+        """
 
     @abstractmethod
     def write(self, records: Sequence[SegmentRecord]) -> None:
@@ -112,6 +129,31 @@ class Tier(ABC):
             ValueError: something is missing, left over or not as such a tier leaves it.
         """
 
+    def series(self) -> tuple[Part, ...]:
+        """What of it will never change, in the order in which it came; not among `tensors`.
+
+        Each is written once, in a file of its own, and mapped from there.
+        """
+        return ()
+
+    def load_series(self, parts: Sequence[Part]) -> None:
+        """Take the place of a tier that gave this `series`; `load` follows.
+
+        Raises:
+            ValueError: they are not as such a tier leaves them.
+        """
+        if parts:
+            raise ValueError(f"the tier {self.name} has files that are not its own")
+
+    def cached(self, cache: KVCache, num_tokens: int) -> None:
+        """Look at what is cached, before each decision evicts from it and when a segment is complete, before
+        `write`.
+
+        Args:
+            num_tokens: tokens that were read; all since the last decision are in the cache.
+        """
+        raise NotImplementedError
+
     def evicted(self, layer: int, tokens: EvictedTokens) -> None:
         """Take in what heads of a layer have lost at a decision."""
         raise NotImplementedError
@@ -119,7 +161,12 @@ class Tier(ABC):
     @property
     def nbytes(self) -> int:
         """Bytes of all that it holds."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
+        files = (self.tensors(), *self.series())
+        return sum(tensor.numel() * tensor.element_size() for file in files for tensor in file.values())
+
+    def expected_bytes(self, tokens: int, cache: KVCache) -> int:
+        """About how many bytes it will hold of a document of so many tokens; 0 where that is little."""
+        return 0
 
 
 TIERS: Registry[Tier] = Registry("tier", Tier)
@@ -136,20 +183,37 @@ def new_tiers(settings: Mapping[str, Mapping[str, Any]]) -> tuple[Tier, ...]:
 
 
 @dataclass(frozen=True)
-class EvictionHook:
-    """Tells tiers of what a decision of the working memory has evicted: called for each head group."""
+class CacheListener:
+    """Tells tiers of the working memory's cache: what is in it, and what a decision has evicted.
 
-    tiers: tuple[Tier, ...]
+    Attributes:
+        of_cached: the tiers that want to see what is cached.
+        of_evicted: the tiers that want what is evicted.
+    """
+
+    of_cached: tuple[Tier, ...]
+    of_evicted: tuple[Tier, ...]
 
     @classmethod
-    def of(cls, tiers: Sequence[Tier]) -> "EvictionHook | None":
-        """The hook for the tiers that ask for it; None: none does."""
-        asking = tuple(tier for tier in tiers if tier.wants_evicted)
-        return cls(asking) if asking else None
+    def of(cls, tiers: Sequence[Tier]) -> "CacheListener | None":
+        """The listener for the tiers that ask for it; None: none does."""
+        of_cached = tuple(tier for tier in tiers if tier.wants_cached)
+        of_evicted = tuple(tier for tier in tiers if tier.wants_evicted)
+        return cls(of_cached, of_evicted) if of_cached or of_evicted else None
 
-    def __call__(self, group: HeadGroup, before: LayerCache, after: LayerCache) -> None:
+    def cached(self, cache: KVCache, num_tokens: int) -> None:
+        """Show the tiers what is cached."""
+        for tier in self.of_cached:
+            tier.cached(cache, num_tokens)
+
+    @property
+    def evicted(self) -> EvictionCallback | None:
+        """What is told of each head group's eviction; None: nobody asks."""
+        return self._evicted if self.of_evicted else None
+
+    def _evicted(self, group: HeadGroup, before: LayerCache, after: LayerCache) -> None:
         """Tell the tiers what ``group`` has lost between two moments of its cache."""
         tokens = EvictedTokens.between(group.heads, before, after)
         if tokens is not None:
-            for tier in self.tiers:
+            for tier in self.of_evicted:
                 tier.evicted(group.layer, tokens)

@@ -30,7 +30,7 @@ from hiermem.memory.hmt.segments import Encoder, SegmentRecurrence, again
 from hiermem.memory.mamba.cache import MambaCache
 from hiermem.memory.policies import EvictionPolicy
 from hiermem.memory.stored import Stored, read_bookkeeping
-from hiermem.memory.tier import EvictionHook
+from hiermem.memory.tier import CacheListener
 from hiermem.memory.working_config import WorkingMemoryConfig
 
 
@@ -52,7 +52,7 @@ class WorkingMemory(ComposedState):
 
     Attributes:
         frames: how far the rows have come.
-        on_evicted: hears what is evicted; None: nobody asks.
+        listener: hears of the cache before decisions and after them; None: nobody asks.
     """
 
     _chunk: Chunk | None
@@ -78,7 +78,7 @@ class WorkingMemory(ComposedState):
         self.states.insert(0, KVCache(self.geometries, groups, self.policy, config.recent))
         counts, frame = Counts((0,) * batch), (self._least_frame(0),) * batch
         self.frames = PositionFrames(config.positions, config.update_interval, trained_range, counts, frame)
-        self.on_evicted: EvictionHook | None = None
+        self.listener: CacheListener | None = None
         self.end_chunk()
 
     @property
@@ -204,7 +204,7 @@ class WorkingMemory(ComposedState):
     def rollback(self) -> None:
         """Drop the chunk that was begun: the memory is as it was before."""
         if self._before is not None:
-            vars(self).update({**vars(self._before), "on_evicted": self.on_evicted})
+            vars(self).update({**vars(self._before), "listener": self.listener})
         self.end_chunk()
 
     def end_chunk(self) -> None:
@@ -218,9 +218,15 @@ class WorkingMemory(ComposedState):
         rows, least = [True] * len(self.num_tokens), [*map(self._least_frame, self.num_tokens)]
         self._decide(self.frames.decision(rows, self.frames.starts(), self.cache.device), least)
 
+    def show_cache(self) -> None:
+        """Let whoever asks for it see what is cached."""
+        if self.listener is not None:
+            self.listener.cached(self.cache, self.num_tokens[0])
+
     def _decide(self, decision: Decision, least: list[int]) -> None:
         """Evict, and move the frame; ``least`` is where it may put each row's next token at the earliest."""
-        self.cache.evict(decision, self.on_evicted)
+        self.show_cache()
+        self.cache.evict(decision, None if self.listener is None else self.listener.evicted)
         move = decision.move
         if self.config.positions == "compact":
             self.frames, move = self.cache.close_gaps(decision, self.frames, least)
@@ -246,7 +252,29 @@ class WorkingMemory(ComposedState):
     def copy(self) -> Self:
         """An independent memory with the same content; nobody hears what it evicts."""
         twin = super().copy()
-        twin.on_evicted = None
+        twin.listener = None
+        return twin
+
+    def holding(self, num_tokens: int, layers: Sequence[LayerCache]) -> Self:
+        """A copy that holds some of a document's first ``num_tokens`` tokens, as if it had read them all.
+
+        Args:
+            layers: the cache of each group of heads, of one row, keys rotated for position 0.
+
+        Raises:
+            InputError: something was read before, or segments hand something on that nobody has.
+        """
+        if self.num_tokens != (0,) or self.recurrence is not None:
+            raise InputError(
+                "Tokens are put into an empty working memory of one row, without memory embeddings."
+            )
+        twin, device = self.copy(), torch.device("cpu")
+        for layer in layers:
+            device = device if layer.positions is None else layer.positions.device
+        held = max((layer.tokens for layer in layers), default=0)
+        twin.frames, move = self.frames.holding(num_tokens, held, device)
+        twin.cache.layers = list(layers)
+        twin.cache.move(move)
         return twin
 
     def select_rows(self, index: Tensor) -> None:

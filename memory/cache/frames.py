@@ -202,6 +202,19 @@ class PositionFrames:
         end = torch.tensor(self.next_frame, device=device).view(-1, 1, 1)
         return FrameMove(None, end, torch.tensor(shift, device=device).view(-1, 1, 1) if any(shift) else None)
 
+    def holding(self, num_tokens: int, held: int, device: torch.device) -> tuple["PositionFrames", FrameMove]:
+        """The places of one row, of which nothing was read, once it holds some of so many first tokens; and
+        where these then stand.
+
+        Args:
+            held: most of them that any KV head holds.
+        """
+        frame = held if self.mode == "compact" else num_tokens
+        after = replace(self, counts=Counts((num_tokens,), num_tokens, held), next_frame=(frame,))
+        place = torch.tensor(held if self.mode == "compact" else after.starts()[0], device=device)
+        place = place.view(1, 1, 1)
+        return after, FrameMove(None, place) if self.mode == "compact" else FrameMove(place)
+
     def bookkeeping(self) -> dict[str, Any]:
         """The entries that files hold."""
         return {

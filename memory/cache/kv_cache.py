@@ -109,25 +109,14 @@ class KVCache(ChunkState):
                 on_evicted(group, old, new)
 
     def _evicted(self, group: HeadGroup, cache: LayerCache, decision: Decision) -> LayerCache:
-        window, held = self.geometries[group.layer].window, cache.held()
-        assert held is not None and cache.positions is not None
+        window = self.geometries[group.layer].window
+        assert cache.positions is not None
         limit = group.budget if self.policy.evicts else cache.tokens
         limit = limit if window is None else min(limit, max(window - 1, 1))
         even = all(decision.rows) and not cache.ragged and not self.policy.drops
         if even and cache.tokens <= limit:
             return cache
-        recent = max(self._recent(group.budget), 1)  # the newest token always stays, so no head is ever empty
-        stats = CacheStats(
-            cache.positions,
-            decision.num_tokens,
-            cache.state,
-            cache.ragged,
-            recent,
-            keys=held[0],
-            values=held[1],
-            queries=cache.queries,
-        )
-        scores = self.policy.protected_scores(stats)
+        scores = self.policy.protected_scores(self._stats(group, cache, decision.num_tokens))
         if window is not None:  # no later query reaches back to these
             scores = scores.masked_fill(cache.positions <= decision.num_tokens - window, -torch.inf)
         if self.policy.clears_cache and all(decision.rows):
@@ -135,6 +124,32 @@ class KVCache(ChunkState):
         if even:
             return keep_best(cache, scores, limit)
         return keep_best_where_due(cache, scores, decision.rows, limit, self.fixed_shapes)
+
+    def _stats(self, group: HeadGroup, cache: LayerCache, num_tokens: Tensor) -> CacheStats:
+        """What the policy sees of a group's cached tokens."""
+        held = cache.held()
+        assert held is not None and cache.positions is not None
+        return CacheStats(
+            cache.positions,
+            num_tokens,
+            cache.state,
+            cache.ragged,
+            max(self._recent(group.budget), 1),  # the newest token always stays, so no head is ever empty
+            keys=held[0],
+            values=held[1],
+            queries=cache.queries,
+        )
+
+    def scores(self, index: int, num_tokens: Sequence[int]) -> Tensor:
+        """What the policy makes of a group's cached tokens at this moment, none of them protected,
+        ``[B, G, T]`` float32.
+
+        Args:
+            index: of the group.
+            num_tokens: tokens that each row has read.
+        """
+        counts = torch.tensor(num_tokens, device=self.device).view(-1, 1, 1)
+        return self.policy.every_score(self._stats(self.head_groups[index], self.layers[index], counts))
 
     def close_gaps(
         self, decision: Decision, frames: PositionFrames, least: Sequence[int]
@@ -253,7 +268,7 @@ def keep_best(cache: LayerCache, scores: Tensor, limit: int) -> LayerCache:
     Args:
         scores: ``[B, G, T]`` float32.
     """
-    kept = _best_first(scores)[..., :limit].sort(dim=-1).values
+    kept = best_first(scores)[..., :limit].sort(dim=-1).values
     return cache.gathered(kept, empty=None)
 
 
@@ -273,7 +288,7 @@ def keep_best_where_due(
     untouched = torch.zeros_like(scores).masked_fill(cache.positions < 0, -torch.inf)
     scores = torch.where(is_due, scores, untouched)
     alive = scores > -torch.inf  # a policy that drops says so by its score
-    order = _best_first(scores)
+    order = best_first(scores)
     rank = torch.arange(scores.shape[-1], device=scores.device)
     keep = alive.gather(-1, order) & (~is_due | (rank < limit))
     height = min(limit, scores.shape[-1]) if fixed and all(due) else max(int(keep.sum(-1).max()), 1)
@@ -286,7 +301,7 @@ def keep_best_where_due(
     return cache.gathered(order.gather(-1, by_position), empty, ragged)
 
 
-def _best_first(scores: Tensor) -> Tensor:
+def best_first(scores: Tensor) -> Tensor:
     """Slots by falling score; of equal ones the newer first, so that a batch decides as its rows alone."""
     newest_first = scores.flip(-1).sort(dim=-1, descending=True, stable=True).indices
     return scores.shape[-1] - 1 - newest_first

@@ -144,8 +144,8 @@ class EvictionPolicy(ABC):
         """An observer of one chunk; asked for once a chunk where the policy has a period."""
         raise NotImplementedError
 
-    def protected_scores(self, stats: CacheStats) -> Tensor:
-        """`scores` with sinks and recent tokens at +inf and empty slots at -inf, ``[B, G, T]`` float32.
+    def every_score(self, stats: CacheStats) -> Tensor:
+        """`scores` as float32, ``[B, G, T]``.
 
         Raises:
             InputError: there is not a score for every cached token.
@@ -156,7 +156,15 @@ class EvictionPolicy(ABC):
                 f"The policy {self.name} must score every cached token, a tensor of the shape "
                 f"{list(positions.shape)}: mend its scores()."
             )
-        scores = scores.float()
+        return scores.float()
+
+    def protected_scores(self, stats: CacheStats) -> Tensor:
+        """`scores` with sinks and recent tokens at +inf and empty slots at -inf, ``[B, G, T]`` float32.
+
+        Raises:
+            InputError: there is not a score for every cached token.
+        """
+        positions, scores = stats.positions, self.every_score(stats)
         if not self.drops:  # what goes at once would leave rows of a batch unlike each row alone
             scores = scores.clamp(min=torch.finfo(scores.dtype).min)
         protected = (positions < self.sinks) | (positions >= stats.num_tokens - stats.recent)
