@@ -195,6 +195,10 @@ class Backbone:
         Returns:
             the final hidden states ``[B, Q, width]``, or logits ``[B, logits, vocabulary]``.
         """
+        if self.compiled and memory.listener is not None:
+            raise InputError(
+                "A compiled backbone does not tell tiers what it reads: leave the tier out, or compile()."
+            )
         with self.attached(memory):
             try:  # also within `begin`, which may read a text of its own and run out of memory
                 chunk = memory.begin(input_ids, valid, self)

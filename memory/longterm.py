@@ -12,11 +12,12 @@ from torch import Tensor
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.memory.contents import UNITS, Contents
 from hiermem.memory.hmt.module import HMTModule
+from hiermem.memory.kv.tier import KVTier
 from hiermem.memory.records import Hit as Hit
 from hiermem.memory.records import SegmentRecord as SegmentRecord
 from hiermem.memory.records import UnitHit
 from hiermem.memory.stored import Stored
-from hiermem.memory.tier import TIERS, new_tiers
+from hiermem.memory.tier import TIERS, new_tiers, register_tier
 from hiermem.memory.unit_index import UnitIndex
 from hiermem.retrieval.arena import TensorArena
 from hiermem.retrieval.keys import (
@@ -35,6 +36,8 @@ KEYS: dict[str, dict[str, Any]] = {"lexical": {}, "trained": {}}
 """Search keys without any others: `trained` where the model has its projections."""
 BREADTH = 64
 """Segments, or units, that a search looks at first."""
+
+register_tier(KVTier)
 
 
 @dataclass
