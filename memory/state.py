@@ -26,7 +26,14 @@ from hiermem.memory.stored import exactly
 from hiermem.memory.tier import CacheListener, Tier, new_tiers
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
-from hiermem.retrieval.files import load_directory, load_part, read_info, save_directory, verify_directory
+from hiermem.retrieval.files import (
+    load_directory,
+    load_part,
+    read_info,
+    save_directory,
+    saved_bytes,
+    verify_directory,
+)
 from hiermem.retrieval.keys import Question
 from hiermem.retrieval.parts import Part
 
@@ -270,6 +277,18 @@ class MemoryState:
         with _named(path):
             saved = SavedInfo.read(info)
         return saved.model, saved.fingerprint.get("dtype", "")
+
+    @staticmethod
+    def bytes_per_token(path: str | os.PathLike[str]) -> float:
+        """Bytes that a saved memory takes on the disk, by the tokens that were read.
+
+        Raises:
+            MemoryMissingError, MemoryCorruptError, MemoryTooNewError, MemoryFileError: see `hiermem.errors`.
+        """
+        info = read_info(path)
+        with _named(path):
+            tokens = SavedInfo.read(info).tokens
+        return saved_bytes(path) / max(tokens, 1)
 
     @classmethod
     def verify(cls, path: str | os.PathLike[str]) -> list[str]:

@@ -55,12 +55,12 @@ def views(data: mmap.mmap) -> dict[str, Tensor]:
     data.seek(0)
     header, first, tensors = check_header(data, len(data)), data.tell(), {}
     for name, entry in header.items():
-        dtype, shape, (start, _) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        dtype, shape, (start, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         if not (count := math.prod(shape)):
             tensors[name] = torch.empty(shape, dtype=dtype)
             continue
-        if (first + start) % dtype.itemsize:
-            raise ValueError(f"{_short(name)} does not begin where such a tensor can")
+        if (first + start) % dtype.itemsize or first + end > len(data):
+            raise ValueError(f"{_short(name)} does not stand where such a tensor can")
         tensors[name] = torch.frombuffer(data, dtype=dtype, count=count, offset=first + start).view(shape)
     return _with_truth(tensors)
 

@@ -32,12 +32,19 @@ from hiermem.errors import (
     MemoryMissingError,
     MemoryTooNewError,
 )
-from hiermem.retrieval import disk, files, regular_files, staging, tensors
+from hiermem.retrieval import disk, files, parts, regular_files, staging, tensors
 from hiermem.retrieval import manifest as manifests
-from hiermem.retrieval.files import load_directory, only_writer, save_directory, verify_directory
+from hiermem.retrieval.files import (
+    load_directory,
+    only_writer,
+    save_directory,
+    saved_bytes,
+    verify_directory,
+)
+from hiermem.retrieval.parts import Part
 
 NAMES = ("index", "levels", "state")
-OUR_FILES = {module.__file__ for module in (disk, files, staging)}
+OUR_FILES = {module.__file__ for module in (disk, files, parts, staging)}
 """All that writes."""
 
 
@@ -468,10 +475,157 @@ def test_headers_that_no_save_writes_are_refused(text: str) -> None:
         tensors.parse(data)
 
 
+@pytest.mark.parametrize("text", HEADERS.values(), ids=HEADERS)
+def test_headers_of_mapped_files_are_checked_as_well(text: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(len(text).to_bytes(8, "little") + text.encode() + b"\1\2")
+    with (
+        regular_files.plain_file(tmp_path / "file") as file,
+        pytest.raises(ValueError, match=r"^(its|it|'a') "),
+    ):
+        tensors.views(file.mapped())
+
+
+def test_a_mapped_tensor_begins_where_its_type_can(tmp_path: Path) -> None:
+    text = header(dtype="I16", shape=[1]) + " " * 3
+    text += " " * (1 - len(text) % 2)
+    (tmp_path / "file").write_bytes(len(text).to_bytes(8, "little") + text.encode() + b"\1\2")
+    with (
+        regular_files.plain_file(tmp_path / "file") as file,
+        pytest.raises(ValueError, match="does not stand"),
+    ):
+        tensors.views(file.mapped())
+
+
 @pytest.mark.parametrize("data", [b"", b"\0" * 7, b"\xff" * 16, (2**63).to_bytes(8, "little") + b"{}"])
 def test_bytes_without_a_header_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="not a safetensors file"):
         tensors.parse(data)
+
+
+# --- what is written once -----------------------------------------------------------------------
+
+
+def part_of(value: int) -> Part:
+    return Part(
+        {"body": torch.full((300,), value), "none": torch.zeros(0, 3), "bf": torch.ones(3).bfloat16()}
+    )
+
+
+def save_parts(path: Path, version: int, *of_series: Part) -> None:
+    """Save a memory with parts beside one file that changes."""
+    series = {f"series.{number}": part for number, part in enumerate(of_series)}
+    save_directory(path, {"state": {"version": torch.tensor(version)}, **series}, {"version": version})
+
+
+def part_file(path: Path, number: int = 0) -> Path:
+    return next(path.glob(f"series.{number}-*"))
+
+
+def test_a_part_is_written_once_and_mapped_from_there(tmp_path: Path) -> None:
+    path, first, second = tmp_path / "memory", part_of(1), part_of(2)
+    save_parts(path, 1, first)
+    file, written = part_file(path), os.stat(part_file(path))
+    kept = first["body"]
+    save_parts(path, 2, first, second)
+    loaded, _ = load_directory(path)
+    assert part_file(path) == file and os.stat(file).st_ino == written.st_ino
+    assert os.stat(file).st_mtime_ns == written.st_mtime_ns
+    for name, value in (("series.0", 1), ("series.1", 2)):
+        part = loaded[name]
+        assert isinstance(part, Part) and part.keys() == first.keys()
+        assert (part["body"] == value).all() and part["none"].shape == (0, 3) and (part["bf"] == 1).all()
+    assert kept.data_ptr() == first["body"].data_ptr() and (first["body"] == 1).all()
+    before = file.read_bytes()
+    loaded["series.0"]["body"][0] = 7  # stays private
+    assert file.read_bytes() == before and verify_directory(path) == []
+    save_parts(path, 3, *(part for part in loaded.values() if isinstance(part, Part)))
+    assert part_file(path) == file and set(listing(path)) == named(path)
+    assert saved_bytes(path) == sum(len(data) for data in listing(path).values())
+
+
+def test_a_part_that_is_no_more_wanted_goes(tmp_path: Path) -> None:
+    save_parts(tmp_path, 1, part_of(1), part_of(2))
+    save_parts(tmp_path, 2, part_of(3))
+    assert set(listing(tmp_path)) == named(tmp_path)
+    assert (load_directory(tmp_path)[0]["series.0"]["body"] == 3).all()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_part_of_another_memory_is_linked_or_written(
+    tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_parts(tmp_path / "one", 1, part_of(1))
+    part = load_directory(tmp_path / "one")[0]["series.0"]
+    assert isinstance(part, Part)
+    if not links:
+        monkeypatch.setattr(parts.os, "link", lambda *_, **__: raise_error(OSError(errno.EXDEV, "no links")))
+    save_parts(tmp_path / "other", 1, part)
+    one, other = part_file(tmp_path / "one"), part_file(tmp_path / "other")
+    assert (one.stat().st_ino == other.stat().st_ino) is links and one.read_bytes() == other.read_bytes()
+    for place in ("one", "other"):
+        for file in (tmp_path / place).iterdir():
+            file.unlink()
+    save_parts(tmp_path / "third", 1, part)  # from the map alone
+    assert verify_directory(tmp_path / "third") == []
+    assert (load_directory(tmp_path / "third")[0]["series.0"]["body"] == 1).all()
+
+
+def raise_error(error: Exception) -> None:
+    raise error
+
+
+def test_damage_of_a_part_is_found(tmp_path: Path) -> None:
+    save_parts(tmp_path, 1, part_of(1), part_of(2))
+    first, second = part_file(tmp_path), part_file(tmp_path, 1)
+    good, rng = first.read_bytes(), random.Random(0)
+    for position in range(0, len(good), 7):
+        bad = bytearray(good)
+        bad[position] ^= 1 << rng.randrange(8)
+        first.write_bytes(bad)
+        assert_corrupt(tmp_path, f"{first.name} .* changed")
+    for bad in (b"", good[:-1], good[:9], good + b"\0", second.read_bytes()):
+        first.write_bytes(bad)
+        assert_corrupt(tmp_path, first.name)
+    first.unlink()
+    assert_corrupt(tmp_path, f"{first.name} .* is missing")
+    as_link(second, tmp_path / "outside")
+    assert len(verify_directory(tmp_path)) == 2
+
+
+def test_parts_need_not_fit_into_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_parts(tmp_path, 1, part_of(1))
+    monkeypatch.setattr(files, "physical_memory", lambda: 1000)
+    assert (load_directory(tmp_path)[0]["series.0"]["body"] == 1).all()
+
+
+@pytest.mark.parametrize("name", ["series.0", "series"])
+def test_parts_have_names_of_their_own(tmp_path: Path, name: str) -> None:
+    group = part_of(1) if name == "series" else {"body": torch.ones(1)}
+    with pytest.raises(InputError, match="cannot name a file"):
+        save_directory(tmp_path, {name: group}, {})
+
+
+def test_parts_survive_an_interrupt_at_every_line(tmp_path: Path) -> None:
+    outcomes = []
+    for number in range(1, 1000, 2):
+        path, first, second = tmp_path / f"{number}", part_of(1), part_of(2)
+        save_parts(path, 1, first)
+        before, old_trace = listing(path), sys.gettrace()
+        sys.settrace(stop_at_line(number, interrupt))
+        try:
+            save_parts(path, 2, first, second)
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(old_trace)
+        loaded, info = load_directory(path)
+        outcomes.append(info["version"])
+        assert (loaded["series.0"]["body"] == 1).all() and ("series.1" in loaded) == (info["version"] == 2)
+        assert info["version"] == 2 or listing(path) == before
+        save_parts(path, 3, first, second)
+        assert (load_directory(path)[0]["series.1"]["body"] == 2).all() and set(listing(path)) == named(path)
+    assert outcomes == sorted(outcomes) and outcomes.count(1) > 25 and outcomes.count(2) > 3
 
 
 # --- saves that fail ----------------------------------------------------------------------------

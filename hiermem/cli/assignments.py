@@ -20,17 +20,25 @@ _OPTIONS = {
 Path = tuple[str, ...]
 
 
+class _Branch(dict[str, Any]):
+    """Values within a part, by name."""
+
+
 def with_settings(config: HierMemConfig, assignments: Sequence[str]) -> HierMemConfig:
     """The same configuration with other settings, all of them at once.
 
     Raises:
         InputError: one is no assignment, there is no such setting, it is given twice, or a value is refused.
     """
-    changes: dict[str, Any] = {}
+    changes = _Branch()
     for path, value in _parsed(config, assignments).items():
         within = changes
         for name in path[:-1]:
-            within = within.setdefault(name, {})
+            within = within.setdefault(name, _Branch())
+            if not isinstance(within, _Branch):
+                raise _twice(path)
+        if path[-1] in within:
+            raise _twice(path)
         within[path[-1]] = value
     parts = config.settings()
     return HierMemConfig(**parts | {name: _changed(parts[name], values) for name, values in changes.items()})
@@ -40,13 +48,13 @@ def check_used(assignments: Sequence[str], parts: Collection[str] | None) -> Non
     """Refuse a setting that nothing would depend on.
 
     Args:
-        parts: those of the configuration that are used; None: all.
+        parts: those of the configuration that are used, or settings in them; None: all.
 
     Raises:
         InputError: one belongs to another part.
     """
     for name in (assignment.partition("=")[0] for assignment in assignments):
-        if parts is not None and name.partition(".")[0] not in parts:
+        if parts is not None and not any(_is_within(name, part) for part in parts):
             used = f"only settings of {', '.join(parts)}" if parts else "no settings of the configuration"
             raise InputError(f"{name} would change nothing here, {used} would: leave it out of {OPTION}.")
 
@@ -82,8 +90,9 @@ def _parsed(config: HierMemConfig, assignments: Sequence[str]) -> dict[Path, Any
         path = tuple(name.split("."))
         if not equals or len(path) < 2:
             raise InputError(f"{OPTION} takes PART.NAME=VALUE, such as summary.tokens=0, not {assignment!r}.")
-        if name in _ELSEWHERE:
-            raise InputError(f"{OPTION} does not choose a policy: give {_ELSEWHERE[name]}.")
+        for setting, option in _ELSEWHERE.items():
+            if _is_within(name, setting):
+                raise InputError(f"{OPTION} does not choose a policy: give {option}.")
         if path in values:
             raise InputError(f"{OPTION} sets {name} twice: give it once.")
         if is_dataclass(_value(config, path)):
@@ -92,14 +101,27 @@ def _parsed(config: HierMemConfig, assignments: Sequence[str]) -> dict[Path, Any
     return values
 
 
+def _is_within(name: str, part: str) -> bool:
+    """Whether a setting is a part, or in it."""
+    return name == part or name.startswith(f"{part}.")
+
+
+def _twice(path: Path) -> InputError:
+    return InputError(f"{OPTION} sets {'.'.join(path)} by two assignments: give one.")
+
+
 def _value(config: HierMemConfig, path: Path) -> Any:
-    """The part or setting that a path leads to.
+    """The part or setting that a path leads to; settings of what is chosen by name, such as a tier, may be
+    anything.
 
     Raises:
         InputError: nowhere.
     """
     value: Any = config
     for depth, name in enumerate(path):
+        if isinstance(value, dict):
+            value = value.get(name, {} if depth < len(path) - 1 else None)
+            continue
         if value is config:
             names = [part for part, setting in config.settings().items() if is_dataclass(setting)]
         else:
@@ -111,11 +133,14 @@ def _value(config: HierMemConfig, path: Path) -> Any:
     return value
 
 
-def _changed(part: Any, values: dict[str, Any]) -> Any:
+def _changed(part: Any, values: _Branch) -> Any:
     """A part with other values of its settings and of those of its own parts."""
-    present = {name: getattr(part, name) for name in values}
-    changes = {n: _changed(present[n], v) if is_dataclass(present[n]) else v for n, v in values.items()}
-    return replace(part, **changes)
+    present = part if isinstance(part, dict) else {name: getattr(part, name) for name in values}
+    changes = {
+        name: _changed(present.get(name, {}), value) if isinstance(value, _Branch) else value
+        for name, value in values.items()
+    }
+    return {**part, **changes} if isinstance(part, dict) else replace(part, **changes)
 
 
 def _read(text: str) -> Any:

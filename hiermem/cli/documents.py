@@ -125,9 +125,11 @@ def verify(memory_dir: MemoryDir, json: opt.Json = False) -> None:
     from hiermem.memory.state import MemoryState
 
     problems = MemoryState.verify(memory_dir)
-    opt.emit(
-        {"ok": not problems, "problems": problems}, json, "\n".join(problems) or f"{memory_dir} is sound."
-    )
+    words = "\n".join(problems)
+    if not problems:
+        size = MemoryState.bytes_per_token(memory_dir)
+        words = f"{memory_dir} is sound and takes {size:.0f} bytes a token."
+    opt.emit({"ok": not problems, "problems": problems}, json, words)
     if problems:
         raise typer.Exit(1)
 

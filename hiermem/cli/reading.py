@@ -14,7 +14,18 @@ from hiermem.progress import say
 from hiermem.resources import peak_rss_bytes
 
 if TYPE_CHECKING:
+    from hiermem.config import HierMemConfig
     from hiermem.model import HierMemModel
+
+Tiers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="longterm.tiers.NAME=VALUE",
+        help="A tier beside the records, such as longterm.tiers.kv={}, or a setting of it, such as "
+        "longterm.tiers.kv.keep=0.1; repeatable.",
+    ),
+]
 
 
 def read(
@@ -36,6 +47,7 @@ def read(
     chunk: opt.Chunk = None,
     positions: opt.Positions = None,
     evictor: opt.EvictorName = "auto",
+    tiers: Tiers = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     json: opt.Json = False,
@@ -53,12 +65,15 @@ def read(
         cat notes.txt | hiermem read - --out book.hmem --append
 
         hiermem read python-reference --out ref.hmem --policy window --budget 1024
+
+        hiermem read book.txt --out book.hmem --set longterm.tiers.kv.keep=0.1
     """
     from hiermem.retrieval.files import check_target, only_writer
 
     config = opt.configuration(
         model, preset, policy, budget, segment, chunk, positions, evictor=evictor, policy_set=policy_set
     )
+    config = _with_tiers(config, tiers or [])
     opt.check_numbers(dtype, device)
     check_target(out)
     text = opt.read_document(doc)
@@ -70,6 +85,19 @@ def read(
             start = time.perf_counter()
             _read_and_keep(reader, task, save_every, stop)
             _report(task, time.perf_counter() - start, json)
+
+
+def _with_tiers(config: "HierMemConfig", assignments: list[str]) -> "HierMemConfig":
+    """The same configuration with the tiers of the command line.
+
+    Raises:
+        InputError: there is no such tier or setting, or an assignment is of something else.
+    """
+    from hiermem.cli.assignments import check_used, with_settings
+
+    changed = with_settings(config, assignments)
+    check_used(assignments, ["longterm.tiers"])
+    return changed
 
 
 def _read_and_keep(reader: "HierMemModel", task: Task, save_every: float, stop: Stop) -> None:
@@ -125,7 +153,8 @@ def _final_size(reader: "HierMemModel", task: Task) -> int:
     cache = sum(
         2 * shape.heads * shape.width * number + 12 * shape.heads for shape in reader.adapter.geometries
     )
-    return live * cache + tokens // memory.segment * width * 4 + 3 * characters
+    tiers = sum(tier.expected_bytes(tokens, memory.working.cache) for tier in memory.tiers)
+    return live * cache + tokens // memory.segment * width * 4 + 3 * characters + tiers
 
 
 def _check_room(out: Path, size: int) -> None:
@@ -147,6 +176,8 @@ def _check_room(out: Path, size: int) -> None:
 
 def _report(task: Task, seconds: float, json: bool) -> None:
     """Print figures of a finished reading."""
+    from hiermem.memory.state import MemoryState
+
     memory, tokens = task.memory, task.memory.tokens - task.before
     result: dict[str, Any] = {
         "tokens": memory.tokens,
@@ -156,13 +187,15 @@ def _report(task: Task, seconds: float, json: bool) -> None:
         "peak_rss_bytes": peak_rss_bytes(),
         "live_tokens_max": memory.working.frames.counts.peak_tokens,
         "memory_bytes": memory.nbytes,
+        "memory_bytes_per_token": MemoryState.bytes_per_token(task.out),
         "new_tokens": tokens,
         "out": str(task.out),
     }
     words = (
         f"Read {tokens} tokens in {seconds:.1f} s ({result['tokens_per_second']:.0f} a second); "
         f"the memory at {task.out} holds {memory.tokens} tokens in {memory.segments} segments, at most "
-        f"{memory.working.frames.counts.peak_tokens} of them live per KV head. "
+        f"{memory.working.frames.counts.peak_tokens} of them live per KV head. It takes "
+        f"{result['memory_bytes_per_token']:.0f} bytes a token. "
         f"Peak memory {opt.mib(peak_rss_bytes())}."
     )
     opt.emit(result, json, words)

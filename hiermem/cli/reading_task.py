@@ -128,9 +128,10 @@ def appending(reader: "HierMemModel", out: Path, text: str) -> Task:
 def _check_settings(reader: "HierMemModel", memory: "MemoryState", place: Path) -> None:
     """Refuse to go on with a memory that was read with other settings."""
     config = reader.config
-    if (memory.working.config, memory.segment) != (config.working, config.segment):
+    read_with = (memory.working.config, memory.segment, memory.longterm.config.tiers)
+    if read_with != (config.working, config.segment, config.longterm.tiers):
         raise InputError(
             f"The memory at {place} was read with other settings: leave --policy, --policy-set, --budget, "
-            f"--segment, --chunk, --positions, --evictor and --preset as they were, or give a new folder to "
-            f"--out."
+            f"--segment, --chunk, --positions, --evictor, --set and --preset as they were, or give a new "
+            f"folder to --out."
         )

@@ -106,7 +106,7 @@ class KVTier(Tier):
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes that it holds for each token that was read."""
+        """Bytes that it holds for each token that it has seen."""
         return self.nbytes / self._seen if self._seen else 0.0
 
     def expected_bytes(self, tokens: int, cache: KVCache) -> int:
