@@ -130,7 +130,7 @@ class Tier(ABC):
         """
 
     def series(self) -> tuple[Part, ...]:
-        """What of it will never change, in the order in which it came; not among `tensors`.
+        """Parts of it that will never change, in the order in which they came; not among `tensors`.
 
         Each is written once, in a file of its own, and mapped from there.
         """
@@ -208,7 +208,7 @@ class CacheListener:
 
     @property
     def evicted(self) -> EvictionCallback | None:
-        """What is told of each head group's eviction; None: nobody asks."""
+        """Callback of each head group's eviction; None: nobody asks."""
         return self._evicted if self.of_evicted else None
 
     def _evicted(self, group: HeadGroup, before: LayerCache, after: LayerCache) -> None:

@@ -2,7 +2,8 @@
 
 As a program: `python tests/stops.py --count 200 --alone 0`. Workers are forks of one process that has
 imported everything and loaded a tiny model, so that hundreds of stops take minutes. Fresh processes are
-stopped by `--count 0 --alone 20 --words 3000`: of a short text all is read before they are.
+stopped by `--count 0 --alone 20 --words 3000`: of a short text all is read before they are. With `--tier`,
+keys and values are kept, two segments in a file.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ import torch
 from readers import assert_same_memory, backbone, text_of, tokenizer
 
 from hiermem.cli import options
+from hiermem.cli.assignments import with_settings
 from hiermem.cli.main import main
 from hiermem.cli.reading_task import ADDITION
 from hiermem.errors import MemoryMissingError
+from hiermem.memory.kv import tier as kv
 from hiermem.memory.state import MemoryState
 
 CHUNK = 16
@@ -102,9 +105,10 @@ class Stops:
     Args:
         folder: an empty one to work in.
         words: of the document, and of the addition.
+        tiers: assignments that switch tiers on.
     """
 
-    def __init__(self, folder: Path, words: int = 250, seed: int = 0) -> None:
+    def __init__(self, folder: Path, words: int = 250, seed: int = 0, tiers: Sequence[str] = ()) -> None:
         torch.set_num_threads(1)
         self.folder, self.random, self.clock = folder, random.Random(seed), Clock()
         backbone().save_pretrained(folder / "model")
@@ -112,7 +116,9 @@ class Stops:
         self.texts = {"book": text_of(words), "more": text_of(words, seed=9)}
         for name, text in self.texts.items():
             (folder / name).write_text(text, "utf-8")
+        self.tiers = list(tiers)
         config = options.configuration(str(folder / "model"), None, None, 24, 32, CHUNK)
+        config = with_settings(config, self.tiers)
         self.reader = options.load_model(str(folder / "model"), config, None, None)
         self._count_chunks()
         self.out = folder / "memory"
@@ -149,6 +155,7 @@ class Stops:
         """Read the book, or append more."""
         words = ["hiermem", "read", str(self.folder / doc), "--out", str(out), *SETTINGS]
         words += ["--model", str(self.folder / "model"), "--save-every", str(save_every / 60)]
+        words += [word for assignment in self.tiers for word in ("--set", assignment)]
         return words + (["--append"] if doc == "more" else [])
 
     def fork(self, doc: str, save_every: float, out: Path) -> int:
@@ -280,7 +287,15 @@ class Stops:
         if doc == "book" or self.load(self.out).text == self.texts["book"]:
             assert self.wait(self.fork(doc, NEVER, self.out)) == 0, (self.folder / "log").read_text("utf-8")
         assert not (self.out / ADDITION).exists() or doc == "more"
-        assert_same_memory(self.load(self.out), self.expected[doc], atol=1e-5)
+        memory = self.load(self.out)
+        assert_same_memory(memory, self.expected[doc], atol=1e-5)
+        for ours, theirs in zip(memory.tiers, self.expected[doc].tiers, strict=True):
+            files = zip((ours.tensors(), *ours.series()), (theirs.tensors(), *theirs.series()), strict=True)
+            for mine, its in files:
+                assert mine.keys() == its.keys()
+                for name in mine:
+                    step = 1.0 if mine[name].dtype == torch.int8 else 1e-5
+                    torch.testing.assert_close(mine[name], its[name], atol=step, rtol=0.01)
 
 
 def soak(stops: Stops, counts: dict[str, int], alone: int) -> dict[str, Any]:
@@ -312,8 +327,15 @@ if __name__ == "__main__":
     parser.add_argument("--alone", type=int, default=20, help="stops of each kind in fresh processes")
     parser.add_argument("--words", type=int, default=250, help="of each text; fresh processes need thousands")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kill", type=int, help="stops by SIGKILL; default: as many as --count")
+    parser.add_argument("--tier", action="store_true", help="keep keys and values")
     given = parser.parse_args()
+    if given.tier:
+        kv.GROUP = 2
+    assignments = ["longterm.tiers.kv.keep=0.5"] if given.tier else []
+    kills = given.count if given.kill is None else given.kill
     half = given.count // 2
     wanted = {"SIGTERM": given.count, "SIGINT": half, "SIGINT twice": half, "SIGHUP": given.count // 4}
     with tempfile.TemporaryDirectory() as name:
-        soak(Stops(Path(name), given.words, given.seed), {**wanted, "SIGKILL": given.count}, given.alone)
+        stops = Stops(Path(name), given.words, given.seed, assignments)
+        soak(stops, {**wanted, "SIGKILL": kills}, given.alone)

@@ -41,12 +41,16 @@ NEAR = {"atol": 2e-5, "rtol": 1e-4}
 
 
 def with_kv(
-    kv: dict[str, Any] | None, family: str = "llama", change: dict[str, Any] | None = None, **working: Any
+    kv: dict[str, Any] | None,
+    family: str = "llama",
+    change: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    **working: Any,
 ) -> HierMemModel:
     """A model whose memories have the tier with these settings, or do without."""
     config = settings(**working)
     config.longterm = replace(config.longterm, tiers={} if kv is None else {"kv": kv})
-    return reader(family, config=type(config)(**config.settings() | (change or {})))
+    return reader(family, type(config)(**config.settings() | (change or {})), dtype)
 
 
 def read(model: HierMemModel, words: int = 120) -> MemoryState:
@@ -297,7 +301,8 @@ CASES: dict[str, Callable[[], HierMemModel]] = {
             positions="compact",
         )
     ),
-    "snap": lambda: with_kv(WHOLE, policy="lively"),
+    "a network's states": lambda: with_kv(WHOLE, policy="lively"),
+    "bfloat16": lambda: with_kv({"keep": 1.0, "dtype": "int4"}, dtype=torch.bfloat16),
 }
 
 

@@ -126,7 +126,7 @@ class KVCache(ChunkState):
         return keep_best_where_due(cache, scores, decision.rows, limit, self.fixed_shapes)
 
     def _stats(self, group: HeadGroup, cache: LayerCache, num_tokens: Tensor) -> CacheStats:
-        """What the policy sees of a group's cached tokens."""
+        """A group's cached tokens as the policy sees them."""
         held = cache.held()
         assert held is not None and cache.positions is not None
         return CacheStats(
@@ -141,7 +141,7 @@ class KVCache(ChunkState):
         )
 
     def scores(self, index: int, num_tokens: Sequence[int]) -> Tensor:
-        """What the policy makes of a group's cached tokens at this moment, none of them protected,
+        """Scores that the policy gives a group's cached tokens at this moment, none of them protected,
         ``[B, G, T]`` float32.
 
         Args:

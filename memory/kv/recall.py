@@ -68,7 +68,7 @@ _Excerpt = tuple[HeadTokens, Tensor]
 
 
 def _excerpts(tier: KVTier, chosen: Chosen) -> tuple[list[list[_Excerpt]], Tensor]:
-    """What is put side by side, by bank, sinks first; and where it stood in the document, ``[N]`` int64."""
+    """Tokens to be put side by side, by bank, sinks first; and their positions in the document, ``[N]``."""
     sinks = 0 if tier.sinks is None else tier.sinks[0].places.shape[1]
     found, positions, end = [], [torch.arange(sinks)], sinks
     if tier.sinks is not None:

@@ -83,7 +83,8 @@ class HeadTokens:
         places = in_range(stored.take("places", torch.int16, None, None), 0, segment - 1, "a place")
         if not bool((places.diff(dim=-1) > 0).all()):
             raise ValueError("places are not in order")
-        keys, values = (Packed.read(stored.within(name), *places.shape, dtype) for name in ("keys", "values"))
+        heads, tokens = places.shape
+        keys, values = (Packed.read(stored.within(name), heads, tokens, dtype) for name in ("keys", "values"))
         return cls(places, keys, values)
 
     def fits(self, bank: Bank, dtype: str) -> bool:
@@ -103,7 +104,7 @@ def read_segment(stored: Stored, dtype: str, segment: int) -> SegmentTokens:
     Raises:
         ValueError: something is missing, left over, or not as such tokens are.
     """
-    banks = []
+    banks: list[HeadTokens] = []
     while bank := stored.within(str(len(banks))):
         banks.append(HeadTokens.read(bank, dtype, segment))
         bank.done()
