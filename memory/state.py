@@ -127,7 +127,7 @@ class MemoryState:
         tiers: tuple[Tier, ...] = (),
     ) -> None:
         for tier in tiers:
-            tier.fit(working.cache, working.num_tokens[0], segment)
+            tier.fit(working.cache, working.frames.undecided(0), segment)
         self.moment = Moment(working, longterm, tiers)
         self.segment = segment
         self.fingerprint = fingerprint

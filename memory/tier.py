@@ -89,12 +89,12 @@ class Tier(ABC):
     wants_cached: ClassVar[bool] = False
     """Whether `cached` is called."""
 
-    def fit(self, cache: KVCache, num_tokens: int, segment: int) -> None:  # noqa: B027 - few need it
+    def fit(self, cache: KVCache, undecided: range, segment: int) -> None:  # noqa: B027 - few need it
         """Take note of the working memory that it will stand beside; called before anything is read.
 
         Args:
             cache: of that working memory, in which a loaded memory goes on.
-            num_tokens: tokens that were read.
+            undecided: positions of the tokens that were read since its last decision.
             segment: tokens of a segment.
 
         Raises:

@@ -122,6 +122,11 @@ class PositionFrames:
         """Frame position of each row's next token."""
         return [count - start for count, start in zip(self.num_tokens, self.starts(), strict=True)]
 
+    def undecided(self, row: int) -> range:
+        """Positions of the tokens that a row has read since an eviction was due."""
+        count = self.num_tokens[row]
+        return range(count - count % self.interval, count)
+
     def room(self, rows: Sequence[bool]) -> int:
         """Tokens that may be read until an eviction is due in one of the chosen rows."""
         chosen = (count for count, reads in zip(self.num_tokens, rows, strict=True) if reads)

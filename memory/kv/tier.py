@@ -119,7 +119,7 @@ class KVTier(Tier):
 
     # ---- reading
 
-    def fit(self, cache: KVCache, num_tokens: int, segment: int) -> None:
+    def fit(self, cache: KVCache, undecided: range, segment: int) -> None:
         """As `Tier.fit`.
 
         Raises:
@@ -140,11 +140,12 @@ class KVTier(Tier):
         sinks = 0 if self._sinks is None else self._sinks[0].places.shape[1]
         if sinks != min(cache.policy.sinks, self._seen):
             raise ValueError("there are not as many sinks as tokens of this kind")
-        count = num_tokens - self._seen
-        expected = torch.arange(self._seen, num_tokens, device=cache.device)
-        for layer in cache.layers if count else ():
-            places = layer.positions
-            if count < 0 or places is None or not bool((places[:, :, -count:] == expected).all()):
+        if not undecided.start <= self._seen <= undecided.stop:
+            raise ValueError("the tier kv has seen another number of tokens than were read")
+        expected = torch.arange(self._seen, undecided.stop, device=cache.device)
+        for layer in cache.layers if len(expected) else ():
+            newest = None if layer.positions is None else layer.positions[:, :, -len(expected) :]
+            if newest is None or not torch.equal(newest, expected.expand_as(newest)):
                 raise ValueError("the cache lacks tokens that the tier kv has not seen")
 
     def _check_banks(self, tokens: SegmentTokens, dtype: str) -> None:
