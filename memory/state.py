@@ -23,7 +23,8 @@ from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.records import Hit, SegmentRecord
 from hiermem.memory.saved import SavedInfo, plain_settings
 from hiermem.memory.stored import exactly
-from hiermem.memory.tier import CacheListener, Tier, new_tiers
+from hiermem.memory.tier import CacheListener, Tier
+from hiermem.memory.tier_files import files_of, read_tiers, series_files, tier_file
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.retrieval.files import (
@@ -35,7 +36,6 @@ from hiermem.retrieval.files import (
     verify_directory,
 )
 from hiermem.retrieval.keys import Question
-from hiermem.retrieval.parts import Part
 
 
 class MemoryOwner(Protocol):
@@ -217,10 +217,7 @@ class MemoryState:
                 untouched.
         """
         files: dict[str, Mapping[str, Tensor]] = {"working": self.working.state_dict()}
-        files |= self.longterm.tensors()
-        for tier in self.tiers:
-            file = _tier_file(tier.name)
-            files |= {file: tier.tensors()} | {f"{file}.{n}": part for n, part in enumerate(tier.series())}
+        files |= self.longterm.tensors() | files_of(self.tiers)
         working, longterm = plain_settings(self.working.config), plain_settings(self.longterm.config)
         digests = self.longterm.digests
         info = {
@@ -256,7 +253,7 @@ class MemoryState:
             tensors = {name: model.to_device(tensor) for name, tensor in files["working"].items()}
             working.load_state(tensors, saved.bookkeeping, model.dtype, model.num_embeddings)
             longterm = LongTermMemory.from_contents(saved.longterm, contents, model.summary)
-            tiers = _read_tiers(files, saved, longterm.records)
+            tiers = read_tiers(files, saved.longterm.tiers, longterm.records)
             if working.recurrence is not None and longterm.partial is not None:
                 working.recurrence.resume([model.to_device(longterm.partial.ids.long())])
             name = model.name_or_path or saved.model
@@ -305,7 +302,7 @@ class MemoryState:
                 saved = SavedInfo.read(info)
             with _named(path, MemoryCorruptError):
                 contents = cls._contents(files, saved)
-                _read_tiers(files, saved, contents.records[: len(contents.keys)])
+                read_tiers(files, saved.longterm.tiers, contents.records[: len(contents.keys)])
         except MemoryFileError as error:
             return [str(error)]
         return []
@@ -316,8 +313,7 @@ class MemoryState:
     ) -> Contents:
         """Content of the long-term memory, refused where it is not of such a memory; without a model, as far
         as can be told."""
-        tiers = [*map(_tier_file, saved.longterm.tiers)]
-        series = [name for name in files if name.rpartition(".")[0] in tiers]
+        tiers, series = map(tier_file, saved.longterm.tiers), series_files(files, saved.longterm.tiers)
         parts = ("records", "keys", "embeddings", *((UNITS,) if saved.longterm.has_units else ()))
         exactly(files, ("working", *parts, *tiers), "the memory", series)
         contents = Contents.read({name: files[name] for name in parts})
@@ -347,38 +343,6 @@ def _check_goes_on(path: str | os.PathLike[str], text: Tensor) -> None:
             f"The memory at {path} is of another text, or of more of this one: give another folder, or "
             f"remove it first."
         )
-
-
-def _tier_file(name: str) -> str:
-    return f"tier-{name}"
-
-
-def _read_tiers(
-    files: Mapping[str, Mapping[str, Tensor]], saved: SavedInfo, records: Sequence[SegmentRecord]
-) -> tuple[Tier, ...]:
-    """The further tiers of a memory.
-
-    Raises:
-        ValueError: their tensors are not as they leave them.
-    """
-    tiers = new_tiers(saved.longterm.tiers)
-    for tier in tiers:
-        tier.load_series(_series(files, _tier_file(tier.name)))
-        tier.load(files[_tier_file(tier.name)], records)
-    return tiers
-
-
-def _series(files: Mapping[str, Mapping[str, Tensor]], file: str) -> list[Part]:
-    """Parts of a tier that never change, in order.
-
-    Raises:
-        ValueError: one is missing.
-    """
-    count = sum(name.startswith(f"{file}.") for name in files)
-    parts = [files.get(f"{file}.{n}") for n in range(count)]
-    if not all(isinstance(part, Part) for part in parts):
-        raise ValueError(f"{file} lacks one of its files")
-    return [part for part in parts if isinstance(part, Part)]
 
 
 @contextmanager
