@@ -20,6 +20,7 @@ from readers import (
     text_of,
     uneven,
 )
+from tiers import MEMORIES, TEXT, TIERS, model_of
 from torch import Tensor
 
 from hiermem.errors import InputError, MemoryCorruptError, MemoryFileError, MemoryIncompatibleError
@@ -533,14 +534,46 @@ def test_a_damaged_file_of_the_series_is_named(pairs: None, tmp_path: Path) -> N
     assert "is missing" in MemoryState.verify(out)[0]
 
 
+FIRST = MEMORIES / "kv"
+"""Left of `TEXT` by the first release with the tier, two segments in a file (`python test_kv_tier.py`)."""
+
+
+def of_the_first_release() -> HierMemModel:
+    """The model that read it."""
+    config = TIERS["plain"]()
+    longterm = replace(config.longterm, tiers={"kv": {"keep": 0.5, "dtype": "int4"}})
+    with patch.dict(
+        TIERS, kv=lambda: type(config)(**config.settings() | {"longterm": longterm, "segment": 16})
+    ):
+        return model_of("kv")
+
+
+def test_a_memory_of_the_first_release_loads_and_goes_on(
+    pairs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = of_the_first_release()
+    known = load_directory(FIRST)[1]["fingerprint"]
+    monkeypatch.setattr(model, "fingerprint", lambda policy=None: known)  # of another release of torch
+    assert MemoryState.verify(FIRST) == []
+    memory, fresh = MemoryState.load(FIRST, model), model.read(TEXT, progress=False)
+    assert memory.text == TEXT and len(kv_tier(memory).series()) > 0
+    for segment in range(len(kv_tier(fresh))):
+        (ours,), (theirs,) = (kv_tier(one).tokens_of(segment) for one in (memory, fresh))
+        assert torch.equal(ours.places, theirs.places)
+        for mine, its in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
+            step = 2 * its.scale.float().max().item() if its.scale is not None else 0.0
+            torch.testing.assert_close(mine.unpacked(), its.unpacked(), atol=step, rtol=0)
+    assert len(kv_tier(model.read(text_of(60), memory, progress=False))) > len(kv_tier(fresh))
+
+
 def test_a_version_without_the_tier_refuses_it(
     own_registries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hiermem.memory.tier import TIERS
+    from hiermem.memory import tier
 
     model = with_kv({})
     read(model).save(tmp_path / "memory")
-    monkeypatch.setattr(TIERS, "_names", {})
+    monkeypatch.setattr(tier.TIERS, "_names", {})
     with pytest.raises(MemoryIncompatibleError, match="Unknown tier 'kv'"):
         MemoryState.load(tmp_path / "memory", model)
 
@@ -568,3 +601,9 @@ def test_the_command_line_switches_it_on(tiny_model: Path, tmp_path: Path) -> No
     assert_refused(run(*common, tmp_path / "new", "--set", "longterm.top_k=3"), "would change nothing here")
     asked = result("ask", tmp_path / "rich", "Why north?", "--model", tiny_model, "--max-new-tokens", 2)
     assert asked["sources"]
+
+
+if __name__ == "__main__":
+    kv.GROUP = 2
+    of_the_first_release().read(TEXT, progress=False).save(FIRST)
+    (FIRST / ".lock").unlink()
