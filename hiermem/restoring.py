@@ -12,7 +12,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from hiermem import lora
 from hiermem.config import HierMemConfig, check_config
-from hiermem.errors import InputError
+from hiermem.errors import InputError, plainly
 from hiermem.eviction_weights import AUTO, NONE, bundled, is_evolved, resolve_eviction_weights
 from hiermem.fingerprint import WeightsDigest
 from hiermem.gguf_file import is_gguf
@@ -23,7 +23,6 @@ from hiermem.loading import (
     load_backbone,
     load_tokenizer,
     pinned,
-    plainly,
     saved_model,
     saved_on_hub,
 )

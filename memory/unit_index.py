@@ -33,7 +33,8 @@ class Units:
     def hits(self, query: Tensor) -> list[UnitHit]:
         """How well each fits ``query [W]``."""
         scores = (self.keys @ query).tolist()
-        return [UnitHit(*span, score) for span, score in zip(self.spans.tolist(), scores, strict=True)]
+        pairs = zip(self.spans.tolist(), scores, strict=True)
+        return [UnitHit(start, end, score) for (start, end), score in pairs]
 
 
 class UnitIndex:
