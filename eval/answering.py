@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hiermem.asking import answered
+from hiermem.answering import answered
 from hiermem.eval.methods import Method
 from hiermem.eval.metrics import COSTS
 from hiermem.eval.scoring import begun, prefill
@@ -18,7 +18,7 @@ class Response:
 
     Attributes:
         sources: passages that the backbone was shown, best first.
-        found: see `hiermem.asking.Answer`.
+        found: see `hiermem.answer.Answer`.
         prompt_tokens: tokens read after the question was asked.
         live_bytes: of keys, values and states when the answer begins.
         seconds: from the question to the beginning of its answer.

@@ -7,7 +7,7 @@ from hiermem.registering import register_with_transformers
 
 if TYPE_CHECKING:
     __version__: str
-    from hiermem.asking import Answer
+    from hiermem.answer import Answer
     from hiermem.asking_config import AskConfig
     from hiermem.config import HierMemConfig
     from hiermem.errors import HierMemError
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "Answer": "hiermem.asking",
+    "Answer": "hiermem.answer",
     "AskConfig": "hiermem.asking_config",
     "HierMemConfig": "hiermem.config",
     "HierMemError": "hiermem.errors",

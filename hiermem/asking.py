@@ -1,7 +1,6 @@
-"""Asking a memory: recall segments, put their best passages before the question, name the sources."""
+"""A question made ready: segments are recalled and their best passages put before it."""
 
 from dataclasses import dataclass, replace
-from textwrap import shorten
 from typing import Protocol
 
 from torch import Tensor
@@ -15,40 +14,9 @@ from hiermem.memory.working import WorkingMemory
 from hiermem.passages import QueryTerms, Source, select, with_forms
 from hiermem.prompts import prompt_text
 from hiermem.reader import Reader
-from hiermem.reranking import PREFIX, is_close, reranked
+from hiermem.reranking import is_close, reranked
 from hiermem.retrieval.keys import Question
-from hiermem.templates import without_thoughts
 from hiermem.text import check_text
-
-NOT_FOUND = "The document does not say."
-"""The answer where no passage shares a word with the question."""
-
-
-@dataclass(frozen=True, repr=False)
-class Answer:
-    """An answer and the passages that were put before the question, best first.
-
-    Attributes:
-        complete: whether the answer ended by itself, not at the length limit or in a loop.
-        found: whether the document has a word of the question, other than English function words, or at least
-            another form of one (`hiermem.retrieval.words.are_forms`): in a passage that is shown, or, where
-            the working memory stands before the question, anywhere. If not, nothing is generated and the text
-            says that the document does not say, unless the working memory stands there: it may answer what
-            shares no word, such as a summary. With search keys of units, it is the confidence that tells.
-        confidence: how likely the document holds an answer, in 0..1, calibrated on questions of Natural
-            Questions that it does and does not hold; None: without search keys of units, it is not known.
-    """
-
-    text: str
-    sources: list[Source]
-    complete: bool = True
-    found: bool = True
-    confidence: float | None = None
-
-    def __repr__(self) -> str:
-        text = shorten(self.text, 80, placeholder=" …")
-        end = "" if self.complete else ", cut short"
-        return f"Answer({text!r}, sources: {len(self.sources)}{end})"
 
 
 @dataclass(frozen=True)
@@ -59,8 +27,8 @@ class PreparedPrompt:
         working: what was read before; it belongs to this prompt and moves when the prompt is read.
         ids: tokens to be read next, ``[1, n]`` int64 on the model's device.
         sources: the passages among them, best first.
-        found: see `Answer`.
-        confidence: see `Answer`.
+        found: see `hiermem.answer.Answer`.
+        confidence: see there, too.
     """
 
     working: WorkingMemory
@@ -79,16 +47,6 @@ class PreparedPrompt:
         return replace(self, working=self.working.copy())
 
 
-def answered(reader: Reader, prompt: PreparedPrompt, max_new_tokens: int) -> Answer:
-    """The greedy answer to a prompt, whose memory moves on."""
-    if not prompt.answerable:
-        return Answer(NOT_FOUND, [], found=False, confidence=prompt.confidence)
-    text, ended = reader.continue_from(prompt.working, prompt.ids, max_new_tokens)
-    answer, *others = without_thoughts(reader.tokenizer, text).split(PREFIX)
-    ended = ended or bool(others)
-    return Answer(answer.strip(), prompt.sources, ended, prompt.found, prompt.confidence)
-
-
 class QuestionTarget(Protocol):
     """Target of a question: the model, as far as asking knows it."""
 
@@ -101,22 +59,36 @@ class QuestionTarget(Protocol):
         """Settings of an answer and of the recall."""
 
 
+def check_question(question: str) -> None:
+    """Refuse what is no question.
+
+    Raises:
+        InputError: it is no text, or empty.
+    """
+    check_text(question)
+    if not question.strip():
+        raise InputError("The question is empty: ask something.")
+
+
 def prepare(
-    model: QuestionTarget, memory: MemoryState, question: str, top_k: int | None = None
+    model: QuestionTarget,
+    memory: MemoryState,
+    question: str,
+    top_k: int | None = None,
+    shown: str | None = None,
 ) -> PreparedPrompt:
     """Recall what fits ``question`` and put it before the question; what ``memory`` has read stays as it is.
 
     Args:
         top_k: segments to recall; None: as configured.
+        shown: the question as the backbone reads it; None: as it is.
 
     Raises:
         InputError: the question is empty, or see `recall`.
     """
     reader, config = model.reader, model.config.asking
     top_k = model.config.longterm.top_k if top_k is None else top_k
-    check_text(question)
-    if not question.strip():
-        raise InputError("The question is empty: ask something.")
+    check_question(question)
     records, terms = memory.records(), QueryTerms(memory.longterm.key, question)
     query = question
     if not terms.are_known(memory.longterm.partial):
@@ -130,7 +102,7 @@ def prepare(
     told = bool(sources) if confidence is None else confidence >= config.least_confidence
     found = told or (not alone and terms.are_known(memory.longterm.partial))
     texts = [source.text.strip() for source in sorted(sources, key=lambda source: source.start)]
-    text = prompt_text(reader.tokenizer, texts, question.strip(), config.instruction)
+    text = prompt_text(reader.tokenizer, texts, (shown or question).strip(), config.instruction)
     ids = reader.encode(text, begins=not any(working.num_tokens))
     return PreparedPrompt(working, ids, sources, found, confidence)
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -15,8 +15,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hiermem import asking, memory_parameters, reading, restoring, saving
+from hiermem import answering, asking, memory_parameters, reading, restoring, saving
+from hiermem.answer import Answer
+from hiermem.answer_stream import AnswerStream
 from hiermem.backbone import Backbone, without_wrapper
+from hiermem.chat import Chat
 from hiermem.config import HierMemConfig, check_config
 from hiermem.errors import InputError
 from hiermem.eviction_weights import resolve_eviction_weights
@@ -71,7 +74,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         self.loaded_weights = None
         self.post_init()
         self.generation_config = GenerationConfig()
-        with self._inference():
+        with self.inference():
             check_decoding(self.reader, self.generate)
         self.generation_config = deepcopy(backbone.generation_config)
         self.generation_config.cache_implementation = None  # the memory takes its place
@@ -204,27 +207,72 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         if self.tokenizer is None:
             raise InputError("This model has no tokenizer: pass one to HierMemModel, or use forward().")
         memory = self._checked(memory) if memory is not None else self.new_memory()
-        with self._inference():
+        with self.inference():
             reading.read(self.reader, source, memory, progress, checkpoint)
         return memory
 
+    @overload
     def ask(
-        self, memory: MemoryState, question: str, top_k: int | None = None, max_new_tokens: int = 64
-    ) -> asking.Answer:
+        self,
+        memory: MemoryState,
+        question: str,
+        top_k: int | None = None,
+        max_new_tokens: int = 64,
+        *,
+        stream: Literal[False] = False,
+    ) -> Answer: ...
+
+    @overload
+    def ask(
+        self,
+        memory: MemoryState,
+        question: str,
+        top_k: int | None = None,
+        max_new_tokens: int = 64,
+        *,
+        stream: Literal[True],
+    ) -> AnswerStream: ...
+
+    @overload
+    def ask(
+        self,
+        memory: MemoryState,
+        question: list[str] | tuple[str, ...],
+        top_k: int | None = None,
+        max_new_tokens: int = 64,
+    ) -> list[Answer]: ...
+
+    def ask(
+        self,
+        memory: MemoryState,
+        question: str | list[str] | tuple[str, ...],
+        top_k: int | None = None,
+        max_new_tokens: int = 64,
+        *,
+        stream: bool = False,
+    ) -> Answer | AnswerStream | list[Answer]:
         """Answer a question from a memory, in which what was read stays as it is.
 
         Args:
+            question: one, or a list: these are answered in padded batches, each as it is alone but for
+                rounding.
             top_k: segments to recall; None takes the configured number.
             max_new_tokens: length limit of the answer.
+            stream: give the text of one answer piece by piece as it is decoded (`AnswerStream`).
 
         Raises:
-            InputError: the question is empty, or a number is negative.
+            InputError: the question is empty, a number is negative, or several answers are to be streamed.
             MemoryIncompatibleError: ``memory`` belongs to another model.
         """
-        if max_new_tokens < 1 or (top_k is not None and top_k < 0):
-            raise InputError("max_new_tokens must be at least 1 and top_k must not be negative.")
-        with self._inference():
-            return asking.answered(self.reader, self.prepare(memory, question, top_k), max_new_tokens)
+        return answering.ask(self, memory, question, top_k, max_new_tokens, stream)
+
+    def chat(self, memory: MemoryState) -> Chat:
+        """A conversation about what a memory has read: earlier turns count in what a question means.
+
+        Raises:
+            MemoryIncompatibleError: ``memory`` belongs to another model.
+        """
+        return Chat(self, self._checked(memory))
 
     def prepare(self, memory: MemoryState, question: str, top_k: int | None = None) -> asking.PreparedPrompt:
         """The prompt that `ask` answers: recalled passages, then the question."""
@@ -237,8 +285,8 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         return MemoryState(working, longterm, config.segment, self.fingerprint(), self.name_or_path, tiers)
 
     @contextmanager
-    def _inference(self) -> Iterator[None]:
-        """Neither gradients nor dropout."""
+    def inference(self) -> Iterator[None]:
+        """A context with neither gradients nor dropout."""
         training = [module for module in self.modules() if module.training]
         try:
             for module in training:

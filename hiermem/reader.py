@@ -7,13 +7,13 @@ chunks. Dimension names: B batch, N tokens of an input, V vocabulary.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from hiermem.backbone import Backbone
-from hiermem.decoding import without_copies
+from hiermem.decoding import Continuation
 from hiermem.errors import NonFiniteError
 from hiermem.memory.hmt.module import HMTModule, SoftPrompt
 from hiermem.memory.hmt.segments import SegmentRecurrence
@@ -23,6 +23,17 @@ from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.padding import Block
 from hiermem.prompts import PromptText
 from hiermem.text import encode
+
+
+class TokenTaker(Protocol):
+    """A row of a batch that is given the tokens that continue it."""
+
+    @property
+    def going(self) -> bool:
+        """Whether it wants another token."""
+
+    def add(self, token: int) -> None:
+        """Take the next token."""
 
 
 @dataclass(frozen=True)
@@ -158,22 +169,35 @@ class Reader:
 
     # ---- text out of it
 
-    def greedy(self, memory: WorkingMemory, ids: Tensor, limit: int) -> tuple[list[int], bool]:
-        """The likeliest tokens after ``ids [1, N]``, one by one; ``memory`` moves on.
+    def greedy(
+        self,
+        memory: WorkingMemory,
+        ids: Tensor,
+        rows: Sequence[TokenTaker],
+        lengths: Sequence[int] | None = None,
+    ) -> Iterator[None]:
+        """Give each row the likeliest tokens after ``ids [B, N]``, one by one, as long as it wants any.
 
-        A phrase that comes again and again ends them and is kept once (`hiermem.decoding`).
+        ``memory`` moves on, and loses the rows that are done while others go on.
 
         Args:
-            limit: most tokens.
+            rows: of the batch.
+            lengths: tokens of each row of ``ids``, at least 1, after which it is padding; None: N.
 
-        Returns:
-            the tokens without the one that ends them, and whether they ended by themselves.
+        Yields:
+            after every token, nothing.
 
         Raises:
             NonFiniteError: the logits hold NaN.
         """
-        tokens: list[int] = []
-        while len(tokens) < limit:
+        if lengths is not None and min(lengths) < ids.shape[1]:
+            ids = self._read_to_last(memory, ids, lengths)
+        rows = list(rows)
+        while going := [at for at, row in enumerate(rows) if row.going]:
+            if len(going) < len(rows):
+                index = torch.tensor(going, device=ids.device)
+                memory.select_rows(index)
+                ids, rows = ids[index], [rows[at] for at in going]
             N = ids.shape[1]
             ((_, logits),) = self.stream(memory, ids, logits=range(N - 1, N))
             if logits.isnan().any():
@@ -181,18 +205,35 @@ class Reader:
                     "The backbone's logits are not finite: compute in float32, or read anew."
                 )
             ids = logits.argmax(dim=-1)
-            token = int(ids)
-            if token in self.ends:
-                return tokens, True
-            tokens.append(token)
-            if (kept := without_copies(tokens)) is not None:
-                return kept, False
-        return tokens, False
+            for row, token in zip(rows, ids[:, 0].tolist(), strict=True):
+                row.add(token)
+            yield
+
+    def _read_to_last(self, memory: WorkingMemory, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Read rows of unlike lengths but for the last token of each; these are returned, ``[B, 1]``.
+
+        So logits are computed in one column, not in all where some row ends.
+        """
+        for _ in self.stream(memory, ids[:, :-1], lengths=[length - 1 for length in lengths]):
+            pass
+        return ids.gather(1, torch.tensor(lengths, device=ids.device).unsqueeze(1) - 1)
 
     def continue_from(self, memory: WorkingMemory, ids: Tensor, limit: int) -> tuple[str, bool]:
-        """`greedy` as text, without special tokens, and whether it ended by itself."""
-        tokens, ended = self.greedy(memory, ids, limit)
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)), ended
+        """The likeliest tokens after ``ids [1, N]`` as text, and whether they ended by themselves.
+
+        The text is without special tokens; ``memory`` moves on. A phrase that comes again and again ends them
+        and is kept once (`hiermem.decoding`).
+
+        Args:
+            limit: most tokens.
+
+        Raises:
+            NonFiniteError: the logits hold NaN.
+        """
+        row = Continuation(self.ends, limit)
+        for _ in self.greedy(memory, ids, [row]):
+            pass
+        return str(self.tokenizer.decode(row.tokens, skip_special_tokens=True)), row.ended
 
     def summarise(self, text: str) -> Tensor:
         """Summary S ``[m, d]`` of a question (HMT section 3.1); one longer than a segment is cut."""

@@ -58,11 +58,18 @@ def frames(tokenizer: Any, roles: Sequence[str]) -> list[str]:
     return places[::2]
 
 
-def without_thoughts(tokenizer: Any, answer: str) -> str:
-    """An answer after the thoughts that it begins with, which some templates cannot switch off."""
-    begun, ended = _THOUGHT
-    thinks = answer.lstrip().startswith(begun) or frame(tokenizer)[1].rstrip().endswith(begun)
-    return answer.partition(ended)[2] if thinks else answer
+def without_thoughts(tokenizer: Any, answer: str, begun: bool = False) -> str:
+    """An answer after the thoughts that it begins with, which some templates cannot switch off.
+
+    Args:
+        begun: whether this is the beginning of an answer, in which the thoughts may just be beginning.
+    """
+    opens, closes = _THOUGHT
+    start = answer.lstrip()
+    thinks = start.startswith(opens) or frame(tokenizer)[1].rstrip().endswith(opens)
+    if thinks or (begun and opens.startswith(start)):
+        return answer.partition(closes)[2]
+    return answer
 
 
 @lru_cache(maxsize=64)

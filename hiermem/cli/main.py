@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import hiermem
-from hiermem.cli import bench, documents, evaluate, heads, inspect, reading, signals, terminal, train
+from hiermem.cli import asking, bench, documents, evaluate, heads, inspect, reading, signals, terminal, train
 from hiermem.cli.options import TRUST_REMOTE_CODE
 from hiermem.cli.signals import Stopped, stopping
 from hiermem.ending import end
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command("read")(reading.read)
-app.command("ask")(documents.ask)
+app.command("ask")(asking.ask)
 app.command("verify")(documents.verify)
 app.command("demo")(documents.demo)
 app.command("calibrate")(stopping(heads.calibrate))

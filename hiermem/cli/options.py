@@ -50,6 +50,7 @@ Document = Annotated[
         help="A UTF-8 text file, - for standard input, or python-reference.", callback=checked_document
     ),
 ]
+MemoryDir = Annotated[Path, typer.Argument(help="Folder of a saved memory.")]
 Model = Annotated[str, typer.Option(help="Hub id or folder of a model, a GGUF file, or smollm2 (bundled).")]
 Preset = Annotated[
     str | None,

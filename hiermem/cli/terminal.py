@@ -28,8 +28,8 @@ def prepare() -> None:
             stream.reconfigure(errors="replace")
 
 
-def emit(result: dict[str, Any], as_json: bool, text: str) -> None:
-    """Print a command's result: one JSON object, or words.
+def emit(result: dict[str, Any] | list[dict[str, Any]], as_json: bool, text: str) -> None:
+    """Print a command's result: one JSON object, a list of them, or words.
 
     Raises:
         ReaderGone: nobody reads it.

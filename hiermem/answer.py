@@ -1,0 +1,60 @@
+"""`Answer`: a text with its sources, and how a person reads them."""
+
+from dataclasses import dataclass, field
+from textwrap import shorten
+
+from hiermem.passages import Source
+
+NOT_FOUND = "The document does not say."
+"""The answer where no passage shares a word with the question."""
+
+_EXCERPT = 300  # characters of a source that are shown
+
+
+@dataclass(frozen=True, repr=False)
+class Answer:
+    """An answer and the passages that were put before the question, best first.
+
+    Attributes:
+        complete: whether the answer ended by itself, not at the length limit or in a loop.
+        found: whether the document has a word of the question, other than English function words, or at least
+            another form of one (`hiermem.retrieval.words.are_forms`): in a passage that is shown, or, where
+            the working memory stands before the question, anywhere. If not, nothing is generated and the text
+            says that the document does not say, unless the working memory stands there: it may answer what
+            shares no word, such as a summary. With search keys of units, it is the confidence that tells.
+        confidence: how likely the document holds an answer, in 0..1, calibrated on questions of Natural
+            Questions that it does and does not hold; None: without search keys of units, it is not known.
+        first_token_seconds: from the question to the first token that was generated, of any of the questions
+            that are answered in one batch; None: nothing was generated. Answers compare without it.
+    """
+
+    text: str
+    sources: list[Source]
+    complete: bool = True
+    found: bool = True
+    confidence: float | None = None
+    first_token_seconds: float | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        text = shorten(self.text, 80, placeholder=" …")
+        end = "" if self.complete else ", cut short"
+        return f"Answer({text!r}, sources: {len(self.sources)}{end})"
+
+    def __str__(self) -> str:
+        lines = [indented(self.text) + ("" if self.complete else " …")]
+        if not self.found and self.text != NOT_FOUND:
+            lines.append("  The document has no word of the question: the model answers by itself.")
+        return "\n".join([*lines, *map(_shown, self.sources)])
+
+
+def indented(text: str) -> str:
+    """The text without blank lines; all lines but the first are indented by two columns."""
+    return "\n  ".join(line for line in text.splitlines() if line.strip())
+
+
+def _shown(source: Source) -> str:
+    """The place and the beginning of a source in a line."""
+    excerpt = " ".join(source.text.split())
+    excerpt = excerpt if len(excerpt) <= _EXCERPT else excerpt[: _EXCERPT - 3] + "…"
+    place = f"segment {source.segment}, characters {source.start} to {source.end}"
+    return f"  [{place}, score {source.score:.2f}] {excerpt}"

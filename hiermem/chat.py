@@ -1,0 +1,134 @@
+"""`Chat`: a conversation about a document, in which earlier turns count in what a question means.
+
+The backbone reads the last turns before the question, whose passages are recalled anew: sources stay those of
+the document. Where a question does not tell by itself what it is about, the turn before it counts in the
+recall, too, and so on backwards.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, overload
+
+from hiermem.answer import NOT_FOUND, Answer
+from hiermem.answer_stream import AnswerStream
+from hiermem.answering import AnsweringModel, begin
+from hiermem.asking import check_question, prepare
+from hiermem.memory.state import MemoryState
+from hiermem.passages import FUNCTION_WORDS
+from hiermem.retrieval.words import UNSPACED, words
+
+TURNS = 3
+"""How many of the last turns count."""
+
+CHARACTERS = 200
+"""Length to which each of their questions and answers is cut."""
+
+_TELLING = 2  # words with which a question stands by itself
+_FUNCTION_WORDS = frozenset(words(FUNCTION_WORDS))
+_PRONOUNS = frozenset("he her hers him his it its she their theirs them these they this those".split())
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question of a conversation and its answer."""
+
+    question: str
+    answer: Answer
+
+
+class Chat:
+    """A conversation about what a memory has read, which stays as it is.
+
+    Example:
+        >>> chat = model.chat(memory)
+        >>> chat.ask("Who is the captain?").text
+        >>> chat.ask("Where was he born?").text
+
+    Args:
+        memory: of that model.
+
+    Attributes:
+        turns: all so far; clear them to begin anew. The last `TURNS` that were answered count.
+    """
+
+    def __init__(self, model: AnsweringModel, memory: MemoryState) -> None:
+        self._model, self._memory = model, memory
+        self.turns: list[Turn] = []
+
+    @overload
+    def ask(
+        self,
+        question: str,
+        top_k: int | None = None,
+        max_new_tokens: int = 64,
+        *,
+        stream: Literal[False] = False,
+    ) -> Answer: ...
+
+    @overload
+    def ask(
+        self, question: str, top_k: int | None = None, max_new_tokens: int = 64, *, stream: Literal[True]
+    ) -> AnswerStream: ...
+
+    def ask(
+        self, question: str, top_k: int | None = None, max_new_tokens: int = 64, *, stream: bool = False
+    ) -> Answer | AnswerStream:
+        """Answer the next question, the first one as `HierMemModel.ask` does.
+
+        A streamed answer is a turn once all its pieces were taken.
+
+        Args:
+            top_k: segments to recall; None takes the configured number.
+            max_new_tokens: length limit of the answer.
+            stream: give the text piece by piece.
+
+        Raises:
+            InputError: the question is empty, or a number is negative.
+        """
+        check_question(question)
+        query, shown = self._query(question), self._shown(question)
+        answer = begin(
+            self._model,
+            partial(prepare, self._model, self._memory, query, top_k, shown),
+            top_k,
+            max_new_tokens,
+            stream,
+            on_end=lambda answer: self.turns.append(Turn(question, answer)),
+        )
+        return answer if stream else answer.finish()
+
+    def _last(self) -> list[Turn]:
+        """The turns that count, in order."""
+        return [turn for turn in self.turns if turn.answer.text != NOT_FOUND][-TURNS:]
+
+    def _query(self, question: str) -> str:
+        """The words to recall by."""
+        query = [question]
+        for turn in reversed(self._last()):
+            if stands_alone(question):
+                break
+            query = [_cut(turn.question), _cut(turn.answer.text), *query]
+            question = turn.question
+        return "\n".join(query)
+
+    def _shown(self, question: str) -> str:
+        """The question after the last turns."""
+        turns = [f"{_cut(turn.question)}\nAnswer: {_cut(turn.answer.text)}" for turn in self._last()]
+        return "\n\nQuestion: ".join([*turns, question])
+
+
+def stands_alone(question: str) -> bool:
+    """Whether a question tells by itself what it is about.
+
+    It has two words that are no English function words, or two characters of a script without spaces, and no
+    English pronoun.
+    """
+    found = set(words(question))
+    telling = len(found - _FUNCTION_WORDS) + len(re.findall(f"[{UNSPACED}]", question))
+    return telling >= _TELLING and not found & _PRONOUNS
+
+
+def _cut(text: str) -> str:
+    """The beginning of a text, in one line."""
+    return " ".join(text.split())[:CHARACTERS]

@@ -1,0 +1,168 @@
+"""`hiermem ask`: a memory answers questions, one, several or a conversation."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hiermem.cli import options as opt
+from hiermem.cli.answers import as_json, converse, in_words, is_terminal, show
+from hiermem.documents import file_text
+from hiermem.errors import InputError, MemoryMissingError
+
+if TYPE_CHECKING:
+    from hiermem.memory.state import MemoryState
+    from hiermem.memory.working_config import WorkingMemoryConfig
+    from hiermem.model import HierMemModel
+
+ReadModel = Annotated[
+    str | None,
+    typer.Option(help="Model that read the memory; default: the one that it names, if that is bundled."),
+]
+ReadEvictor = Annotated[
+    str | None, typer.Option(help="As the memory was read with; default: the model's own.")
+]
+ReadDtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; default: that of the memory.")
+]
+
+
+def ask(
+    memory_dir: opt.MemoryDir,
+    question: Annotated[
+        list[str] | None,
+        typer.Argument(help="What you want to know; several are answered together; none: a conversation."),
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="A UTF-8 text file with more questions, one a line.")
+    ] = None,
+    model: ReadModel = None,
+    preset: opt.Preset = None,
+    policy: opt.Policy = None,
+    policy_set: opt.PolicySet = None,
+    evictor: ReadEvictor = None,
+    top_k: opt.TopK = None,
+    rerank: opt.Rerank = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length limit of the answer in tokens.")] = 64,
+    dtype: ReadDtype = None,
+    device: opt.Device = None,
+    json: opt.Json = False,
+) -> None:
+    """Answer questions from a saved memory, with sources.
+
+    A memory that was read with a --preset, --policy, --policy-set or --evictor is asked with the same ones.
+    Without a question, a conversation begins on a terminal: earlier turns count in what a question means.
+
+    Examples:
+
+        hiermem ask book.hmem "Who is the captain?"
+
+        hiermem ask book.hmem "Who is the captain?" "Where does he sail?" --json
+
+        hiermem ask ref.hmem "What does the with statement do?" --top-k 2 --json
+
+        hiermem ask book.hmem "Who is the captain?" --top-k 1 --rerank 5
+    """
+    from hiermem.memory.state import MemoryState
+
+    asked = _asked(question or [], questions, json)
+    if max_new_tokens < 1 or (top_k is not None and top_k < 0):
+        raise InputError("--max-new-tokens must be at least 1 and --top-k not negative.")
+    if not memory_dir.is_dir():  # before the model is loaded
+        raise MemoryMissingError(f"There is no memory at {memory_dir}: check the path, or read a text first.")
+    opt.check_numbers(dtype, device)
+    name, saved_dtype = MemoryState.read_with(memory_dir)
+    chosen = model or _named_model(memory_dir, name)
+    config = opt.configuration(chosen, preset, policy, evictor=evictor, policy_set=policy_set)
+    reader = opt.load_model(chosen, config, dtype or saved_dtype or None, device)
+    reader.config.asking = opt.reranking(reader.config, rerank).asking
+    memory = MemoryState.load(memory_dir, reader)
+    if preset or policy or policy_set:
+        _check_policy(memory_dir, memory.working.config, reader.config.working)
+    if not asked:
+        chat = reader.chat(memory)
+        converse(lambda typed: chat.ask(typed, top_k, max_new_tokens, stream=True))
+    elif len(asked) == 1 and is_terminal() and not json:
+        show(reader.ask(memory, asked[0], top_k, max_new_tokens, stream=True))
+    else:
+        _answer_all(reader, memory, asked, top_k, max_new_tokens, json, single=questions is None)
+
+
+def _answer_all(
+    reader: "HierMemModel",
+    memory: "MemoryState",
+    questions: list[str],
+    top_k: int | None,
+    max_new_tokens: int,
+    json: bool,
+    single: bool,
+) -> None:
+    """Answer questions together and print the answers; if ``single``, one of them is no list."""
+    start = time.perf_counter()
+    answers = reader.ask(memory, questions, top_k, max_new_tokens)
+    seconds = time.perf_counter() - start
+    used = reader.config.longterm.top_k if top_k is None else top_k
+    rows = [as_json(answer) | {"seconds": seconds, "top_k": used} for answer in answers]
+    words = [in_words(answer) for answer in answers]
+    if single and len(questions) == 1:
+        opt.emit(rows[0], json, words[0])
+        return
+    rows = [{"question": question} | row for question, row in zip(questions, rows, strict=True)]
+    blocks = (f"{question}\n{text}" for question, text in zip(questions, words, strict=True))
+    opt.emit(rows, json, "\n\n".join(blocks))
+
+
+def _asked(given: list[str], file: Path | None, json: bool) -> list[str]:
+    """The questions of the command line, then those of a file; none: a conversation.
+
+    Raises:
+        InputError: one is empty, or there is none where nobody types and reads.
+    """
+    if any(not question.strip() for question in given):
+        raise InputError("The question is empty: ask something.")
+    if file is not None:
+        return [*given, *(line for line in file_text(file).splitlines() if line.strip())]
+    if not given and (json or not (is_terminal() and sys.stdin.isatty())):
+        raise InputError(
+            "There is no question: give one, or begin a conversation on a terminal without --json."
+        )
+    return given
+
+
+def _check_policy(memory_dir: Path, read_with: "WorkingMemoryConfig", chosen: "WorkingMemoryConfig") -> None:
+    """Refuse a policy on the command line that is not the memory's own, which it goes on with.
+
+    Raises:
+        InputError: so it is.
+    """
+    if read_with.policy != chosen.policy:
+        raise InputError(
+            f"The memory at {memory_dir} was read with the policy {read_with.policy}, not {chosen.policy}: "
+            f"leave --preset and --policy as they were when it was read."
+        )
+    if read_with.policy_settings != chosen.policy_settings:
+        raise InputError(
+            f"The memory at {memory_dir} was read with other settings of the policy {read_with.policy}: "
+            f"leave --policy-set as it was when it was read."
+        )
+
+
+def _named_model(memory_dir: Path, name: str) -> str:
+    """The model that a memory names, if that comes with hiermem.
+
+    Raises:
+        InputError: it does not; a stranger's memory could bring its own model along.
+    """
+    from hiermem.loading import bundled_models
+
+    name, why = name or "smollm2", "which does not come with hiermem"
+    if name in bundled_models():
+        if not Path(name).exists():
+            return name
+        why = "and a folder here is called so too"
+    raise InputError(
+        f"The memory at {memory_dir} says that it was read with the model {name!r}, {why}: "
+        f"give the model by --model if you trust it."
+    )
