@@ -65,6 +65,8 @@ def check_question(question: str) -> None:
     Raises:
         InputError: it is no text, or empty.
     """
+    if not isinstance(question, str):
+        raise InputError(f"A question is a text, or one of a list of texts, not {type(question).__name__}.")
     check_text(question)
     if not question.strip():
         raise InputError("The question is empty: ask something.")

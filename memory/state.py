@@ -137,6 +137,10 @@ class MemoryState:
         read = f"{self.tokens} tokens in {self.segments} segments, {self.characters} characters"
         return f"MemoryState({read}, model {self.model!r})"
 
+    def __str__(self) -> str:
+        read = f"{self.tokens:,} tokens in {self.segments:,} segments, {self.characters:,} characters"
+        return f"A memory of {read}" + (f", read with {self.model}" if self.model else "")
+
     @property
     def working(self) -> WorkingMemory:
         """The KV cache."""

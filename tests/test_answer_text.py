@@ -1,5 +1,6 @@
 """The text of an answer while its tokens come: what was shown stays, and in the end all is shown."""
 
+import itertools
 import random
 from collections.abc import Callable
 
@@ -55,7 +56,9 @@ def drawn(draw: random.Random, vocabulary: int) -> list[int]:
     return tokens
 
 
-def played(known: PreTrainedTokenizerFast, tokens: list[int], limit: int = 50) -> tuple[AnswerText, list[str]]:
+def played(
+    known: PreTrainedTokenizerFast, tokens: list[int], limit: int = 50
+) -> tuple[AnswerText, list[str]]:
     """An answer of these tokens, and what of it stayed at every step."""
     text, steps = AnswerText(known, {END}, limit), list[str]()
     for token in tokens:
@@ -67,7 +70,7 @@ def played(known: PreTrainedTokenizerFast, tokens: list[int], limit: int = 50) -
 
 def assert_what_was_shown_stays(text: AnswerText, steps: list[str]) -> None:
     assert not text.going and steps[-1] == text.text
-    assert all(after.startswith(before) for before, after in zip(steps, steps[1:], strict=False))
+    assert all(after.startswith(before) for before, after in itertools.pairwise(steps))
 
 
 @pytest.mark.parametrize("make", [tokenizer, sentencepiece, wordpiece])
@@ -90,7 +93,7 @@ def test_half_a_character_is_not_shown(make: Callable[[], PreTrainedTokenizerFas
     assert not any("\ufffd" in step for step in steps) and "the cat" in steps[:-8]
     for length in range(len(tokens)):  # an answer may end within a character
         assert_what_was_shown_stays(*played(known, [*tokens[:length], END]))
-        padded = [part for token in tokens[:length] for part in (token, 0)]  # without text, and within characters
+        padded = [part for token in tokens[:length] for part in (token, 0)]  # 0 has no text
         assert_what_was_shown_stays(*played(known, [*padded, END]))
 
 
@@ -110,7 +113,8 @@ def test_the_models_own_next_question_and_its_thoughts_are_not_shown() -> None:
 
 def test_a_phrase_is_shown_once_where_it_loops() -> None:
     known = tokenizer()
-    start, phrase = (known(part, add_special_tokens=False).input_ids for part in ("The captain", " is he who"))
+    parts = ("The captain", " is he who")
+    start, phrase = (known(part, add_special_tokens=False).input_ids for part in parts)
     text, steps = played(known, start + phrase * 20, 200)
     assert (text.text, text.complete) == ("The captain is he who", False)
     assert_what_was_shown_stays(text, steps)

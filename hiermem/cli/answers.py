@@ -34,6 +34,11 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def is_conversation() -> bool:
+    """Whether a person types, too."""
+    return is_terminal() and sys.stdin is not None and sys.stdin.isatty()
+
+
 def show(stream: "AnswerStream") -> None:
     """Write the same words as `in_words` gives while they are decoded.
 

@@ -1,6 +1,5 @@
 """`hiermem ask`: a memory answers questions, one, several or a conversation."""
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hiermem.cli import options as opt
-from hiermem.cli.answers import as_json, converse, in_words, is_terminal, show
+from hiermem.cli.answers import as_json, converse, in_words, is_conversation, is_terminal, show
 from hiermem.documents import file_text
 from hiermem.errors import InputError, MemoryMissingError
 
@@ -124,7 +123,7 @@ def _asked(given: list[str], file: Path | None, json: bool) -> list[str]:
         raise InputError("The question is empty: ask something.")
     if file is not None:
         return [*given, *(line for line in file_text(file).splitlines() if line.strip())]
-    if not given and (json or not (is_terminal() and sys.stdin.isatty())):
+    if not given and (json or not is_conversation()):
         raise InputError(
             "There is no question: give one, or begin a conversation on a terminal without --json."
         )
