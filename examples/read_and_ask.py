@@ -23,9 +23,11 @@ def main(
     memory = reader.read(document or python_reference()[:8000])
     print(f"{memory.tokens} tokens in {memory.segments} segments; {memory.working.nbytes:,} bytes of cache")
 
-    answer = reader.ask(memory, question, max_new_tokens=32)
-    print(answer.text)
-    for source in answer.sources:  # spans quote the document exactly
+    stream = reader.ask(memory, question, max_new_tokens=32, stream=True)
+    for piece in stream:  # as it is decoded
+        print(piece, end="", flush=True)
+    print()
+    for source in stream.answer.sources:  # spans quote the document exactly
         print(f"  characters {source.start} to {source.end}: {source.text.strip()}")
 
 

@@ -8,7 +8,9 @@ from hiermem.registering import register_with_transformers
 if TYPE_CHECKING:
     __version__: str
     from hiermem.answer import Answer
+    from hiermem.answer_stream import AnswerStream
     from hiermem.asking_config import AskConfig
+    from hiermem.chat import Chat
     from hiermem.config import HierMemConfig
     from hiermem.errors import HierMemError
     from hiermem.memory.hmt.module import SummaryConfig
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "AnswerStream",
     "AskConfig",
+    "Chat",
     "HierMemConfig",
     "HierMemError",
     "HierMemModel",
@@ -37,7 +41,9 @@ __all__ = [
 
 _HOME = {
     "Answer": "hiermem.answer",
+    "AnswerStream": "hiermem.answer_stream",
     "AskConfig": "hiermem.asking_config",
+    "Chat": "hiermem.chat",
     "HierMemConfig": "hiermem.config",
     "HierMemError": "hiermem.errors",
     "HierMemModel": "hiermem.model",

@@ -1,8 +1,7 @@
 """`Chat`: a conversation about a document, in which earlier turns count in what a question means.
 
-The backbone reads the last turns before the question, whose passages are recalled anew: sources stay those of
-the document. Where a question does not tell by itself what it is about, the turn before it counts in the
-recall, too, and so on backwards.
+The backbone reads the last turns before the question. Passages are recalled anew, by the question and the one
+before it: sources stay those of the document.
 """
 
 import re
@@ -15,14 +14,18 @@ from hiermem.answer_stream import AnswerStream
 from hiermem.answering import AnsweringModel, begin
 from hiermem.asking import check_question, prepare
 from hiermem.memory.state import MemoryState
-from hiermem.passages import FUNCTION_WORDS
+from hiermem.passages import FUNCTION_WORDS, QueryTerms
 from hiermem.retrieval.words import UNSPACED, words
 
 TURNS = 3
-"""How many of the last turns count."""
+"""How many of the last turns the backbone reads."""
 
 CHARACTERS = 200
 """Length to which each of their questions and answers is cut."""
+
+WEIGHT = 3
+"""How much the words of a question count in the recall, where those of the one before count once: chosen on
+follow-ups that were made of XQuAD's questions (docs/lab-notes/asking.md)."""
 
 _TELLING = 2  # words with which a question stands by itself
 _FUNCTION_WORDS = frozenset(words(FUNCTION_WORDS))
@@ -49,7 +52,7 @@ class Chat:
         memory: of that model.
 
     Attributes:
-        turns: all so far; clear them to begin anew. The last `TURNS` that were answered count.
+        turns: all so far; clear them to begin anew. Those count that were answered.
     """
 
     def __init__(self, model: AnsweringModel, memory: MemoryState) -> None:
@@ -99,18 +102,24 @@ class Chat:
         return answer if stream else answer.finish()
 
     def _last(self) -> list[Turn]:
-        """The turns that count, in order."""
+        """The turns that the backbone reads, in order."""
         return [turn for turn in self.turns if turn.answer.text != NOT_FOUND][-TURNS:]
 
     def _query(self, question: str) -> str:
-        """The words to recall by."""
-        query = [question]
-        for turn in reversed(self._last()):
-            if stands_alone(question):
-                break
-            query = [_cut(turn.question), _cut(turn.answer.text), *query]
-            question = turn.question
-        return "\n".join(query)
+        """The words to recall by: those of the question before count, too, but less.
+
+        Where the document has no word of a question that stands alone, they do not: else a passage would
+        always be found.
+        """
+        last = self._last()
+        if not last or (stands_alone(question) and not self._is_known(question)):
+            return question
+        return "\n".join([_cut(last[-1].question), *[question] * WEIGHT])
+
+    def _is_known(self, question: str) -> bool:
+        """Whether the document has a word of the question."""
+        longterm = self._memory.longterm
+        return QueryTerms(longterm.key, question).are_known(longterm.partial)
 
     def _shown(self, question: str) -> str:
         """The question after the last turns."""

@@ -11,7 +11,7 @@ from tables import TABLES
 from transformers import PreTrainedTokenizerFast
 
 from hiermem import templates
-from hiermem.asking import NOT_FOUND, Answer
+from hiermem.answer import NOT_FOUND, Answer
 from hiermem.asking_config import AskConfig
 from hiermem.errors import InputError
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, SegmentRecord

@@ -32,7 +32,9 @@ LAYERS = (
 LAYERS = (*LAYERS, "hiermem.cli")
 BELOW_THE_MODEL = tuple(
     f"hiermem.{name}"
-    for name in "reader asking reading reranking passages prompts decoding selfcheck fingerprint".split()
+    for name in (
+        "reader asking reading reranking passages prompts decoding selfcheck fingerprint answering chat"
+    ).split()
 )
 INTERNALS = ("transformers.cache_utils", "transformers.masking_utils", "transformers.modeling_utils")
 INSIDE = {"hiermem.attention", "hiermem.backbone", "hiermem.cache", "hiermem.geometry"}
