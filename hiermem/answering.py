@@ -163,7 +163,7 @@ def _content(memory: WorkingMemory) -> Hashable:
 
 
 def _answer(prompt: PreparedPrompt, text: AnswerText, start: float) -> Answer:
-    """What has been said to a prompt."""
+    """The answer to a prompt, as far as its text has come."""
     if not prompt.answerable:
         return Answer(NOT_FOUND, [], found=False, confidence=prompt.confidence)
     first = None if text.first_token is None else text.first_token - start

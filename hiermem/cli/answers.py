@@ -18,6 +18,7 @@ def as_json(answer: "Answer") -> dict[str, Any]:
     return {
         "answer": answer.text,
         "found": answer.found,
+        "confidence": answer.confidence,
         "complete": answer.complete,
         "sources": [vars(source) for source in answer.sources],
         "first_token_seconds": answer.first_token_seconds,
