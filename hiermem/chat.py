@@ -1,7 +1,8 @@
 """`Chat`: a conversation about a document, in which earlier turns count in what a question means.
 
-The backbone reads the last turns before the question. Passages are recalled anew, by the question and the one
-before it: sources stay those of the document.
+Passages are recalled anew, by the question and the ones before it, and the backbone reads these behind the
+question: sources stay those of the document. Earlier answers do not count: they may be wrong, and a small
+backbone says them again.
 """
 
 import re
@@ -17,14 +18,14 @@ from hiermem.memory.state import MemoryState
 from hiermem.passages import FUNCTION_WORDS, QueryTerms
 from hiermem.retrieval.words import UNSPACED, words
 
-TURNS = 3
-"""How many of the last turns the backbone reads."""
+TURNS = 2
+"""How many of the last questions count."""
 
 CHARACTERS = 200
-"""Length to which each of their questions and answers is cut."""
+"""Length to which each is cut."""
 
-WEIGHT = 3
-"""How much the words of a question count in the recall, where those of the one before count once: chosen on
+WEIGHT = 4
+"""How much the words of a question count in the recall, where those of the ones before count once: chosen on
 follow-ups that were made of XQuAD's questions (docs/lab-notes/asking.md)."""
 
 _TELLING = 2  # words with which a question stands by itself
@@ -52,7 +53,7 @@ class Chat:
         memory: of that model.
 
     Attributes:
-        turns: all so far; clear them to begin anew. Those count that were answered.
+        turns: all so far; clear them to begin anew. The last `TURNS` that were answered count.
     """
 
     def __init__(self, model: AnsweringModel, memory: MemoryState) -> None:
@@ -101,30 +102,31 @@ class Chat:
         )
         return answer if stream else answer.finish()
 
-    def _last(self) -> list[Turn]:
-        """The turns that the backbone reads, in order."""
-        return [turn for turn in self.turns if turn.answer.text != NOT_FOUND][-TURNS:]
+    def _before(self) -> list[str]:
+        """The questions that count, in order, each in one line."""
+        turns = [turn for turn in self.turns if turn.answer.text != NOT_FOUND]
+        return [" ".join(turn.question.split())[:CHARACTERS] for turn in turns[-TURNS:]]
 
     def _query(self, question: str) -> str:
-        """The words to recall by: those of the question before count, too, but less.
+        """The words to recall by: those of the questions before count, too, but less.
 
         Where the document has no word of a question that stands alone, they do not: else a passage would
         always be found.
         """
-        last = self._last()
-        if not last or (stands_alone(question) and not self._is_known(question)):
+        before = self._before()
+        if not before or (stands_alone(question) and not self._is_known(question)):
             return question
-        return "\n".join([_cut(last[-1].question), *[question] * WEIGHT])
+        return "\n".join([*before, *[question] * WEIGHT])
+
+    def _shown(self, question: str) -> str:
+        """The question as the backbone reads it."""
+        before = " ".join(self._before())
+        return f"{question.strip()} (asked after: {before})" if before else question
 
     def _is_known(self, question: str) -> bool:
         """Whether the document has a word of the question."""
         longterm = self._memory.longterm
         return QueryTerms(longterm.key, question).are_known(longterm.partial)
-
-    def _shown(self, question: str) -> str:
-        """The question after the last turns."""
-        turns = [f"{_cut(turn.question)}\nAnswer: {_cut(turn.answer.text)}" for turn in self._last()]
-        return "\n\nQuestion: ".join([*turns, question])
 
 
 def stands_alone(question: str) -> bool:
@@ -136,8 +138,3 @@ def stands_alone(question: str) -> bool:
     found = set(words(question))
     telling = len(found - _FUNCTION_WORDS) + len(re.findall(f"[{UNSPACED}]", question))
     return telling >= _TELLING and not found & _PRONOUNS
-
-
-def _cut(text: str) -> str:
-    """The beginning of a text, in one line."""
-    return " ".join(text.split())[:CHARACTERS]

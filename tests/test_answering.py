@@ -264,11 +264,10 @@ def test_what_counts_of_a_conversation_is_bounded(
     assert answer.text == NOT_FOUND  # though the document has words of the question before
     chat.ask("When was he born?", max_new_tokens=4)
     query, shown = asked[-1]
-    assert shown.count("Abelard of Bergen") == TURNS
+    assert shown.count("Abelard of Bergen") == query.count("Abelard of Bergen") == TURNS
     assert "chromodynamics" not in shown + query  # it has no answer to refer to
-    assert shown.endswith("\n\nQuestion: When was he born?") and query.endswith("\nWhen was he born?")
-    assert len(shown) < (TURNS + 1) * 2 * (CHARACTERS + 20)
-    assert query.count("Abelard of Bergen") == 1 and query.count("born") == WEIGHT
+    assert shown.startswith("When was he born? (asked after: Abelard") and query.count("born") == WEIGHT
+    assert len(shown) < len("When was he born? (asked after: )") + TURNS * (CHARACTERS + 1)
     assert len(chat.turns) == TURNS + 4
     chat.turns.clear()
     chat.ask("When was he born?", max_new_tokens=4)
