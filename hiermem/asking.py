@@ -101,7 +101,8 @@ def prepare(
     sources, confidence = selection.sources, selection.confidence
     alone = bool(hits) and not config.working
     working = reader.new_working_memory(memory.working.config) if alone else memory.working.copy()
-    told = bool(sources) if confidence is None else confidence >= config.least_confidence
+    least = config.least_confidence
+    told = bool(sources) or not least if confidence is None else confidence >= least
     found = told or (not alone and terms.are_known(memory.longterm.partial))
     texts = [source.text.strip() for source in sorted(sources, key=lambda source: source.start)]
     text = prompt_text(reader.tokenizer, texts, (shown or question).strip(), config.instruction)

@@ -44,6 +44,15 @@ def test_json_says_what_was_asked_and_how_long_it_took(tiny_model: Path, memory:
     assert (missing["first_token_seconds"], missing["found"], missing["sources"]) == (None, False, [])
 
 
+def test_an_answer_is_given_where_the_document_does_not_say_if_it_is_wanted(
+    tiny_model: Path, memory: Path
+) -> None:
+    options = (QUESTIONS[1], "--model", tiny_model, *FEW)
+    assert result("ask", memory, *options)["answer"] == "The document does not say."
+    wanted = result("ask", memory, *options, "--always-answer")
+    assert wanted["answer"] != "The document does not say." and wanted["first_token_seconds"] > 0
+
+
 def test_several_questions_are_answered_as_each_alone(tiny_model: Path, memory: Path, tmp_path: Path) -> None:
     file, options = tmp_path / "questions.txt", ("--model", tiny_model, *FEW)
     file.write_text("\n".join([QUESTIONS[1], "", QUESTIONS[2]]) + "\n", "utf-8")

@@ -456,6 +456,9 @@ def test_summaries_are_scored_against_the_reference_that_fits_best(
     assert report["n"] == 3 and {row["document"] for row in report["examples"]} == {"1", "2"}
     for name in ("rouge1", "rouge2", "rougeL"):
         assert report["metrics"][name] == pytest.approx(sum(row[name] for row in report["examples"]) / 3)
+    assert report["intervals"].keys() == report["metrics"].keys()
+    alone = Summary(data=stories).result([row for row in report["examples"] if row["document"] == "1"])
+    assert alone["metrics"] and not alone["intervals"]  # one document tells of no other
 
 
 def test_a_run_that_was_stopped_goes_on(

@@ -73,14 +73,17 @@ class Summary(DocumentTask):
         return row | {"found": response.found} | {name: rouge[name].fmeasure for name in ROUGE}
 
     def result(self, rows: Sequence[Row]) -> Row:
-        """Means over questions, with intervals over documents."""
+        """Means over questions, with intervals over documents, of which one alone tells of no interval."""
         result = means(rows, *ROUGE, "found")
         documents = defaultdict(list)
         for row in rows:
             documents[row["document"]].append(row)
-        for name in result["intervals"]:
-            groups = [[float(row[name]) for row in group] for group in documents.values()]
-            result["intervals"][name] = bootstrap_groups(groups)
+        several = len(documents) > 1
+        result["intervals"] = {
+            name: bootstrap_groups([[float(row[name]) for row in group] for group in documents.values()])
+            for name in result["metrics"]
+            if several
+        }
         return {**result, "examples": list(rows)}
 
 

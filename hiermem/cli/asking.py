@@ -1,6 +1,7 @@
 """`hiermem ask`: a memory answers questions, one, several or a conversation."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,6 +46,9 @@ def ask(
     top_k: opt.TopK = None,
     rerank: opt.Rerank = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length limit of the answer in tokens.")] = 64,
+    always_answer: Annotated[
+        bool, typer.Option("--always-answer", help="Answer however unlikely the document holds an answer.")
+    ] = False,
     dtype: ReadDtype = None,
     device: opt.Device = None,
     json: opt.Json = False,
@@ -77,6 +81,8 @@ def ask(
     config = opt.configuration(chosen, preset, policy, evictor=evictor, policy_set=policy_set)
     reader = opt.load_model(chosen, config, dtype or saved_dtype or None, device)
     reader.config.asking = opt.reranking(reader.config, rerank).asking
+    if always_answer:
+        reader.config.asking = replace(reader.config.asking, least_confidence=0.0)
     memory = MemoryState.load(memory_dir, reader)
     if preset or policy or policy_set:
         _check_policy(memory_dir, memory.working.config, reader.config.working)

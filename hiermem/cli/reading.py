@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
     from hiermem.model import HierMemModel
 
-Tiers = Annotated[
+Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        metavar="longterm.tiers.NAME=VALUE",
-        help="A tier beside the records, such as longterm.tiers.kv={}, or a setting of it, such as "
-        "longterm.tiers.kv.keep=0.1; repeatable.",
+        metavar="longterm.NAME=VALUE",
+        help="A search key beside words, longterm.keys.dense={}; a tier beside the records, such as "
+        "longterm.tiers.kv={}; or a setting of one, such as longterm.tiers.kv.keep=0.1; repeatable.",
     ),
 ]
+_SETTABLE = ("longterm.keys", "longterm.tiers")
+_OF_UNITS = 64  # bytes a token: embeddings of 384 numbers, of sentences of 24 tokens and more
 
 
 def read(
@@ -47,7 +49,7 @@ def read(
     chunk: opt.Chunk = None,
     positions: opt.Positions = None,
     evictor: opt.EvictorName = "auto",
-    tiers: Tiers = None,
+    settings: Settings = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     json: opt.Json = False,
@@ -66,6 +68,8 @@ def read(
 
         hiermem read python-reference --out ref.hmem --policy window --budget 1024
 
+        hiermem read book.txt --out book.hmem --set longterm.keys.dense={}
+
         hiermem read book.txt --out book.hmem --set longterm.tiers.kv.keep=0.1
     """
     from hiermem.retrieval.files import check_target, only_writer
@@ -73,7 +77,7 @@ def read(
     config = opt.configuration(
         model, preset, policy, budget, segment, chunk, positions, evictor=evictor, policy_set=policy_set
     )
-    config = _with_tiers(config, tiers or [])
+    config = _with_settings(config, settings or [])
     opt.check_numbers(dtype, device)
     check_target(out)
     text = opt.read_document(doc)
@@ -87,16 +91,16 @@ def read(
             _report(task, time.perf_counter() - start, json)
 
 
-def _with_tiers(config: "HierMemConfig", assignments: list[str]) -> "HierMemConfig":
-    """The same configuration with the tiers of the command line.
+def _with_settings(config: "HierMemConfig", assignments: list[str]) -> "HierMemConfig":
+    """The same configuration with the search keys and tiers of the command line.
 
     Raises:
-        InputError: there is no such tier or setting, or an assignment is of something else.
+        InputError: there is no such key, tier or setting, or an assignment is of something else.
     """
     from hiermem.cli.assignments import check_used, with_settings
 
     changed = with_settings(config, assignments)
-    check_used(assignments, ["longterm.tiers"])
+    check_used(assignments, _SETTABLE)
     return changed
 
 
@@ -154,7 +158,8 @@ def _final_size(reader: "HierMemModel", task: Task) -> int:
         2 * shape.heads * shape.width * number + 12 * shape.heads for shape in reader.adapter.geometries
     )
     tiers = sum(tier.expected_bytes(tokens, memory.working.cache) for tier in memory.tiers)
-    return live * cache + tokens // memory.segment * width * 4 + 3 * characters + tiers
+    units = 0 if memory.longterm.units is None else tokens * _OF_UNITS
+    return live * cache + tokens // memory.segment * width * 4 + units + 3 * characters + tiers
 
 
 def _check_room(out: Path, size: int) -> None:

@@ -128,8 +128,9 @@ def appending(reader: "HierMemModel", out: Path, text: str) -> Task:
 def _check_settings(reader: "HierMemModel", memory: "MemoryState", place: Path) -> None:
     """Refuse to go on with a memory that was read with other settings."""
     config = reader.config
-    read_with = (memory.working.config, memory.segment, memory.longterm.config.tiers)
-    if read_with != (config.working, config.segment, config.longterm.tiers):
+    longterm, wanted = memory.longterm.config, config.longterm
+    read_with = (memory.working.config, memory.segment, longterm.keys, longterm.tiers)
+    if read_with != (config.working, config.segment, wanted.keys, wanted.tiers):
         raise InputError(
             f"The memory at {place} was read with other settings: leave --policy, --policy-set, --budget, "
             f"--segment, --chunk, --positions, --evictor, --set and --preset as they were, or give a new "
