@@ -24,7 +24,7 @@ from hiermem.retrieval.words import are_forms, words
 
 _Place = tuple[int, tuple[int, int] | None]  # of a header
 _WORDS = 8.0  # what the best unit by words gains beside the scores of search keys
-_RISE, _EVEN = 0.163, 44.9  # of the logistic curve from the best score to the odds that there is an answer
+_RISE, _EVEN = 0.194, 38.8  # of the logistic curve from the best unit's score to the odds of an answer
 _COVERED = 0.7  # share of a question's words, by weight, that stands together where they are asked for
 _LEAST = 1e-9
 _SHORTEST_KEY = 3.0  # a cosine counts at least this length of a key, about nine words: fewer say little
@@ -226,11 +226,13 @@ def _confidence(
     words: NDArray[np.float64],
     scores: NDArray[np.float64],
 ) -> float:
-    """How likely there is an answer: from the best score, or where the question's words stand together."""
+    """How likely there is an answer: from the best unit's own part of its score, which is alike in documents
+    of any length, or where the question's words stand together."""
     places = {int(words.argmax()), int(scores.argmax())}
     texts = (stretch.text[unit.start : unit.end] for stretch, unit in (units[place] for place in places))
     covered = max(map(terms.covered, texts))
-    likely = 1 / (1 + math.exp(-_RISE * (float(scores.max()) - _EVEN)))
+    own = max(unit.own for stretch, _ in units for hit in stretch.hits for unit in hit.units)
+    likely = 1 / (1 + math.exp(-_RISE * (own - _EVEN)))
     return max(likely, covered) if covered >= _COVERED else likely
 
 

@@ -41,11 +41,13 @@ class UnitHit:
         start: its first character in the document, which may be in the record before.
         end: the character after its last.
         score: how well its record would fit the question if it were the record's best.
+        own: its own part of that, inner product of the question's key and its own.
     """
 
     start: int
     end: int
     score: float
+    own: float
 
 
 @dataclass(frozen=True)

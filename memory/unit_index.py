@@ -31,10 +31,10 @@ class Units:
     keys: Tensor
 
     def hits(self, query: Tensor) -> list[UnitHit]:
-        """How well each fits ``query [W]``."""
+        """How well each fits ``query [W]``, by itself."""
         scores = (self.keys @ query).tolist()
         pairs = zip(self.spans.tolist(), scores, strict=True)
-        return [UnitHit(start, end, score) for (start, end), score in pairs]
+        return [UnitHit(start, end, score, score) for (start, end), score in pairs]
 
 
 class UnitIndex:
