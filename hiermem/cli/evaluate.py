@@ -128,6 +128,7 @@ def _run(kind: type[Task], values: dict[str, Any]) -> None:
         settings = results.settings(values["model"], config, *where, task.texts(data))
     else:
         settings = {"longterm": plain_settings(config.longterm), "data": data_hash(*task.texts(data))}
+        settings |= results.keys_of_units(config)
     settings |= task.settings(data, config)
     if task.exported is not None:
         if values["out"] is not None:

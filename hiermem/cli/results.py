@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,9 @@ def settings(
         del values["working"]["head_shares"]
     if not values["asking"]["rerank"]:  # as in results from before there was reranking
         del values["asking"]["rerank"], values["asking"]["margin"]
+    if config.asking.least_confidence and not config.longterm.has_units:  # nor a confidence
+        del values["asking"]["least_confidence"]
+    depends |= keys_of_units(config)
     folder = saved_model(model)
     backbone = model if folder is None else HierMemConfig.from_saved(folder).backbone
     if folder is not None:
@@ -89,3 +93,13 @@ def settings(
             if file.exists():
                 depends[part] = sha256_of(file)[:16]
     return depends | {name: values[name] for name in parts}
+
+
+def keys_of_units(config: "HierMemConfig") -> dict[str, Any]:
+    """Settings of the search keys of units, their defaults and the hashes of their models among them; nothing
+    where there are none."""
+    from hiermem.retrieval.keys import new_search_keys
+
+    keys = new_search_keys(config.longterm.keys, config=config.longterm.lexical, projections=None)
+    found = {key.name: {**asdict(key), "digest": key.digest} for key in keys if key.of_units}
+    return {"keys_of_units": found} if found else {}
