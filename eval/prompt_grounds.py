@@ -12,9 +12,17 @@ _BEGIN = b'{"task": '
 """How every such file begins."""
 
 
+_ENDING = ".settings.json"
+
+
 def ground_file(prompts: Path) -> Path:
     """The file beside a file of prompts."""
-    return prompts.with_name(prompts.name + ".settings.json")
+    return prompts.with_name(prompts.name + _ENDING)
+
+
+def is_ground(file: Path) -> bool:
+    """Whether a file stands beside prompts, and is no result."""
+    return file.name.endswith(_ENDING) and file.with_name(file.name.removesuffix(_ENDING)).exists()
 
 
 def write_ground(prompts: Path, task: str, settings: dict[str, Any]) -> None:

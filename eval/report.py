@@ -11,6 +11,7 @@ from hiermem.errors import InputError
 from hiermem.eval.comparison import Report, grouped
 from hiermem.eval.overview import overview, value_of_tiers
 from hiermem.eval.plots import PNG, draw
+from hiermem.eval.prompt_grounds import is_ground
 from hiermem.eval.result_log import replaced, writable
 from hiermem.eval.section import Section
 from hiermem.eval.speed import SpeedSection
@@ -39,7 +40,7 @@ def build(folder: Path, page: Path, copies: Path | None = None) -> list[Path]:
     Raises:
         InputError: the folder holds no results, or a file that is none.
     """
-    files = {file: _read(file) for file in sorted(folder.glob("*.json"))}
+    files = {file: _read(file) for file in sorted(folder.glob("*.json")) if not is_ground(file)}
     if not files:
         raise InputError(f"There are no results in {folder}: make some with `hiermem eval … --out`.")
     by_task: dict[str, list[Report]] = defaultdict(list)

@@ -41,6 +41,17 @@ def pg19(policy: str, budget: int, perplexity: float, window: int | None = None)
     return {"metrics": {"perplexity": perplexity}, "config": config, "rows": [row]}
 
 
+def test_settings_beside_prompts_are_no_result(tmp_path: Path) -> None:
+    """Where `make results` dumps prompts into the folder of the results."""
+    write(tmp_path, "needles", "strange", {"accuracy": 0.5}, {})
+    (tmp_path / "needles.jsonl").write_text("{}\n")
+    write_ground(tmp_path / "needles.jsonl", "needles", {"task": "needles", "model": "smollm2"})
+    assert [path.name for path in build(tmp_path, tmp_path / "page.md")] == ["page.md"]
+    (tmp_path / "needles.jsonl").unlink()
+    with pytest.raises(InputError, match=r"settings\.json is no result"):
+        build(tmp_path, tmp_path / "page.md")
+
+
 def test_every_section_shows_its_numbers(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     results = tmp_path / "results"
