@@ -4,8 +4,9 @@
     benchmarks/passage_recall.py DATA [--split validation] [--language en] [--keys lexical,dense] [--halved]
 
 All paragraphs of a split in a seeded order are one document, cut into segments as `hiermem read` cuts it.
-Each question recalls segments and chooses passages as `hiermem ask` does. With --halved, half of the
-paragraphs are left out and their questions asked too: how well the confidence tells them apart.
+Each question recalls segments and chooses passages as `hiermem ask` does, but for questions of which no word
+is known. With --halved, half of the paragraphs are left out and their questions asked too: how well the
+confidence tells them apart.
 """
 
 import argparse
@@ -49,7 +50,8 @@ def rows(pool: Pool, memory: LongTermMemory, language: str) -> Iterator[dict[str
         hits, evidence = memory.recall(Question(question.text), max(RECALLED)), pool.evidence(question)
         right = [overlap([(hit.record.start, hit.record.end)], evidence) for hit in hits]
         terms = QueryTerms(memory.key, question.text)
-        selection = select(hits, memory.records, terms, asking.passage_characters, asking.least_score)
+        limits = (asking.passage_characters, asking.least_score, memory.unit_scale)
+        selection = select(hits, memory.records, terms, *limits)
         shown = " ".join(source.text for source in selection.sources)
         places = [(source.start, source.end) for source in selection.sources]
         yield {

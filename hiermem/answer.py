@@ -22,8 +22,10 @@ class Answer:
             the working memory stands before the question, anywhere. If not, nothing is generated and the text
             says that the document does not say, unless the working memory stands there: it may answer what
             shares no word, such as a summary. With search keys of units, it is the confidence that tells.
-        confidence: how likely the document holds an answer, in 0..1, calibrated on questions of Natural
-            Questions that it does and does not hold; None: without search keys of units, it is not known.
+        confidence: how likely the document holds an answer, in 0..1: by odds from questions of Natural
+            Questions that a document does and does not answer, or, where that is more and at least 0.7, the
+            share of the question's words that stand together. None: there are no search keys of units, or
+            their odds are not known.
         first_token_seconds: from the question to the first token that was generated, of any of the questions
             that are answered in one batch; None: nothing was generated. Answers compare without it.
     """

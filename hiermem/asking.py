@@ -96,16 +96,18 @@ def prepare(
     if not terms.are_known(memory.longterm.partial):
         query = with_forms(terms, question, records)
         terms = QueryTerms(memory.longterm.key, query)
-    hits = recall(reader, memory, query, config, top_k, leave_out_held=config.working)
-    selection = select(hits, records, terms, config.passage_characters, config.least_score)
+    plain = (shown or question).strip()
+    hits = recall(reader, memory, query, config, top_k, leave_out_held=config.working, plain=plain)
+    limits = (config.passage_characters, config.least_score, memory.longterm.unit_scale)
+    selection = select(hits, records, terms, *limits)
     sources, confidence = selection.sources, selection.confidence
     alone = bool(hits) and not config.working
     working = reader.new_working_memory(memory.working.config) if alone else memory.working.copy()
     least = config.least_confidence
-    told = bool(sources) or not least if confidence is None else confidence >= least
+    told = not least or (bool(sources) and (confidence is None or confidence >= least))
     found = told or (not alone and terms.are_known(memory.longterm.partial))
     texts = [source.text.strip() for source in sorted(sources, key=lambda source: source.start)]
-    text = prompt_text(reader.tokenizer, texts, (shown or question).strip(), config.instruction)
+    text = prompt_text(reader.tokenizer, texts, plain, config.instruction)
     ids = reader.encode(text, begins=not any(working.num_tokens))
     return PreparedPrompt(working, ids, sources, found, confidence)
 
@@ -117,6 +119,7 @@ def recall(
     config: AskConfig,
     top_k: int,
     leave_out_held: bool = True,
+    plain: str = "",
 ) -> list[Hit]:
     """The best ``top_k`` segments for a question, best first.
 
@@ -125,6 +128,7 @@ def recall(
 
     Args:
         leave_out_held: whether those are left out that the working memory still holds.
+        plain: the question in plain words, where ``question`` has more or repeats some to find by.
 
     Raises:
         InputError: as many are recalled as would be reranked.
@@ -144,10 +148,12 @@ def recall(
     eligible = is_gone if leave_out_held else lambda _: True
     longterm, summary = memory.longterm, None
     if longterm.summary is not None:
-        summary = reader.summarise(question)
+        summary = reader.summarise(plain or question)
         if longterm.partial is not None and longterm.partial.embedding is None:
             longterm.partial.embedding = reader.embed(longterm.partial.text).cpu()
-    query = Question(question, summary)
+    query = Question(question, summary, plain)
     hits = longterm.recall(query, max(top_k, config.rerank), eligible)
-    hits = (reranked(reader, hits, question) if is_close(hits, top_k, config.margin) else hits)[:top_k]
+    if is_close(hits, top_k, config.margin):
+        hits = reranked(reader, hits, plain or question)
+    hits = hits[:top_k]
     return hits + memory.recalled_beside(query, top_k, hits, eligible)

@@ -15,8 +15,8 @@ class AskConfig:
             segments: a small model answers better from less text. 0 takes the whole segments.
         least_score: sentences and rows below this share of the best one's score are left out.
         least_confidence: with search keys of units, a document of which it is less likely that it holds an
-            answer is said not to: by default, less than a tenth of the questions that it did answer on
-            validation. 0 always answers, whatever the keys.
+            answer is said not to. The default refuses less than a tenth of the questions that a document does
+            answer (validation). 0 always answers, whatever the keys.
         instruction: what follows the question; nothing where there are no passages.
         working: whether the working memory stands before the passages too; segments that it still holds
             are then not recalled. It always stands in where nothing is recalled.

@@ -284,6 +284,11 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         longterm, tiers = LongTermMemory(config.longterm, self.summary), new_tiers(config.longterm.tiers)
         return MemoryState(working, longterm, config.segment, self.fingerprint(), self.name_or_path, tiers)
 
+    @property
+    def search_keys(self) -> dict[str, dict[str, Any]]:
+        """Settings of the search keys that it is configured with."""
+        return self.config.longterm.keys
+
     @contextmanager
     def inference(self) -> Iterator[None]:
         """A context with neither gradients nor dropout."""

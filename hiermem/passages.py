@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiermem.memory.longterm import Hit, SegmentRecord
+from hiermem.memory.unit_index import UnitScale
 from hiermem.retrieval.keys.lexical import LexicalKey, idf
 from hiermem.retrieval.units import LONGEST, Unit, split
 from hiermem.retrieval.words import are_forms, words
 
 _Place = tuple[int, tuple[int, int] | None]  # of a header
-_WORDS = 8.0  # what the best unit by words gains beside the scores of search keys
-_RISE, _EVEN = 0.194, 38.8  # of the logistic curve from the best unit's score to the odds of an answer
+_WORDS = 0.1  # what the best unit by words gains beside the inner products of search keys
 _COVERED = 0.7  # share of a question's words, by weight, that stands together where they are asked for
 _LEAST = 1e-9
 _SHORTEST_KEY = 3.0  # a cosine counts at least this length of a key, about nine words: fewer say little
@@ -64,8 +64,8 @@ class Selection:
 
     Attributes:
         sources: best first.
-        confidence: how likely the document holds an answer, in 0..1; None: without search keys of units,
-            there is no telling.
+        confidence: how likely the document holds an answer, in 0..1; None: without search keys of units whose
+            odds are known, there is no telling.
     """
 
     sources: list[Source]
@@ -144,15 +144,16 @@ class _Stretch:
         return Source(next(segments), self.start + start, self.start + end, score, self.text[start:end])
 
     def scores(self) -> NDArray[np.float64]:
-        """Score of each of `units` by search keys, ``[U]``: that of one that covers half of it at least;
-        -inf where none does."""
+        """Score of each of `units` by search keys, ``[U]``: the best of those that share half of the shorter
+        one with it at least; -inf where none does."""
         hits = [unit for hit in self.hits for unit in hit.units]
         starts, ends = np.array([unit.start for unit in hits]), np.array([unit.end for unit in hits])
         values, found = np.array([unit.score for unit in hits]), []
         for unit in self.units:
             start, end = self.start + unit.start, self.start + unit.end
-            covers = np.minimum(ends, end) - np.maximum(starts, start) >= (end - start) / 2
-            found.append(values[covers].max(initial=-np.inf))
+            shared = np.minimum(ends, end) - np.maximum(starts, start)
+            same = shared >= np.minimum(ends - starts, end - start) / 2
+            found.append(values[same].max(initial=-np.inf))
         return np.array(found)
 
 
@@ -162,6 +163,7 @@ def select(
     terms: QueryTerms,
     characters: int,
     least_score: float,
+    scale: UnitScale | None = None,
 ) -> Selection:
     """The best units of all hits, best first; neighbours are one passage.
 
@@ -172,20 +174,21 @@ def select(
         terms: the question, under the statistics of the memory.
         characters: length of all passages together; 0 takes whole segments.
         least_score: units below this share of the best score are left out.
+        scale: of the scores of units, where there are search keys of those.
     """
-    keyed = any(hit.units for hit in hits)
     stretches = list(_stretches(hits, records))
     units = [(stretch, unit) for stretch in stretches for unit in stretch.units]
     if not units:
         return Selection([])
     fits, confidence = _fits(units, terms), None
-    if keyed:
+    if scale is not None:
         scores = np.concatenate([stretch.scores() for stretch in stretches])
-        confidence = _confidence(units, terms, fits, scores)
-        fits = _together(fits, scores, [unit.is_header for _, unit in units])
+        headers = np.array([unit.is_header for _, unit in units])
+        confidence = _confidence(units, terms, fits, scores, scale)
+        fits = _together(fits, scores, headers, scale)
     if not characters:
         whole = [(hit, hit.record.text) for hit in hits]
-        shown = [(hit, text) for hit, text in whole if keyed or terms.are_in(text)]
+        shown = [(hit, text) for hit, text in whole if scale is not None or terms.are_in(text)]
         return Selection(
             [Source(hit.segment, hit.record.start, hit.record.end, hit.score, text) for hit, text in shown],
             confidence,
@@ -203,7 +206,7 @@ def select(
 
 
 def _together(
-    words: NDArray[np.float64], scores: NDArray[np.float64], headers: Sequence[bool]
+    words: NDArray[np.float64], scores: NDArray[np.float64], headers: NDArray[np.bool_], scale: UnitScale
 ) -> NDArray[np.float64]:
     """How far units stand out by search keys and words together, 1 for the best, 0 for the average, ``[U]``.
 
@@ -211,13 +214,16 @@ def _together(
         words: how well each fits by its words.
         scores: what search keys say of each.
         headers: which of them fit nothing by themselves.
+        scale: of the scores.
     """
-    worst = scores.min(where=np.isfinite(scores), initial=np.inf)
-    total = np.where(np.isfinite(scores), scores, worst) + _WORDS * words / max(float(words.max()), _LEAST)
-    over = total - total.mean()
-    over = over / over.max() if over.max() > _LEAST else np.ones(len(over))
-    over[list(headers)] = 0
-    return np.asarray(over, np.float64)
+    known = np.isfinite(scores)
+    total = np.where(known, scores, scores[known].min(initial=np.inf) if known.any() else 0.0)
+    total += _WORDS * scale.weight * words / max(float(words.max()), _LEAST)
+    fits = np.zeros(len(total))
+    if not headers.all():
+        over = total[~headers] - total[~headers].mean()
+        fits[~headers] = over / over.max() if over.max() > _LEAST else 1.0
+    return fits
 
 
 def _confidence(
@@ -225,14 +231,18 @@ def _confidence(
     terms: QueryTerms,
     words: NDArray[np.float64],
     scores: NDArray[np.float64],
-) -> float:
-    """How likely there is an answer: from the best unit's own part of its score, which is alike in documents
-    of any length, or where the question's words stand together."""
+    scale: UnitScale,
+) -> float | None:
+    """How likely there is an answer: by the odds of the best unit's inner product, which documents of any
+    length have alike; or, where that is more, the share of the question's words that stand together."""
+    if scale.odds is None:
+        return None
     places = {int(words.argmax()), int(scores.argmax())}
     texts = (stretch.text[unit.start : unit.end] for stretch, unit in (units[place] for place in places))
     covered = max(map(terms.covered, texts))
-    own = max(unit.own for stretch, _ in units for hit in stretch.hits for unit in hit.units)
-    likely = 1 / (1 + math.exp(-_RISE * (own - _EVEN)))
+    rise, middle = scale.odds
+    own = max((unit.own for stretch, _ in units for hit in stretch.hits for unit in hit.units), default=0.0)
+    likely = (1 + math.tanh(rise * (own - middle) / 2)) / 2
     return max(likely, covered) if covered >= _COVERED else likely
 
 

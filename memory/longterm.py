@@ -18,7 +18,7 @@ from hiermem.memory.records import SegmentRecord as SegmentRecord
 from hiermem.memory.records import UnitHit
 from hiermem.memory.stored import Stored
 from hiermem.memory.tier import TIERS, new_tiers, register_tier
-from hiermem.memory.unit_index import UnitIndex
+from hiermem.memory.unit_index import UnitIndex, UnitScale
 from hiermem.retrieval.arena import TensorArena
 from hiermem.retrieval.keys import (
     SEARCH_KEYS,
@@ -66,8 +66,12 @@ class LongTermConfig:
         if self.lexical.dim > WIDEST or self.lexical.saturation > WIDEST:
             raise InputError(f"LexicalKeyConfig.dim and .saturation must be at most {WIDEST}.")
         self.keys = SEARCH_KEYS.check_all(self.keys)
-        if not self.keys:
-            raise InputError(f"The long-term memory needs a search key: choose of {', '.join(SEARCH_KEYS)}.")
+        whole = [name for name, key in SEARCH_KEYS.items() if not key.of_units]
+        if not set(self.keys) & set(whole):
+            choice = ", ".join(whole)
+            raise InputError(
+                f"The long-term memory needs a search key of whole segments: choose of {choice}."
+            )
         self.tiers = TIERS.check_all(self.tiers)
         new_search_keys(self.keys, config=self.lexical, projections=None)  # which refuse values, as do
         new_tiers(self.tiers)
@@ -141,9 +145,10 @@ class LongTermMemory:
     def write(self, records: Sequence[SegmentRecord]) -> None:
         """Keep complete segments; any partial one is replaced by them."""
         if records:
-            if self.units is not None:
-                self.units.write(records, self._last)
+            units = [] if self.units is None else self.units.made(records, self._last)
             self.store.add(self._document_keys(records))
+            if self.units is not None:
+                self.units.add(units)
             for key in (self.key, *self._others):
                 key.observe(records)
             for record in records:
@@ -159,6 +164,11 @@ class LongTermMemory:
         twin.keys = [twin.key if key is self.key else key.copy() for key in self.keys]
         twin.units = None if self.units is None else self.units.copy()
         return twin
+
+    @property
+    def unit_scale(self) -> UnitScale | None:
+        """What scores of units mean; None: there are no search keys of units."""
+        return None if self.units is None else self.units.scale
 
     @property
     def _last(self) -> SegmentRecord | None:
@@ -205,7 +215,7 @@ class LongTermMemory:
         assert self.partial is not None
         score, units = float(query @ self._document_keys([self.partial]).T), list[UnitHit]()
         if self.units is not None and of_units is not None:
-            units = self.units.partial(self.partial, self._last).hits(of_units)
+            units = self.units.partial(self.partial, self._last).hits(of_units, self.units.weight)
         return _hit(len(self.records), score, self.partial, units)
 
     def _stored_hits(
@@ -226,7 +236,7 @@ class LongTermMemory:
         others = sorted(found - of_keys.keys())
         of_keys |= zip(others, self.store.scores(query[0], others), strict=True)
         hits = [_hit(at, of_keys[at], self.records[at], self.units.hits(at, of_units)) for at in found]
-        return hits, bound + last
+        return hits, bound + max(last, 0.0)  # a segment without any text has no units
 
     # ---- saving
 
@@ -280,6 +290,8 @@ class LongTermMemory:
         """
         memory = cls(config, summary)
         memory.store.add(contents.keys)
+        if memory.units is None and contents.units:
+            raise ValueError("there is no search key for the units")
         if memory.units is not None:
             memory.units.load(contents.units, contents.records[: len(contents.keys)])
         memory.key.load_state_dict(contents.statistics)

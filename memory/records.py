@@ -41,7 +41,8 @@ class UnitHit:
         start: its first character in the document, which may be in the record before.
         end: the character after its last.
         score: how well its record would fit the question if it were the record's best.
-        own: its own part of that, inner product of the question's key and its own.
+        own: inner product of the question's key and its own, without weights: a cosine where keys are of
+            length 1.
     """
 
     start: int
@@ -57,7 +58,7 @@ class Hit:
     Attributes:
         segment: its index.
         score: how well it fits the question, against others of the same tier; from the records, inner product
-            of the question's key and the record's.
+            of the question's key and the record's, and that of its best unit on top.
         units: of the record, in document order, where there are search keys of units; the best of them has
             the hit's own score.
     """

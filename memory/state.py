@@ -19,7 +19,7 @@ from hiermem.errors import (
 )
 from hiermem.memory.contents import UNITS, Contents
 from hiermem.memory.hmt.module import HMTModule
-from hiermem.memory.longterm import LongTermMemory
+from hiermem.memory.longterm import LongTermConfig, LongTermMemory
 from hiermem.memory.records import Hit, SegmentRecord
 from hiermem.memory.saved import SavedInfo, plain_settings
 from hiermem.memory.stored import exactly
@@ -35,7 +35,7 @@ from hiermem.retrieval.files import (
     saved_bytes,
     verify_directory,
 )
-from hiermem.retrieval.keys import Question
+from hiermem.retrieval.keys import SEARCH_KEYS, Question
 
 
 class MemoryOwner(Protocol):
@@ -54,6 +54,10 @@ class MemoryOwner(Protocol):
 
     @property
     def num_embeddings(self) -> int: ...
+
+    @property
+    def search_keys(self) -> Mapping[str, Mapping[str, Any]]:
+        """Settings of the search keys that it is configured with."""
 
     def fingerprint(self, policy: str | None = None) -> dict[str, str]:
         """Facts that a memory with this policy must match: name → value, in words or as a hash."""
@@ -248,6 +252,7 @@ class MemoryState:
         with _named(path):
             saved = SavedInfo.read(info)
         check_fingerprint(saved.fingerprint, model.fingerprint(saved.working.policy), f"The memory at {path}")
+        _check_keys(saved.longterm, model.search_keys, path)
         with _named(path):
             working = model.new_working_memory(
                 saved.working, recurrent=saved.recurrent, segment=saved.segment
@@ -347,6 +352,22 @@ def _check_goes_on(path: str | os.PathLike[str], text: Tensor) -> None:
             f"The memory at {path} is of another text, or of more of this one: give another folder, or "
             f"remove it first."
         )
+
+
+def _check_keys(
+    saved: LongTermConfig, present: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]
+) -> None:
+    """Refuse to open files, or to ask the hub, because a memory names them.
+
+    Raises:
+        MemoryIncompatibleError: a search key names some that the model is not configured with.
+    """
+    for name, settings in saved.keys.items():
+        if present.get(name) != settings and SEARCH_KEYS[name].names_files_with(settings):
+            raise MemoryIncompatibleError(
+                f"The memory at {path} names files for its search key {name}, which are not opened for that "
+                f"alone: load the model with the same LongTermConfig(keys=…), or give the same --set."
+            )
 
 
 @contextmanager

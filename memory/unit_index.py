@@ -30,11 +30,26 @@ class Units:
     spans: Tensor
     keys: Tensor
 
-    def hits(self, query: Tensor) -> list[UnitHit]:
-        """How well each fits ``query [W]``, by itself."""
+    def hits(self, query: Tensor, weight: float) -> list[UnitHit]:
+        """How well each fits ``query [W]`` by itself, whose weights are ``weight`` together."""
         scores = (self.keys @ query).tolist()
         pairs = zip(self.spans.tolist(), scores, strict=True)
-        return [UnitHit(start, end, score, score) for (start, end), score in pairs]
+        return [
+            UnitHit(start, end, score, score / weight if weight else 0.0) for (start, end), score in pairs
+        ]
+
+
+@dataclass(frozen=True)
+class UnitScale:
+    """What scores of units mean.
+
+    Attributes:
+        weight: of all their keys together.
+        odds: see `SearchKey.odds`; several keys together have none.
+    """
+
+    weight: float
+    odds: tuple[float, float] | None
 
 
 class UnitIndex:
@@ -92,22 +107,26 @@ class UnitIndex:
             self._partial = record, self.units(record, before)
         return self._partial[1]
 
-    def write(self, records: Sequence[SegmentRecord], before: SegmentRecord | None) -> None:
-        """Keep the units of complete segments.
+    def made(self, records: Sequence[SegmentRecord], before: SegmentRecord | None) -> list[Units]:
+        """Units of the next complete segments, for `add`.
 
         Args:
             before: the segment before them.
 
         Raises:
-            NonFiniteError: a key holds NaN or infinity; nothing is kept.
+            NonFiniteError: a key holds NaN or infinity.
         """
-        found = []
+        found: list[Units] = []
         for record in records:
             found.append(self.units(record, before))
+            if not found[-1].keys.isfinite().all():
+                segment = len(self) + len(found) - 1
+                raise NonFiniteError(f"a search key of segment {segment} is not finite: it was not stored")
             before = record
-        self._add(found)
+        return found
 
-    def _add(self, found: Sequence[Units]) -> None:
+    def add(self, found: Sequence[Units]) -> None:
+        """Keep the units of complete segments."""
         keys = torch.cat([units.keys for units in found])
         store = self._store if self._store is not None else new_store(keys.shape[1], self._config)
         store.add(keys)
@@ -140,7 +159,17 @@ class UnitIndex:
         if self._store is None:
             return []
         rows = slice(self._first[segment], self._first[segment + 1])
-        return Units(self._spans[segment], self._store.keys[rows]).hits(query)
+        return Units(self._spans[segment], self._store.keys[rows]).hits(query, self.weight)
+
+    @property
+    def weight(self) -> float:
+        """Of all keys together."""
+        return sum(key.weight for key in self.keys)
+
+    @property
+    def scale(self) -> UnitScale:
+        """What scores of these units mean."""
+        return UnitScale(self.weight, self.keys[0].odds if len(self.keys) == 1 else None)
 
     # ---- saving
 
@@ -163,8 +192,10 @@ class UnitIndex:
             ValueError: something is missing, left over or not of these segments.
         """
         found = read_units(tensors, records)
-        if found:
-            self._add(found)
+        if any(len(units.keys) for units in found):
+            if found[0].keys.shape[1] != sum(key.width for key in self.keys):
+                raise ValueError("the search keys of units are of another width")
+            self.add(found)
 
 
 def read_units(tensors: Mapping[str, Tensor], records: Sequence[SegmentRecord]) -> list[Units]:
@@ -178,6 +209,8 @@ def read_units(tensors: Mapping[str, Tensor], records: Sequence[SegmentRecord]) 
     keys = stored.take("keys", torch.float32, sum(counts), None)
     spans = in_range(stored.take("spans", torch.int64, sum(counts), 2), 0, MOST, "a span of a unit")
     stored.done()
+    if len(keys) and not keys.shape[1]:
+        raise ValueError("the search keys of units are of no width")
     if not bool(keys.isfinite().all()) or (keys.numel() and float(keys.abs().max()) > MOST):
         raise ValueError("a search key of a unit leaves its range")
     found = []

@@ -77,15 +77,6 @@ def sentence_encoder(name: str, device: str | None = None) -> SentenceEncoder:
     return SentenceEncoder(name, device)
 
 
-def has_minilm() -> bool:
-    """Whether `MINILM` and its library are installed."""
-    try:
-        metadata.distribution(_PACKAGE)
-    except metadata.PackageNotFoundError:
-        return False
-    return find_spec("sentence_transformers") is not None
-
-
 def encoder_path(name: str) -> str:
     """The folder or hub id of an encoder by name; its library is there.
 

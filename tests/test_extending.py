@@ -438,7 +438,7 @@ def test_a_memory_of_another_search_key_is_refused(tmp_path: Path) -> None:
         ({"letters": {"size": "x"}}, "must be a whole number, not 'x'"),
         ({"letters": {"weight": -1.0}}, "must not be negative"),
         ({"lexical": {"config": 1}}, "has no setting 'config': it takes weight"),
-        ({}, "needs a search key"),
+        ({}, "needs a search key of whole segments"),
         (["letters"], "keys must be of the type dict"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from hiermem.config import HierMemConfig
 from hiermem.errors import MemoryCorruptError, MemoryIncompatibleError, NonFiniteError
 from hiermem.memory import longterm
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, SegmentRecord
+from hiermem.memory.records import Hit
 from hiermem.memory.state import MemoryState
 from hiermem.memory.unit_index import UnitIndex, read_units
 from hiermem.model import HierMemModel
@@ -37,6 +38,7 @@ class MeaningKey(SearchKey):
 
     weight: float = 5.0
     salt: int = 0
+    file: str = ""
 
     name: ClassVar[str] = "meaning"
     of_units: ClassVar[bool] = True
@@ -50,11 +52,19 @@ class MeaningKey(SearchKey):
         )
 
     def query_key(self, question: Question) -> Tensor:
-        return self._embedded(question.text)
+        return self._embedded(question.meaning or question.text)
 
     @property
     def digest(self) -> str:
         return f"meaning {self.salt}"
+
+    @property
+    def odds(self) -> tuple[float, float]:
+        return 15.5, 0.485
+
+    @classmethod
+    def names_files_with(cls, settings: Mapping[str, Any]) -> bool:
+        return bool(settings.get("file"))
 
     def _embedded(self, text: str) -> Tensor:
         total = torch.zeros(512)
@@ -269,7 +279,8 @@ def shown(
 ) -> tuple[list[str], float | None]:
     memory = memory_of(texts, keys)
     hits = memory.recall(Question(question), 8)
-    selection = select(hits, memory.records, QueryTerms(memory.key, question), 600, 0.7)
+    terms, scale = QueryTerms(memory.key, question), memory.unit_scale
+    selection = select(hits, memory.records, terms, 600, 0.7, scale)
     return [source.text.strip() for source in selection.sources], selection.confidence
 
 
@@ -285,6 +296,60 @@ def test_words_that_stand_together_are_enough() -> None:
     texts = [FILLER + "Locker qx77 holds zyx981. " + FILLER, FILLER]
     sources, confidence = shown(texts, "What holds locker qx77?")
     assert "zyx981" in sources[0] and confidence is not None and confidence >= 0.7
+
+
+@pytest.mark.parametrize("weight", [1.0, 80.0, 1e6])
+def test_the_confidence_does_not_depend_on_the_weight(weight: float) -> None:
+    texts = [FILLER + fact + FILLER for fact in FACTS]
+    keys = {"lexical": {}, "meaning": {"weight": weight}}
+    for question in ("Which automobile has the physician purchased?", "When do judges vote?"):
+        found, expected = shown(texts, question, keys)[1], shown(texts, question)[1]
+        assert found == pytest.approx(expected, rel=1e-3) and found is not None
+
+
+def test_without_known_odds_there_is_no_confidence_and_what_is_found_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(MeaningKey, "odds", None)
+    sources, confidence = shown([FILLER + FACTS[0]], "Which automobile has the physician purchased?")
+    assert sources[0] == FACTS[0].strip() and confidence is None
+
+
+def test_a_header_alone_is_no_answer() -> None:
+    model, header = model_with(meaning={"weight": 80.0}), "Prices of cars in euros:"
+    memory = model.read(f"{header}\n- red: 5,100 today\n- blue: 4,200 today\n- green: 3,300 now\n")
+    prompt = model.prepare(memory, "What are the prices of cars in euros?")
+    assert prompt.sources and {source.text.strip() for source in prompt.sources} != {header}
+
+
+def test_units_that_no_index_knows_are_told_apart_by_their_words() -> None:
+    """Such as those of a segment that a tier has recalled."""
+    memory = memory_of([FILLER + FACTS[0] + FILLER])
+    hits = [Hit(0, 1.0, memory.records[0])]
+    terms = QueryTerms(memory.key, "Who bought a car in Leeds?")
+    selection = select(hits, memory.records, terms, 600, 0.7, memory.unit_scale)
+    assert [source.text.strip() for source in selection.sources] == [FACTS[0].strip()]
+
+
+def test_files_that_a_memory_names_are_not_opened_for_that(tmp_path: Path) -> None:
+    named = model_with(meaning={"file": "elsewhere"})
+    named.read(text_of(200)).save(tmp_path / "memory")
+    for other in (model_with(), model_with(meaning={}), model_with(meaning={"file": "another"})):
+        with pytest.raises(MemoryIncompatibleError, match="names files for its search key meaning"):
+            MemoryState.load(tmp_path / "memory", other)
+    assert MemoryState.load(tmp_path / "memory", named).tokens
+
+
+def test_units_of_another_width_are_refused(tmp_path: Path) -> None:
+    model = model_with(meaning={})
+    model.read(text_of(200)).save(tmp_path / "memory")
+    files, info = load_directory(tmp_path / "memory")
+    for width in (0, 5):
+        keys = torch.zeros(len(files["units"]["keys"]), width)
+        changed = {**files, "units": {**files["units"], "keys": keys}}
+        save_directory(tmp_path / f"{width}", changed, info, lambda: None)
+        with pytest.raises(MemoryCorruptError, match="width"):
+            MemoryState.load(tmp_path / f"{width}", model)
 
 
 def test_a_document_that_does_not_say_is_told_from_one_that_does() -> None:

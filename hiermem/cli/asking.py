@@ -21,6 +21,15 @@ ReadModel = Annotated[
     str | None,
     typer.Option(help="Model that read the memory; default: the one that it names, if that is bundled."),
 ]
+KeySettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="longterm.keys.NAME=VALUE",
+        help="As the memory was read with, where a search key names files, such as "
+        "longterm.keys.dense.encoder=FOLDER; repeatable.",
+    ),
+]
 ReadEvictor = Annotated[
     str | None, typer.Option(help="As the memory was read with; default: the model's own.")
 ]
@@ -42,6 +51,7 @@ def ask(
     preset: opt.Preset = None,
     policy: opt.Policy = None,
     policy_set: opt.PolicySet = None,
+    settings: KeySettings = None,
     evictor: ReadEvictor = None,
     top_k: opt.TopK = None,
     rerank: opt.Rerank = None,
@@ -68,6 +78,7 @@ def ask(
 
         hiermem ask book.hmem "Who is the captain?" --top-k 1 --rerank 5
     """
+    from hiermem.cli.assignments import with_used_settings
     from hiermem.memory.state import MemoryState
 
     asked = _asked(question or [], questions, json)
@@ -79,6 +90,7 @@ def ask(
     name, saved_dtype = MemoryState.read_with(memory_dir)
     chosen = model or _named_model(memory_dir, name)
     config = opt.configuration(chosen, preset, policy, evictor=evictor, policy_set=policy_set)
+    config = with_used_settings(config, settings or [], ["longterm.keys"])
     reader = opt.load_model(chosen, config, dtype or saved_dtype or None, device)
     reader.config.asking = opt.reranking(reader.config, rerank).asking
     if always_answer:

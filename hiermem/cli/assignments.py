@@ -59,6 +59,19 @@ def check_used(assignments: Sequence[str], parts: Collection[str] | None) -> Non
             raise InputError(f"{name} would change nothing here, {used} would: leave it out of {OPTION}.")
 
 
+def with_used_settings(
+    config: HierMemConfig, assignments: Sequence[str], parts: Collection[str]
+) -> HierMemConfig:
+    """The same configuration with other settings, all of them in these parts.
+
+    Raises:
+        InputError: as `with_settings` and `check_used`.
+    """
+    changed = with_settings(config, assignments)
+    check_used(assignments, parts)
+    return changed
+
+
 def check_free(assignments: Sequence[str], options: Mapping[str, Any]) -> None:
     """Refuse a setting whose own option is given, too.
 

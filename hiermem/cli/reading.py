@@ -14,7 +14,6 @@ from hiermem.progress import say
 from hiermem.resources import peak_rss_bytes
 
 if TYPE_CHECKING:
-    from hiermem.config import HierMemConfig
     from hiermem.model import HierMemModel
 
 Settings = Annotated[
@@ -72,12 +71,13 @@ def read(
 
         hiermem read book.txt --out book.hmem --set longterm.tiers.kv.keep=0.1
     """
+    from hiermem.cli.assignments import with_used_settings
     from hiermem.retrieval.files import check_target, only_writer
 
     config = opt.configuration(
         model, preset, policy, budget, segment, chunk, positions, evictor=evictor, policy_set=policy_set
     )
-    config = _with_settings(config, settings or [])
+    config = with_used_settings(config, settings or [], _SETTABLE)
     opt.check_numbers(dtype, device)
     check_target(out)
     text = opt.read_document(doc)
@@ -89,19 +89,6 @@ def read(
             start = time.perf_counter()
             _read_and_keep(reader, task, save_every, stop)
             _report(task, time.perf_counter() - start, json)
-
-
-def _with_settings(config: "HierMemConfig", assignments: list[str]) -> "HierMemConfig":
-    """The same configuration with the search keys and tiers of the command line.
-
-    Raises:
-        InputError: there is no such key, tier or setting, or an assignment is of something else.
-    """
-    from hiermem.cli.assignments import check_used, with_settings
-
-    changed = with_settings(config, assignments)
-    check_used(assignments, _SETTABLE)
-    return changed
 
 
 def _read_and_keep(reader: "HierMemModel", task: Task, save_every: float, stop: Stop) -> None:

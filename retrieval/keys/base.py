@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor
 
@@ -46,10 +46,13 @@ class Question:
 
     Attributes:
         summary: S, ``[m, d]``; None where the model makes none.
+        meaning: the question in plain words, where ``text`` has more or repeats some to find by; empty: as
+            ``text`` is.
     """
 
     text: str
     summary: Tensor | None = None
+    meaning: str = ""
 
 
 @dataclass
@@ -100,6 +103,17 @@ class SearchKey(ABC):
     def copy(self) -> Self:
         """An independent one with the same statistics; costs nothing."""
         return copy(self)
+
+    @property
+    def odds(self) -> tuple[float, float] | None:
+        """Of keys of units: slope and middle of the logistic curve from the best unit's inner product to how
+        likely the document holds an answer; None: not known."""
+        return None
+
+    @classmethod
+    def names_files_with(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether these settings name files or addresses, which are not opened because a memory says so."""
+        return False
 
     @property
     def digest(self) -> str:
