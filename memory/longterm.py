@@ -167,7 +167,7 @@ class LongTermMemory:
 
     @property
     def unit_scale(self) -> UnitScale | None:
-        """What scores of units mean; None: there are no search keys of units."""
+        """Meaning of the scores of units; None: there are no search keys of units."""
         return None if self.units is None else self.units.scale
 
     @property

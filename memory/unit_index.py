@@ -41,7 +41,7 @@ class Units:
 
 @dataclass(frozen=True)
 class UnitScale:
-    """What scores of units mean.
+    """Meaning of the scores of units.
 
     Attributes:
         weight: of all their keys together.
@@ -168,7 +168,7 @@ class UnitIndex:
 
     @property
     def scale(self) -> UnitScale:
-        """What scores of these units mean."""
+        """Meaning of the scores of these units."""
         return UnitScale(self.weight, self.keys[0].odds if len(self.keys) == 1 else None)
 
     # ---- saving
