@@ -10,8 +10,6 @@ from hiermem.eval.result_log import replaced, writable
 
 _BEGIN = b'{"task": '
 """How every such file begins."""
-
-
 _ENDING = ".settings.json"
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import NonFiniteError
+from hiermem.memory.contents import MOST_OF_A_KEY
 from hiermem.memory.records import SegmentRecord, UnitHit
 from hiermem.memory.stored import MOST, Stored, in_range
 from hiermem.retrieval.arena import TensorArena
@@ -211,7 +212,7 @@ def read_units(tensors: Mapping[str, Tensor], records: Sequence[SegmentRecord]) 
     stored.done()
     if len(keys) and not keys.shape[1]:
         raise ValueError("the search keys of units are of no width")
-    if not bool(keys.isfinite().all()) or (keys.numel() and float(keys.abs().max()) > MOST):
+    if keys.numel() and float(keys.abs().max()) > MOST_OF_A_KEY:
         raise ValueError("a search key of a unit leaves its range")
     found = []
     for record, own, rows in zip(records, spans.split(counts), keys.split(counts), strict=True):
