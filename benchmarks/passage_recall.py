@@ -47,10 +47,11 @@ def rows(pool: Pool, memory: LongTermMemory, language: str) -> Iterator[dict[str
     """For each question, what is found and shown."""
     asking = AskConfig()
     for question in tqdm(pool.questions, desc="asking", disable=None):
-        hits, evidence = memory.recall(Question(question.text), max(RECALLED)), pool.evidence(question)
+        asked = Question(question.text)
+        hits, evidence = memory.recall(asked, max(RECALLED)), pool.evidence(question)
         right = [overlap([(hit.record.start, hit.record.end)], evidence) for hit in hits]
         terms = QueryTerms(memory.key, question.text)
-        limits = (asking.passage_characters, asking.least_score, memory.unit_scale)
+        limits = (asking.passage_characters, asking.least_score, memory.unit_scale(asked))
         selection = select(hits, memory.records, terms, *limits)
         shown = " ".join(source.text for source in selection.sources)
         places = [(source.start, source.end) for source in selection.sources]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import field, fields, replace
 from inspect import get_annotations
 from typing import Any, ClassVar, get_origin
@@ -12,7 +13,7 @@ from hiermem.asking_config import AskConfig
 from hiermem.errors import InputError
 from hiermem.eviction_weights import AUTO, NONE, EvictionWeights
 from hiermem.memory.hmt.module import FORMER_NAMES, SummaryConfig
-from hiermem.memory.longterm import LongTermConfig
+from hiermem.memory.longterm import KEYS, LongTermConfig
 from hiermem.memory.mamba.module import MambaConfig
 from hiermem.memory.policies import (
     POLICIES,
@@ -23,6 +24,8 @@ from hiermem.memory.policies import (
 )
 from hiermem.memory.saved import plain_settings
 from hiermem.memory.working_config import WorkingMemoryConfig
+from hiermem.retrieval.encoder import has_minilm
+from hiermem.retrieval.keys import DenseKey
 from hiermem.settings import check_settings
 
 FORMAT_VERSION = 3
@@ -292,8 +295,11 @@ def check_config(config: Any) -> None:
 
 
 def full() -> HierMemConfig:
-    """Working memory pruned by received attention, and long-term recall."""
-    return HierMemConfig(working=WorkingMemoryConfig(policy="attention"))
+    """Working memory pruned by received attention, and long-term recall by words; by meaning, too, where the
+    extra `dense` is installed."""
+    keys = {**KEYS, DenseKey.name: {}} if has_minilm() else KEYS
+    longterm = LongTermConfig(keys=deepcopy(keys))
+    return HierMemConfig(working=WorkingMemoryConfig(policy="attention"), longterm=longterm)
 
 
 def streaming() -> HierMemConfig:

@@ -165,10 +165,9 @@ class LongTermMemory:
         twin.units = None if self.units is None else self.units.copy()
         return twin
 
-    @property
-    def unit_scale(self) -> UnitScale | None:
-        """Meaning of the scores of units; None: there are no search keys of units."""
-        return None if self.units is None else self.units.scale
+    def unit_scale(self, question: Question) -> UnitScale | None:
+        """Meaning of the scores of units; None: there are no search keys of units that know the question."""
+        return None if self.units is None else self.units.scale(question)
 
     @property
     def _last(self) -> SegmentRecord | None:
@@ -181,7 +180,7 @@ class LongTermMemory:
 
     def _query_key(self, question: Question) -> Tensor:
         """The question's weighted key, ``[1, D]`` float32."""
-        return torch.cat([key.weight * key.query_key(question) for key in self.keys]).unsqueeze(0)
+        return torch.cat([key.weighted_query(question) for key in self.keys]).unsqueeze(0)
 
     def recall(
         self, question: Question, k: int, eligible: Callable[[SegmentRecord], bool] = lambda _: True
@@ -215,7 +214,7 @@ class LongTermMemory:
         assert self.partial is not None
         score, units = float(query @ self._document_keys([self.partial]).T), list[UnitHit]()
         if self.units is not None and of_units is not None:
-            units = self.units.partial(self.partial, self._last).hits(of_units, self.units.weight)
+            units = self.units.partial(self.partial, self._last).hits(of_units)
         return _hit(len(self.records), score, self.partial, units)
 
     def _stored_hits(

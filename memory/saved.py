@@ -12,7 +12,7 @@ from hiermem.retrieval.keys.lexical import LexicalKeyConfig
 YOUNGER: dict[type, dict[str, Any]] = {
     WorkingMemoryConfig: {"head_shares": None, "policy_settings": {}},
     LongTermConfig: {"keys": KEYS, "tiers": {}},
-    LexicalKeyConfig: {"version": 1},
+    LexicalKeyConfig: {"version": 1, "grams": 0},
 }
 """Settings that came after the first release of the format, and what memories from before were read with."""
 

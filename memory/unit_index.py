@@ -19,6 +19,10 @@ from hiermem.retrieval.store import RecallStore, StoreConfig, new_store
 from hiermem.retrieval.units import LONGEST, split
 
 
+LEAST_TRUST = 0.2
+"""Of a search key in its inner products with a question; below, words alone choose passages."""
+
+
 @dataclass(frozen=True)
 class Units:
     """Units of a segment.
@@ -31,13 +35,11 @@ class Units:
     spans: Tensor
     keys: Tensor
 
-    def hits(self, query: Tensor, weight: float) -> list[UnitHit]:
-        """How well each fits ``query [W]`` by itself, whose weights are ``weight`` together."""
-        scores = (self.keys @ query).tolist()
+    def hits(self, query: Tensor) -> list[UnitHit]:
+        """How well each fits ``query [W]`` by itself."""
+        scores, length = (self.keys @ query).tolist(), float(query.norm()) or 1.0
         pairs = zip(self.spans.tolist(), scores, strict=True)
-        return [
-            UnitHit(start, end, score, score / weight if weight else 0.0) for (start, end), score in pairs
-        ]
+        return [UnitHit(start, end, score, score / length) for (start, end), score in pairs]
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class UnitIndex:
         Raises:
             NonFiniteError: it holds NaN or infinity.
         """
-        query = torch.cat([key.weight * key.query_key(question) for key in self.keys])
+        query = torch.cat([key.weighted_query(question) for key in self.keys])
         if not query.isfinite().all():
             raise NonFiniteError("The search key of the question is not finite: use another encoder.")
         return query
@@ -160,17 +162,14 @@ class UnitIndex:
         if self._store is None:
             return []
         rows = slice(self._first[segment], self._first[segment + 1])
-        return Units(self._spans[segment], self._store.keys[rows]).hits(query, self.weight)
+        return Units(self._spans[segment], self._store.keys[rows]).hits(query)
 
-    @property
-    def weight(self) -> float:
-        """Of all keys together."""
-        return sum(key.weight for key in self.keys)
-
-    @property
-    def scale(self) -> UnitScale:
-        """Meaning of the scores of these units."""
-        return UnitScale(self.weight, self.keys[0].odds if len(self.keys) == 1 else None)
+    def scale(self, question: Question) -> UnitScale | None:
+        """Meaning of the scores of these units; None: no key knows enough of the question."""
+        if all(key.trust(question) < LEAST_TRUST for key in self.keys):
+            return None
+        weight = sum(key.weight for key in self.keys)
+        return UnitScale(weight, self.keys[0].odds if len(self.keys) == 1 else None)
 
     # ---- saving
 

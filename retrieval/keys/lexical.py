@@ -1,7 +1,8 @@
 """A training-free search key that works like BM25 through one inner product.
 
 A *unit* is a folded word (`words.py`) cut to its first characters (cheap stemming), a whole word
-with digits, or a character bigram in scripts without spaces. Its vector comes from its hash, sparse and
+with digits, or a character bigram in scripts without spaces. Keys have the character n-grams of words as
+well, by which words of many endings and compounds find each other (McNamee and Mayfield, 2004). A vector comes from its hash, sparse and
 pseudo-random (count sketch: Charikar et al. 2002; feature hashing: Weinberger et al. 2009), so two
 units are nearly orthogonal and neither a vocabulary nor a tokenizer is needed.
 
@@ -49,13 +50,15 @@ class LexicalKeyConfig:
 
     dim: length of a key in floats; the noise of a score falls as ``1 / sqrt(dim)``.
     prefix: characters kept of a word.
+    grams: characters of the n-grams that words have beside; 0: they have none.
     saturation: BM25's ``k1``; at 0 it does not matter how often a unit stands in its segment.
     cancelled: how many of the most varying units a query is cleaned of; 0 switches that off.
     version: how words are folded; see :func:`hiermem.retrieval.words.words`.
     """
 
-    dim: int = 2048
+    dim: int = 4096
     prefix: int = 7
+    grams: int = 4
     saturation: float = 0.5
     cancelled: int = 4096
     version: int = VERSION
@@ -64,8 +67,8 @@ class LexicalKeyConfig:
         check_settings(self)
         if min(self.dim, self.prefix) < 1:
             raise InputError("LexicalKeyConfig.dim and .prefix must be at least 1.")
-        if not (0 <= self.saturation < np.inf and self.cancelled >= 0):
-            raise InputError("LexicalKeyConfig.saturation and .cancelled must be 0 or more.")
+        if not (0 <= self.saturation < np.inf and min(self.cancelled, self.grams) >= 0):
+            raise InputError("LexicalKeyConfig.saturation, .cancelled and .grams must be 0 or more.")
         if self.version not in range(1, VERSION + 1):
             raise InputError(
                 f"LexicalKeyConfig.version must be from 1 to {VERSION}, not {self.version!r}: a newer one "
@@ -110,9 +113,13 @@ class LexicalKey(SearchKey):
 
     def units(self, text: str) -> tuple[_Ints, _Floats]:
         """The distinct units of ``text``: int64 hashes [U] and float64 counts [U]."""
+        return _counted(map(_unit_ids, words(text, self.config.version), repeat(self.config.prefix)))
+
+    def _features(self, text: str) -> tuple[_Ints, _Floats]:
+        """The same with the n-grams of words, as keys have them."""
         found = words(text, self.config.version)
-        counts = Counter(chain.from_iterable(map(_unit_ids, found, repeat(self.config.prefix))))
-        return np.array([*counts], np.int64), np.array([*counts.values()], np.float64)
+        units = map(_unit_ids, found, repeat(self.config.prefix))
+        return _counted(chain(units, map(_gram_ids, found, repeat(self.config.grams))))
 
     def observe(self, records: Sequence[Keyed]) -> None:
         """Count finished segments; later query keys change by it, document keys never do."""
@@ -120,7 +127,7 @@ class LexicalKey(SearchKey):
             self._observe(record.text)
 
     def _observe(self, text: str) -> None:
-        units, (counted, newest) = self.units(text)[0].tolist(), self._counts
+        units, (counted, newest) = self._features(text)[0].tolist(), self._counts
         if len(newest) == _COUNTED_AT_ONCE:
             counted, newest = self._frequency, ()
         self._segments, self._common = self._segments + 1, None
@@ -141,13 +148,13 @@ class LexicalKey(SearchKey):
         """Keys of segments, each of its own text alone: float32 [N, D]; an empty text gives 0."""
         keys = np.zeros((len(records), self.config.dim), np.float32)
         for key, record in zip(keys, records, strict=True):
-            ids, counts = self.units(record.text)
+            ids, counts = self._features(record.text)
             key[:] = self._sketch(ids).total(self.saturated(counts))
         return torch.from_numpy(keys)
 
     def query_key(self, question: Question) -> torch.Tensor:
         """Key of a question under the statistics so far: float32 [D]; an empty text gives 0."""
-        ids, counts = self.units(question.text)
+        ids, counts = self._features(question.text)
         return torch.from_numpy(self._clean(self._sketch(ids), counts * self.idf(ids)).astype(np.float32))
 
     def saturated(self, counts: _Floats) -> _Floats:
@@ -223,17 +230,38 @@ def idf(frequency: _Floats, texts: int) -> _Floats:
     return np.asarray(np.log1p((texts - frequency + 0.5) / (frequency + 0.5)), np.float64)
 
 
-@lru_cache(maxsize=1 << 16)
+def _counted(ids: Iterable[tuple[int, ...]]) -> tuple[_Ints, _Floats]:
+    """Distinct ones of ``ids``, int64 [U], and how often each is there, float64 [U]."""
+    counts = Counter(chain.from_iterable(ids))
+    return np.array([*counts], np.int64), np.array([*counts.values()], np.float64)
+
+
+@lru_cache(maxsize=1 << 14)
 def _unit_ids(word: str, prefix: int) -> tuple[int, ...]:
-    """The units of one case-folded word, as signed 64-bit hashes, the same on every machine."""
+    """The units of one case-folded word, as hashes."""
     units: list[str] = []
     for run in [word] if word.isascii() else _RUN.findall(word):
         if _UNSPACED_RUN.match(run) or (len(run) > _LONGEST_WORD and not run.isascii()):
             units += [run[i : i + 2] for i in range(max(1, len(run) - 1))]
         else:
             units.append(run if re.search(r"\d", run) else run[:prefix])
-    digests = [blake2b(unit.encode("utf-8", "replace"), digest_size=8) for unit in units]
-    return tuple(int.from_bytes(d.digest(), "little", signed=True) for d in digests)
+    return _hashed(units)
+
+
+@lru_cache(maxsize=1 << 14)
+def _gram_ids(word: str, grams: int) -> tuple[int, ...]:
+    """The n-grams of a word of letters, with marks at its ends, as hashes that no unit has. Words with digits
+    have none, nor do scripts without spaces."""
+    if not grams or re.search(r"\d", word) or _UNSPACED_RUN.search(word):
+        return ()
+    marked = f"<{word}>"
+    return _hashed([f"#{marked[at : at + grams]}" for at in range(len(marked) - grams + 1)])
+
+
+def _hashed(units: Iterable[str]) -> tuple[int, ...]:
+    """Signed 64-bit hashes, the same on every machine."""
+    digests = (blake2b(unit.encode("utf-8", "replace"), digest_size=8) for unit in units)
+    return tuple(int.from_bytes(digest.digest(), "little", signed=True) for digest in digests)
 
 
 def _conjugate_gradient(operator: Callable[[_Floats], _Floats], right: _Floats) -> _Floats:
