@@ -18,7 +18,6 @@ from hiermem.retrieval.keys import Question, SearchKey, Text
 from hiermem.retrieval.store import RecallStore, StoreConfig, new_store
 from hiermem.retrieval.units import LONGEST, split
 
-
 LEAST_TRUST = 0.2
 """Of a search key in its inner products with a question; below, words alone choose passages."""
 

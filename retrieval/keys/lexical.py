@@ -1,10 +1,11 @@
 """A training-free search key that works like BM25 through one inner product.
 
 A *unit* is a folded word (`words.py`) cut to its first characters (cheap stemming), a whole word
-with digits, or a character bigram in scripts without spaces. Keys have the character n-grams of words as
-well, by which words of many endings and compounds find each other (McNamee and Mayfield, 2004). A vector comes from its hash, sparse and
-pseudo-random (count sketch: Charikar et al. 2002; feature hashing: Weinberger et al. 2009), so two
-units are nearly orthogonal and neither a vocabulary nor a tokenizer is needed.
+with digits, or a character bigram in scripts without spaces. Keys have the character n-grams of words
+as well, by which compounds and words of many endings find each other (McNamee and Mayfield 2004). The
+vector of a unit or n-gram comes from its hash, sparse and pseudo-random (count sketch: Charikar et al.
+2002; feature hashing: Weinberger et al. 2009), so two are nearly orthogonal and neither a vocabulary
+nor a tokenizer is needed.
 
 A segment's key is the sum of its units' vectors, each weighted by the saturated count of BM25
 (Robertson and Zaragoza 2009). The weight of rare units (idf) sits in the query alone, so a key
