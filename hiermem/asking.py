@@ -103,7 +103,7 @@ def prepare(
     selection = select(hits, records, terms, *limits)
     sources, confidence = selection.sources, selection.confidence
     alone = bool(hits) and not config.working
-    working = reader.new_working_memory(memory.working.config) if alone else memory.working.copy()
+    working = reader.new_working_memory(memory.working_config) if alone else memory.working.copy()
     least = config.least_confidence
     told = not least or (bool(sources) and (confidence is None or confidence >= least))
     found = told or (not alone and terms.are_known(memory.longterm.partial))

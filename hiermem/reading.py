@@ -1,4 +1,4 @@
-"""The segment loop: a document goes through the backbone chunk by chunk and leaves a memory behind."""
+"""The segment loop: a document, read by the backbone or only indexed, leaves a memory behind."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +13,7 @@ from hiermem.documents import file_text, warn_of_name
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.memory.longterm import SegmentRecord
 from hiermem.memory.state import MemoryState, Moment
+from hiermem.memory.working import WorkingMemory
 from hiermem.progress import progress_bar
 from hiermem.reader import Reader
 from hiermem.text import MARGIN, TokenBlock, beginning, decoded, stream_tokens
@@ -43,21 +44,30 @@ def read(
     memory: MemoryState,
     progress: bool,
     checkpoint: Callable[[], None] | None = None,
+    *,
+    index: bool = False,
 ) -> None:
     """Read ``source`` into ``memory``; whatever stops it, the memory stands where reading can go on.
 
     Args:
         checkpoint: called after every chunk, when the memory holds all that was read.
+        index: leave the backbone out: the working memory stays empty, and chunks are segments.
+
+    Raises:
+        InputError: ``source`` is empty or no text; or see `MemoryState.check_goes_on`.
+        NonFiniteError: the backbone produced NaN or infinity.
     """
+    memory.check_goes_on(index)
     if isinstance(source, os.PathLike):
         source = file_text(source)
     elif isinstance(source, str):
         warn_of_name(source)
     before, total = memory.tokens, len(source) if isinstance(source, str) else None
     blocks, moment = _blocks(reader.tokenizer, source, memory), memory.moment
-    with progress_bar("reading", total, "char", progress) as bar:
-        for piece in _pieces(blocks, reader.chunk, memory.segment, before):
-            moment = _read_piece(reader, moment, piece, memory.segment)
+    chunk = memory.segment if index else reader.chunk
+    with progress_bar("indexing" if index else "reading", total, "char", progress) as bar:
+        for piece in _pieces(blocks, chunk, memory.segment, before):
+            moment = _after(moment, piece, memory.segment, None if index else reader)
             bar.update(len(piece.text) if total is not None else 0)
             bar.set_postfix(tokens=moment.tokens, segments=len(moment.longterm), refresh=False)
             if piece.whole:
@@ -124,21 +134,30 @@ def _pieces(blocks: Iterable[TokenBlock], chunk: int, segment: int, position: in
         yield Piece(ids, start, text, whole=True)
 
 
-def _read_piece(reader: Reader, moment: Moment, piece: Piece, segment: int) -> Moment:
-    """The content of the memories after one more piece; ``moment`` stays as it is."""
+def _after(moment: Moment, piece: Piece, segment: int, reader: Reader | None) -> Moment:
+    """The content of the memories after one more piece; ``moment`` stays as it is.
+
+    Args:
+        reader: what reads the piece; None: nobody does.
+    """
     first, moment = moment.tokens, moment.copy()
-    working, longterm = moment.working, moment.longterm
-    try:
-        reader.read(working, torch.tensor([piece.ids], device=reader.device))
-    except NonFiniteError as error:
-        raise NonFiniteError(f"Segment {first // segment} cannot be read. {error}") from error
-    record = _extended(longterm.partial, piece, first)
-    if moment.tokens % segment == 0:
+    if reader is not None:
+        _read_piece(reader, moment.working, piece, first // segment)
+    record = _extended(moment.longterm.partial, piece, first)
+    if len(record.ids) == segment:
         record.embedding = _embedding(moment)
         moment.write(record)
     else:
-        longterm.partial = record
+        moment.longterm.partial = record
     return moment
+
+
+def _read_piece(reader: Reader, working: WorkingMemory, piece: Piece, segment: int) -> None:
+    """Read a piece of the segment of that number."""
+    try:
+        reader.read(working, torch.tensor([piece.ids], device=reader.device))
+    except NonFiniteError as error:
+        raise NonFiniteError(f"Segment {segment} cannot be read. {error}") from error
 
 
 def _extended(record: SegmentRecord | None, piece: Piece, first: int) -> SegmentRecord:

@@ -35,5 +35,5 @@ def recall_kv(
     Raises:
         InputError: see `kv_tier` and `recalled`.
     """
-    working = reader.new_working_memory(config or memory.working.config)
+    working = reader.new_working_memory(config or memory.working_config)
     return recalled(kv_tier(memory), chosen, working, reader.adapter.model.dtype, reader.device)

@@ -1,8 +1,7 @@
 """Memory of a document: everything that reading it has left behind, in memory and on disk."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -10,18 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hiermem.errors import (
-    InputError,
-    MemoryCorruptError,
-    MemoryFileError,
-    MemoryIncompatibleError,
-    MemoryMissingError,
-)
+from hiermem.errors import InputError, MemoryCorruptError, MemoryFileError
 from hiermem.memory.contents import UNITS, Contents
 from hiermem.memory.hmt.module import HMTModule
-from hiermem.memory.longterm import LongTermConfig, LongTermMemory
+from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.records import Hit, SegmentRecord
-from hiermem.memory.saved import SavedInfo, plain_settings
+from hiermem.memory.saved import SavedInfo, check_fingerprint, check_replaced, named, plain_settings
 from hiermem.memory.stored import exactly
 from hiermem.memory.tier import CacheListener, Tier
 from hiermem.memory.tier_files import files_of, read_tiers, series_files, tier_file
@@ -29,13 +22,11 @@ from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.retrieval.files import (
     load_directory,
-    load_part,
-    read_info,
     save_directory,
     saved_bytes,
     verify_directory,
 )
-from hiermem.retrieval.keys import SEARCH_KEYS, Question
+from hiermem.retrieval.keys import Question
 
 
 class MemoryOwner(Protocol):
@@ -77,7 +68,7 @@ class Moment:
     """Content of all tiers at one moment of the document.
 
     Attributes:
-        working: the KV cache.
+        working: the KV cache; empty where segments were only indexed.
         longterm: one record per segment.
         tiers: further tiers of the long-term memory.
     """
@@ -93,9 +84,20 @@ class Moment:
         return type(self), (self.working, self.longterm, self.tiers)
 
     @property
+    def last(self) -> SegmentRecord | None:
+        """The last record, complete or not."""
+        records = self.longterm.records
+        return self.longterm.partial or (records[-1] if records else None)
+
+    @property
     def tokens(self) -> int:
-        """Tokens read so far."""
-        return self.working.num_tokens[0]
+        """Tokens read or indexed so far."""
+        return 0 if self.last is None else self.last.first_token + len(self.last.ids)
+
+    @property
+    def indexed(self) -> bool:
+        """Whether segments were only indexed: the backbone has read nothing of them."""
+        return self.tokens > self.working.num_tokens[0]
 
     def copy(self) -> "Moment":
         """An independent one, to read on in; costs nothing."""
@@ -139,16 +141,37 @@ class MemoryState:
 
     def __repr__(self) -> str:
         read = f"{self.tokens} tokens in {self.segments} segments, {self.characters} characters"
-        return f"MemoryState({read}, model {self.model!r})"
+        return f"MemoryState({read}, model {self.model!r}{', only indexed' if self.indexed else ''})"
 
     def __str__(self) -> str:
         read = f"{self.tokens:,} tokens in {self.segments:,} segments, {self.characters:,} characters"
-        return f"A memory of {read}" + (f", read with {self.model}" if self.model else "")
+        done = "only indexed" if self.indexed else "read"
+        said = f", {done} with {self.model}" if self.model else ", only indexed" if self.indexed else ""
+        return f"A memory of {read}{said}"
 
     @property
     def working(self) -> WorkingMemory:
-        """The KV cache."""
+        """The KV cache.
+
+        Raises:
+            InputError: segments were only indexed, so that there is none.
+        """
+        if self.indexed:
+            raise InputError(
+                "This memory was only indexed and has no working memory: ask with recall (top_k above 0) and "
+                "without asking.working, or read the document in place of indexing it."
+            )
         return self.moment.working
+
+    @property
+    def working_config(self) -> WorkingMemoryConfig:
+        """Settings of the KV cache, and of those that questions are read over."""
+        return self.moment.working.config
+
+    @property
+    def indexed(self) -> bool:
+        """Whether segments were only indexed: the backbone has read nothing of them."""
+        return self.moment.indexed
 
     @property
     def longterm(self) -> LongTermMemory:
@@ -162,7 +185,7 @@ class MemoryState:
 
     @property
     def tokens(self) -> int:
-        """Tokens read so far."""
+        """Tokens read or indexed so far."""
         return self.moment.tokens
 
     @property
@@ -173,7 +196,7 @@ class MemoryState:
     @property
     def characters(self) -> int:
         """Characters read so far."""
-        last = self.longterm.partial or (self.longterm.records[-1] if self.longterm.records else None)
+        last = self.moment.last
         return last.end if last else 0
 
     @property
@@ -195,7 +218,28 @@ class MemoryState:
         """Bytes of the working memory, of the search keys and of further tiers."""
         keys, tiers = self.longterm.store.keys, sum(tier.nbytes for tier in self.tiers)
         units = 0 if self.longterm.units is None else self.longterm.units.nbytes
-        return self.working.nbytes + keys.numel() * keys.element_size() + units + tiers
+        return self.moment.working.nbytes + keys.numel() * keys.element_size() + units + tiers
+
+    def check_goes_on(self, index: bool) -> None:
+        """Refuse to read on what was only indexed, and to index more where the backbone has left something or
+        would have to.
+
+        Args:
+            index: whether it is to go on without the backbone.
+
+        Raises:
+            InputError: so it is.
+        """
+        if self.tokens and index != self.indexed:
+            was, now = ("only indexed", "index") if self.indexed else ("read", "read")
+            raise InputError(f"This memory was {was}: {now} what comes, too, or begin a new memory.")
+        kept = [f"tier {tier.name}" for tier in self.tiers]
+        kept += ["memory embeddings"] if self.moment.working.recurrence is not None else []
+        if index and kept:
+            raise InputError(
+                f"Indexing makes no {kept[0]}, which the backbone does: read the document, or configure the "
+                f"model without."
+            )
 
     def records(self) -> list[SegmentRecord]:
         """All records, an incomplete last one included."""
@@ -221,12 +265,13 @@ class MemoryState:
         What is there may be an older state of the same document, of which nothing is lost.
 
         Raises:
-            MemoryFileError: it could not be written, or the memory of another document is there, which is
-                untouched.
+            MemoryFileError: it could not be written, or the memory of another document is there, or one that
+                was read where this one was only indexed; it is untouched.
         """
-        files: dict[str, Mapping[str, Tensor]] = {"working": self.working.state_dict()}
+        cache = self.moment.working
+        files: dict[str, Mapping[str, Tensor]] = {"working": cache.state_dict()}
         files |= self.longterm.tensors() | files_of(self.tiers)
-        working, longterm = plain_settings(self.working.config), plain_settings(self.longterm.config)
+        working, longterm = plain_settings(cache.config), plain_settings(self.longterm.config)
         digests = self.longterm.digests
         info = {
             "fingerprint": self.fingerprint,
@@ -234,11 +279,13 @@ class MemoryState:
             "segment": self.segment,
             "tokens": self.tokens,
             "characters": self.characters,
-            "recurrent": self.working.recurrence is not None,
-            "working": {"config": working, "bookkeeping": self.working.bookkeeping()},
+            "recurrent": cache.recurrence is not None,
+            **({"indexed": True} if self.indexed else {}),
+            "working": {"config": working, "bookkeeping": cache.bookkeeping()},
             "longterm": {"config": longterm, **({"digests": digests} if digests else {})},
         }
-        save_directory(path, files, info, partial(_check_goes_on, path, files["records"]["text"]))
+        check = partial(check_replaced, path, files["records"]["text"], self.indexed)
+        save_directory(path, files, info, check)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: MemoryOwner) -> "MemoryState":
@@ -249,15 +296,15 @@ class MemoryState:
             MemoryIncompatibleError: it belongs to another backbone, tokenizer or dtype.
         """
         files, info = load_directory(path)
-        with _named(path):
+        with named(path):
             saved = SavedInfo.read(info)
         check_fingerprint(saved.fingerprint, model.fingerprint(saved.working.policy), f"The memory at {path}")
-        _check_keys(saved.longterm, model.search_keys, path)
-        with _named(path):
+        saved.check_keys(model.search_keys, path)
+        with named(path):
             working = model.new_working_memory(
                 saved.working, recurrent=saved.recurrent, segment=saved.segment
             )
-        with _named(path, MemoryCorruptError):
+        with named(path, MemoryCorruptError):
             contents = cls._contents(files, saved, model)
             tensors = {name: model.to_device(tensor) for name, tensor in files["working"].items()}
             working.load_state(tensors, saved.bookkeeping, model.dtype, model.num_embeddings)
@@ -279,9 +326,7 @@ class MemoryState:
         Raises:
             MemoryMissingError, MemoryCorruptError, MemoryTooNewError, MemoryFileError: see `hiermem.errors`.
         """
-        info = read_info(path)
-        with _named(path):
-            saved = SavedInfo.read(info)
+        saved = SavedInfo.of(path)
         return saved.model, saved.fingerprint.get("dtype", "")
 
     @staticmethod
@@ -291,10 +336,16 @@ class MemoryState:
         Raises:
             MemoryMissingError, MemoryCorruptError, MemoryTooNewError, MemoryFileError: see `hiermem.errors`.
         """
-        info = read_info(path)
-        with _named(path):
-            tokens = SavedInfo.read(info).tokens
-        return saved_bytes(path) / max(tokens, 1)
+        return saved_bytes(path) / max(SavedInfo.of(path).tokens, 1)
+
+    @staticmethod
+    def was_indexed(path: str | os.PathLike[str]) -> bool:
+        """Whether a saved memory was only indexed: the backbone has read nothing of it.
+
+        Raises:
+            MemoryMissingError, MemoryCorruptError, MemoryTooNewError, MemoryFileError: see `hiermem.errors`.
+        """
+        return SavedInfo.of(path).indexed
 
     @classmethod
     def verify(cls, path: str | os.PathLike[str]) -> list[str]:
@@ -307,9 +358,9 @@ class MemoryState:
             return problems
         try:
             files, info = load_directory(path)
-            with _named(path):
+            with named(path):
                 saved = SavedInfo.read(info)
-            with _named(path, MemoryCorruptError):
+            with named(path, MemoryCorruptError):
                 contents = cls._contents(files, saved)
                 read_tiers(files, saved.longterm.tiers, contents.records[: len(contents.keys)])
         except MemoryFileError as error:
@@ -337,76 +388,3 @@ class MemoryState:
             if (None if record.embedding is None else record.embedding.shape) != shape:
                 raise ValueError("the embeddings have another shape")
         return contents
-
-
-def _check_goes_on(path: str | os.PathLike[str], text: Tensor) -> None:
-    """Refuse to replace a memory of anything but the beginning of this text, ``[bytes]`` uint8."""
-    try:
-        before = load_part(path, "records").get("text")
-    except (MemoryMissingError, MemoryCorruptError):  # nothing there that could be lost
-        return
-    if before is None or before.dtype != text.dtype:  # nor here: it could not be loaded
-        return
-    if not torch.equal(before, text[: before.numel()]):
-        raise MemoryFileError(
-            f"The memory at {path} is of another text, or of more of this one: give another folder, or "
-            f"remove it first."
-        )
-
-
-def _check_keys(
-    saved: LongTermConfig, present: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]
-) -> None:
-    """Refuse to open files, or to ask the hub, because a memory names them.
-
-    Raises:
-        MemoryIncompatibleError: a search key names some that the model is not configured with.
-    """
-    for name, settings in saved.keys.items():
-        if present.get(name) != settings and SEARCH_KEYS[name].names_files_with(settings):
-            raise MemoryIncompatibleError(
-                f"The memory at {path} names files for its search key {name}, which are not opened for that "
-                f"alone: load the model with the same LongTermConfig(keys=…), or give the same --set."
-            )
-
-
-@contextmanager
-def _named(
-    path: str | os.PathLike[str], refused: type[MemoryFileError] = MemoryIncompatibleError
-) -> Iterator[None]:
-    """Say of which memory an error is.
-
-    Args:
-        refused: what becomes of an `InputError`.
-    """
-    try:
-        yield
-    except InputError as error:
-        raise refused(f"The memory at {path} cannot be used here. {error}") from error
-    except (ValueError, OverflowError) as error:
-        raise MemoryCorruptError(
-            f"The memory at {path} is whole but does not make sense ({error}): build it again."
-        ) from error
-
-
-def check_fingerprint(saved: dict[str, str], present: dict[str, str], memory: str) -> None:
-    """Refuse a memory that another model made.
-
-    Args:
-        saved: what the memory was read with.
-        present: what the model has.
-        memory: what the message calls it.
-
-    Raises:
-        MemoryIncompatibleError: they differ.
-    """
-    for name in sorted(saved.keys() | present.keys()):
-        value, expected = saved.get(name), present.get(name)
-        if value != expected:
-            remedy = (
-                f"load the model with dtype {value}" if name == "dtype" else "load the model that made it"
-            )
-            raise MemoryIncompatibleError(
-                f"{memory} was not read with this model's {name} ({value}, this model has {expected}): "
-                f"{remedy}, or read the document again."
-            )

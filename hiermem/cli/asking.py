@@ -97,7 +97,7 @@ def ask(
         reader.config.asking = replace(reader.config.asking, least_confidence=0.0)
     memory = MemoryState.load(memory_dir, reader)
     if preset or policy or policy_set:
-        _check_policy(memory_dir, memory.working.config, reader.config.working)
+        _check_policy(memory_dir, memory.working_config, reader.config.working)
     if not asked:
         chat = reader.chat(memory)
         converse(lambda typed: chat.ask(typed, top_k, max_new_tokens, stream=True))

@@ -7,6 +7,7 @@ import typer
 
 from hiermem.cli import options as opt
 from hiermem.cli.answers import as_json, in_words
+from hiermem.cli.reading_task import ONLY_INDEXED
 from hiermem.resources import peak_rss_bytes
 
 
@@ -20,11 +21,14 @@ def verify(memory_dir: opt.MemoryDir, json: opt.Json = False) -> None:
     from hiermem.memory.state import MemoryState
 
     problems = MemoryState.verify(memory_dir)
-    words = "\n".join(problems)
+    report, words = {"ok": not problems, "problems": problems}, "\n".join(problems)
     if not problems:
         size = MemoryState.bytes_per_token(memory_dir)
         words = f"{memory_dir} is sound and takes {size:.0f} bytes a token."
-    opt.emit({"ok": not problems, "problems": problems}, json, words)
+        if MemoryState.was_indexed(memory_dir):
+            report["indexed"] = True
+            words += f" {ONLY_INDEXED}"
+    opt.emit(report, json, words)
     if problems:
         raise typer.Exit(1)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hiermem.cli import options as opt
-from hiermem.cli.reading_task import Task, appending, holds_memory, resumed
+from hiermem.cli.reading_task import ONLY_INDEXED, Task, appending, holds_memory, resumed
 from hiermem.cli.signals import Stop, stoppable
 from hiermem.errors import MemoryFileError
 from hiermem.progress import say
@@ -33,6 +33,9 @@ def read(
     doc: opt.Document,
     out: Annotated[Path, typer.Option(help="Folder to keep the memory in.")],
     append: Annotated[bool, typer.Option(help="Read DOC after what the memory at --out holds.")] = False,
+    index: Annotated[
+        bool, typer.Option("--index", help="Leave the backbone out: much faster, but no working memory.")
+    ] = False,
     save_every: Annotated[
         float,
         typer.Option(
@@ -59,6 +62,9 @@ def read(
     command goes on from there. With --append, the memory stays as it was until the whole addition has been
     read.
 
+    With --index, records and search keys are all that is made. By default nothing else is asked for, so the
+    answers are the same; the working memory and further tiers are missing.
+
     Examples:
 
         hiermem read book.txt --out book.hmem
@@ -66,6 +72,8 @@ def read(
         cat notes.txt | hiermem read - --out book.hmem --append
 
         hiermem read python-reference --out ref.hmem --policy window --budget 1024
+
+        hiermem read book.txt --out book.hmem --index
 
         hiermem read book.txt --out book.hmem --set longterm.keys.dense={}
 
@@ -85,7 +93,7 @@ def read(
         _check_room(out, 1 << 20)
         reader = opt.load_model(model, config, dtype, device)
         with stoppable() as stop:
-            task = appending(reader, out, text) if append else resumed(reader, out, text)
+            task = (appending if append else resumed)(reader, out, text, index)
             start = time.perf_counter()
             _read_and_keep(reader, task, save_every, stop)
             _report(task, time.perf_counter() - start, json)
@@ -108,7 +116,7 @@ def _read_and_keep(reader: "HierMemModel", task: Task, save_every: float, stop: 
             _check_room(task.out, _final_size(reader, task))
             if task.saved and holds_memory(task.meanwhile):
                 say(f"hiermem: going on after {task.saved} tokens.")
-            reader.read(task.rest, task.memory, checkpoint=checkpoint)
+            task.go_on(reader, checkpoint)
         with stop.held():
             task.finish()
             stop.done()
@@ -141,6 +149,8 @@ def _final_size(reader: "HierMemModel", task: Task) -> int:
     working, number = config.working, reader.dtype.itemsize
     keeps_all = working.policy == FullCachePolicy.name
     live = tokens if keeps_all else min(working.budget + working.update_interval, tokens)
+    if task.index:
+        live = 0
     cache = sum(
         2 * shape.heads * shape.width * number + 12 * shape.heads for shape in reader.adapter.geometries
     )
@@ -171,23 +181,25 @@ def _report(task: Task, seconds: float, json: bool) -> None:
     from hiermem.memory.state import MemoryState
 
     memory, tokens = task.memory, task.memory.tokens - task.before
+    peak = memory.moment.working.frames.counts.peak_tokens
     result: dict[str, Any] = {
         "tokens": memory.tokens,
         "segments": memory.segments,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds if tokens else 0.0,
         "peak_rss_bytes": peak_rss_bytes(),
-        "live_tokens_max": memory.working.frames.counts.peak_tokens,
+        "live_tokens_max": peak,
         "memory_bytes": memory.nbytes,
         "memory_bytes_per_token": MemoryState.bytes_per_token(task.out),
         "new_tokens": tokens,
+        "indexed": memory.indexed,
         "out": str(task.out),
     }
+    done, live = ("Read", f", at most {peak} of them live per KV head") if not task.index else ("Indexed", "")
     words = (
-        f"Read {tokens} tokens in {seconds:.1f} s ({result['tokens_per_second']:.0f} a second); "
-        f"the memory at {task.out} holds {memory.tokens} tokens in {memory.segments} segments, at most "
-        f"{memory.working.frames.counts.peak_tokens} of them live per KV head. It takes "
-        f"{result['memory_bytes_per_token']:.0f} bytes a token. "
+        f"{done} {tokens} tokens in {seconds:.1f} s ({result['tokens_per_second']:.0f} a second); "
+        f"the memory at {task.out} holds {memory.tokens} tokens in {memory.segments} segments{live}. "
+        f"It takes {result['memory_bytes_per_token']:.0f} bytes a token. "
         f"Peak memory {opt.mib(peak_rss_bytes())}."
     )
-    opt.emit(result, json, words)
+    opt.emit(result, json, f"{words} {ONLY_INDEXED}" if task.index else words)

@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 ADDITION = "addition"
 """Folder within a memory's own that holds an addition which was stopped, with the memory before it."""
 
+ONLY_INDEXED = (
+    "It was only indexed and has no working memory: generate, asking.working and further tiers need the "
+    "document read, without --index."
+)
+"""Sentence on what a memory lacks that the backbone has not read."""
+
 
 @dataclass
 class Task:
@@ -25,6 +32,7 @@ class Task:
         rest: text that is still to be read; empty where all was read.
         out: folder of the memory once all was read.
         meanwhile: folder of the memory until then.
+        index: whether the backbone is left out.
         before: tokens of the memory when the command began.
         saved: tokens of the memory that is on disk.
     """
@@ -33,11 +41,17 @@ class Task:
     rest: str
     out: Path
     meanwhile: Path
+    index: bool = False
     before: int = field(init=False)
     saved: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.before = self.saved = self.memory.tokens
+
+    def go_on(self, reader: "HierMemModel", checkpoint: Callable[[], None]) -> None:
+        """Read or index the rest."""
+        take_in = reader.index if self.index else reader.read
+        take_in(self.rest, self.memory, checkpoint=checkpoint)
 
     def keep(self) -> None:
         """Save the memory so far, if it holds more than was saved."""
@@ -66,7 +80,7 @@ def holds_memory(folder: Path) -> bool:
     return True
 
 
-def resumed(reader: "HierMemModel", out: Path, text: str) -> Task:
+def resumed(reader: "HierMemModel", out: Path, text: str, index: bool = False) -> Task:
     """A reading into ``out``, gone on with where an earlier command stopped, or begun.
 
     Raises:
@@ -77,8 +91,8 @@ def resumed(reader: "HierMemModel", out: Path, text: str) -> Task:
     try:
         memory = MemoryState.load(out, reader)
     except MemoryMissingError:
-        return Task(reader.new_memory(), text, out, out)
-    _check_settings(reader, memory, out)
+        return Task(reader.new_memory(), text, out, out, index)
+    _check_settings(reader, memory, out, index)
     already = memory.text
     if already != text and already.startswith(text):
         raise InputError(
@@ -90,10 +104,10 @@ def resumed(reader: "HierMemModel", out: Path, text: str) -> Task:
             f"The memory at {out} is of another text: give a new folder to --out, or --append to read on in "
             f"it."
         )
-    return Task(memory, text[len(already) :], out, out)
+    return Task(memory, text[len(already) :], out, out, index)
 
 
-def appending(reader: "HierMemModel", out: Path, text: str) -> Task:
+def appending(reader: "HierMemModel", out: Path, text: str, index: bool = False) -> Task:
     """A reading after the memory at ``out``, gone on with where an earlier command stopped, or begun.
 
     Raises:
@@ -104,32 +118,41 @@ def appending(reader: "HierMemModel", out: Path, text: str) -> Task:
     from hiermem.text import separated
 
     memory, meanwhile = MemoryState.load(out, reader), out / ADDITION
-    _check_settings(reader, memory, out)
+    _check_settings(reader, memory, out, index)
     if meanwhile.is_symlink():
         raise InputError(f"{meanwhile} is a link, and an addition stays in its memory's folder: remove it.")
     check_target(meanwhile)
     try:
         begun = MemoryState.load(meanwhile, reader)
     except MemoryMissingError:
-        return Task(memory, separated(memory.last_characters(2), text), out, meanwhile)
-    _check_settings(reader, begun, meanwhile)
+        return Task(memory, separated(memory.last_characters(2), text), out, meanwhile, index)
+    _check_settings(reader, begun, meanwhile, index)
     before, already = memory.text, begun.text
     if before.startswith(already) and before.endswith(text) and len(before) < len(already) + len(text):
-        return Task(memory, "", out, meanwhile)  # stopped when all was in its place
+        return Task(memory, "", out, meanwhile, index)  # stopped when all was in its place
     text = separated(before, text)  # words of two texts are not to run into one another
     if already.startswith(before) and text.startswith(already[len(before) :]):
-        return Task(begun, text[len(already) - len(before) :], out, meanwhile)
+        return Task(begun, text[len(already) - len(before) :], out, meanwhile, index)
     raise InputError(
         f"The folder {meanwhile} holds another addition, which was stopped: go on with that one first, or "
         f"delete the folder."
     )
 
 
-def _check_settings(reader: "HierMemModel", memory: "MemoryState", place: Path) -> None:
-    """Refuse to go on with a memory that was read with other settings."""
+def _check_settings(reader: "HierMemModel", memory: "MemoryState", place: Path, index: bool) -> None:
+    """Refuse to go on with a memory that was made with other settings, or in the other way."""
+    if memory.indexed and not index:
+        raise InputError(
+            f"The memory at {place} was only indexed: give --index again, or a new folder to --out."
+        )
+    if index and not memory.indexed:
+        raise InputError(
+            f"The memory at {place} was read, not only indexed: leave --index out, or give a new folder to "
+            f"--out."
+        )
     config = reader.config
     longterm, wanted = memory.longterm.config, config.longterm
-    read_with = (memory.working.config, memory.segment, longterm.keys, longterm.tiers)
+    read_with = (memory.working_config, memory.segment, longterm.keys, longterm.tiers)
     if read_with != (config.working, config.segment, wanted.keys, wanted.tiers):
         raise InputError(
             f"The memory at {place} was read with other settings: leave --policy, --policy-set, --budget, "
