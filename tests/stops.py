@@ -3,7 +3,7 @@
 As a program: `python tests/stops.py --count 200 --alone 0`. Workers are forks of one process that has
 imported everything and loaded a tiny model, so that hundreds of stops take minutes. Fresh processes are
 stopped by `--count 0 --alone 20 --words 3000`: of a short text all is read before they are. With `--tier`,
-keys and values are kept, two segments in a file.
+keys and values are kept, two segments in a file. With `--index`, nothing goes through the backbone.
 """
 
 import argparse
@@ -106,9 +106,12 @@ class Stops:
         folder: an empty one to work in.
         words: of the document, and of the addition.
         tiers: assignments that switch tiers on.
+        index: leave the backbone out; how much of a chunk is lost is then not known.
     """
 
-    def __init__(self, folder: Path, words: int = 250, seed: int = 0, tiers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, words: int = 250, seed: int = 0, tiers: Sequence[str] = (), index: bool = False
+    ) -> None:
         torch.set_num_threads(1)
         self.folder, self.random, self.clock = folder, random.Random(seed), Clock()
         backbone().save_pretrained(folder / "model")
@@ -116,7 +119,7 @@ class Stops:
         self.texts = {"book": text_of(words), "more": text_of(words, seed=9)}
         for name, text in self.texts.items():
             (folder / name).write_text(text, "utf-8")
-        self.tiers = list(tiers)
+        self.tiers, self.way = list(tiers), ["--index"] if index else []
         config = options.configuration(str(folder / "model"), None, None, 24, 32, CHUNK)
         config = with_settings(config, self.tiers)
         self.reader = options.load_model(str(folder / "model"), config, None, None)
@@ -156,7 +159,7 @@ class Stops:
         words = ["hiermem", "read", str(self.folder / doc), "--out", str(out), *SETTINGS]
         words += ["--model", str(self.folder / "model"), "--save-every", str(save_every / 60)]
         words += [word for assignment in self.tiers for word in ("--set", assignment)]
-        return words + (["--append"] if doc == "more" else [])
+        return words + self.way + (["--append"] if doc == "more" else [])
 
     def fork(self, doc: str, save_every: float, out: Path) -> int:
         """The command in a fork of this process; its id."""
@@ -329,6 +332,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kill", type=int, help="stops by SIGKILL; default: as many as --count")
     parser.add_argument("--tier", action="store_true", help="keep keys and values")
+    parser.add_argument("--index", action="store_true", help="leave the backbone out")
     given = parser.parse_args()
     if given.tier:
         kv.GROUP = 2
@@ -337,5 +341,5 @@ if __name__ == "__main__":
     half = given.count // 2
     wanted = {"SIGTERM": given.count, "SIGINT": half, "SIGINT twice": half, "SIGHUP": given.count // 4}
     with tempfile.TemporaryDirectory() as name:
-        stops = Stops(Path(name), given.words, given.seed, assignments)
+        stops = Stops(Path(name), given.words, given.seed, assignments, given.index)
         soak(stops, {**wanted, "SIGKILL": kills}, given.alone)

@@ -23,7 +23,6 @@ from hiermem.cli.signals import Stopped, stoppable
 from hiermem.errors import InputError, MemoryFileError
 from hiermem.loading import plainly
 from hiermem.memory.state import MemoryState
-from hiermem.model import HierMemModel
 from hiermem.reader import Reader
 from hiermem.retrieval import disk
 
@@ -60,33 +59,37 @@ def tracing(at: int | None) -> tuple[Callable[..., Any], list[int]]:
     return trace, count
 
 
-def traced(model: HierMemModel, text: str, memory: MemoryState, at: int | None) -> int:
-    """Read under such a trace; the instructions that were counted."""
+def traced(
+    take_in: Callable[[str, MemoryState], object], text: str, memory: MemoryState, at: int | None
+) -> int:
+    """Read, or index, under such a trace; the instructions that were counted."""
     trace, count = tracing(at)
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        model.read(text, memory)
+        take_in(text, memory)
     finally:
         sys.settrace(before)
     return count[0]
 
 
-def test_an_exception_at_any_instruction_leaves_one_moment() -> None:
+@pytest.mark.parametrize("name", ["read", "index"])
+def test_an_exception_at_any_instruction_leaves_one_moment(name: str) -> None:
     model, text = reader(), text_of(60)
-    whole = model.read(text)
-    total = traced(model, text, model.new_memory(), None)
-    assert whole.segments > 3 and total > 10_000
+    take_in = getattr(model, name)
+    whole = take_in(text)
+    total = traced(take_in, text, model.new_memory(), None)
+    assert whole.segments > 3 and total > 3_000
     for at in range(50, total, total // 30):
         memory = model.new_memory()
         with pytest.raises(KeyboardInterrupt):
-            traced(model, text, memory, at)
+            traced(take_in, text, memory, at)
         ids = [record.ids for record in memory.records()]
         assert memory.tokens == sum(map(len, ids))
         assert memory.text == text[: memory.characters]
         assert len(memory.longterm.store) == len(memory.longterm.records) == memory.tokens // memory.segment
         if memory.characters < len(text):
-            model.read(text[memory.characters :], memory)
+            take_in(text[memory.characters :], memory)
         assert_same_memory(memory, whole)
 
 
@@ -115,6 +118,12 @@ def stops(tmp_path_factory: pytest.TempPathFactory) -> Stops:
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_stops_a_command_it_goes_on(stops: Stops, kind: str, doc: str) -> None:
     for _ in range(2):
+        stops.once(KINDS[kind], doc, Tally(), stops.fork)
+
+
+def test_indexing_that_is_stopped_goes_on(tmp_path: Path) -> None:
+    stops = Stops(tmp_path, words=120, index=True)
+    for kind, doc in (("SIGTERM", "book"), ("SIGKILL", "book"), ("SIGTERM", "more"), ("SIGKILL", "more")):
         stops.once(KINDS[kind], doc, Tally(), stops.fork)
 
 
@@ -282,13 +291,14 @@ def test_a_disk_that_refuses_is_noticed_before_reading(
     assert not (tmp_path / "m").exists()
 
 
-def test_the_estimate_of_a_memory_is_near_its_size(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", [[], ["--index"]], ids=["read", "indexed"])
+def test_the_estimate_of_a_memory_is_near_its_size(way: list[str], tiny_model: Path, tmp_path: Path) -> None:
     out, text = tmp_path / "m", text_of(600)
     config = command.opt.configuration(str(tiny_model), None, None, 24, 32, 16)
     model = command.opt.load_model(str(tiny_model), config, None, None)
-    task = command.Task(model.new_memory(), text, out, out)
+    task = command.Task(model.new_memory(), text, out, out, index=bool(way))
     estimate = command._final_size(model, task)
-    result("read", "-", "--out", out, "--model", tiny_model, *SMALL, stdin=text.encode())
+    result("read", "-", "--out", out, "--model", tiny_model, *SMALL, *way, stdin=text.encode())
     size = sum(file.stat().st_size for file in out.iterdir())
     assert size / 3 < estimate < size * 3
 
