@@ -237,8 +237,8 @@ class MemoryState:
         kept += ["memory embeddings"] if self.moment.working.recurrence is not None else []
         if index and kept:
             raise InputError(
-                f"Indexing makes no {kept[0]}, which the backbone does: read the document, or configure the "
-                f"model without."
+                f"Indexing leaves no {kept[0]}, which the backbone makes: read the document, or configure "
+                f"the model without."
             )
 
     def records(self) -> list[SegmentRecord]:

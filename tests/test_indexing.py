@@ -195,7 +195,7 @@ def test_what_was_read_is_not_indexed_on() -> None:
     ids=["kv", "embeddings"],
 )
 def test_what_the_backbone_makes_is_refused(model: Callable[[], HierMemModel], kept: str) -> None:
-    with pytest.raises(InputError, match=f"Indexing makes {kept}, which the backbone does"):
+    with pytest.raises(InputError, match=f"Indexing leaves {kept}, which the backbone makes"):
         model().index(TEXT)
 
 
