@@ -17,6 +17,7 @@ from readers import backbone, text_of, tokenizer
 from typer.main import get_command
 
 from hiermem.cli.main import app
+from hiermem.memory.saved import SavedInfo
 from hiermem.retrieval.files import load_directory, save_directory
 
 
@@ -95,6 +96,21 @@ def test_a_memory_leads_to_no_model(
     expected = "does not make sense" if "\x1b" in name else f"{name!r}, {why}"
     assert_refused(run("ask", "m.hmem", "Why?"), expected)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_memory_goes_on_with_the_search_keys_that_it_has(
+    tiny_model: Path, book: Path, tmp_path: Path
+) -> None:
+    """The default depends on what is installed; other keys are refused where somebody asks for them."""
+    out = tmp_path / "m.hmem"
+    common = ["--out", out, "--model", tiny_model, *SMALL]
+    words = ("--set", 'longterm.keys={"lexical": {}}')
+    first = result("read", book, *common, *words)
+    again = result("read", "-", *common, "--append", stdin=b" The end.")
+    assert again["tokens"] > first["tokens"] and SavedInfo.of(out).longterm.keys == {"lexical": {}}
+    other = ("--set", 'longterm.keys={"lexical": {"weight": 2.0}}')
+    assert_refused(run("read", "-", *common, *other, "--append", stdin=b" More."), "read with other settings")
+    assert_refused(run("read", "-", *common, "--preset", "full", "--append", stdin=b" No."), "other settings")
 
 
 def test_reading_again_reads_nothing_and_a_longer_text_goes_on(

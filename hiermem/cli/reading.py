@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hiermem.cli import options as opt
-from hiermem.cli.reading_task import ONLY_INDEXED, Task, appending, holds_memory, resumed
+from hiermem.cli.reading_task import ONLY_INDEXED, Task, appending, holds_memory, resumed, with_keys_of
 from hiermem.cli.signals import Stop, stoppable
 from hiermem.errors import MemoryFileError
 from hiermem.progress import say
@@ -75,7 +75,7 @@ def read(
 
         hiermem read book.txt --out book.hmem --index
 
-        hiermem read book.txt --out book.hmem --set longterm.keys.dense={}
+        hiermem read book.txt --out book.hmem --set 'longterm.keys={"lexical": {}}'
 
         hiermem read book.txt --out book.hmem --set longterm.tiers.kv.keep=0.1
     """
@@ -88,6 +88,8 @@ def read(
     config = with_used_settings(config, settings or [], _SETTABLE)
     opt.check_numbers(dtype, device)
     check_target(out)
+    if preset is None and not any(name.startswith("longterm.keys") for name in settings or []):
+        config = with_keys_of(out, config)
     text = opt.read_document(doc)
     with only_writer(out):
         _check_room(out, 1 << 20)

@@ -3,13 +3,14 @@
 import secrets
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hiermem.errors import InputError, MemoryFileError, MemoryMissingError
 
 if TYPE_CHECKING:
+    from hiermem.config import HierMemConfig
     from hiermem.memory.state import MemoryState
     from hiermem.model import HierMemModel
 
@@ -78,6 +79,22 @@ def holds_memory(folder: Path) -> bool:
     except MemoryFileError:
         return False
     return True
+
+
+def with_keys_of(memory_dir: Path, config: "HierMemConfig") -> "HierMemConfig":
+    """The same configuration with the search keys of the memory that is gone on with, if one is there: the
+    default is what is installed, and it may have changed since."""
+    from hiermem.memory.saved import SavedInfo
+    from hiermem.retrieval.keys import SEARCH_KEYS
+
+    try:
+        keys = SavedInfo.of(memory_dir).longterm.keys
+    except MemoryMissingError:
+        return config
+    if any(SEARCH_KEYS[name].names_files_with(key) for name, key in keys.items()):
+        return config  # files are opened because a person says so, not a memory
+    longterm = replace(config.longterm, keys=keys)
+    return type(config)(**{**config.settings(), "longterm": longterm})
 
 
 def resumed(reader: "HierMemModel", out: Path, text: str, index: bool = False) -> Task:
