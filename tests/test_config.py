@@ -48,6 +48,22 @@ def test_presets_differ_as_they_say() -> None:
     assert (streaming.policy, streaming.positions) == ("window", "compact")
 
 
+@pytest.mark.parametrize(
+    ("installed", "keys"), [(True, {"dense", "lexical", "trained"}), (False, {"lexical", "trained"})]
+)
+def test_full_searches_by_meaning_where_an_encoder_is_installed(
+    monkeypatch: pytest.MonkeyPatch, installed: bool, keys: set[str]
+) -> None:
+    monkeypatch.setattr("hiermem.config.has_minilm", lambda: installed)
+    config = HierMemConfig.preset("full")
+    assert config.longterm.keys.keys() == keys
+    assert HierMemConfig.from_dict(config.to_dict()).longterm == config.longterm
+    assert HierMemConfig().longterm.keys.keys() == {
+        "lexical",
+        "trained",
+    }  # as saved models without the setting
+
+
 def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="choose one of full, streaming, namm, hmt, bare"):
         HierMemConfig.preset("no such")

@@ -17,6 +17,7 @@ from hiermem.eval.methods.hybrid import SummedIndex, z_scores
 from hiermem.eval.tasks.base import PEERS
 from hiermem.retrieval import encoder
 from hiermem.retrieval.encoder import sentence_encoder
+from hiermem.retrieval.keys import DenseKey, Question
 
 TEXTS = [
     "The feline slept upon the rug the whole afternoon.",
@@ -47,6 +48,27 @@ def test_meaning_finds_what_shares_no_word() -> None:
         scores = index.scores(question)
         assert scores.argmax() == place and abs(scores).max() <= 1 + 1e-6
     assert sentence_encoder("minilm", "cpu") is sentence_encoder("minilm", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("question", "least", "most"),
+    [
+        ("Who sat upon the rug in the afternoon?", 1.0, 1.0),
+        ("Wer schlief am Nachmittag auf dem Teppich?", 0.0, 0.6),
+        ("من نام على السجادة؟", 0.0, 0.1),
+        ("誰在地毯上睡覺？", 0.0, 0.1),
+        ("xq7-44182 zzkw9?", 0.0, 0.3),
+        ("?!", 1.0, 1.0),
+    ],
+)
+def test_the_encoder_is_trusted_as_far_as_it_knows_the_words(
+    question: str, least: float, most: float
+) -> None:
+    need("dense")
+    key = DenseKey()
+    assert least <= key.trust(Question(question)) ** (1 / 3) <= most
+    assert DenseKey(encoder="another").trust(Question(question)) == 1.0
+    assert key.trust(Question("zzkw9", meaning=question)) == key.trust(Question(question))
 
 
 def test_an_encoder_may_be_a_folder(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def exact_scores(query: str, texts: list[str], saturation: float) -> list[float]
 def test_scores_are_bm25_within_the_noise_of_the_sketch() -> None:
     texts = segments(60)
     query = " ".join(VOCABULARY[20:220:25])
-    wide = LexicalKeyConfig(dim=1 << 17, cancelled=0)
+    wide = LexicalKeyConfig(dim=1 << 17, cancelled=0, grams=0)
     exact = torch.tensor(exact_scores(query, texts, wide.saturation))
     lexical = reader(texts, wide)
     torch.testing.assert_close(
@@ -64,11 +64,30 @@ def test_scores_are_bm25_within_the_noise_of_the_sketch() -> None:
         rtol=0.02,
     )
 
-    narrow = LexicalKeyConfig(dim=1024, cancelled=0)
+    narrow = LexicalKeyConfig(dim=1024, cancelled=0, grams=0)
     lexical = reader(texts, narrow)
     keys, key = lexical.document_keys([*map(Text, texts)]), lexical.query_key(Question(query))
     noise = keys.norm(dim=1) * key.norm() / math.sqrt(narrow.dim)
     assert bool(((keys @ key - exact).abs() < 4 * noise).all())
+
+
+def test_a_compound_is_found_by_its_part_and_a_word_by_another_of_its_forms() -> None:
+    texts = ["Die Donaudampfschifffahrt endete bald.", "Der Bäcker backt Brot.", "وقرأت كتابهما أمس"]
+    for grams, found in ((4, True), (0, False)):
+        config = LexicalKeyConfig(dim=1 << 15, cancelled=0, grams=grams)
+        lexical = reader(texts, config)
+        keys = lexical.document_keys([*map(Text, texts)])
+        for query, place in (("Dampfschifffahrt", 0), ("الكتاب", 2)):
+            scores = keys @ lexical.query_key(Question(query))
+            assert bool(scores[place] > 0.3 and scores.argmax() == place) == found
+    assert len(LexicalKey().units("Dampfschifffahrt")[0]) == 1  # passages are chosen by words
+
+
+def test_neither_numbers_nor_scripts_without_spaces_have_n_grams() -> None:
+    plain = LexicalKeyConfig(grams=0)
+    for text in ("BX4471 12345", "東京都は首都", "a b"):
+        keys = [LexicalKey(config).document_keys([Text(text)]) for config in (plain, LexicalKeyConfig())]
+        assert torch.equal(*keys)
 
 
 def test_cancelling_common_words_brings_scores_nearer_to_bm25() -> None:
@@ -76,7 +95,7 @@ def test_cancelling_common_words_brings_scores_nearer_to_bm25() -> None:
     exact = torch.tensor(exact_scores(" ".join(VOCABULARY[20:220:25]), texts, 0.5))
     correlation = {}
     for cancelled in (0, 4096):
-        lexical = reader(texts, LexicalKeyConfig(dim=512, cancelled=cancelled))
+        lexical = reader(texts, LexicalKeyConfig(dim=512, cancelled=cancelled, grams=0))
         scores = lexical.document_keys([*map(Text, texts)]) @ lexical.query_key(
             Question(" ".join(VOCABULARY[20:220:25]))
         )
@@ -184,9 +203,9 @@ def test_hashes_are_the_ones_on_disk() -> None:
 @pytest.mark.parametrize("text", ["", " \n", "?! ... --", "_"])
 def test_text_without_words_gives_zeros(text: str) -> None:
     lexical = reader([*segments(3), text])
-    assert torch.equal(lexical.document_keys([Text(text)]), torch.zeros(1, 2048))
-    assert torch.equal(lexical.query_key(Question(text)), torch.zeros(2048))
-    assert lexical.document_keys([]).shape == (0, 2048)
+    assert torch.equal(lexical.document_keys([Text(text)]), torch.zeros(1, LexicalKeyConfig().dim))
+    assert torch.equal(lexical.query_key(Question(text)), torch.zeros(LexicalKeyConfig().dim))
+    assert lexical.document_keys([]).shape == (0, LexicalKeyConfig().dim)
 
 
 def test_query_before_anything_was_read_is_finite() -> None:

@@ -19,7 +19,7 @@ from hiermem.memory import longterm
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, SegmentRecord
 from hiermem.memory.records import Hit
 from hiermem.memory.state import MemoryState
-from hiermem.memory.unit_index import UnitIndex, read_units
+from hiermem.memory.unit_index import LEAST_TRUST, UnitIndex, read_units
 from hiermem.model import HierMemModel
 from hiermem.passages import QueryTerms, select
 from hiermem.retrieval.files import load_directory, save_directory
@@ -39,6 +39,7 @@ class MeaningKey(SearchKey):
     weight: float = 5.0
     salt: int = 0
     file: str = ""
+    trusts: float = 1.0
 
     name: ClassVar[str] = "meaning"
     of_units: ClassVar[bool] = True
@@ -53,6 +54,9 @@ class MeaningKey(SearchKey):
 
     def query_key(self, question: Question) -> Tensor:
         return self._embedded(question.meaning or question.text)
+
+    def trust(self, question: Question) -> float:
+        return self.trusts
 
     @property
     def digest(self) -> str:
@@ -320,6 +324,25 @@ def test_a_header_alone_is_no_answer() -> None:
     memory = model.read(f"{header}\n- red: 5,100 today\n- blue: 4,200 today\n- green: 3,300 now\n")
     prompt = model.prepare(memory, "What are the prices of cars in euros?")
     assert prompt.sources and {source.text.strip() for source in prompt.sources} != {header}
+
+
+def test_a_key_that_trusts_itself_less_weighs_less() -> None:
+    question, texts = Question("Which physician purchased an automobile?"), [*map(str.__add__, FACTS, FACTS)]
+    best = {}
+    for trusts in (1.0, 0.5, 0.0):
+        memory = memory_of(texts, {"lexical": {}, "meaning": {"trusts": trusts}})
+        best[trusts] = memory.recall(question, 1)[0]
+        assert (memory.unit_scale(question) is None) == (trusts < LEAST_TRUST)
+    (whole, half), nothing = (max(best[t].units, key=lambda unit: unit.own) for t in (1.0, 0.5)), best[0.0]
+    assert half.own == pytest.approx(whole.own) and whole.score - half.score == pytest.approx(2.5 * whole.own)
+    assert nothing.score == memory_of(texts, {"lexical": {}}).recall(question, 1)[0].score
+
+
+def test_where_no_key_knows_the_question_words_alone_choose() -> None:
+    question, texts = "Who bought a car in Leeds?", [FILLER + FACTS[0], FILLER + FACTS[1]]
+    words = shown(texts, question, {"lexical": {}})
+    assert words == shown(texts, question, {"lexical": {}, "meaning": {"trusts": 0.1}})
+    assert words[1] is None and words != shown(texts, question)
 
 
 def test_units_that_no_index_knows_are_told_apart_by_their_words() -> None:

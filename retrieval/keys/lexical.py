@@ -51,18 +51,18 @@ class LexicalKeyConfig:
 
     dim: length of a key in floats; the noise of a score falls as ``1 / sqrt(dim)``.
     prefix: characters kept of a word.
-    grams: characters of the n-grams that words have beside; 0: they have none.
     saturation: BM25's ``k1``; at 0 it does not matter how often a unit stands in its segment.
     cancelled: how many of the most varying units a query is cleaned of; 0 switches that off.
     version: how words are folded; see :func:`hiermem.retrieval.words.words`.
+    grams: characters of the n-grams that words have beside; 0: they have none.
     """
 
     dim: int = 4096
     prefix: int = 7
-    grams: int = 4
     saturation: float = 0.5
     cancelled: int = 4096
     version: int = VERSION
+    grams: int = 4
 
     def __post_init__(self) -> None:
         check_settings(self)
