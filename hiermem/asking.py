@@ -98,7 +98,7 @@ def prepare(
         terms = QueryTerms(memory.longterm.key, query)
     plain = (shown or question).strip()
     hits = recall(reader, memory, query, config, top_k, leave_out_held=config.working, plain=plain)
-    scale = memory.longterm.unit_scale(Question(query, meaning=plain))
+    scale = memory.longterm.unit_scale(Question(query, meaning=plain)) if hits else None
     limits = (config.passage_characters, config.least_score, scale)
     selection = select(hits, records, terms, *limits)
     sources, confidence = selection.sources, selection.confidence

@@ -28,8 +28,9 @@ from hiermem.retrieval.encoder import has_minilm
 from hiermem.retrieval.keys import DenseKey
 from hiermem.settings import check_settings
 
-FORMAT_VERSION = 3
-"""1: Mamba heads without local attention. 2: the backbone by name alone, no seal."""
+FORMAT_VERSION = 4
+"""1: Mamba heads without local attention. 2: the backbone by name alone, no seal. 3: the lexical key of 2,048
+numbers, without n-grams."""
 
 OF_BACKBONE = frozenset(
     {
@@ -139,6 +140,8 @@ class HierMemConfig(PreTrainedConfig):
         check_settings(self, {"format_version": int})
         if self.format_version < 2 and isinstance(self.mamba, dict):
             self.mamba = MambaConfig(**{"window": 0, **self.mamba})
+        if self.format_version < 4:
+            self.longterm = _before_n_grams(self.longterm)
         self.format_version = FORMAT_VERSION
         self.summary = _in_present_names(self.summary)
         check_settings(self, {name: kind for name, kind in _OWN.items() if get_origin(kind) is not ClassVar})
@@ -261,6 +264,13 @@ def _in_present_names(summary: Any) -> Any:
     if not isinstance(summary, dict):
         return summary
     return {FORMER_NAMES.get(name, name): value for name, value in summary.items()}
+
+
+def _before_n_grams(longterm: Any) -> Any:
+    """Settings of the long-term memory as a file of an earlier format holds them, or none, with the lexical
+    key that was the default then."""
+    given = longterm if isinstance(longterm, dict) else {}
+    return {**given, "lexical": {"dim": 2048, "grams": 0, **given.get("lexical", {})}}
 
 
 def _check_names(unknown: Iterable[str]) -> None:

@@ -18,7 +18,7 @@ from hiermem.memory.records import SegmentRecord as SegmentRecord
 from hiermem.memory.records import UnitHit
 from hiermem.memory.stored import Stored
 from hiermem.memory.tier import TIERS, new_tiers, register_tier
-from hiermem.memory.unit_index import UnitIndex, UnitScale
+from hiermem.memory.unit_index import UnitIndex, UnitQuery, UnitScale
 from hiermem.retrieval.arena import TensorArena
 from hiermem.retrieval.keys import (
     SEARCH_KEYS,
@@ -91,6 +91,9 @@ class LongTermMemory:
     Args:
         summary: the parameters of the memory embeddings, where the model makes them.
 
+    Raises:
+        InputError: what a search key needs is not installed.
+
     Attributes:
         keys: the parts of search keys of segments, side by side in one store.
         units: the index of sentences and rows, where there are search keys of those.
@@ -103,6 +106,8 @@ class LongTermMemory:
         self.config = config
         projections = summary if summary is not None and summary.config.search else None
         keys = new_search_keys(config.keys, config=config.lexical, projections=projections)
+        for key in keys:
+            key.check_available()
         self.keys = [key for key in keys if not key.of_units]
         of_units = [key for key in keys if key.of_units]
         self.units = UnitIndex(of_units, config.store) if of_units else None
@@ -180,7 +185,9 @@ class LongTermMemory:
 
     def _query_key(self, question: Question) -> Tensor:
         """The question's weighted key, ``[1, D]`` float32."""
-        return torch.cat([key.weighted_query(question) for key in self.keys]).unsqueeze(0)
+        return torch.cat([key.weight_for(question) * key.query_key(question) for key in self.keys]).unsqueeze(
+            0
+        )
 
     def recall(
         self, question: Question, k: int, eligible: Callable[[SegmentRecord], bool] = lambda _: True
@@ -197,7 +204,7 @@ class LongTermMemory:
         query = self._query_key(question)
         if not query.isfinite().all():
             raise NonFiniteError("The search key of the question is not finite: load the model in float32.")
-        of_units = None if self.units is None else self.units.query_key(question)
+        of_units = None if self.units is None else self.units.query(question)
         hits = (
             [] if self.partial is None or not eligible(self.partial) else [self._partial_hit(query, of_units)]
         )
@@ -210,7 +217,7 @@ class LongTermMemory:
             breadth *= 4
         return []
 
-    def _partial_hit(self, query: Tensor, of_units: Tensor | None) -> Hit:
+    def _partial_hit(self, query: Tensor, of_units: UnitQuery | None) -> Hit:
         assert self.partial is not None
         score, units = float(query @ self._document_keys([self.partial]).T), list[UnitHit]()
         if self.units is not None and of_units is not None:
@@ -218,7 +225,7 @@ class LongTermMemory:
         return _hit(len(self.records), score, self.partial, units)
 
     def _stored_hits(
-        self, query: Tensor, of_units: Tensor | None, count: int, eligible: Callable[[SegmentRecord], bool]
+        self, query: Tensor, of_units: UnitQuery | None, count: int, eligible: Callable[[SegmentRecord], bool]
     ) -> tuple[list[Hit], float]:
         """Those of the ``count`` best by their own keys, and of the ``count`` best units, that are eligible;
         and the score that those of all others do not exceed."""

@@ -21,7 +21,7 @@ from hiermem.memory.longterm import KEYS, LongTermConfig
 from hiermem.memory.stored import MOST, exactly, read_bookkeeping, settings, whole, words
 from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.retrieval.files import load_part, read_info
-from hiermem.retrieval.keys import SEARCH_KEYS
+from hiermem.retrieval.keys import SEARCH_KEYS, new_search_keys
 from hiermem.retrieval.keys.lexical import LexicalKeyConfig
 
 YOUNGER: dict[type, dict[str, Any]] = {
@@ -128,7 +128,8 @@ class SavedInfo:
             present: settings of the search keys that the model is configured with.
 
         Raises:
-            MemoryIncompatibleError: a search key names some that the model is not configured with.
+            MemoryIncompatibleError: a search key names some that the model is not configured with, or needs
+                what is not installed.
         """
         for name, key in self.longterm.keys.items():
             if present.get(name) != key and SEARCH_KEYS[name].names_files_with(key):
@@ -137,6 +138,9 @@ class SavedInfo:
                     f"that alone: load the model with the same LongTermConfig(keys=…), or give the same "
                     f"--set."
                 )
+        with named(path):
+            for search_key in new_search_keys(self.longterm.keys, config=None, projections=None):
+                search_key.check_available()
 
 
 @contextmanager

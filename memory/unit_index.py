@@ -19,7 +19,8 @@ from hiermem.retrieval.store import RecallStore, StoreConfig, new_store
 from hiermem.retrieval.units import LONGEST, split
 
 LEAST_TRUST = 0.2
-"""Of a search key in its inner products with a question; below, words alone choose passages."""
+"""Trust in a search key (`SearchKey.trust`) below which it does not choose passages; where no key has more,
+words alone do."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,24 @@ class Units:
     spans: Tensor
     keys: Tensor
 
-    def hits(self, query: Tensor) -> list[UnitHit]:
-        """How well each fits ``query [W]`` by itself."""
-        scores, length = (self.keys @ query).tolist(), float(query.norm()) or 1.0
+    def hits(self, query: "UnitQuery") -> list[UnitHit]:
+        """How well each fits a question by itself."""
+        scores, weight = (self.keys @ query.key).tolist(), query.weight or 1.0
         pairs = zip(self.spans.tolist(), scores, strict=True)
-        return [UnitHit(start, end, score, score / length) for (start, end), score in pairs]
+        return [UnitHit(start, end, score, score / weight) for (start, end), score in pairs]
+
+
+@dataclass(frozen=True)
+class UnitQuery:
+    """A question as units are compared with it.
+
+    Attributes:
+        key: its search keys, weighted, ``[W]`` float32.
+        weight: of all of them together.
+    """
+
+    key: Tensor
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class UnitScale:
     """Meaning of the scores of units.
 
     Attributes:
-        weight: of all their keys together.
+        weight: of all their keys together, for this question.
         odds: see `SearchKey.odds`; several keys together have none.
     """
 
@@ -136,27 +150,29 @@ class UnitIndex:
         sizes = (len(units.spans) for units in found)
         self._first = [*self._first[:-1], *accumulate(sizes, initial=self._first[-1])]
 
-    def query_key(self, question: Question) -> Tensor:
-        """The question's weighted key, ``[W]`` float32.
+    def query(self, question: Question) -> UnitQuery:
+        """The question, to search with.
 
         Raises:
-            NonFiniteError: it holds NaN or infinity.
+            NonFiniteError: its key holds NaN or infinity.
         """
-        query = torch.cat([key.weighted_query(question) for key in self.keys])
+        weights = [key.weight_for(question) for key in self.keys]
+        pairs = zip(weights, self.keys, strict=True)
+        query = torch.cat([weight * key.query_key(question) for weight, key in pairs])
         if not query.isfinite().all():
             raise NonFiniteError("The search key of the question is not finite: use another encoder.")
-        return query
+        return UnitQuery(query, sum(weights))
 
-    def search(self, query: Tensor, count: int) -> tuple[set[int], float]:
+    def search(self, query: UnitQuery, count: int) -> tuple[set[int], float]:
         """Segments of the ``count`` best units, and the score that those of others do not exceed."""
         if self._store is None or not len(self._store):
             return set(), float("-inf")
-        scores, rows = self._store.search(query.unsqueeze(0), count)
+        scores, rows = self._store.search(query.key.unsqueeze(0), count)
         last = float(scores[0, -1]) if count < len(self._store) else float("-inf")
         rows = rows[rows >= 0]
         return {bisect_right(self._first, row) - 1 for row in rows.tolist()}, last
 
-    def hits(self, segment: int, query: Tensor) -> list[UnitHit]:
+    def hits(self, segment: int, query: UnitQuery) -> list[UnitHit]:
         """How well the units of a segment fit."""
         if self._store is None:
             return []
@@ -167,7 +183,7 @@ class UnitIndex:
         """Meaning of the scores of these units; None: no key knows enough of the question."""
         if all(key.trust(question) < LEAST_TRUST for key in self.keys):
             return None
-        weight = sum(key.weight for key in self.keys)
+        weight = sum(key.weight_for(question) for key in self.keys)
         return UnitScale(weight, self.keys[0].odds if len(self.keys) == 1 else None)
 
     # ---- saving

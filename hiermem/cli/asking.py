@@ -96,6 +96,8 @@ def ask(
     if always_answer:
         reader.config.asking = replace(reader.config.asking, least_confidence=0.0)
     memory = MemoryState.load(memory_dir, reader)
+    if settings and memory.longterm.config.keys != config.longterm.keys:
+        raise InputError(f"The memory at {memory_dir} has other search keys: leave longterm.keys out.")
     if preset or policy or policy_set:
         _check_policy(memory_dir, memory.working_config, reader.config.working)
     if not asked:

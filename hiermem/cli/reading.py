@@ -21,7 +21,7 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="longterm.NAME=VALUE",
-        help="A search key beside words, longterm.keys.dense={}; a tier beside the records, such as "
+        help='The search keys, such as longterm.keys={"lexical": {}}; a tier beside the records, such as '
         "longterm.tiers.kv={}; or a setting of one, such as longterm.tiers.kv.keep=0.1; repeatable.",
     ),
 ]
@@ -80,6 +80,7 @@ def read(
         hiermem read book.txt --out book.hmem --set longterm.tiers.kv.keep=0.1
     """
     from hiermem.cli.assignments import with_used_settings
+    from hiermem.loading import saved_model
     from hiermem.retrieval.files import check_target, only_writer
 
     config = opt.configuration(
@@ -88,7 +89,8 @@ def read(
     config = with_used_settings(config, settings or [], _SETTABLE)
     opt.check_numbers(dtype, device)
     check_target(out)
-    if preset is None and not any(name.startswith("longterm.keys") for name in settings or []):
+    said = any(name.startswith("longterm.keys") for name in settings or [])
+    if preset is None and not said and saved_model(model) is None:
         config = with_keys_of(out, config)
     text = opt.read_document(doc)
     with only_writer(out):

@@ -97,9 +97,17 @@ class SearchKey(ABC):
         """How far its inner products with a question tell anything, from 0 to 1: a factor of its weight."""
         return 1.0
 
-    def weighted_query(self, question: Question) -> Tensor:
-        """The question's key times the weight that it has for this question, ``[width]``."""
-        return self.weight * self.trust(question) * self.query_key(question)
+    def weight_for(self, question: Question) -> float:
+        """Weight of its inner products with this question."""
+        return self.weight * self.trust(question)
+
+    def check_available(self) -> None:
+        """Refuse to be used where something is not installed; nothing is loaded for it.
+
+        Raises:
+            InputError: it is not.
+        """
+        return
 
     def observe(self, records: Sequence[Keyed]) -> None:
         """Count complete segments in the statistics; document keys never change by it.

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from hiermem.errors import InputError
-from hiermem.retrieval.encoder import MINILM, SentenceEncoder, sentence_encoder
+from hiermem.retrieval.encoder import MINILM, MINILM_DIGEST, SentenceEncoder, check_encoder, sentence_encoder
 from hiermem.retrieval.keys.base import Keyed, Question, SearchKey
 
 
@@ -33,6 +33,9 @@ class DenseKey(SearchKey):
         super().__post_init__()
         if not self.encoder:
             raise InputError(f"The encoder of the search key dense is missing: give {MINILM}, or a folder.")
+
+    def check_available(self) -> None:
+        check_encoder(self.encoder)
 
     @property
     def _model(self) -> SentenceEncoder:
@@ -66,4 +69,4 @@ class DenseKey(SearchKey):
 
     @property
     def digest(self) -> str:
-        return self._model.digest
+        return MINILM_DIGEST if self.encoder == MINILM else self._model.digest

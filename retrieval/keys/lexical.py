@@ -39,6 +39,8 @@ _COUNTED_AT_ONCE = 64  # segments, so that reading does not copy the table of al
 _RIDGE, _STEPS = 0.3, 10  # of the regression: ridge over a key entry's variance; iterations
 _LONGEST_WORD = 20  # characters; a longer word outside ASCII must be of a script without spaces
 
+_GRAMMED = 40  # first letters of a word that has n-grams: more are no word
+
 _RUN = re.compile(rf"[{UNSPACED}]+|[^{UNSPACED}]+")
 _UNSPACED_RUN = re.compile(rf"[{UNSPACED}]")
 _Ints = NDArray[np.int64]
@@ -242,7 +244,7 @@ def _unit_ids(word: str, prefix: int) -> tuple[int, ...]:
     """The units of one case-folded word, as hashes."""
     units: list[str] = []
     for run in [word] if word.isascii() else _RUN.findall(word):
-        if _UNSPACED_RUN.match(run) or (len(run) > _LONGEST_WORD and not run.isascii()):
+        if _is_unspaced(run):
             units += [run[i : i + 2] for i in range(max(1, len(run) - 1))]
         else:
             units.append(run if re.search(r"\d", run) else run[:prefix])
@@ -251,12 +253,17 @@ def _unit_ids(word: str, prefix: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=1 << 14)
 def _gram_ids(word: str, grams: int) -> tuple[int, ...]:
-    """The n-grams of a word of letters, with marks at its ends, as hashes that no unit has. Words with digits
-    have none, nor do scripts without spaces."""
-    if not grams or re.search(r"\d", word) or _UNSPACED_RUN.search(word):
+    """The n-grams of a word's first letters, with marks at its ends, as hashes that no unit has. Words with
+    digits have none, nor do scripts without spaces."""
+    if not grams or re.search(r"\d", word) or any(map(_is_unspaced, _RUN.findall(word))):
         return ()
-    marked = f"<{word}>"
+    marked = f"<{word[:_GRAMMED]}>"
     return _hashed([f"#{marked[at : at + grams]}" for at in range(len(marked) - grams + 1)])
+
+
+def _is_unspaced(run: str) -> bool:
+    """Whether a run of characters is of a script without spaces, known or by its length."""
+    return bool(_UNSPACED_RUN.match(run)) or (len(run) > _LONGEST_WORD and not run.isascii())
 
 
 def _hashed(units: Iterable[str]) -> tuple[int, ...]:
