@@ -194,6 +194,8 @@ def select(
             confidence,
         )
     chosen = _best(fits, units, characters, least_score)
+    if scale is not None:
+        chosen = _with_context(chosen, int(fits.argmax()), units, characters)
     sources = []
     for _, run in groupby(enumerate(chosen), lambda pair: (pair[1] - pair[0], id(units[pair[1]][0]))):
         members = [index for _, index in run]
@@ -304,6 +306,27 @@ def _best(
             chosen.add(header)
             room -= sizes[header]
     return sorted(chosen)
+
+
+def _with_context(
+    chosen: Sequence[int], best: int, units: Sequence[tuple[_Stretch, Unit]], characters: int
+) -> list[int]:
+    """Indices, ascending, of chosen units and of those around the best one, in its paragraph, the nearest
+    first, as long as there is room. A row is a paragraph by itself."""
+    stretch, unit = units[best]
+    sizes = [unit.end - unit.start for _, unit in units]
+    found, room = set(chosen), characters - sum(sizes[at] for at in chosen)
+    around = [
+        at
+        for at, (other, near) in enumerate(units)
+        if other is stretch and near.paragraph == unit.paragraph and at not in found
+    ]
+    for at in sorted(around, key=lambda at: (abs(at - best), at < best)):
+        if sizes[at] > room:
+            break
+        found.add(at)
+        room -= sizes[at]
+    return sorted(found)
 
 
 def _place(stretch: _Stretch, unit: Unit) -> _Place:

@@ -158,8 +158,8 @@ class MemoryState:
         """
         if self.indexed:
             raise InputError(
-                "This memory was only indexed and has no working memory: ask with recall (top_k above 0) and "
-                "without asking.working, or read the document in place of indexing it."
+                "This memory was only indexed and has no working memory, which this needs: read the document "
+                "in place of indexing it, or ask with recall and without asking.working."
             )
         return self.moment.working
 
@@ -190,12 +190,12 @@ class MemoryState:
 
     @property
     def segments(self) -> int:
-        """Segments read so far, an incomplete last one included."""
+        """Segments read or indexed so far, an incomplete last one included."""
         return len(self.longterm)
 
     @property
     def characters(self) -> int:
-        """Characters read so far."""
+        """Characters read or indexed so far."""
         last = self.moment.last
         return last.end if last else 0
 
@@ -231,8 +231,8 @@ class MemoryState:
             InputError: so it is.
         """
         if self.tokens and index != self.indexed:
-            was, now = ("only indexed", "index") if self.indexed else ("read", "read")
-            raise InputError(f"This memory was {was}: {now} what comes, too, or begin a new memory.")
+            done, remedy = ("only indexed", "index") if self.indexed else ("read", "read")
+            raise InputError(f"This memory was {done}: {remedy} what comes, too, or begin a new memory.")
         kept = [f"tier {tier.name}" for tier in self.tiers]
         kept += ["memory embeddings"] if self.moment.working.recurrence is not None else []
         if index and kept:

@@ -6,7 +6,7 @@ lines end: those of prose are full, and many of the next ones begin with a small
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from unicodedata import east_asian_width
 
@@ -57,11 +57,13 @@ class Unit:
         end: the character after its last.
         header: span of the line that says what the rows of its list are, where there is one; of that line
             its own.
+        paragraph: first character of the paragraph that it is a sentence of; of a row, that of the row.
     """
 
     start: int
     end: int
     header: tuple[int, int] | None = None
+    paragraph: int = field(default=0, compare=False)
 
     @property
     def is_header(self) -> bool:
@@ -281,14 +283,16 @@ def _rows(text: str, blocks: Iterable[_Block], header: tuple[int, int] | None) -
         whole = size <= _ROW or (size <= LONGEST and not _END.search(block.text))
         bounds = [block.start, block.end] if whole else _sentence_bounds(text, block)
         for start, end in pairwise(bounds):
-            yield _Piece(Unit(start, end, header), asks=block.asks and end == block.end, row=True)
+            yield _Piece(
+                Unit(start, end, header, block.start), asks=block.asks and end == block.end, row=True
+            )
 
 
 def _sentences(text: str, block: _Block) -> Iterator[_Piece]:
     """The sentences of a paragraph, the last of which may be a heading or a question."""
     for start, end in pairwise(_sentence_bounds(text, block)):
         last = end == block.end
-        yield _Piece(Unit(start, end), last and block.asks, last and block.is_open)
+        yield _Piece(Unit(start, end, None, block.start), last and block.asks, last and block.is_open)
 
 
 def _sentence_bounds(text: str, block: _Block) -> list[int]:

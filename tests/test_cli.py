@@ -135,7 +135,7 @@ def test_reading_again_reads_nothing_and_a_longer_text_goes_on(
 
 
 def test_verify_names_the_damaged_file(memory: Path, tmp_path: Path) -> None:
-    assert result("verify", memory) == {"ok": True, "problems": []}
+    assert result("verify", memory) == {"ok": True, "problems": [], "indexed": False}
     copy = tmp_path / "copy.hmem"
     copy.mkdir()
     for file in memory.iterdir():

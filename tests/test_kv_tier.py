@@ -594,7 +594,7 @@ def test_the_command_line_switches_it_on(tiny_model: Path, tmp_path: Path) -> No
     assert rich["memory_bytes_per_token"] > plain["memory_bytes_per_token"]
     verified = run("verify", tmp_path / "rich")
     assert f"sound and takes {rich['memory_bytes_per_token']:.0f} bytes a token" in verified.stdout.decode()
-    assert result("verify", tmp_path / "rich") == {"ok": True, "problems": []}
+    assert result("verify", tmp_path / "rich") == {"ok": True, "problems": [], "indexed": False}
     assert result(*common, tmp_path / "rich", *words)["new_tokens"] == 0
     assert_refused(run(*common, tmp_path / "rich"), "read with other settings")
     assert_refused(run(*common, tmp_path / "new", "--set", "longterm.tiers.kw={}"), "Unknown tier 'kw'")

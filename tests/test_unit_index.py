@@ -279,12 +279,13 @@ def test_an_index_of_nothing_finds_nothing() -> None:
 
 
 def shown(
-    texts: Sequence[str], question: str, keys: dict[str, dict] = KEYS
+    texts: Sequence[str], question: str, keys: dict[str, dict] = KEYS, characters: int = 1
 ) -> tuple[list[str], float | None]:
+    """Passages in so many characters, of which the best one has as many as it needs; and the confidence."""
     memory = memory_of(texts, keys)
     hits = memory.recall(Question(question), 8)
     terms, scale = QueryTerms(memory.key, question), memory.unit_scale(Question(question))
-    selection = select(hits, memory.records, terms, 600, 0.7, scale)
+    selection = select(hits, memory.records, terms, characters, 0.7, scale)
     return [source.text.strip() for source in selection.sources], selection.confidence
 
 
@@ -319,6 +320,19 @@ def test_without_known_odds_there_is_no_confidence_and_what_is_found_is_shown(
     assert sources[0] == FACTS[0].strip() and confidence is None
 
 
+def test_what_stands_around_the_best_sentence_in_its_paragraph_fills_the_room() -> None:
+    paragraph = "It was spring. He came by train. " + FACTS[0] + "It broke down at once. He laughed."
+    texts, question = (
+        [f"Winter had gone.\n\n{paragraph}\n\nShe slept. {FILLER}", FILLER],
+        "An automobile in Leeds?",
+    )
+    assert shown(texts, question)[0] == [FACTS[0].strip()]
+    assert shown(texts, question, characters=70)[0] == [FACTS[0] + "It broke down at once."]
+    assert shown(texts, question, characters=600)[0] == [paragraph]
+    rows = "".join(f"- {fact.strip()}\n" for fact in FACTS)
+    assert shown([f"Notes:\n{rows}"], question, characters=600)[0] == [f"Notes:\n- {FACTS[0].strip()}"]
+
+
 def test_a_header_alone_is_no_answer() -> None:
     model, header = model_with(meaning={"weight": 80.0}), "Prices of cars in euros:"
     memory = model.read(f"{header}\n- red: 5,100 today\n- blue: 4,200 today\n- green: 3,300 now\n")
@@ -351,7 +365,7 @@ def test_units_that_no_index_knows_are_told_apart_by_their_words() -> None:
     hits = [Hit(0, 1.0, memory.records[0])]
     question = "Who bought a car in Leeds?"
     scale = memory.unit_scale(Question(question))
-    selection = select(hits, memory.records, QueryTerms(memory.key, question), 600, 0.7, scale)
+    selection = select(hits, memory.records, QueryTerms(memory.key, question), 1, 0.7, scale)
     assert [source.text.strip() for source in selection.sources] == [FACTS[0].strip()]
 
 

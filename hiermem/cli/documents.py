@@ -21,14 +21,12 @@ def verify(memory_dir: opt.MemoryDir, json: opt.Json = False) -> None:
     from hiermem.memory.state import MemoryState
 
     problems = MemoryState.verify(memory_dir)
-    report, words = {"ok": not problems, "problems": problems}, "\n".join(problems)
+    indexed, words = not problems and MemoryState.was_indexed(memory_dir), "\n".join(problems)
     if not problems:
         size = MemoryState.bytes_per_token(memory_dir)
         words = f"{memory_dir} is sound and takes {size:.0f} bytes a token."
-        if MemoryState.was_indexed(memory_dir):
-            report["indexed"] = True
-            words += f" {ONLY_INDEXED}"
-    opt.emit(report, json, words)
+    said = f"{words} {ONLY_INDEXED}" if indexed else words
+    opt.emit({"ok": not problems, "problems": problems, "indexed": indexed}, json, said)
     if problems:
         raise typer.Exit(1)
 

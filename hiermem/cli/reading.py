@@ -152,15 +152,13 @@ def _final_size(reader: "HierMemModel", task: Task) -> int:
     tokens, width = characters // 3, memory.longterm.store.dim
     working, number = config.working, reader.dtype.itemsize
     keeps_all = working.policy == FullCachePolicy.name
-    live = tokens if keeps_all else min(working.budget + working.update_interval, tokens)
-    if task.index:
-        live = 0
+    most = 0 if task.index else tokens if keeps_all else working.budget + working.update_interval
     cache = sum(
         2 * shape.heads * shape.width * number + 12 * shape.heads for shape in reader.adapter.geometries
     )
-    tiers = sum(tier.expected_bytes(tokens, memory.working.cache) for tier in memory.tiers)
+    tiers = sum(tier.expected_bytes(tokens, memory.moment.working.cache) for tier in memory.tiers)
     units = 0 if memory.longterm.units is None else tokens * _OF_UNITS
-    return live * cache + tokens // memory.segment * width * 4 + units + 3 * characters + tiers
+    return min(most, tokens) * cache + tokens // memory.segment * width * 4 + units + 3 * characters + tiers
 
 
 def _check_room(out: Path, size: int) -> None:
