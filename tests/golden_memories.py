@@ -39,6 +39,7 @@ from stories import write_stories
 from transformers import AutoConfig
 
 from hiermem import HierMemConfig, HierMemError, HierMemModel, MemoryState
+from hiermem.retrieval.encoder import has_minilm
 
 SAVED = DATA / "golden" / "saved"
 
@@ -282,8 +283,10 @@ def real() -> Figures:
     """Answers of the bundled model from some topics of the demo's document, in float32.
 
     Raises:
-        Unavailable: the bundled model or the document is not here.
+        Unavailable: the bundled model, its sentence encoder or the document is not here.
     """
+    if not has_minilm():
+        raise Unavailable("all-MiniLM-L6-v2 is not installed")
     try:
         from pydoc_data.topics import topics
 
