@@ -6,6 +6,8 @@ in the document times how rare it is among the units at hand: the first tells wo
 those of the matter, the second tells the rows of one table apart.
 
 Where a memory has search keys of units, these say first how well a unit fits, and its words beside them.
+What stands around the best unit in its paragraph is shown, too, where there is room: it often holds the rest
+of the answer.
 """
 
 import math
@@ -165,7 +167,8 @@ def select(
     least_score: float,
     scale: UnitScale | None = None,
 ) -> Selection:
-    """The best units of all hits, best first; neighbours are one passage.
+    """The best units of all hits, best first; neighbours are one passage. Room that is left is filled with
+    what stands around the best unit in its paragraph.
 
     Without a word in common there are none, unless search keys of units found the hits.
 
@@ -194,7 +197,7 @@ def select(
             confidence,
         )
     chosen = _best(fits, units, characters, least_score)
-    if scale is not None:
+    if chosen:
         chosen = _with_context(chosen, int(fits.argmax()), units, characters)
     sources = []
     for _, run in groupby(enumerate(chosen), lambda pair: (pair[1] - pair[0], id(units[pair[1]][0]))):
