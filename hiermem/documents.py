@@ -72,5 +72,5 @@ def warn_of_name(text: str) -> None:
     warnings.warn(
         f"The text {text!r} is read as it stands, but there is a file of that name: give "
         f"pathlib.Path({text!r}) to read the file.",
-        stacklevel=4,  # whoever called `HierMemModel.read`
+        stacklevel=5,  # whoever called `HierMemModel.read` or `index`
     )

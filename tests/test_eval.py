@@ -237,7 +237,7 @@ def write_document(folder: Path) -> None:
 def test_retrieval_of_paragraphs_by_words_and_by_meaning(tmp_path: Path) -> None:
     need("hybrid")
     write_document(tmp_path)
-    command = ["eval", "retrieval", "--data", tmp_path]
+    command = ["eval", "retrieval", "--data", tmp_path, "--set", 'longterm.keys={"lexical": {}}']
     plain, both = result(*command), result(*command, "--encoder", "minilm")
     assert plain["metrics"] == both["metrics"] and both["rows"][:2] == plain["rows"] and plain["n"] == 3
     found = {row["system"]: row["recall_at_1"] for row in both["rows"]}

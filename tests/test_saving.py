@@ -357,7 +357,7 @@ def test_models_and_memories_of_earlier_formats_answer(version: int, tmp_path: P
     assert memory.text == text_of(40)
     model.ask(memory, "Who?", max_new_tokens=2)
     assert_comes_back(model, folder)
-    assert json.loads((folder / "config.json").read_text())["format_version"] == 3
+    assert json.loads((folder / "config.json").read_text())["format_version"] == 4
 
 
 # ---- fingerprints
