@@ -159,7 +159,7 @@ class MemoryState:
         if self.indexed:
             raise InputError(
                 "This memory was only indexed and has no working memory, which this needs: read the document "
-                "in place of indexing it, or ask with recall and without asking.working."
+                "in place of indexing it, or ask with a top_k above 0 and without asking.working."
             )
         return self.moment.working
 
