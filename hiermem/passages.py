@@ -197,8 +197,6 @@ def select(
             confidence,
         )
     chosen = _best(fits, units, characters, least_score)
-    if chosen:
-        chosen = _with_context(chosen, int(fits.argmax()), units, characters)
     sources = []
     for _, run in groupby(enumerate(chosen), lambda pair: (pair[1] - pair[0], id(units[pair[1]][0]))):
         members = [index for _, index in run]
@@ -293,7 +291,7 @@ def _best(
     least_score: float,
 ) -> list[int]:
     """Indices, ascending, of the best units that have room together, with their headers where these have it;
-    the best one always has."""
+    the best one always has. Those around it fill what is left."""
     sizes = [unit.end - unit.start for _, unit in units]
     headers = {_place(stretch, unit): at for at, (stretch, unit) in enumerate(units) if unit.is_header}
     room, chosen = characters, set[int]()
@@ -308,28 +306,23 @@ def _best(
         if header not in chosen and sizes[header] <= room:
             chosen.add(header)
             room -= sizes[header]
+    for index in _around(int(fits.argmax()), units) if chosen else ():
+        if index in chosen:
+            continue
+        if sizes[index] > room:
+            break
+        chosen.add(index)
+        room -= sizes[index]
     return sorted(chosen)
 
 
-def _with_context(
-    chosen: Sequence[int], best: int, units: Sequence[tuple[_Stretch, Unit]], characters: int
-) -> list[int]:
-    """Indices, ascending, of chosen units and of those around the best one, in its paragraph, the nearest
-    first, as long as there is room. A row is a paragraph by itself."""
+def _around(best: int, units: Sequence[tuple[_Stretch, Unit]]) -> list[int]:
+    """Indices of the units of one's paragraph, the nearest first. A row is a paragraph by itself."""
     stretch, unit = units[best]
-    sizes = [unit.end - unit.start for _, unit in units]
-    found, room = set(chosen), characters - sum(sizes[at] for at in chosen)
-    around = [
-        at
-        for at, (other, near) in enumerate(units)
-        if other is stretch and near.paragraph == unit.paragraph and at not in found
-    ]
-    for at in sorted(around, key=lambda at: (abs(at - best), at < best)):
-        if sizes[at] > room:
-            break
-        found.add(at)
-        room -= sizes[at]
-    return sorted(found)
+    same = (
+        at for at, (other, near) in enumerate(units) if other is stretch and near.paragraph == unit.paragraph
+    )
+    return sorted(same, key=lambda at: (abs(at - best), at < best))
 
 
 def _place(stretch: _Stretch, unit: Unit) -> _Place:

@@ -185,9 +185,8 @@ class LongTermMemory:
 
     def _query_key(self, question: Question) -> Tensor:
         """The question's weighted key, ``[1, D]`` float32."""
-        return torch.cat([key.weight_for(question) * key.query_key(question) for key in self.keys]).unsqueeze(
-            0
-        )
+        weighted = [key.weight_for(question) * key.query_key(question) for key in self.keys]
+        return torch.cat(weighted).unsqueeze(0)
 
     def recall(
         self, question: Question, k: int, eligible: Callable[[SegmentRecord], bool] = lambda _: True

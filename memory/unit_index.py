@@ -181,9 +181,10 @@ class UnitIndex:
 
     def scale(self, question: Question) -> UnitScale | None:
         """Meaning of the scores of these units; None: no key knows enough of the question."""
-        if all(key.trust(question) < LEAST_TRUST for key in self.keys):
+        trusts = [key.trust(question) for key in self.keys]
+        if max(trusts) < LEAST_TRUST:
             return None
-        weight = sum(key.weight_for(question) for key in self.keys)
+        weight = sum(key.weight * trust for key, trust in zip(self.keys, trusts, strict=True))
         return UnitScale(weight, self.keys[0].odds if len(self.keys) == 1 else None)
 
     # ---- saving

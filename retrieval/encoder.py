@@ -90,7 +90,11 @@ def sentence_encoder(name: str, device: str | None = None) -> SentenceEncoder:
 
 def has_minilm() -> bool:
     """Whether `MINILM` and its library are installed; nothing is imported."""
-    return all(map(find_spec, ("sentence_transformers", Path(_FOLDER).parts[0])))
+    try:
+        check_encoder(MINILM)
+    except InputError:
+        return False
+    return True
 
 
 def encoder_path(name: str) -> str:
@@ -111,8 +115,8 @@ def check_encoder(name: str) -> None:
     """
     if find_spec("sentence_transformers") is None:
         raise InputError(f"Search by meaning needs sentence-transformers: {_REMEDY}.")
-    if name == MINILM and not has_minilm():
-        raise InputError(f"The encoder {MINILM} needs the package {_PACKAGE}: {_REMEDY}.")
+    if name == MINILM:
+        _minilm_folder()
 
 
 def minilm_path() -> Path:
@@ -121,11 +125,20 @@ def minilm_path() -> Path:
     Raises:
         InputError: the package is not installed, or holds other weights than those that were published.
     """
-    try:  # metadata, since importing the package prints and loads
-        folder = Path(str(metadata.distribution(_PACKAGE).locate_file(_FOLDER)))
-    except metadata.PackageNotFoundError as error:
-        raise InputError(f"The encoder {MINILM} needs the package {_PACKAGE}: {_REMEDY}.") from error
+    folder = _minilm_folder()
     weights = folder / "model.safetensors"
     if not weights.is_file() or sha256_of(weights) != _WEIGHTS_SHA256:
         raise InputError(f"The weights in {folder} are not the published ones: install {_PACKAGE} again.")
     return folder
+
+
+def _minilm_folder() -> Path:
+    """Where the package that ships the encoder has it; none of its files is read.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    try:  # metadata, since importing the package prints and loads
+        return Path(str(metadata.distribution(_PACKAGE).locate_file(_FOLDER)))
+    except metadata.PackageNotFoundError as error:
+        raise InputError(f"The encoder {MINILM} needs the package {_PACKAGE}: {_REMEDY}.") from error

@@ -283,9 +283,8 @@ def _rows(text: str, blocks: Iterable[_Block], header: tuple[int, int] | None) -
         whole = size <= _ROW or (size <= LONGEST and not _END.search(block.text))
         bounds = [block.start, block.end] if whole else _sentence_bounds(text, block)
         for start, end in pairwise(bounds):
-            yield _Piece(
-                Unit(start, end, header, block.start), asks=block.asks and end == block.end, row=True
-            )
+            unit = Unit(start, end, header, block.start)
+            yield _Piece(unit, asks=block.asks and end == block.end, row=True)
 
 
 def _sentences(text: str, block: _Block) -> Iterator[_Piece]:

@@ -44,6 +44,11 @@ def with_settings(config: HierMemConfig, assignments: Sequence[str]) -> HierMemC
     return HierMemConfig(**parts | {name: _changed(parts[name], values) for name, values in changes.items()})
 
 
+def sets(assignments: Sequence[str], part: str) -> bool:
+    """Whether one of these sets a part, or something in it."""
+    return any(_is_within(assignment.partition("=")[0], part) for assignment in assignments)
+
+
 def check_used(assignments: Sequence[str], parts: Collection[str] | None) -> None:
     """Refuse a setting that nothing would depend on.
 

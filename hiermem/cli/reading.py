@@ -79,7 +79,7 @@ def read(
 
         hiermem read book.txt --out book.hmem --set longterm.tiers.kv.keep=0.1
     """
-    from hiermem.cli.assignments import with_used_settings
+    from hiermem.cli.assignments import sets, with_used_settings
     from hiermem.loading import saved_model
     from hiermem.retrieval.files import check_target, only_writer
 
@@ -89,8 +89,8 @@ def read(
     config = with_used_settings(config, settings or [], _SETTABLE)
     opt.check_numbers(dtype, device)
     check_target(out)
-    said = any(name.startswith("longterm.keys") for name in settings or [])
-    if preset is None and not said and saved_model(model) is None:
+    chosen = preset is not None or sets(settings or [], "longterm.keys")
+    if not chosen and saved_model(model) is None:  # keys are the default's
         config = with_keys_of(out, config)
     text = opt.read_document(doc)
     with only_writer(out):

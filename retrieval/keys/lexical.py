@@ -38,7 +38,6 @@ _NONZEROS = 8  # signed positions in the vector of one unit
 _COUNTED_AT_ONCE = 64  # segments, so that reading does not copy the table of all units for each
 _RIDGE, _STEPS = 0.3, 10  # of the regression: ridge over a key entry's variance; iterations
 _LONGEST_WORD = 20  # characters; a longer word outside ASCII must be of a script without spaces
-
 _GRAMMED = 40  # first letters of a word that has n-grams: more are no word
 
 _RUN = re.compile(rf"[{UNSPACED}]+|[^{UNSPACED}]+")
