@@ -46,6 +46,8 @@ class Answer:
         lines = [indented(self.text) + ("" if self.complete else " …")]
         if not self.found and self.text != NOT_FOUND:
             lines.append("  The document has no word of the question: the model answers by itself.")
+        if self.confidence is not None:
+            lines.append(f"  Confidence that the document holds an answer: {self.confidence:.2f}.")
         return "\n".join([*lines, *map(_shown, self.sources)])
 
 

@@ -42,7 +42,7 @@ class AskConfig:
             raise InputError(f"least_score must be between 0 and 1, not {self.least_score}.")
         if not 0 <= self.least_confidence <= 1:
             raise InputError(f"least_confidence must be between 0 and 1, not {self.least_confidence}.")
-        if self.rerank < 0 or self.rerank == 1 or self.margin < 0:
-            raise InputError(
-                f"rerank must be 0 or at least 2, margin not negative; not {self.rerank}, {self.margin}."
-            )
+        if self.rerank < 0 or self.rerank == 1:
+            raise InputError(f"rerank must be 0 or at least 2, not {self.rerank}.")
+        if self.margin < 0:
+            raise InputError(f"margin must not be negative, not {self.margin}.")

@@ -27,11 +27,12 @@ def read_document(name: str) -> str:
     return decoded_text(sys.stdin.buffer.read(), name)
 
 
-def file_text(path: str | os.PathLike[str], instead: str = "a text file") -> str:
+def file_text(path: str | os.PathLike[str], instead: str = "a text file", kind: str = "document") -> str:
     """The text of a UTF-8 file.
 
     Args:
         instead: what may be given in its place, for the error.
+        kind: what the file is, for the error.
 
     Raises:
         InputError: it is missing, empty or not a UTF-8 text.
@@ -40,9 +41,7 @@ def file_text(path: str | os.PathLike[str], instead: str = "a text file") -> str
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"The document {os.fspath(path)!r} cannot be read ({why}): give {instead}."
-        ) from error
+        raise InputError(f"The {kind} {os.fspath(path)!r} cannot be read ({why}): give {instead}.") from error
     return decoded_text(data, os.fspath(path))
 
 

@@ -14,7 +14,7 @@ from hiermem.memory.contents import MOST_OF_A_KEY
 from hiermem.memory.records import SegmentRecord, UnitHit
 from hiermem.memory.stored import MOST, Stored, in_range
 from hiermem.retrieval.arena import TensorArena
-from hiermem.retrieval.keys import Question, SearchKey, Text
+from hiermem.retrieval.keys import Question, SearchKey, UnitText
 from hiermem.retrieval.store import RecallStore, StoreConfig, new_store
 from hiermem.retrieval.units import LONGEST, split
 
@@ -113,8 +113,8 @@ class UnitIndex:
         text, origin = head + record.text, record.start - len(head)
         found = [unit for unit in split(text) if unit.end > len(head)]
         spans = torch.tensor([[origin + unit.start, origin + unit.end] for unit in found], dtype=torch.int64)
-        texts = [Text(text[unit.start : unit.end]) for unit in found]
-        keys = [key.document_keys(texts) for key in self.keys]
+        texts = [UnitText(text[unit.start : unit.end], unit.paragraph) for unit in found]
+        keys = [key.unit_keys(texts) for key in self.keys]
         return Units(spans.reshape(-1, 2), torch.cat(keys, dim=1))
 
     def partial(self, record: SegmentRecord, before: SegmentRecord | None) -> Units:

@@ -1,6 +1,6 @@
 """Sentence encoders: embeddings of short texts by meaning (Sentence-BERT, arXiv 1908.10084)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from hashlib import sha256
 from importlib import metadata
@@ -68,18 +68,72 @@ class SentenceEncoder:
         ids = tokenizer(found, add_special_tokens=False)["input_ids"]
         return sum(len(word) == 1 and word[0] != tokenizer.unk_token_id for word in ids) / len(ids)
 
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether parts of a text have embeddings within it: one is the mean of its tokens' states."""
+        encoder = self._encoder
+        pooling = [module.pooling_mode for module in encoder if hasattr(module, "pooling_mode")]
+        plain = pooling == ["mean"] and not any(encoder.prompts.values())
+        return bool(plain and encoder.max_seq_length and encoder.tokenizer.is_fast)
+
+    def embed_parts(self, texts: Sequence[Sequence[str]]) -> Tensor:
+        """Embeddings of the parts of texts, each the mean of the states of its own tokens as they are read
+        within its text (late chunking, arXiv 2409.04701), of length 1, ``[n, width]`` float32 on the CPU.
+
+        A text that is longer than the longest input is read in pieces of whole parts.
+
+        Args:
+            texts: their parts, which joined are the text, for an encoder that `takes_parts`.
+        """
+        pieces = [piece for parts in texts for piece in self._pieces(parts)]
+        joined = ["".join(piece) for piece in pieces]
+        if not joined:
+            return torch.zeros(0, self.width)
+        states = self._encode(joined, output_value="token_embeddings")
+        options = {"truncation": True, "max_length": self._encoder.max_seq_length}
+        spans = self._encoder.tokenizer(joined, return_offsets_mapping=True, **options)["offset_mapping"]
+        means = [_means(*each) for each in zip(pieces, states, spans, strict=True)]
+        return torch.nn.functional.normalize(torch.cat(means), dim=-1)
+
+    def _pieces(self, parts: Sequence[str]) -> Iterator[list[str]]:
+        """Runs of parts that the encoder sees whole, or single ones."""
+        ids = self._encoder.tokenizer(list(parts), add_special_tokens=False, verbose=False)["input_ids"]
+        most = self._encoder.max_seq_length - self._encoder.tokenizer.num_special_tokens_to_add()
+        piece: list[str] = []
+        room = most
+        for part, tokens in zip(parts, map(len, ids), strict=True):
+            if piece and tokens > room:
+                yield piece
+                piece, room = [], most
+            piece.append(part)
+            room -= tokens
+        yield piece
+
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Embeddings of length 1, ``[n, width]`` float32 on the CPU."""
         if not texts:
             return torch.zeros(0, self.width)
-        found: Tensor = self._encoder.encode(
-            list(texts),
-            batch_size=_BATCH,
-            normalize_embeddings=True,
-            convert_to_tensor=True,
-            show_progress_bar=False,
-        )
+        found: Tensor = self._encode(texts, normalize_embeddings=True, convert_to_tensor=True)
         return found.cpu()
+
+    def _encode(self, texts: Sequence[str], **options: Any) -> Any:
+        return self._encoder.encode(list(texts), batch_size=_BATCH, show_progress_bar=False, **options)
+
+
+def _means(parts: Sequence[str], states: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+    """Mean state of the tokens of each part, ``[p, width]`` float32 on the CPU; special tokens are of a part
+    that stands alone. Of a part that has no tokens, such as blanks, that of all.
+
+    Args:
+        states: of the tokens of the parts together, ``[T, width]``.
+        spans: their characters; special tokens have none.
+    """
+    ends = torch.tensor([len(part) for part in parts]).cumsum(0)
+    starts, stops = torch.tensor(spans[: len(states)]).T.contiguous()
+    words, own = (stops > starts) | (len(parts) == 1), torch.bucketize(starts, ends, right=True)
+    of_part = (own == torch.arange(len(parts)).unsqueeze(1)) & words
+    of_part |= ~of_part.any(dim=1, keepdim=True)
+    return of_part.float() @ states.float().cpu() / of_part.sum(dim=1, keepdim=True)
 
 
 @cache

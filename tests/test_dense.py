@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import assert_refused, run
 from peers import need
 from readers import reader, settings, text_of
@@ -19,7 +20,7 @@ from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 from hiermem.retrieval import encoder
 from hiermem.retrieval.encoder import SentenceEncoder, sentence_encoder
-from hiermem.retrieval.keys import DenseKey, Question
+from hiermem.retrieval.keys import DenseKey, Question, UnitText
 
 TEXTS = [
     "The feline slept upon the rug the whole afternoon.",
@@ -78,6 +79,49 @@ def test_an_encoder_may_be_a_folder(tmp_path: Path) -> None:
     shutil.copytree(encoder.minilm_path(), tmp_path / "mine")
     ours, theirs = DenseIndex(TEXTS, device="cpu"), DenseIndex(TEXTS, str(tmp_path / "mine"), "cpu")
     np.testing.assert_array_equal(ours.scores("cat nap"), theirs.scores("cat nap"))
+
+
+def test_parts_are_embedded_within_their_text() -> None:
+    """Alone as ever; else as means of their own tokens' states, which together are the whole text's."""
+    need("dense")
+    minilm = sentence_encoder("minilm", "cpu")
+    assert minilm.takes_parts
+    parts = ["The old captain slept. ", "He dreamt of whales; ", "it was late."]
+    torch.testing.assert_close(minilm.embed_parts([[text] for text in TEXTS]), minilm.embed(TEXTS))
+    found, alone = minilm.embed_parts([parts, TEXTS[:1]]), minilm.embed([*parts, TEXTS[0]])
+    torch.testing.assert_close(found[3], alone[3])
+    tokens = minilm._encoder.encode(["".join(parts)], output_value="token_embeddings")[0][1:-1]
+    sizes = [len(minilm._encoder.tokenizer(part, add_special_tokens=False).input_ids) for part in parts]
+    expected = torch.stack([states.mean(0) for states in tokens.split(sizes)])
+    torch.testing.assert_close(found[:3], torch.nn.functional.normalize(expected, dim=-1).cpu())
+    (who,) = minilm.embed(["What did the captain dream of?"])
+    assert float(found[1] @ who) > float(alone[1] @ who)  # "he" is the captain
+
+
+def test_a_text_beyond_the_longest_input_is_read_in_pieces_of_whole_parts() -> None:
+    need("dense")
+    minilm = sentence_encoder("minilm", "cpu")
+    part = "The boat lay in the bay all day long. "
+    parts = [*[part] * 60, "word " * 400, "", "The end."]
+    found = minilm.embed_parts([parts])
+    assert found.shape == (63, minilm.width) and bool(found.isfinite().all())
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(63))
+    size = len(minilm._encoder.tokenizer(part, add_special_tokens=False).input_ids)
+    first = (minilm._encoder.max_seq_length - 2) // size
+    torch.testing.assert_close(found[:first], minilm.embed_parts([parts[:first]]))
+    torch.testing.assert_close(found[60], minilm.embed(parts[60:61])[0])
+    assert minilm.embed_parts([]).shape == minilm.embed([]).shape == (0, minilm.width)
+
+
+def test_sentences_are_encoded_within_their_paragraphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    need("dense")
+    units = [UnitText(text, number // 2) for number, text in enumerate(TEXTS)]
+    key, minilm = DenseKey(), sentence_encoder("minilm", "cpu")
+    within = key.unit_keys(units)
+    torch.testing.assert_close(within, minilm.embed_parts([TEXTS[:2], TEXTS[2:]]))
+    assert not torch.allclose(within, key.document_keys(units))
+    monkeypatch.setattr(minilm, "takes_parts", False)
+    torch.testing.assert_close(key.unit_keys(units), key.document_keys(units))
 
 
 @pytest.mark.parametrize("name", ["dense", "hybrid"])

@@ -16,6 +16,7 @@ from hiermem.asking_config import AskConfig
 from hiermem.backbone import Backbone
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryCorruptError, MemoryFileError
+from hiermem.eval.methods import HierMem, new_method
 from hiermem.memory.longterm import LongTermConfig
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
@@ -47,6 +48,16 @@ def by_units() -> HierMemModel:
 
 def mamba() -> HierMemModel:
     return model_of("mamba")
+
+
+def test_methods_are_compared_with_a_document_that_is_only_indexed() -> None:
+    model = plain()
+    ours, read = new_method("indexed", model), new_method("hiermem", model)
+    context = ours.read(LONG)
+    assert context.indexed and isinstance(ours, HierMem)
+    for question in QUESTIONS:
+        mine, theirs = ours.prompt(context, question), read.prompt(read.read(LONG), question)
+        assert mine.sources == theirs.sources and torch.equal(mine.ids, theirs.ids)
 
 
 @pytest.fixture

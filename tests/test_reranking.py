@@ -93,7 +93,14 @@ def test_a_reranking_that_could_change_nothing_is_refused(top_k: int) -> None:
     assert model.ask(memory, QUESTION, top_k=0, max_new_tokens=2).sources == []
 
 
-@pytest.mark.parametrize("bad", [{"rerank": -1}, {"rerank": 1}, {"margin": -0.1}])
-def test_what_cannot_be_is_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="rerank must be 0 or at least 2"):
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ({"rerank": -1}, "rerank must be 0 or at least 2, not -1"),
+        ({"rerank": 1}, "rerank must be 0 or at least 2, not 1"),
+        ({"margin": -0.1}, r"margin must not be negative, not -0\.1"),
+    ],
+)
+def test_what_cannot_be_is_refused(bad: dict[str, float], why: str) -> None:
+    with pytest.raises(InputError, match=why):
         AskConfig(**bad)

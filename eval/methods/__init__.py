@@ -13,7 +13,7 @@ from hiermem.eval.methods.base import (
     new_method,
     register_method,
 )
-from hiermem.eval.methods.hierarchy import HierMem
+from hiermem.eval.methods.hierarchy import HierMem, Indexed
 from hiermem.eval.methods.in_context import Full, InContext, PrefilledContext, Streaming, Truncated
 from hiermem.eval.methods.pruned import Compressed, Pruned
 from hiermem.eval.methods.passages import Bm25
@@ -33,6 +33,7 @@ __all__ = [
     "HierMem",
     "Hybrid",
     "InContext",
+    "Indexed",
     "Method",
     "PrefilledContext",
     "Pruned",

@@ -20,3 +20,13 @@ class HierMem(Method[MemoryState]):
 
     def prompt(self, context: MemoryState, question: str) -> PreparedPrompt:
         return self.model.prepare(context, question)
+
+
+@register_method
+class Indexed(HierMem):
+    """The same over a document that is only indexed: the backbone reads questions and passages alone."""
+
+    name = "indexed"
+
+    def read(self, text: str) -> MemoryState:
+        return self.model.index(text, progress=False)

@@ -25,7 +25,7 @@ from hiermem.eval import babi
 from hiermem.eval.babi import Story
 from hiermem.eval.haystack import SHORTEST, Haystack, hidden
 from hiermem.eval.tasks.base import option, register
-from hiermem.eval.tasks.documents import HIERMEM, Document, Question
+from hiermem.eval.tasks.documents import OURS, Document, Question
 from hiermem.eval.tasks.grid import GridTask, Place
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class BabiLong(GridTask):
     def scores(self, question: Question, response: Response) -> dict[str, Any]:
         """Whether the answer is right and, of hiermem, whether the sources hold all facts that it needs."""
         scores = super().scores(question, response)
-        if self.method == HIERMEM:
+        if self.method in OURS:
             sources = [(source.start, source.end) for source in response.sources]
             scores["recalled"] = all(
                 any(first <= start and end <= last for first, last in sources)

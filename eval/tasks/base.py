@@ -64,7 +64,18 @@ MODEL_OPTIONS = (
     "rerank",
 )
 """Options of the model's configuration that a task may take."""
-PEERS = ("full", "truncated", "streaming", "pruned", "compressed", "bm25", "dense", "hybrid", "closed")
+PEERS = (
+    "indexed",
+    "full",
+    "truncated",
+    "streaming",
+    "pruned",
+    "compressed",
+    "bm25",
+    "dense",
+    "hybrid",
+    "closed",
+)
 """Methods beside hiermem, for the help; `hiermem.eval.methods.METHODS` registers them, with torch."""
 ENCODER_HELP = "Sentence encoder: minilm (of the extra dense), or a folder or hub id"
 OUTPUT_OPTIONS = ("out", "json")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 HIERMEM = "hiermem"
 """Name of the method that is hiermem itself."""
+OURS = (HIERMEM, "indexed")
+"""Names of the methods that are hiermem, with the document read or only indexed."""
 
 
 @dataclass(frozen=True, kw_only=True)

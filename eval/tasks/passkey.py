@@ -13,7 +13,7 @@ from hiermem.documents import read_document
 from hiermem.eval.haystack import Haystack, hidden
 from hiermem.eval.metrics import bootstrap
 from hiermem.eval.tasks.base import option, register
-from hiermem.eval.tasks.documents import HIERMEM, Document, DocumentTask, Question
+from hiermem.eval.tasks.documents import HIERMEM, OURS, Document, DocumentTask, Question
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
@@ -105,7 +105,7 @@ class PassKey(HaystackTask):
         """Whether the answer is right and, of hiermem, whether a source holds the key."""
         (key,) = question.answers
         scores = {"right": is_right(response.text, key)}
-        if self.method == HIERMEM:
+        if self.method in OURS:
             scores["recalled"] = any(key in source.text for source in response.sources)
         return scores
 

@@ -11,7 +11,7 @@ from hiermem.eval.answer_match import ENGLISH, contains, exact_match, token_f1
 from hiermem.eval.metrics import accuracy, bootstrap, means
 from hiermem.eval.qa_data import Pool, PoolQuestion, load_pools, split_of
 from hiermem.eval.tasks.base import method_option, option, register
-from hiermem.eval.tasks.documents import HIERMEM, Document, DocumentTask, Question, overlap
+from hiermem.eval.tasks.documents import OURS, Document, DocumentTask, Question, overlap
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
@@ -133,7 +133,7 @@ class QuestionAnswering(DocumentTask):
         """Means over the questions that the document answers; how well these were told from the others."""
         answerable = [row for row in rows if row["answers"]]
         # A method that never shows where an answer comes from has no recall.
-        shows = self.method == HIERMEM or any(row["shown"] for row in rows)
+        shows = self.method in OURS or any(row["shown"] for row in rows)
         names = (*SCORES, *RECALL, "found") if shows else (*SCORES, "found")
         result = means(answerable, *names) if answerable else {"metrics": {}, "intervals": {}}
         if len(answerable) < len(rows):

@@ -200,8 +200,12 @@ def _report(task: Task, seconds: float, json: bool) -> None:
     done, live = ("Read", f", at most {peak} of them live per KV head") if not task.index else ("Indexed", "")
     words = (
         f"{done} {tokens} tokens in {seconds:.1f} s ({result['tokens_per_second']:.0f} a second); "
-        f"the memory at {task.out} holds {memory.tokens} tokens in {memory.segments} segments{live}. "
+        f"the memory at {task.out} holds {memory.tokens} tokens in {_segments(memory.segments)}{live}. "
         f"It takes {result['memory_bytes_per_token']:.0f} bytes a token. "
         f"Peak memory {opt.mib(peak_rss_bytes())}."
     )
     opt.emit(result, json, f"{words} {ONLY_INDEXED}" if task.index else words)
+
+
+def _segments(number: int) -> str:
+    return f"{number} segment" + ("" if number == 1 else "s")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hiermem.registry import Registry
-from hiermem.retrieval.keys.base import Keyed, Question, SearchKey, Text
+from hiermem.retrieval.keys.base import Keyed, Question, SearchKey, Text, UnitText
 from hiermem.retrieval.keys.dense import DenseKey
 from hiermem.retrieval.keys.lexical import LexicalKey, LexicalKeyConfig
 from hiermem.retrieval.keys.trained import TrainedKey
@@ -47,6 +47,7 @@ __all__ = [
     "SearchKey",
     "Text",
     "TrainedKey",
+    "UnitText",
     "new_search_keys",
     "register_search_key",
 ]

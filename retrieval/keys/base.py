@@ -41,6 +41,19 @@ class Text:
 
 
 @dataclass(frozen=True)
+class UnitText:
+    """A sentence or row that is no record; see `Keyed`.
+
+    Attributes:
+        paragraph: a number that the units of one paragraph share, which stand there one after the other.
+    """
+
+    text: str
+    paragraph: int
+    embedding: None = None
+
+
+@dataclass(frozen=True)
 class Question:
     """A question, as keys and tiers see it.
 
@@ -88,6 +101,10 @@ class SearchKey(ABC):
     @abstractmethod
     def document_keys(self, records: Sequence[Keyed]) -> Tensor:
         """Keys of texts, each of its own text alone, ``[n, width]`` float32 on the CPU."""
+
+    def unit_keys(self, units: Sequence[UnitText]) -> Tensor:
+        """Keys of the units of a text, in its order, ``[n, width]`` float32 on the CPU."""
+        return self.document_keys(units)
 
     @abstractmethod
     def query_key(self, question: Question) -> Tensor:

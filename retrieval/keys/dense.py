@@ -1,17 +1,20 @@
 """Dense search key: embeddings of a sentence encoder, one for each sentence or row of a segment.
 
-One embedding of a whole segment says little of its parts; its best sentence finds it.
+One embedding of a whole segment says little of its parts; its best sentence finds it. A sentence is encoded
+within its paragraph, which says what "he" and "the village" are (late chunking, arXiv 2409.04701), where the
+encoder can do that.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from hiermem.errors import InputError
 from hiermem.retrieval.encoder import MINILM, MINILM_DIGEST, SentenceEncoder, check_encoder, sentence_encoder
-from hiermem.retrieval.keys.base import Keyed, Question, SearchKey
+from hiermem.retrieval.keys.base import Keyed, Question, SearchKey, UnitText
 
 
 @dataclass
@@ -24,7 +27,7 @@ class DenseKey(SearchKey):
     """
 
     encoder: str = MINILM
-    weight: float = 240.0
+    weight: float = 320.0
 
     name: ClassVar[str] = "dense"
     of_units: ClassVar[bool] = True
@@ -47,6 +50,12 @@ class DenseKey(SearchKey):
 
     def document_keys(self, records: Sequence[Keyed]) -> Tensor:
         return self._model.embed([record.text for record in records])
+
+    def unit_keys(self, units: Sequence[UnitText]) -> Tensor:
+        if not self._model.takes_parts:
+            return self.document_keys(units)
+        paragraphs = groupby(units, lambda unit: unit.paragraph)
+        return self._model.embed_parts([[unit.text for unit in members] for _, members in paragraphs])
 
     def query_key(self, question: Question) -> Tensor:
         return self._model.embed([question.meaning or question.text])[0]
