@@ -66,8 +66,9 @@ def rows(pool: Pool, memory: LongTermMemory, language: str) -> Iterator[dict[str
 
 
 def told_apart(found: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """How well the confidence tells questions that the document answers from others."""
-    likely = np.array([row["confidence"] for row in found])
+    """How well the confidence tells questions that the document answers from others; where there is none,
+    what is found is taken for an answer."""
+    likely = np.array([1.0 if row["confidence"] is None else row["confidence"] for row in found])
     has = np.array([row["answerable"] for row in found])
     higher = np.mean(
         [(likely[has] > other).mean() + (likely[has] == other).mean() / 2 for other in likely[~has]]
