@@ -478,6 +478,12 @@ NONSENSE: dict[str, Callable[[dict[str, Any]], object]] = {
     "places of another type": of_file("tier-kv.0", lambda t: t.update({"0.0.places": t["0.0.places"].int()})),
     "places out of order": of_file("tier-kv.0", lambda t: t.update({"0.0.places": t["0.0.places"].flip(1)})),
     "a place outside": of_file("tier-kv.0", lambda t: t.update({"0.0.places": t["0.0.places"] - 40})),
+    "a place beyond its segment": of_file(
+        "tier-kv", lambda t: t.update({"segments.0.0.places": t["segments.0.0.places"] + SEGMENT})
+    ),
+    "a place beyond a segment of a group": of_file(
+        "tier-kv.0", lambda t: t.update({"0.0.places": t["0.0.places"] + SEGMENT})
+    ),
     "a scale that is no number": of_file(
         "tier-kv.0", lambda t: t.update({"0.0.keys.scale": t["0.0.keys.scale"] / 0})
     ),
@@ -502,7 +508,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[HierMemModel, Path]
     """A memory with two segments in a file, and its model."""
     model, folder = with_kv({"keep": 0.5}), tmp_path_factory.mktemp("saved") / "memory"
     with patch.object(kv, "GROUP", 2):
-        read(model, 130).save(folder)
+        read(model, 150).save(folder)
     return model, folder
 
 

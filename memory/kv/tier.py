@@ -200,12 +200,13 @@ class KVTier(Tier):
         stored = Stored(tensors)
         seen = in_range(stored.take("seen", torch.int64, 1), 0, 1 << 48, "seen")
         self._seen, self._begin = int(seen), sum(len(record.ids) for record in records)
-        count = len(records) - GROUP * len(self._series)
-        if not 0 <= count < GROUP or self._seen < self._begin:
+        grouped = GROUP * len(self._series)
+        if not 0 <= len(records) - grouped < GROUP or self._seen < self._begin:
             raise ValueError("the tier kv is of another number of segments")
         segments = stored.within("segments")
         self._open = tuple(
-            read_segment(segments.within(str(place)), self.dtype, LONGEST) for place in range(count)
+            read_segment(segments.within(str(place)), self.dtype, len(record.ids))
+            for place, record in enumerate(records[grouped:])
         )
         segments.done()
         pending, sinks = stored.within("pending"), stored.within("sinks")
