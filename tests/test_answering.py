@@ -319,6 +319,8 @@ def test_answers_and_memories_are_readable() -> None:
         "  [segment 3, characters 10 to 30, score 0.91] Ahab is the captain.",
     ]
     assert str(Answer(NOT_FOUND, [], found=False)) == NOT_FOUND
+    likely = str(Answer("Ahab.", [source], confidence=0.914)).splitlines()
+    assert likely[1] == "  Confidence that the document holds an answer: 0.91." and len(likely) == 3
     assert "answers by itself" in str(Answer("A book.", [], found=False))
     assert len(str(Answer("", [replace(source, text="word " * 99)]))) < 400
     memory = reader().read(text_of(60))
