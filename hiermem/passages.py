@@ -237,12 +237,15 @@ def _confidence(
     scale: UnitScale,
 ) -> float | None:
     """How likely there is an answer: by the odds of the best unit's inner product, which documents of any
-    length have alike; or, where that is more, the share of the question's words that stand together."""
+    length have alike; or, where that is more, the share of the question's words that stand together, which is
+    enough where its codes do."""
     if scale.odds is None:
         return None
     places = {int(words.argmax()), int(scores.argmax())}
-    texts = (stretch.text[unit.start : unit.end] for stretch, unit in (units[place] for place in places))
+    texts = [stretch.text[unit.start : unit.end] for stretch, unit in (units[place] for place in places)]
     covered = max(map(terms.covered, texts))
+    if any(map(scale.codes_are_in, texts)):
+        covered = max(covered, _COVERED)
     rise, middle = scale.odds
     own = max((unit.own for stretch, _ in units for hit in stretch.hits for unit in hit.units), default=0.0)
     likely = (1 + math.tanh(rise * (own - middle) / 2)) / 2

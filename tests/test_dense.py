@@ -16,8 +16,11 @@ from hiermem.eval.methods import METHODS, new_method
 from hiermem.eval.methods.dense import DenseIndex
 from hiermem.eval.methods.hybrid import SummedIndex, z_scores
 from hiermem.eval.tasks.base import PEERS
+from hiermem.memory.longterm import LongTermConfig, LongTermMemory
+from hiermem.memory.records import SegmentRecord
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
+from hiermem.passages import QueryTerms, select
 from hiermem.retrieval import encoder
 from hiermem.retrieval.encoder import SentenceEncoder, sentence_encoder
 from hiermem.retrieval.keys import DenseKey, Question, UnitText
@@ -72,6 +75,29 @@ def test_the_encoder_is_trusted_as_far_as_it_knows_the_words(
     assert least <= key.trust(Question(question)) ** (1 / 3) <= most
     assert DenseKey(encoder="another").trust(Question(question)) == 1.0
     assert key.trust(Question("zzkw9", meaning=question)) == key.trust(Question(question))
+
+
+def test_codes_are_words_that_the_encoder_cuts_to_pieces() -> None:
+    need("dense")
+    question = Question("Follow the assignments from TvhHmSGEdokWvSKJ to the captain's house?")
+    assert DenseKey().codes(question) == {"tvhhmsgedokwvskj"}
+    assert DenseKey(encoder="another").codes(question) == DenseKey().codes(Question("Who?")) == frozenset()
+
+
+def test_a_code_that_stands_in_the_text_is_found_whatever_the_question_has_around_it() -> None:
+    need("dense")
+    lines = [f"VAR {code * 3} = '{code}'" for code in ("xkqzvw", "qpwzmd", "zzqrtk", "vkjhgq")]
+    memory = LongTermMemory(LongTermConfig(keys={"lexical": {}, "dense": {}}))
+    text = "\n".join(lines)
+    memory.write([SegmentRecord(0, torch.zeros(9, dtype=torch.int32), 0, len(text), text)])
+
+    def confidence(asked: str) -> float | None:
+        question = f"Follow the assignments from {asked} to the very end. Which value do we reach at last?"
+        hits, terms = memory.recall(Question(question), 8), QueryTerms(memory.key, question)
+        return select(hits, memory.records, terms, 600, 0.7, memory.unit_scale(Question(question))).confidence
+
+    there, missing = confidence("qpwzmd" * 3), confidence("mnbhtr" * 3)
+    assert there is not None and missing is not None and missing < 0.27 < 0.7 <= there
 
 
 def test_an_encoder_may_be_a_folder(tmp_path: Path) -> None:

@@ -114,6 +114,10 @@ class SearchKey(ABC):
         """How far its inner products with a question tell anything, from 0 to 1: a factor of its weight."""
         return 1.0
 
+    def codes(self, question: Question) -> frozenset[str]:
+        """Words of a question, such as codes, that its inner products tell nothing of."""
+        return frozenset()
+
     def weight_for(self, question: Question) -> float:
         """Weight of its inner products with this question."""
         return self.weight * self.trust(question)

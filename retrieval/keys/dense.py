@@ -66,6 +66,9 @@ class DenseKey(SearchKey):
             return 1.0
         return self._model.known_words(question.meaning or question.text) ** 3
 
+    def codes(self, question: Question) -> frozenset[str]:
+        return self._model.codes(question.meaning or question.text) if self.encoder == MINILM else frozenset()
+
     @property
     def odds(self) -> tuple[float, float] | None:
         """Of `MINILM`, from questions of Natural Questions (validation) that a document does and does not
