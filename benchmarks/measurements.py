@@ -115,7 +115,7 @@ def of_questions(data: Path, backbone: Backbone) -> Iterator[Measurement]:
     nq, answers = 100_000, 100 if own else 40
     if own:
         yield qa("qa-nq-hiermem", answers, nq, "nq")
-    else:  # the same answers, in a tenth of the time
+    else:  # the same answers, without the reading
         yield qa("qa-nq-indexed", answers, nq / 10, "nq", "--method", "indexed")
     for method in ("bm25", "dense", "hybrid") if own else ("bm25", "dense"):
         for passages in (4, 1) if own and method != "hybrid" else (4,):
@@ -184,11 +184,8 @@ def of_lengths(data: Path, backbone: Backbone) -> Iterator[Measurement]:
     def babi(method: str, lengths: str, count: int, name: str, *words: str) -> Measurement:
         limit = backbone.some(count)
         answers = 5 * int(limit)
-        read = (
-            answers
-            * sum(map(int, lengths.split(",")))
-            * {"full": 2, "bm25": 0, "indexed": 0.1}.get(method, 1)
-        )
+        slow = {"full": 2, "bm25": 0, "indexed": 0.1}.get(method, 1)
+        read = answers * sum(map(int, lengths.split(","))) * slow
         took = minutes(read, answers * (lengths.count(",") + 1), 10) * backbone.slowness
         chosen = ("--haystack", book, "--data", str(data / "babi"), "--lengths", lengths, "--limit", limit)
         chosen = (*chosen, "--seed", "1", "--method", method, *words)

@@ -98,7 +98,7 @@ def main() -> int:
     answerable = [row for row in found if row["answerable"]]
     names = [name for name in found[0] if name not in ("confidence", "answerable")]
     result = {name: round(float(np.mean([row[name] for row in answerable])), 4) for name in names}
-    if given.halved and found[0]["confidence"] is not None:
+    if given.halved and any(row["confidence"] is not None for row in found):
         result |= {name: round(value, 4) for name, value in told_apart(found).items()}
     summary = {"keys": keys, "segments": len(memory), "n": len(found), **result}
     sys.stdout.write(json.dumps(summary, indent=1) + "\n")

@@ -42,11 +42,11 @@ def file_text(path: str | os.PathLike[str], instead: str = "a text file", kind: 
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"The {kind} {os.fspath(path)!r} cannot be read ({why}): give {instead}.") from error
-    return decoded_text(data, os.fspath(path))
+    return decoded_text(data, os.fspath(path), kind)
 
 
-def decoded_text(data: bytes, name: str) -> str:
-    """The text that ``data`` holds in UTF-8; ``name`` is for the error.
+def decoded_text(data: bytes, name: str, kind: str = "document") -> str:
+    """The text that ``data`` holds in UTF-8; ``name`` and ``kind`` are for the error.
 
     Raises:
         InputError: it is empty or not a UTF-8 text.
@@ -54,13 +54,11 @@ def decoded_text(data: bytes, name: str) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"The document {name!r} is not UTF-8 text: convert it to plain text first."
-        ) from error
+        raise InputError(f"The {kind} {name!r} is not UTF-8 text: convert it to plain text first.") from error
     if "\0" in text:
-        raise InputError(f"The document {name!r} holds binary data: convert it to plain text first.")
+        raise InputError(f"The {kind} {name!r} holds binary data: convert it to plain text first.")
     if not text.strip():
-        raise InputError(f"The document {name!r} is empty: give a text with at least one character.")
+        raise InputError(f"The {kind} {name!r} is empty: give a text with at least one character.")
     return text
 
 

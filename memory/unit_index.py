@@ -63,7 +63,7 @@ class UnitScale:
     Attributes:
         weight: of all their keys together, for this question.
         odds: see `SearchKey.odds`; several keys together have none.
-        codes: words of the question that no key tells anything of.
+        codes: see `SearchKey.codes`.
     """
 
     weight: float
@@ -192,8 +192,9 @@ class UnitIndex:
         if max(trusts) < LEAST_TRUST:
             return None
         weight = sum(key.weight * trust for key, trust in zip(self.keys, trusts, strict=True))
-        codes = frozenset.intersection(*(key.codes(question) for key in self.keys))
-        return UnitScale(weight, self.keys[0].odds if len(self.keys) == 1 else None, codes)
+        if len(self.keys) > 1:
+            return UnitScale(weight, None)
+        return UnitScale(weight, self.keys[0].odds, self.keys[0].codes(question))
 
     # ---- saving
 

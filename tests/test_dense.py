@@ -1,6 +1,7 @@
 """Dense and hybrid retrieval: what they find, and how they refuse."""
 
 import shutil
+from copy import copy
 from importlib import metadata
 from pathlib import Path
 
@@ -137,6 +138,30 @@ def test_a_text_beyond_the_longest_input_is_read_in_pieces_of_whole_parts() -> N
     torch.testing.assert_close(found[:first], minilm.embed_parts([parts[:first]]))
     torch.testing.assert_close(found[60], minilm.embed(parts[60:61])[0])
     assert minilm.embed_parts([]).shape == minilm.embed([]).shape == (0, minilm.width)
+
+
+@pytest.mark.parametrize("kind", ["cls", "dense", "prompts", "left", "endless"])
+def test_other_encoders_embed_each_sentence_by_itself(kind: str) -> None:
+    """Such as those with other pooling, or with a layer behind it."""
+    need("dense")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Dense, Pooling, Transformer
+
+    path = str(encoder.minilm_path())
+    minilm, modules = sentence_encoder("minilm", "cpu"), [Transformer(path)]
+    modules.append(Pooling(minilm.width, pooling_mode="cls" if kind == "cls" else "mean"))
+    modules += [Dense(minilm.width, minilm.width)] if kind == "dense" else []
+    prompts = {"query": "query: ", "document": "text: "} if kind == "prompts" else None
+    other, key = copy(minilm), DenseKey()
+    other._encoder = SentenceTransformer(modules=modules, prompts=prompts, device="cpu")
+    other._encoder.tokenizer.padding_side = "left" if kind == "left" else "right"
+    other._encoder.max_seq_length = 10**30 if kind == "endless" else 256
+    vars(other).pop("takes_parts", None)
+    assert not other.takes_parts and minilm.takes_parts
+    units = [UnitText(text, 0) for text in TEXTS]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("hiermem.retrieval.keys.dense.sentence_encoder", lambda *_: other)
+        torch.testing.assert_close(key.unit_keys(units), other.embed(TEXTS))
 
 
 def test_sentences_are_encoded_within_their_paragraphs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ class Indexed(HierMem):
     """The same over a document that is only indexed: the backbone reads questions and passages alone."""
 
     name = "indexed"
+    model_options = ("segment", "positions", "top_k")
 
     def read(self, text: str) -> MemoryState:
         return self.model.index(text, progress=False)

@@ -142,16 +142,8 @@ def _asked(given: list[str], file: Path | None, json: bool) -> list[str]:
     if any(not question.strip() for question in given):
         raise InputError("The question is empty: ask something.")
     if file is not None:
-        return [
-            *given,
-            *(
-                line
-                for line in file_text(
-                    file, "a text file with a question on each line", "file of questions"
-                ).splitlines()
-                if line.strip()
-            ),
-        ]
+        text = file_text(file, "a text file with a question on each line", "file of questions")
+        return [*given, *filter(str.strip, text.splitlines())]
     if not given and (json or not is_conversation()):
         raise InputError(
             "There is no question: give one, or begin a conversation on a terminal without --json."

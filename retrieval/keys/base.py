@@ -115,7 +115,7 @@ class SearchKey(ABC):
         return 1.0
 
     def codes(self, question: Question) -> frozenset[str]:
-        """Words of a question, such as codes, that its inner products tell nothing of."""
+        """Words of a question that its inner products tell nothing of, such as codes."""
         return frozenset()
 
     def weight_for(self, question: Question) -> float:
