@@ -13,7 +13,15 @@ class HierMem(Method[MemoryState]):
 
     name: ClassVar[str] = "hiermem"
     parts = None
-    model_options = ("policy", "policy_set", "budget", "segment", "positions", "top_k", "evictor")
+    model_options: ClassVar[tuple[str, ...]] = (
+        "policy",
+        "policy_set",
+        "budget",
+        "segment",
+        "positions",
+        "top_k",
+        "evictor",
+    )
 
     def read(self, text: str) -> MemoryState:
         return self.model.read(text, progress=False)
