@@ -95,7 +95,7 @@ def test_a_conversation_goes_on_until_the_input_ends(tiny_model: Path, memory: P
     assert done.returncode == 0, done.stderr.decode()
     first, again, last, end = done.stdout.decode().split("> ")[1:]
     assert first == run("ask", memory, QUESTIONS[0], "--model", tiny_model, *FEW).stdout.decode()
-    assert (again, last, end) == ("", "→ The document does not say.\n", "\n")
+    assert (again, end) == ("", "\n") and last.startswith("→ The document does not say.\n")
     done = run("ask", memory, "--model", tiny_model, stdin=b"caf\xe9?\n")
     assert done.returncode == 2 and b"not in the terminal's encoding" in done.stderr
 
