@@ -122,8 +122,8 @@ def test_what_is_no_question_is_refused(memory: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n", "utf-8")
     assert_refused(run("ask", memory), "There is no question: give one")
     assert_refused(run("ask", memory, "Who?", ""), "question is empty")
-    assert_refused(run("ask", memory, "--questions", tmp_path / "empty.txt"), "is empty")
-    assert_refused(run("ask", memory, "--questions", tmp_path / "missing.txt"), "cannot be read")
+    assert_refused(run("ask", memory, "--questions", tmp_path / "empty.txt"), "empty.txt' is empty")
+    assert_refused(run("ask", memory, "--questions", tmp_path / "missing.txt"), "The file of questions '")
 
 
 @pytest.mark.usefixtures("typed")
