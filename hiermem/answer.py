@@ -24,8 +24,8 @@ class Answer:
             shares no word, such as a summary. With search keys of units, it is the confidence that tells.
         confidence: how likely the document holds an answer, in 0..1: by odds from questions of Natural
             Questions that a document does and does not answer, or, where that is more and at least 0.7, the
-            share of the question's words that stand together. None: there are no search keys of units, or
-            their odds are not known.
+            share of the question's words that stand together, which counts as 0.7 at least where all of its
+            codes do (`SearchKey.codes`). None: there are no search keys of units, or no odds are known.
         first_token_seconds: from the question to the first token that was generated, of any of the questions
             that are answered in one batch; None: nothing was generated. Answers compare without it.
     """

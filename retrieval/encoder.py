@@ -65,15 +65,15 @@ class SentenceEncoder:
 
     def known_words(self, text: str) -> float:
         """Share of a text's words that are one token, from 0 to 1; 0 where there are no words."""
-        found, unknown = self._pieces_of(text), self._encoder.tokenizer.unk_token_id
+        found, unknown = self._tokens_of_words(text), self._encoder.tokenizer.unk_token_id
         return sum(len(ids) == 1 and ids[0] != unknown for _, ids in found) / max(len(found), 1)
 
     def codes(self, text: str) -> frozenset[str]:
         """Words of a text that fall into many short tokens, as codes do, and some rare names and terms."""
-        pairs = self._pieces_of(text)
+        pairs = self._tokens_of_words(text)
         return frozenset(word for word, ids in pairs if len(ids) >= _CODE and len(word) <= 2 * len(ids))
 
-    def _pieces_of(self, text: str) -> list[tuple[str, list[int]]]:
+    def _tokens_of_words(self, text: str) -> list[tuple[str, list[int]]]:
         """The words of a text with the tokens of each."""
         found = words(text)
         if not found:
@@ -96,35 +96,35 @@ class SentenceEncoder:
         """Embeddings of the parts of texts, each the mean of the states of its own tokens as they are read
         within its text (late chunking, arXiv 2409.04701), of length 1, ``[n, width]`` float32 on the CPU.
 
-        A text that is longer than the longest input is read in pieces of whole parts.
+        A text that is longer than the longest input is read in runs of whole parts.
 
         Args:
             texts: their parts, at least one of each, which joined are the text, for an encoder that
                 `takes_parts`.
         """
-        pieces = [piece for parts in texts for piece in self._pieces(parts)]
-        joined = ["".join(piece) for piece in pieces]
+        runs = [run for parts in texts for run in self._runs(parts)]
+        joined = ["".join(run) for run in runs]
         if not joined:
             return torch.zeros(0, self.width)
         states = self._encode(joined, _PARAGRAPHS, output_value="token_embeddings")
         options = {"truncation": True, "max_length": self._encoder.max_seq_length}
         spans = self._encoder.tokenizer(joined, return_offsets_mapping=True, **options)["offset_mapping"]
-        means = [_means(*each) for each in zip(pieces, states, spans, strict=True)]
+        means = [_means(*each) for each in zip(runs, states, spans, strict=True)]
         return torch.nn.functional.normalize(torch.cat(means), dim=-1)
 
-    def _pieces(self, parts: Sequence[str]) -> Iterator[list[str]]:
+    def _runs(self, parts: Sequence[str]) -> Iterator[list[str]]:
         """Runs of parts that the encoder sees whole, or single ones."""
         ids = self._encoder.tokenizer(list(parts), add_special_tokens=False, verbose=False)["input_ids"]
         most = self._encoder.max_seq_length - self._encoder.tokenizer.num_special_tokens_to_add()
-        piece: list[str] = []
+        run: list[str] = []
         room = most
         for part, tokens in zip(parts, map(len, ids), strict=True):
-            if piece and tokens > room:
-                yield piece
-                piece, room = [], most
-            piece.append(part)
+            if run and tokens > room:
+                yield run
+                run, room = [], most
+            run.append(part)
             room -= tokens
-        yield piece
+        yield run
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Embeddings of length 1, ``[n, width]`` float32 on the CPU."""
