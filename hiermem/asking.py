@@ -14,6 +14,7 @@ from hiermem.memory.working import WorkingMemory
 from hiermem.passages import QueryTerms, Source, select, with_forms
 from hiermem.prompts import prompt_text
 from hiermem.reader import Reader
+from hiermem.recalling import recall_passages
 from hiermem.reranking import is_close, reranked
 from hiermem.retrieval.keys import Question
 from hiermem.text import check_text
@@ -103,11 +104,15 @@ def prepare(
     selection = select(hits, records, terms, *limits)
     sources, confidence = selection.sources, selection.confidence
     alone = bool(hits) and not config.working
-    working = reader.new_working_memory(memory.working_config) if alone else memory.working.copy()
     least = config.least_confidence
     told = not least or (bool(sources) and (confidence is None or confidence >= least))
     found = told or (not alone and terms.are_known(memory.longterm.partial))
-    texts = [source.text.strip() for source in sorted(sources, key=lambda source: source.start)]
+    in_order = sorted(sources, key=lambda source: source.start)
+    if alone and sources and config.passages == "kv":
+        working, ids = recall_passages(reader, memory, in_order, plain, config.instruction)
+        return PreparedPrompt(working, ids, sources, found, confidence)
+    working = reader.new_working_memory(memory.working_config) if alone else memory.working.copy()
+    texts = [source.text.strip() for source in in_order]
     text = prompt_text(reader.tokenizer, texts, plain, config.instruction)
     ids = reader.encode(text, begins=not any(working.num_tokens))
     return PreparedPrompt(working, ids, sources, found, confidence)

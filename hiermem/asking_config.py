@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from hiermem.errors import InputError
 from hiermem.settings import check_settings
 
+PASSAGE_FORMS = ("text", "kv")
+"""Forms that passages may stand before a question in."""
+
 
 @dataclass
 class AskConfig:
@@ -20,6 +23,9 @@ class AskConfig:
         instruction: what follows the question; nothing where there are no passages.
         working: whether the working memory stands before the passages too; segments that it still holds
             are then not recalled. It always stands in where nothing is recalled.
+        passages: one of `PASSAGE_FORMS`. `text` is read again, tokenised anew. `kv` puts the keys and values
+            there that the tier `kv` keeps of it, so that only the question is read; passages of the segment
+            that is not complete yet stand behind these as text.
         rerank: how many of the best segments, more than `top_k`, are ranked again where scores are close: by
             the likelihood of the question after each. The `top_k` best of them are recalled. 0: none.
         margin: scores are close where the last segment that would be recalled leads the next by less than
@@ -31,6 +37,7 @@ class AskConfig:
     least_confidence: float = 0.27
     instruction: str = "Answer from the passages."
     working: bool = False
+    passages: str = "text"
     rerank: int = 0
     margin: float = 0.3
 
@@ -42,6 +49,16 @@ class AskConfig:
             raise InputError(f"least_score must be between 0 and 1, not {self.least_score}.")
         if not 0 <= self.least_confidence <= 1:
             raise InputError(f"least_confidence must be between 0 and 1, not {self.least_confidence}.")
+        if self.passages not in PASSAGE_FORMS:
+            raise InputError(
+                f"passages must be one of {', '.join(PASSAGE_FORMS)}, not {self.passages!r}: what passages "
+                f"stand before a question as."
+            )
+        if self.working and self.passages != "text":
+            raise InputError(
+                "Behind the working memory passages stand as text: leave `working` out, or take the passages "
+                "as text."
+            )
         if self.rerank < 0 or self.rerank == 1:
             raise InputError(f"rerank must be 0 or at least 2, not {self.rerank}.")
         if self.margin < 0:

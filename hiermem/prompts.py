@@ -53,6 +53,16 @@ def prompt_text(tokenizer: Any, passages: Sequence[str], question: str, instruct
     return PromptText("\n\n".join([*passages, f"Question: {question}\nAnswer:"]))
 
 
+def around_passages(
+    tokenizer: Any, passages: Sequence[str], question: str, instruction: str
+) -> tuple[PromptText, PromptText]:
+    """Parts of a prompt before passages that are there already, and behind them, further passages first."""
+    whole = prompt_text(tokenizer, ["", *passages], question, instruction)
+    heading = _HEADING if whole.content.startswith(_HEADING) else ""
+    before = replace(whole, content=heading, after="")
+    return before, replace(whole, before="", content=whole.content[len(heading) :])
+
+
 def split_prompt(tokenizer: Any, text: str, question: str, instruction: str) -> tuple[PromptText, PromptText]:
     """A prompt about one text, up to its end and from there: the first may be read for any question."""
     whole = prompt_text(tokenizer, [text], question, instruction)

@@ -71,6 +71,11 @@ class Packed:
         """The same in tensors that belong to nothing else."""
         return Packed(self.numbers.cpu().contiguous(), None if self.scale is None else self.scale.cpu())
 
+    def of_tokens(self, index: Tensor) -> "Packed":
+        """Some of the tokens, by an index ``[n]`` int64 that all heads share."""
+        scale = None if self.scale is None else self.scale[:, index]
+        return Packed(self.numbers[:, index], scale)
+
     def unpacked(self) -> Tensor:
         """The numbers again, ``[H, K, D]`` float32."""
         numbers = self.numbers
