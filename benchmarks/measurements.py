@@ -28,6 +28,16 @@ TIERS = {
     "embeddings": ("--set", "summary.tokens=0"),
 }
 """Options that turn a tier off."""
+PARTS = {
+    "shipped": (),
+    "without-meaning": ("--set", 'longterm.keys={"lexical": {}}'),
+    "without-refusal": ("--set", "asking.least_confidence=0"),
+    "one-segment": ("--set", "longterm.top_k=1"),
+    "best-unit": ("--set", "asking.least_score=1"),
+    "half-as-much": ("--set", "asking.passage_characters=300"),
+    "whole-segment": ("--set", "longterm.top_k=1", "--set", "asking.passage_characters=0"),
+}
+"""Options that take a part of how questions are answered out, or change it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,8 @@ def minutes(read: float, answers: float = 0, decoded: float = 24, shown: float =
 def all_measurements(data: Path, others: Sequence[Backbone]) -> list[Measurement]:
     """Every measurement: those of smollm2, then what other backbones are compared by."""
     found = [*of_questions(data, Backbone()), *of_lengths(data, Backbone()), *of_texts(data, Backbone())]
-    found += [*of_tiers(data), *of_policies(data), *of_peers(data), *of_speed(data), *of_heads(data)]
+    found += [*of_tiers(data), *of_parts(data), *of_policies(data), *of_peers(data)]
+    found += [*of_speed(data), *of_heads(data)]
     for backbone in others:
         found += [*of_questions(data, backbone), *of_lengths(data, backbone), *of_texts(data, backbone)]
     return found
@@ -289,6 +300,17 @@ def of_tiers(data: Path) -> Iterator[Measurement]:
         sizes = ("--lengths", "1024,8192", "--limit", "5", "--seed", "1")
         key = ("eval", "passkey", "--haystack", str(book_of(data)), *sizes, *model)
         yield hiermem(f"tiers-passkey-{name}", full, minutes(46_000, 10), *key)
+
+
+def of_parts(data: Path) -> Iterator[Measurement]:
+    """How questions are answered, each part of it taken out: validation questions, since it tells what to
+    choose. Stored keys and values need the document read; all else is the same where it is only indexed."""
+    questions = ("eval", "qa", "--data", str(data / "nq"), "--split", "validation", "--limit", "100")
+    for name, words in PARTS.items():
+        whole = (*questions, "--method", "indexed", *words)
+        yield hiermem(f"parts-{name}", Backbone(), minutes(10_000, 100), *whole)
+    kv = ("--set", "longterm.tiers.kv.keep=1", "--set", "asking.passages=kv")
+    yield hiermem("parts-kv", Backbone(), minutes(100_000, 100, shown=60), *questions, *kv)
 
 
 def of_policies(data: Path) -> Iterator[Measurement]:
