@@ -54,6 +54,29 @@ def test_an_answer_is_given_where_the_document_does_not_say_if_it_is_wanted(
     assert wanted["answer"] != "The document does not say." and wanted["first_token_seconds"] > 0
 
 
+def test_settings_of_answers_are_taken_and_clashes_refused(tiny_model: Path, memory: Path) -> None:
+    options = (QUESTIONS[0], "--model", tiny_model, *FEW)
+    whole = result("ask", memory, *options, "--set", "asking.passage_characters=0")["sources"]
+    assert len(whole) == LongTermConfig().top_k > len(result("ask", memory, *options)["sources"])
+    for words, sentence in (
+        (("--set", "asking.passages=kv"), "keeps no keys and values: read the document with the tier kv"),
+        (("--set", "asking.passages=keys"), "passages must be one of text, kv, not 'keys'"),
+        (("--set", "asking.rerank=12", "--rerank", 13), "asking.rerank is set by another option"),
+        (("--set", "longterm.top_k=3"), "only settings of longterm.keys, asking would"),
+    ):
+        assert_refused(run("ask", memory, *options, *words), sentence)
+
+
+def test_stored_keys_and_values_answer(tiny_model: Path, tmp_path: Path) -> None:
+    out, text = tmp_path / "kv.hmem", text_of(120)
+    common = ("--model", tiny_model)
+    kept = ("--set", "longterm.tiers.kv.keep=1")
+    result("read", "-", "--out", out, *common, *SMALL, *kept, stdin=text.encode())
+    stored = result("ask", out, QUESTIONS[0], *common, *FEW, "--set", "asking.passages=kv")
+    again = result("ask", out, QUESTIONS[0], *common, *FEW)
+    assert stored["sources"] == again["sources"] and stored["found"] and stored["answer"]
+
+
 def test_several_questions_are_answered_as_each_alone(tiny_model: Path, memory: Path, tmp_path: Path) -> None:
     file, options = tmp_path / "questions.txt", ("--model", tiny_model, *FEW)
     file.write_text("\n".join([QUESTIONS[1], "", QUESTIONS[2]]) + "\n", "utf-8")

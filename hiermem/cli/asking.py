@@ -21,15 +21,16 @@ ReadModel = Annotated[
     str | None,
     typer.Option(help="Model that read the memory; default: the one that it names, if that is bundled."),
 ]
-KeySettings = Annotated[
+AskSettings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        metavar="longterm.keys.NAME=VALUE",
-        help="As the memory was read with, where a search key names files, such as "
-        "longterm.keys.dense.encoder=FOLDER; repeatable.",
+        metavar="PART.NAME=VALUE",
+        help="A setting of answers, such as asking.passages=kv; where a search key names files, it as the "
+        "memory was read with, such as longterm.keys.dense.encoder=FOLDER; repeatable.",
     ),
 ]
+_SETTABLE = ("longterm.keys", "asking")
 ReadEvictor = Annotated[
     str | None, typer.Option(help="As the memory was read with; default: the model's own.")
 ]
@@ -51,7 +52,7 @@ def ask(
     preset: opt.Preset = None,
     policy: opt.Policy = None,
     policy_set: opt.PolicySet = None,
-    settings: KeySettings = None,
+    settings: AskSettings = None,
     evictor: ReadEvictor = None,
     top_k: opt.TopK = None,
     rerank: opt.Rerank = None,
@@ -77,8 +78,10 @@ def ask(
         hiermem ask ref.hmem "What does the with statement do?" --top-k 2 --json
 
         hiermem ask book.hmem "Who is the captain?" --top-k 1 --rerank 5
+
+        hiermem ask book.hmem "Who is the captain?" --set asking.passages=kv
     """
-    from hiermem.cli.assignments import with_used_settings
+    from hiermem.cli.assignments import check_kept, sets, with_used_settings
     from hiermem.memory.state import MemoryState
 
     asked = _asked(question or [], questions, json)
@@ -90,13 +93,14 @@ def ask(
     name, saved_dtype = MemoryState.read_with(memory_dir)
     chosen = model or _named_model(memory_dir, name)
     config = opt.configuration(chosen, preset, policy, evictor=evictor, policy_set=policy_set)
-    config = with_used_settings(config, settings or [], ["longterm.keys"])
+    config = with_used_settings(config, settings or [], _SETTABLE)
     reader = opt.load_model(chosen, config, dtype or saved_dtype or None, device)
     reader.config.asking = opt.reranking(reader.config, rerank).asking
     if always_answer:
         reader.config.asking = replace(reader.config.asking, least_confidence=0.0)
+    check_kept(reader.config, settings or [])
     memory = MemoryState.load(memory_dir, reader)
-    if settings and memory.longterm.config.keys != config.longterm.keys:
+    if sets(settings or [], "longterm.keys") and memory.longterm.config.keys != config.longterm.keys:
         raise InputError(f"The memory at {memory_dir} has other search keys: leave longterm.keys out.")
     if preset or policy or policy_set:
         _check_policy(memory_dir, memory.working_config, reader.config.working)
