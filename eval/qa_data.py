@@ -103,6 +103,13 @@ class Pool:
         questions = stratified(self.questions, lambda question: bool(question.answers), limit, seed)
         return replace(self, questions=questions)
 
+    def about_questions(self) -> "Pool":
+        """Only the paragraphs that questions are about; all where one question does not say."""
+        wanted = {question.paragraph for question in self.questions}
+        if None in wanted:
+            return self
+        return self._of([place for place in range(len(self.paragraphs)) if place in wanted], self.questions)
+
     def halved(self) -> "Pool":
         """The first half of the paragraphs, and all questions: those of the other half have no answers.
 

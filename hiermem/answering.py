@@ -14,6 +14,7 @@ from hiermem.answer_stream import AnswerStream
 from hiermem.answer_text import AnswerText
 from hiermem.asking import PreparedPrompt, QuestionTarget
 from hiermem.errors import InputError
+from hiermem.memory.kv.rows import side_by_side
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
 from hiermem.reader import Reader
@@ -124,8 +125,8 @@ def answered_together(
     """The greedy answers to prompts, whose memories move on: those of one are as they are without the others,
     but for rounding.
 
-    Prompts that stand after the same working memory are read and answered as rows of one batch, at most
-    `ROWS` of them; others one by one.
+    Prompts that stand after the same working memory, or after recalled keys and values, are read and answered
+    as rows of one batch, at most `ROWS` of them; others one by one.
 
     Args:
         prompts: of one model and one `MemoryState`.
@@ -135,7 +136,9 @@ def answered_together(
     texts = [AnswerText(reader.tokenizer, reader.ends, max_new_tokens) for _ in prompts]
     for rows in _batches(row for row in zip(prompts, texts, strict=True) if row[0].answerable):
         working, ids = rows[0][0].working, [prompt.ids[0] for prompt, _ in rows]
-        if len(rows) > 1:
+        if len(rows) > 1 and rows[0][0].recalled:
+            working = side_by_side([prompt.working for prompt, _ in rows])
+        elif len(rows) > 1:
             working.select_rows(torch.zeros(len(rows), dtype=torch.int64))
         padded, lengths = pad_sequence(ids, batch_first=True), [len(row) for row in ids]
         for _ in reader.greedy(working, padded, [text for _, text in rows], lengths):
@@ -147,7 +150,8 @@ def _batches(rows: Iterable[_Row]) -> Iterator[Sequence[_Row]]:
     """Rows that can be read together, those of like lengths."""
     groups: dict[Hashable, list[_Row]] = {}
     for row in sorted(rows, key=lambda row: row[0].ids.shape[1]):
-        groups.setdefault(_content(row[0].working), []).append(row)
+        key = "recalled" if row[0].recalled else _content(row[0].working)
+        groups.setdefault(key, []).append(row)
     for group in groups.values():
         yield from (group[at : at + ROWS] for at in range(0, len(group), ROWS))
 

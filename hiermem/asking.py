@@ -30,6 +30,7 @@ class PreparedPrompt:
         sources: the passages among them, best first.
         found: see `hiermem.answer.Answer`.
         confidence: see there, too.
+        recalled: whether ``working`` holds the passages, as keys and values, and has read nothing.
     """
 
     working: WorkingMemory
@@ -37,6 +38,7 @@ class PreparedPrompt:
     sources: list[Source]
     found: bool = True
     confidence: float | None = None
+    recalled: bool = False
 
     @property
     def answerable(self) -> bool:
@@ -110,7 +112,7 @@ def prepare(
     in_order = sorted(sources, key=lambda source: source.start)
     if alone and sources and config.passages == "kv":
         working, ids = recall_passages(reader, memory, in_order, plain, config.instruction)
-        return PreparedPrompt(working, ids, sources, found, confidence)
+        return PreparedPrompt(working, ids, sources, found, confidence, recalled=True)
     working = reader.new_working_memory(memory.working_config) if alone else memory.working.copy()
     texts = [source.text.strip() for source in in_order]
     text = prompt_text(reader.tokenizer, texts, plain, config.instruction)

@@ -13,6 +13,7 @@ from hiermem.asking_config import AskConfig
 from hiermem.errors import InputError
 from hiermem.eviction_weights import AUTO, NONE, EvictionWeights
 from hiermem.memory.hmt.module import FORMER_NAMES, SummaryConfig
+from hiermem.memory.kv.prompt import KVPromptConfig
 from hiermem.memory.longterm import KEYS, LongTermConfig
 from hiermem.memory.mamba.module import MambaConfig
 from hiermem.memory.policies import (
@@ -57,6 +58,7 @@ _PARTS: dict[str, type] = {
     "namm": NammConfig,
     "summary": SummaryConfig,
     "mamba": MambaConfig,
+    "kv_prompt": KVPromptConfig,
 }
 
 
@@ -89,6 +91,8 @@ class HierMemConfig(PreTrainedConfig):
         namm: settings of the network behind the policy `namm`.
         summary: settings of the memory embeddings.
         mamba: which heads Mamba heads replace, and their settings; by default those of the saved model.
+        kv_prompt: settings of the trained prompt in front of recalled keys and values; by default that of the
+            saved model, or what ships for the backbone.
         evictor: where head shares and that network's parameters come from (see
             `hiermem.eviction_weights`): `auto` takes what ships for the backbone where the policy is `namm`;
             `none`; a folder. A model that is loaded has taken it over and says `none`.
@@ -107,6 +111,7 @@ class HierMemConfig(PreTrainedConfig):
     namm: NammConfig = field(default_factory=NammConfig)
     summary: SummaryConfig = field(default_factory=SummaryConfig)
     mamba: MambaConfig = field(default_factory=MambaConfig)
+    kv_prompt: KVPromptConfig = field(default_factory=KVPromptConfig)
     evictor: str = AUTO
 
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache", "past_key_values"]
@@ -242,6 +247,12 @@ class HierMemConfig(PreTrainedConfig):
         if mamba.groups is not None:
             return self
         return type(self)(**{**self.settings(), "mamba": saved.mamba})
+
+    def with_kv_prompt_of(self, saved: "HierMemConfig") -> "HierMemConfig":
+        """The same configuration with a saved model's prompt of keys and values, unless it says which."""
+        if self.kv_prompt.tokens is not None:
+            return self
+        return type(self)(**{**self.settings(), "kv_prompt": saved.kv_prompt})
 
     def with_network_of(self, saved: "HierMemConfig") -> "HierMemConfig":
         """The same configuration with the settings of a saved model's own network, and its head shares where

@@ -27,7 +27,7 @@ def load_memory_parameters(model: HierMemPreTrainedModel, parameters: Mapping[st
     wrong |= {
         name for name in expected.keys() & parameters.keys() if expected[name].shape != parameters[name].shape
     }
-    later = ("summary.search_", "namm.")
+    later = ("summary.search_", "namm.", "kv_prompt.")
     wrong -= {name for name in wrong if name.startswith(later) and name not in parameters}
     if wrong:
         raise InputError(
@@ -46,6 +46,7 @@ def _switched_off(model: HierMemPreTrainedModel) -> tuple[str, ...]:
     used = {
         "summary.": model.summary is not None,
         "mamba.": bool(model.mamba.groups),
+        "kv_prompt.": model.kv_prompt is not None,
         "namm.": model.config.working.policy == NammPolicy.name or is_evolved(network),
     }
     return tuple(name for name, is_used in used.items() if not is_used)

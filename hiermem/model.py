@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hiermem import answering, asking, memory_parameters, reading, restoring, saving
+from hiermem import answering, asking, kv_prompts, memory_parameters, reading, restoring, saving
 from hiermem.answer import Answer
 from hiermem.answer_stream import AnswerStream
 from hiermem.backbone import Backbone, without_wrapper
@@ -27,6 +27,7 @@ from hiermem.interface import LanguageModel
 from hiermem.load_options import LoadOptions
 from hiermem.lora import BackboneAdapters
 from hiermem.memory.hmt.module import HMTModule
+from hiermem.memory.kv.prompt import KVPromptConfig
 from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.policies import Namm
 from hiermem.memory.saved import check_fingerprint
@@ -53,6 +54,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         namm: the network behind the policy `namm`, float32 whatever the backbone's dtype.
         summary: the parameters of the memory embeddings, float32; None where they are off.
         mamba: the Mamba heads, float32; empty where no head is replaced.
+        kv_prompt: the trained prompt in front of recalled keys and values, float32; None: there is none.
         name_or_path: what it was loaded by, a folder as an absolute path; memories name it.
     """
 
@@ -72,6 +74,8 @@ class HierMemModel(BackboneAdapters, LanguageModel):
                 _logger.warning("NAMM scores with the network that ships for %s.", evictor.lender)
         self.mamba = self.adapter.replace_heads(config.mamba)
         self.summary = self._new_summary(config, backbone, tokenizer)
+        self.kv_prompt = kv_prompts.of_backbone(config, self.adapter.geometries)
+        config.kv_prompt = KVPromptConfig(0 if self.kv_prompt is None else self.kv_prompt.num_tokens)
         self.loaded_weights = None
         self.post_init()
         self.generation_config = GenerationConfig()

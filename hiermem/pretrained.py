@@ -12,6 +12,7 @@ from hiermem.decoding import end_tokens
 from hiermem.eviction_weights import EvictionWeights
 from hiermem.fingerprint import WeightsDigest, backbone_hash, tokenizer_hash
 from hiermem.memory.hmt.module import HMTModule
+from hiermem.memory.kv.prompt import KVPrompt
 from hiermem.memory.mamba.module import MambaConfig, MambaHeads
 from hiermem.memory.policies import Namm, NammPolicy
 from hiermem.memory.working import WorkingMemory
@@ -29,6 +30,7 @@ class HierMemPreTrainedModel(PreTrainedModel):
         namm: network of the policy `namm`.
         summary: parameters of the memory embeddings; None where they are off.
         mamba: the Mamba heads; empty where no head is replaced.
+        kv_prompt: what stands before recalled keys and values; None: no trained one.
         loaded_weights: tells whether the backbone is still what its name stands for; None: it has no name.
     """
 
@@ -42,6 +44,7 @@ class HierMemPreTrainedModel(PreTrainedModel):
     namm: Namm
     summary: HMTModule | None
     mamba: MambaHeads
+    kv_prompt: KVPrompt | None
     loaded_weights: WeightsDigest | None
 
     # ---- reading
@@ -58,6 +61,7 @@ class HierMemPreTrainedModel(PreTrainedModel):
             self.namm,
             self.summary,
             ends,
+            self.kv_prompt,
         )
 
     def new_working_memory(

@@ -17,6 +17,7 @@ from hiermem.decoding import Continuation
 from hiermem.errors import NonFiniteError
 from hiermem.memory.hmt.module import HMTModule, SoftPrompt
 from hiermem.memory.hmt.segments import SegmentRecurrence
+from hiermem.memory.kv.prompt import KVPrompt
 from hiermem.memory.policies import Namm
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
@@ -48,6 +49,7 @@ class Reader:
         namm: network of the policy `namm`.
         summary: parameters of the memory embeddings; None where they are off.
         ends: tokens that end an answer.
+        kv_prompt: what stands before recalled keys and values; None: the prompt's beginning is read.
     """
 
     adapter: Backbone
@@ -57,6 +59,7 @@ class Reader:
     namm: Namm
     summary: HMTModule | None = None
     ends: frozenset[int] = frozenset()
+    kv_prompt: KVPrompt | None = None
 
     @property
     def device(self) -> torch.device:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
+from hiermem.memory.kv.prompt import Lead
 from hiermem.memory.kv.recall import Chosen, Recalled, lead_of, recalled
+from hiermem.memory.kv.store import banks_of
 from hiermem.memory.kv.tier import KVTier
 from hiermem.memory.records import SegmentRecord
 from hiermem.memory.state import MemoryState
@@ -39,27 +41,32 @@ def recall_kv(
     memory: MemoryState,
     chosen: Chosen,
     config: WorkingMemoryConfig | None = None,
-    lead: Tensor | None = None,
+    lead: Lead | None = None,
 ) -> Recalled:
     """A working memory of its own that holds chosen tokens of segments; ``memory`` stays as it is.
 
     Args:
         chosen: by segment, a mask of its tokens, or None for all.
         config: settings of that working memory; None: those that the document was read with.
-        lead: tokens that stand before them in place of the document's sinks, ``[1, n]`` int64; they are read.
+        lead: what stands before them in place of the document's sinks.
 
     Raises:
         InputError: see `kv_tier` and `recalled`.
     """
-    tier, first = kv_tier(memory), None
-    if lead is not None:
-        own = memory.working_config
-        patient = replace(own, update_interval=max(own.update_interval, lead.shape[1] + 1))
-        read = reader.new_working_memory(patient)
-        reader.read(read, lead)
-        first = lead_of(tier, read)
     working = reader.new_working_memory(config or memory.working_config)
-    return recalled(tier, chosen, working, reader.adapter.model.dtype, reader.device, first)
+    return recalled(kv_tier(memory), chosen, working, reader.adapter.model.dtype, reader.device, lead)
+
+
+def read_lead(reader: Reader, ids: Tensor, config: WorkingMemoryConfig) -> Lead:
+    """Tokens ``[1, n]`` int64, read by themselves, as what stands before recalled keys and values.
+
+    Args:
+        config: settings that the document was read with.
+    """
+    patient = replace(config, update_interval=max(config.update_interval, ids.shape[1] + 1))
+    working = reader.new_working_memory(patient)
+    reader.read(working, ids)
+    return lead_of(working, banks_of(working.cache))
 
 
 def recall_passages(
@@ -67,8 +74,9 @@ def recall_passages(
 ) -> tuple[WorkingMemory, Tensor]:
     """The keys and values of passages behind the beginning of the prompt, and the tokens to be read behind.
 
-    Where a prompt begins with nothing, the document's sinks stand before them. What lies in a segment that is
-    not complete yet is among the tokens. All that is recalled stays: the working memory evicts nothing.
+    The beginning is the model's trained one, else it is read; where it is nothing, the document's sinks stand
+    before the passages. What lies in a segment that is not complete yet is among the tokens. All that is
+    recalled stays: the working memory evicts nothing.
 
     Returns:
         the working memory, and ids ``[1, n]`` int64 on the model's device.
@@ -76,19 +84,29 @@ def recall_passages(
     Raises:
         InputError: the document was read without the tier kv.
     """
-    tier, records, spans = kv_tier(memory), memory.records(), _spans(sources)
-    complete, chosen = records[: len(tier)], {}
-    for segment, record in enumerate(complete):
-        within = [(start, end) for start, end in spans if start < record.end and record.start < end]
-        if within:
-            chosen[segment] = _tokens_of(reader, record, within)
+    tier = kv_tier(memory)
+    complete = memory.records()[: len(tier)]
     end = complete[-1].end if complete else 0
     open_texts = [source.text[max(end - source.start, 0) :].strip() for source in sources if source.end > end]
     before, behind = around_passages(reader.tokenizer, open_texts, question, instruction)
-    lead = reader.encode(before)
+    lead = None
+    if reader.kv_prompt is not None:
+        lead = reader.kv_prompt(tier.banks)
+    elif (ids := reader.encode(before)).shape[1]:
+        lead = read_lead(reader, ids, memory.working_config)
     patient = replace(memory.working_config, policy="full_cache", policy_settings={}, head_shares=None)
-    found = recall_kv(reader, memory, chosen, patient, lead if lead.shape[1] else None)
+    found = recall_kv(reader, memory, chosen_tokens(reader, memory, sources), patient, lead)
     return found.working, reader.encode(behind, begins=False)
+
+
+def chosen_tokens(reader: Reader, memory: MemoryState, sources: Sequence[Source]) -> Chosen:
+    """The tokens of passages, as far as they lie in segments of which the tier kv has keys and values."""
+    spans, chosen = _spans(sources), {}
+    for segment, record in enumerate(memory.records()[: len(kv_tier(memory))]):
+        within = [(start, end) for start, end in spans if start < record.end and record.start < end]
+        if within:
+            chosen[segment] = _tokens_of(reader, record, within)
+    return chosen
 
 
 def _spans(sources: Sequence[Source]) -> list[tuple[int, int]]:

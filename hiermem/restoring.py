@@ -96,8 +96,9 @@ def _around(
     model.loaded_weights = digest
     if "device_map" not in options.backbone and "quantization_config" not in options.backbone:
         return model.to(options.place)
-    for part in (model.namm, model.mamba, *([model.summary] if model.summary is not None else [])):
-        part.to(backbone.device)
+    for part in (model.namm, model.mamba, model.summary, model.kv_prompt):
+        if part is not None:
+            part.to(backbone.device)
     return model
 
 
@@ -108,7 +109,7 @@ def _from_saved(
         check(folder)
         saved = _saved_config(folder)
         parameters = dict(_memory_tensors(folder))
-        config = saved if config is None else config.with_heads_of(saved)
+        config = saved if config is None else config.with_heads_of(saved).with_kv_prompt_of(saved)
         if config.evictor == AUTO and is_evolved(parameters):
             config = config.with_network_of(saved)
         elif config.evictor != NONE:  # the network that is saved gives way to the one that is asked for

@@ -18,6 +18,7 @@ from hiermem.training.objective import ObjectiveConfig
 from hiermem.training.optimizer import OptimizerConfig
 from hiermem.training.retrieval_pairs import PairConfig
 from hiermem.training.samples import SampleConfig
+from hiermem.training.stored_passages import PassageConfig
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class TrainConfig:
         objective: the loss.
         pairs: queries and texts that the search key is trained with, in place of samples and objective; None:
             it is not trained.
+        passages: questions whose passages are recalled as keys and values, which the prompt in front of these
+            is trained with, in place of samples and objective; None: it is not trained.
         replacement: heads that Mamba heads replace and learn to imitate, in place of the objective; None: no
             others than the model has.
         choice: how many of the Mamba heads stay; None: all.
@@ -79,6 +82,7 @@ class TrainConfig:
     samples: SampleConfig = field(default_factory=SampleConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     pairs: PairConfig | None = None
+    passages: PassageConfig | None = None
     replacement: ReplacementConfig | None = None
     choice: ChoiceConfig | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

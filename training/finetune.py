@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         prog="hiermem.training.finetune", description="Train what hiermem learns."
     )
     parser.add_argument("--recipe", default="smoke", choices=list(TRAININGS))
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds pg19 and pubmedqa")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data of the recipe")
     parser.add_argument("--output", type=Path, required=True, help="checkpoints, logs and the trained model")
     parser.add_argument("--deepspeed", type=Path, help="DeepSpeed's configuration")
     parser.add_argument("--model", default="smollm2", help="a backbone, or a folder of an earlier training")

@@ -37,6 +37,7 @@ def part_prefixes(summary: SummaryConfig) -> dict[str, tuple[str, ...]]:
     | `keys` | W_q and W_k of a residual memory that is not fitted |
     | `search` | T, which with the query `previous` summarises only questions |
     | `mamba` | the Mamba heads |
+    | `kv` | the prompt in front of recalled keys and values, and the changes of these |
     """
     summary_prompt = ("summary.summary_prompt.",)
     published = summary.query == "half" and not summary.residual and summary.last > 0
@@ -47,6 +48,7 @@ def part_prefixes(summary: SummaryConfig) -> dict[str, tuple[str, ...]]:
         "keys": projections if summary.query == "half" else projections[1:],
         "search": summary_prompt,
         "mamba": ("mamba.",),
+        "kv": ("kv_prompt.",),
     }
 
 

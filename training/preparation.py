@@ -20,11 +20,13 @@ from hiermem.training.distillation import HeadObjective, replace_recent
 from hiermem.training.distributed import rank
 from hiermem.training.fit_recall import fit_recall
 from hiermem.training.head_selection import keep_best_heads
+from hiermem.training.kv_prompt import KVPromptObjective, add_kv_prompt
 from hiermem.training.objective import LanguageObjective, TrainingObjective
 from hiermem.training.parameters import freeze_all_but
 from hiermem.training.retrieval_pairs import RetrievalPairs
 from hiermem.training.samples import TrainingDataset, check_samples, questions
 from hiermem.training.search_key import RecallObjective
+from hiermem.training.stored_passages import PassageDataset, present
 
 CHECKPOINT = "step"
 """Checkpoints of a training are folders of this name and a number."""
@@ -32,7 +34,7 @@ CHECKPOINT = "step"
 FITTED = "fitted.safetensors"
 """File in a training's folder with the parameters that recall was fitted to before the first step."""
 
-Dataset = TrainingDataset | RetrievalPairs
+Dataset = TrainingDataset | RetrievalPairs | PassageDataset
 """Data that give batches by the numbers of their samples."""
 
 
@@ -65,10 +67,12 @@ def check_folders(config: TrainConfig, run: Run) -> None:
     """
     check_apart(run.output, "--out", run.model, run.data)
     check_target(run.output)
-    if config.pairs is None:
-        check_samples(run.data, config.samples)
-    else:
+    if config.passages is not None:
+        present(run.data)
+    elif config.pairs is not None:
         questions(run.data, config.pairs.held_out)
+    else:
+        check_samples(run.data, config.samples)
 
 
 def prepared_model(config: TrainConfig, run: Run) -> HierMemModel:
@@ -89,6 +93,8 @@ def prepared_model(config: TrainConfig, run: Run) -> HierMemModel:
             replace_recent(model, samples, config.replacement)
         if config.choice is not None:
             keep_best_heads(model, samples, config.choice)
+    if config.passages is not None and model.kv_prompt is None:
+        add_kv_prompt(model)
     freeze_all_but(model, config.trained_parts)
     return model.eval()
 
@@ -105,6 +111,9 @@ def objective_and_data(
     if config.pairs is not None:
         pairs = RetrievalPairs(tokenizer, data, config.pairs, model.config.longterm)
         return RecallObjective(model, pairs), pairs, pairs.of_held_out()
+    if config.passages is not None:
+        passages = PassageDataset(model, data, config.passages, run.output)
+        return KVPromptObjective(model), passages, passages.of_held_out()
     samples = TrainingDataset(tokenizer, data, config.samples)
     if config.fitted and (saved_model(run.model) is None or "prompt" not in config.trains):
         _fit(model, samples, config.fitted, run.output)

@@ -17,6 +17,7 @@ from hiermem.training.objective import ObjectiveConfig
 from hiermem.training.optimizer import OptimizerConfig
 from hiermem.training.retrieval_pairs import PairConfig
 from hiermem.training.samples import SampleConfig
+from hiermem.training.stored_passages import PassageConfig
 
 
 def small() -> EvolveConfig:
@@ -177,6 +178,20 @@ def search_key() -> TrainConfig:
     )
 
 
+def kv_prompt() -> TrainConfig:
+    """The prompt in front of recalled keys and values, as it ships for `smollm2`: from Natural Questions' and
+    XQuAD's validation questions."""
+    return TrainConfig(
+        passages=PassageConfig(),
+        trains=("kv",),
+        optimizer=OptimizerConfig(memory_rate=3e-3, batch=8, micro=4),
+        steps=120,
+        evaluated=96,
+        evaluate_every=40,
+        save_every=10,
+    )
+
+
 def heads() -> TrainConfig:
     """Mamba heads in the place of a third of the KV groups, each trained to imitate what it replaces."""
     return TrainConfig(
@@ -227,5 +242,6 @@ TRAININGS: dict[str, Callable[[], TrainConfig]] = {
     "heads-logits": heads_together,
     "heads-language": heads_language,
     "key": search_key,
+    "kv": kv_prompt,
     "smoke": smoke_training,
 }

@@ -14,8 +14,9 @@ Recipe = Annotated[
     typer.Option(
         help="smoke, hmt-1 or hmt-2 (the two stages of HMT as published), isolated (a residual memory "
         "between segments without a cache), carried and recall (go on from it: around a carried cache; "
-        "what recall finds by), questions (adapters for PubMedQA), key (the search key), heads, "
-        "heads-chosen, heads-logits and heads-language (Mamba heads; each goes on from one before)."
+        "what recall finds by), questions (adapters for PubMedQA), key (the search key), kv (the prompt in "
+        "front of recalled keys and values), heads, heads-chosen, heads-logits and heads-language (Mamba "
+        "heads; each goes on from one before)."
     ),
 ]
 Micro = Annotated[
@@ -145,6 +146,6 @@ def _check_folders(data: Path, out: Path) -> None:
         InputError: so it is.
     """
     if not data.is_dir():
-        raise InputError(f"There is no folder {data}: give --data one that holds pg19 and pubmedqa.")
+        raise InputError(f"There is no folder {data}: give --data one that holds the data of the recipe.")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: give a folder to --out.")

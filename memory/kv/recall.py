@@ -17,8 +17,9 @@ from hiermem.errors import InputError
 from hiermem.memory.attention import numbers
 from hiermem.memory.cache.head_groups import HeadGroup
 from hiermem.memory.cache.layer import LayerCache
+from hiermem.memory.kv.prompt import KVChange, Lead
 from hiermem.memory.kv.quantise import EXACT
-from hiermem.memory.kv.store import Head, HeadTokens, Newest, SegmentTokens
+from hiermem.memory.kv.store import Bank, Head, HeadTokens, Newest
 from hiermem.memory.kv.tier import KVTier
 from hiermem.memory.working import WorkingMemory
 
@@ -45,7 +46,7 @@ def recalled(
     working: WorkingMemory,
     dtype: torch.dtype,
     device: torch.device,
-    lead: SegmentTokens | None = None,
+    lead: Lead | None = None,
 ) -> Recalled:
     """Put chosen tokens of complete segments before what ``working`` reads next.
 
@@ -56,46 +57,51 @@ def recalled(
         working: an empty one of one row, without memory embeddings; it stays as it is.
         dtype: of the backbone's states.
         device: where it computes.
-        lead: what stands first in place of the document's sinks, as `lead_of` gives it.
+        lead: what stands first in place of the document's sinks.
 
     Raises:
         InputError: there is no such segment, or no such heads, or ``working`` is not as it must be.
     """
-    excerpts, positions = _excerpts(tier, chosen, lead)
+    excerpts, positions = _excerpts(tier, chosen, None if lead is None else lead.num_tokens)
     if not len(positions):
         return Recalled(working.copy(), positions)
-    banks = [_BankTokens.of(several, dtype, device) for several in zip(*excerpts, strict=True)]
-    heads = {head: (tokens, row) for tokens, bank in zip(banks, tier.banks, strict=True)
-             for row, head in enumerate(bank.heads)}  # fmt: skip
+    heads: dict[Head, tuple[_BankTokens, int]] = {}
+    for index, bank in enumerate(tier.banks):
+        tokens = _BankTokens.of([excerpt[index] for excerpt in excerpts], device)
+        if lead is not None:
+            tokens = tokens.changed(*lead.changes[index : index + 1]).behind(lead.tokens[index])
+        tokens = tokens.to(dtype)
+        heads |= {head: (tokens, row) for row, head in enumerate(bank.heads)}
     layers = [_layer(group, working, heads, len(positions)) for group in working.cache.head_groups]
     return Recalled(working.holding(len(positions), layers), positions)
 
 
-def lead_of(tier: KVTier, working: WorkingMemory) -> SegmentTokens:
-    """Keys and values of all that ``working`` has read, of the heads that ``tier`` keeps.
+def lead_of(working: WorkingMemory, banks: Sequence[Bank]) -> Lead:
+    """Keys and values of all that ``working`` has read.
 
     Args:
-        working: of one row and of the settings that the document was read with, before its first decision.
+        working: of one row, before its first decision.
+        banks: the heads of its cache (`banks_of`), or of one of the same settings.
     """
     (tokens,) = working.num_tokens
-    return Newest(working.cache, tier.banks, tokens).pack(0, tokens, 0, 1.0, EXACT)
+    return Lead(Newest(working.cache, tuple(banks), tokens).pack(0, tokens, 0, 1.0, EXACT))
 
 
 _Excerpt = tuple[HeadTokens, Tensor]
 """Tokens of a bank, and for each place in their segment the position from here, -1 where it is not chosen."""
 
 
-def _excerpts(
-    tier: KVTier, chosen: Chosen, lead: SegmentTokens | None
-) -> tuple[list[list[_Excerpt]], Tensor]:
-    """Tokens to be put side by side, by bank; and their positions in the document, ``[N]``."""
+def _excerpts(tier: KVTier, chosen: Chosen, lead: int | None) -> tuple[list[list[_Excerpt]], Tensor]:
+    """Tokens to be put side by side, by bank; and the document positions of all that then stands there,
+    ``[N]``.
+
+    Args:
+        lead: how many tokens stand before them, of which sinks are then none; None: the sinks do.
+    """
     sinks = torch.arange(0 if tier.sinks is None else tier.sinks[0].places.shape[1])
-    found, positions, sinks_stand = [], [sinks], sinks
-    if lead is not None:
-        stand = torch.arange(lead[0].places.shape[1])
-        found, positions = [[(tokens, stand) for tokens in lead]], [torch.full_like(stand, -1)]
-        sinks_stand = torch.full_like(sinks, -1)
-    end = len(positions[0])
+    sinks_stand = sinks if lead is None else torch.full_like(sinks, -1)
+    positions = [sinks if lead is None else torch.full((lead,), -1)]
+    found, end = [], len(positions[0])
     for segment in sorted(chosen):
         places = torch.arange(tier.segment)
         position = segment * tier.segment + places
@@ -136,16 +142,35 @@ class _BankTokens:
     values: Tensor
 
     @classmethod
-    def of(cls, excerpts: Sequence[_Excerpt], dtype: torch.dtype, device: torch.device) -> "_BankTokens":
-        """Tokens of which each has a position of its own, or none."""
+    def of(cls, excerpts: Sequence[_Excerpt], device: torch.device) -> "_BankTokens":
+        """Tokens of which each has a position of its own, or none; float32."""
         found = []
         for tokens, stand in excerpts:
             positions = stand[tokens.places.long()]
             wanted = (positions >= 0).any(0).nonzero().flatten()  # few of a segment's tokens are unpacked
             keys, values = (packed.of_tokens(wanted).unpacked() for packed in (tokens.keys, tokens.values))
             found.append((positions[:, wanted], keys, values))
-        positions, keys, values = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-        return cls(positions.to(device), keys.to(device, dtype), values.to(device, dtype))
+        return cls(*(torch.cat(parts, dim=1).to(device) for parts in zip(*found, strict=True)))
+
+    def changed(self, *changes: KVChange) -> "_BankTokens":
+        """The same after changes of the keys and values."""
+        keys, values = self.keys, self.values
+        for change in changes:
+            keys, values = change(keys, values)
+        return replace(self, keys=keys, values=values)
+
+    def behind(self, first: HeadTokens) -> "_BankTokens":
+        """The same behind others."""
+        pairs = (
+            (first.places.long(), self.positions),
+            (first.keys.unpacked(), self.keys),
+            (first.values.unpacked(), self.values),
+        )
+        return _BankTokens(*(torch.cat((one.to(other.device), other), dim=1) for one, other in pairs))
+
+    def to(self, dtype: torch.dtype) -> "_BankTokens":
+        """The same with keys and values in another dtype."""
+        return replace(self, keys=self.keys.to(dtype), values=self.values.to(dtype))
 
 
 def _layer(

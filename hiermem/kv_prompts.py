@@ -1,0 +1,39 @@
+"""The trained prompt in front of recalled keys and values that a model has: its own, or what ships for it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from hiermem.bundled import BUNDLED_MODELS
+from hiermem.config import HierMemConfig
+from hiermem.errors import InputError, first_line
+from hiermem.memory.cache.layer import LayerGeometry
+from hiermem.memory.kv.prompt import KVPrompt
+
+FILE = "kv_prompt.safetensors"
+_WEIGHTS = Path(__file__).parent / "weights"
+
+
+def of_backbone(config: HierMemConfig, geometries: Sequence[LayerGeometry]) -> KVPrompt | None:
+    """The prompt that a configuration asks for, whose own parameters are still to be loaded; None: none.
+
+    Raises:
+        InputError: the backbone cannot have one, or what ships for it is damaged.
+    """
+    if (tokens := config.kv_prompt.tokens) is not None:
+        return KVPrompt(tokens, geometries) if tokens else None
+    shipped = _WEIGHTS / config.backbone / FILE
+    if config.backbone not in BUNDLED_MODELS or config.mamba.groups or not shipped.is_file():
+        return None
+    try:
+        tensors = load_file(shipped)
+        prompt = KVPrompt(tensors["keys"].shape[1], geometries)
+        prompt.load_state_dict(tensors)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"The prompt of keys and values at {shipped} is damaged ({first_line(error)}): install hiermem "
+            f"again."
+        ) from error
+    return prompt
