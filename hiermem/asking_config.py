@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hiermem.errors import InputError
 from hiermem.settings import check_settings
 
-PASSAGE_FORMS = ("text", "kv")
+PASSAGE_FORMS = ("auto", "text", "kv")
 """Forms that passages may stand before a question in."""
 
 
@@ -25,7 +25,9 @@ class AskConfig:
             are then not recalled. It always stands in where nothing is recalled.
         passages: one of `PASSAGE_FORMS`. `text` is read again, tokenised anew. `kv` puts the keys and values
             there that the tier `kv` keeps of it, so that only the question is read; passages of the segment
-            that is not complete yet stand behind these as text.
+            that is not complete yet stand behind these as text. `auto` is `kv` where that tier keeps all
+            tokens and the model has a trained prompt in front of them (`hiermem.memory.kv.prompt`), else
+            `text`.
         rerank: how many of the best segments, more than `top_k`, are ranked again where scores are close: by
             the likelihood of the question after each. The `top_k` best of them are recalled. 0: none.
         margin: scores are close where the last segment that would be recalled leads the next by less than
@@ -37,7 +39,7 @@ class AskConfig:
     least_confidence: float = 0.27
     instruction: str = "Answer from the passages."
     working: bool = False
-    passages: str = "text"
+    passages: str = "auto"
     rerank: int = 0
     margin: float = 0.3
 
@@ -54,7 +56,7 @@ class AskConfig:
                 f"passages must be one of {', '.join(PASSAGE_FORMS)}, not {self.passages!r}: what passages "
                 f"stand before a question as."
             )
-        if self.working and self.passages != "text":
+        if self.working and self.passages == "kv":
             raise InputError(
                 "Behind the working memory passages stand as text: leave `working` out, or take the passages "
                 "as text."

@@ -21,14 +21,29 @@ from hiermem.reader import Reader
 from hiermem.text import decoded
 
 
+def recalls_kv(reader: Reader, memory: MemoryState, form: str) -> bool:
+    """Whether passages stand before a question as keys and values.
+
+    Args:
+        form: as `AskConfig.passages` has it.
+    """
+    if form != "auto":
+        return form == "kv"
+    tier = _kv_tier(memory)
+    return tier is not None and tier.keep == 1.0 and reader.kv_prompt is not None
+
+
+def _kv_tier(memory: MemoryState) -> KVTier | None:
+    return next((tier for tier in memory.tiers if isinstance(tier, KVTier)), None)
+
+
 def kv_tier(memory: MemoryState) -> KVTier:
     """The keys and values of a memory's segments.
 
     Raises:
         InputError: it was read without that tier.
     """
-    tier = next((tier for tier in memory.tiers if isinstance(tier, KVTier)), None)
-    if tier is None:
+    if (tier := _kv_tier(memory)) is None:
         raise InputError(
             "This memory keeps no keys and values: read the document with the tier kv, on the command line "
             "--set longterm.tiers.kv={}."
@@ -91,7 +106,7 @@ def recall_passages(
     before, behind = around_passages(reader.tokenizer, open_texts, question, instruction)
     lead = None
     if reader.kv_prompt is not None:
-        lead = reader.kv_prompt(tier.banks)
+        lead = reader.kv_prompt.lead(tier.banks)
     elif (ids := reader.encode(before)).shape[1]:
         lead = read_lead(reader, ids, memory.working_config)
     patient = replace(memory.working_config, policy="full_cache", policy_settings={}, head_shares=None)

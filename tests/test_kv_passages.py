@@ -188,7 +188,7 @@ def test_a_prompt_around_passages_is_the_prompt_without_them(tokenizer: PreTrain
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(InputError, match="passages must be one of text, kv, not 'keys'"):
+    with pytest.raises(InputError, match="passages must be one of auto, text, kv, not 'keys'"):
         AskConfig(passages="keys")
     with pytest.raises(InputError, match="Behind the working memory passages stand as text"):
         AskConfig(passages="kv", working=True)

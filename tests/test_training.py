@@ -19,7 +19,7 @@ from commands import assert_refused, run
 from readers import backbone, ids_of, over, tokenizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from trainings import COMBINATIONS, batch, combination, model_with_memory, steps
+from trainings import COMBINATIONS, batch, batch_for, combination, model_with_memory, steps
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from hiermem.errors import InputError, NonFiniteError
@@ -179,7 +179,7 @@ def test_a_step_leaves_no_memory_behind(name: str) -> None:
     gc.disable()
     before = memories()
     try:
-        losses = objective(batch(0, 0))
+        losses = objective(batch_for(objective, 0, 0))
         losses.total.backward()
         del losses
         assert memories() == before
@@ -502,7 +502,7 @@ def test_the_documented_launches_divide_their_batches() -> None:
 def test_every_recipe_can_be_made() -> None:
     for recipe in TRAININGS.values():
         config = recipe()
-        assert config.model().summary.tokens or config.trains in (("mamba",), ("lora",))
+        assert config.model().summary.tokens or config.trains in (("mamba",), ("lora",), ("kv",))
         assert config.optimizer.rounds(1) and (config.steps or config.fitted or config.choice)
         if config.steps:
             assert config.factor(0) <= config.factor(config.warmup) == 1.0

@@ -1,27 +1,41 @@
 """Tiny trainings for the tests, in one process or many."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from readers import ids_of, lively, reader, settings
+from readers import ids_of, lively, reader, settings, text_of
 
 from hiermem.config import HierMemConfig
 from hiermem.fingerprint import WeightsDigest
 from hiermem.lora import LoraConfig, add_lora
 from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.mamba.module import MambaConfig
+from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
+from hiermem.recalling import kv_tier
 from hiermem.training.batches import Batch, Sample, collated
 from hiermem.training.distillation import HeadObjective
 from hiermem.training.distributed import rank, world
-from hiermem.training.engine import Engine
+from hiermem.training.engine import Engine, TrainingBatch
+from hiermem.training.kv_prompt import KVPromptObjective, add_kv_prompt
 from hiermem.training.objective import LanguageObjective, ObjectiveConfig, TrainingObjective
 from hiermem.training.optimizer import OptimizerConfig
 from hiermem.training.parameters import freeze_all_but
+from hiermem.training.stored_passages import StoredPassage, StoredPassages
 
-COMBINATIONS = ("plain", "lora", "recomputed", "lora-recomputed", "half-recomputed", "mamba", "imitating")
+COMBINATIONS = (
+    "plain",
+    "lora",
+    "recomputed",
+    "lora-recomputed",
+    "half-recomputed",
+    "mamba",
+    "imitating",
+    "kv",
+)
 
 
 def model_with_memory(summary: SummaryConfig | None = None, **working: Any) -> HierMemModel:
@@ -41,6 +55,8 @@ def isolated() -> HierMemModel:
 
 def combination(name: str) -> tuple[TrainingObjective, OptimizerConfig]:
     """An objective and settings by name."""
+    if name == "kv":
+        return StoredObjective(), OptimizerConfig(batch=2, micro=1, memory_rate=0.01)
     model = isolated() if "half" in name else model_with_memory()
     if "lora" in name:
         torch.manual_seed(5)
@@ -56,10 +72,43 @@ def combination(name: str) -> tuple[TrainingObjective, OptimizerConfig]:
     return LanguageObjective(model.train(), objective), optimizer
 
 
+class StoredObjective(KVPromptObjective):
+    """A model with a prompt of keys and values, and questions about what it has read."""
+
+    def __init__(self) -> None:
+        config = settings(sinks=2)
+        config.longterm = replace(config.longterm, tiers={"kv": {"keep": 1.0}})
+        model = reader(config=config, bos=True)
+        model.loaded_weights = WeightsDigest.of(model.backbone.state_dict())
+        memory = model.read(text_of(120), progress=False)
+        add_kv_prompt(model)
+        freeze_all_but(model, ("kv",))
+        super().__init__(model)
+        self.passages = [passage_of(memory, number) for number in range(6)]
+
+    def batch(self, step: int, number: int) -> StoredPassages:
+        return StoredPassages([self.passages[(2 * step + number) % 6]])
+
+
+def passage_of(memory: MemoryState, number: int) -> StoredPassage:
+    """A question about a part of a segment; lengths differ."""
+    segment, first = 1 + number % 2, 5 * number
+    mask = (torch.arange(48) >= first) & (torch.arange(48) < first + 10 + number)
+    tail, answer = (ids_of(count + number, seed=number)[0].tolist() for count in (7, 4))
+    text = [1, *memory.records()[segment].ids[mask].tolist(), *tail]
+    return StoredPassage(f"question {number}", kv_tier(memory), {segment: mask}, tail, text, answer)
+
+
 def batch(step: int, number: int, length: int = 40) -> Batch:
     """Sample ``number`` of a step; lengths differ."""
     ids = ids_of(length - 7 * number, seed=100 * step + number)[0].tolist()
     return collated([Sample(f"sample {number}", ids, [True] * len(ids))], length)
+
+
+def batch_for(objective: TrainingObjective, step: int, number: int) -> TrainingBatch:
+    """Sample ``number`` of a step as an objective takes it."""
+    make = objective.batch if isinstance(objective, StoredObjective) else batch
+    return make(step, number)
 
 
 def steps(engine: Engine, count: int, first: int = 0) -> list[float]:
@@ -67,7 +116,8 @@ def steps(engine: Engine, count: int, first: int = 0) -> list[float]:
     losses = []
     for step in range(first, first + count):
         own = range(rank(), 2, world())
-        losses.append(engine.step([batch(step, number).to(engine.device) for number in own], 1.0)[0])
+        batches = [batch_for(engine.objective, step, number).to(engine.device) for number in own]
+        losses.append(engine.step(batches, 1.0)[0])
     return losses
 
 

@@ -73,7 +73,7 @@ class KVPromptObjective(TrainingObjective):
         memory = side_by_side(
             [
                 recalled(
-                    each.tier, each.chosen, empty, dtype, reader.device, model.kv_prompt(each.tier.banks)
+                    each.tier, each.chosen, empty, dtype, reader.device, model.kv_prompt.lead(each.tier.banks)
                 ).working
                 for each in batch.passages
             ]

@@ -232,17 +232,15 @@ class _Document:
         return self.kept / f"{self.name}-answers.json"
 
     def _read(self) -> None:
-        """Read the document, or go on where an earlier run stopped."""
-        text, memory = self.pool.text, None
-        if self._folder.is_dir():
-            memory = MemoryState.load(self._folder, self.model)
-            if memory.text != text[: len(memory.text)]:
-                raise InputError(f"{self._folder} is of another document: remove it, or give another folder.")
-        read = 0 if memory is None else len(memory.text)
-        if read < len(text):
-            memory = self.model.new_memory() if memory is None else memory
-            self.model.read(text[read:], memory)
-            memory.save(self._folder)
+        """Read the document, unless an earlier run has.
+
+        Raises:
+            InputError: that run has read another.
+        """
+        if not self._folder.is_dir():
+            self.model.read(self.pool.text).save(self._folder)
+        elif MemoryState.load(self._folder, self.model).text != self.pool.text:
+            raise InputError(f"{self._folder} is of another document: remove it, or give another folder.")
 
     def _answers(self) -> dict[str, str]:
         return dict(json.loads(self._file.read_text("utf-8"))) if self._file.is_file() else {}

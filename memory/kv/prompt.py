@@ -131,18 +131,22 @@ class KVPrompt(AtLeastFloat32):
             self.keys[rows] = tokens.keys.unpacked().to(self.keys.device)
             self.values[rows] = tokens.values.unpacked().to(self.values.device)
 
-    def forward(self, banks: Sequence[Bank]) -> Lead:
+    def lead(self, banks: Sequence[Bank]) -> Lead:
         """What stands in front of keys and values of these banks' heads, with gradients."""
         places = torch.arange(self.num_tokens, dtype=torch.int16)
         tokens, changes = [], []
-        for rows in map(self._rows, banks):
-            keys, values = Packed(self.keys[rows]), Packed(self.values[rows])
-            tokens.append(HeadTokens(places.expand(len(rows), -1), keys, values))
-            key_scale, value_scale = (1 + s[rows, None, None] for s in (self.key_scale, self.value_scale))
-            changes.append(
-                KVChange(key_scale, self.key_shift[rows, None], value_scale, self.value_shift[rows, None])
-            )
+        for bank in banks:
+            keys, values, *change = self(self._rows(bank))
+            tokens.append(HeadTokens(places.expand(len(keys), -1), Packed(keys), Packed(values)))
+            changes.append(KVChange(*change))
         return Lead(tuple(tokens), tuple(changes))
+
+    def forward(self, rows: list[int]) -> tuple[Tensor, ...]:
+        """Keys and values of some heads, and what makes their `KVChange`: plain tensors, which ZeRO needs."""
+        scales = (1 + scale[rows, None, None] for scale in (self.key_scale, self.value_scale))
+        shifts = (shift[rows, None] for shift in (self.key_shift, self.value_shift))
+        changes = (tensor for pair in zip(scales, shifts, strict=True) for tensor in pair)
+        return (self.keys[rows], self.values[rows], *changes)
 
     def _rows(self, bank: Bank) -> list[int]:
         return [self._row[head] for head in bank.heads]

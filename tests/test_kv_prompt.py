@@ -1,0 +1,219 @@
+"""The trained prompt in front of recalled keys and values: neutral at first, taught by answers to text."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from commands import assert_refused, run
+from readers import reader, settings
+from test_kv_passages import FACTS, QUESTION, document, logits_of, model_of
+from test_qa import WORDS, nq_row, write_lines
+from torch import Tensor
+from trainings import StoredObjective
+
+from hiermem.errors import InputError
+from hiermem.memory.kv.prompt import KVPrompt, KVPromptConfig
+from hiermem.memory.mamba.module import MambaConfig
+from hiermem.model import HierMemModel
+from hiermem.training import finetune
+from hiermem.training.config import TrainConfig
+from hiermem.training.kv_prompt import add_kv_prompt
+from hiermem.training.preparation import Run
+from hiermem.training.recipes import TRAININGS
+from hiermem.training.stored_passages import PassageConfig, PassageDataset, StoredPassages
+
+
+def other(model: HierMemModel, scale: float = 0.2) -> None:
+    """Give its prompt random parameters."""
+    draw = torch.Generator().manual_seed(3)
+    assert model.kv_prompt is not None
+    with torch.no_grad():
+        for weight in model.kv_prompt.parameters():
+            weight.add_(scale * torch.randn(weight.shape, generator=draw))
+
+
+def test_it_begins_as_what_the_backbone_reads_there() -> None:
+    model = model_of(layers=3)
+    memory = model.read(document(), progress=False)
+    before = logits_of(model, model.prepare(memory, QUESTION))
+    add_kv_prompt(model)
+    assert model.kv_prompt is not None and model.config.kv_prompt.tokens == model.kv_prompt.num_tokens > 10
+    torch.testing.assert_close(logits_of(model, model.prepare(memory, QUESTION)), before)
+    other(model)
+    assert not torch.allclose(logits_of(model, model.prepare(memory, QUESTION)), before, atol=0.1)
+
+
+def test_it_stands_before_what_is_recalled_and_changes_that() -> None:
+    """One layer, so that keys and values depend on nothing before."""
+    model = model_of(kv={"keep": 1.0})
+    memory = model.read(document(), progress=False)
+    plain = model.prepare(memory, QUESTION).working
+    add_kv_prompt(model)
+    other(model)
+    prompt, working = model.kv_prompt, model.prepare(memory, QUESTION).working
+    ours, before, count = working.caches[0], plain.caches[0], prompt.num_tokens
+    assert ours.values is not None and before.values is not None
+    torch.testing.assert_close(ours.values[0, :, :count], prompt.values.detach())
+    scale, shift = 1 + prompt.value_scale.detach()[:, None, None], prompt.value_shift.detach()[:, None]
+    torch.testing.assert_close(ours.values[0, :, count:], before.values[0, :, count:] * scale + shift)
+
+
+def test_a_batch_is_the_mean_of_its_samples_with_gradients() -> None:
+    objective = StoredObjective()
+    other(objective.model)
+    weights = dict(objective.model.kv_prompt.named_parameters())
+
+    def gradients(batches: list[StoredPassages]) -> tuple[Tensor, dict[str, Tensor]]:
+        objective.zero_grad()
+        total = sum(objective(batch).total for batch in batches) / len(batches)
+        total.backward()
+        return total.detach(), {name: weight.grad.clone() for name, weight in weights.items()}
+
+    together = objective(StoredPassages(objective.passages[:4]))
+    singles = [objective(StoredPassages([passage])) for passage in objective.passages[:4]]
+    torch.testing.assert_close(together.nll[:, 0], torch.stack([single.language for single in singles]))
+    loss, batch = gradients([StoredPassages(objective.passages[:4])])
+    mean, single = gradients([StoredPassages([passage]) for passage in objective.passages[:4]])
+    torch.testing.assert_close(loss, mean)
+    assert loss > 0.01
+    for name, gradient in batch.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradient, single[name], atol=1e-6, rtol=1e-3)
+
+
+def test_the_gradient_is_the_slope_of_the_loss() -> None:
+    objective = StoredObjective()
+    other(objective.model)
+    batch, prompt = StoredPassages(objective.passages[:2]), objective.model.kv_prompt
+    objective(batch).total.backward()
+    for name, weight in prompt.named_parameters():
+        direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+        slope, step = float((weight.grad * direction).sum()), 1e-2
+        with torch.no_grad():
+            found = []
+            for sign in (1, -2):
+                weight.add_(sign * step * direction)
+                found.append(float(objective(batch).total))
+            weight.add_(step * direction)
+        assert (found[0] - found[1]) / (2 * step) == pytest.approx(slope, rel=0.05, abs=2e-3), name
+
+
+# ---- which form passages have
+
+
+def test_stored_keys_and_values_answer_by_themselves_where_a_prompt_was_trained_for_all_of_them() -> None:
+    def recalled(keep: float, trained: bool) -> bool:
+        model = model_of(layers=3, kv={"keep": keep})
+        model.config.asking = replace(model.config.asking, passages="auto")
+        if trained:
+            add_kv_prompt(model)
+        return model.prepare(model.read(document(), progress=False), QUESTION).recalled
+
+    assert recalled(1.0, trained=True)
+    assert not recalled(1.0, trained=False) and not recalled(0.5, trained=True)
+    plain = reader()
+    assert not plain.prepare(plain.read(document(), progress=False), QUESTION).recalled
+
+
+def test_what_cannot_have_a_prompt_says_so() -> None:
+    with pytest.raises(InputError, match="0 tokens or more, not -1"):
+        KVPromptConfig(tokens=-1)
+    with pytest.raises(InputError, match="rotary positions and heads of one width"):
+        reader("gpt2", type(settings())(**(settings().settings() | {"kv_prompt": KVPromptConfig(3)})))
+    with pytest.raises(InputError, match="begin with nothing"):
+        add_kv_prompt(reader())
+
+
+def test_replaced_heads_have_none() -> None:
+    change = {"mamba": MambaConfig(groups=[[0, 1], [2, 0]], taps=3, window=6, sinks=2)}
+    model = model_of(3, None, None, change | {"kv_prompt": KVPromptConfig(4)})
+    other(model)
+    answer = model.ask(model.read(document(), progress=False), QUESTION, max_new_tokens=6)
+    assert answer.sources and any(FACTS[:20] in source.text for source in answer.sources)
+
+
+# ---- trained and saved
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("questions")
+    write_lines(folder / "nq" / "validation.jsonl", [nq_row(word) for word in WORDS])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chat-model")
+    model = model_of(layers=3)
+    model.backbone.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def config_of(steps: int = 3) -> TrainConfig:
+    kv = TRAININGS["kv"]()
+    small = replace(kv.passages or PassageConfig(), answer=6, held_out=0.3)
+    optimizer = replace(kv.optimizer, batch=4, micro=2, memory_rate=0.02)
+    return replace(
+        kv, passages=small, optimizer=optimizer, steps=steps, warmup=1, evaluated=3, save_every=1, segment=16
+    )
+
+
+def test_a_training_teaches_it_goes_on_and_is_saved(
+    data: Path, chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = Run(str(chat_model), data, tmp_path / "whole")
+    whole = finetune.train(config_of(12), where)
+    first = json.loads((tmp_path / "whole" / "history.jsonl").read_text().splitlines()[0])
+    assert (
+        whole["held_out"] < first["held_out"] and whole["history"][-1]["loss"] < whole["history"][0]["loss"]
+    )
+    stopped, taken = replace(where, output=tmp_path / "stopped"), finetune._step
+
+    def dies(*arguments: object) -> dict:
+        if arguments[-1] == 2:
+            raise KeyboardInterrupt
+        return taken(*arguments)
+
+    monkeypatch.setattr(finetune, "_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.train(config_of(12), stopped)
+    monkeypatch.setattr(finetune, "_step", taken)
+    assert finetune.train(config_of(12), stopped)["history"] == whole["history"]
+
+    one, again = (HierMemModel.from_pretrained(tmp_path / name) for name in ("whole", "stopped"))
+    given = HierMemModel.from_pretrained(tmp_path / "whole", config=settings())  # keeps the prompt
+    for model in (one, again, given):
+        assert isinstance(model.kv_prompt, KVPrompt) and model.config.kv_prompt.tokens > 10
+        for name, weight in model.kv_prompt.named_parameters():
+            assert torch.equal(weight, dict(one.kv_prompt.named_parameters())[name])
+    plain = HierMemModel.from_pretrained(chat_model)
+    assert plain.kv_prompt is None and plain.config.kv_prompt.tokens == 0
+    assert one.fingerprint() == plain.fingerprint()  # memories do not depend on it
+    off = settings()
+    off.kv_prompt = KVPromptConfig(0)
+    assert HierMemModel.from_pretrained(tmp_path / "whole", config=off).kv_prompt is None
+
+
+def test_questions_are_held_out_by_paragraph_and_come_once_an_epoch(data: Path, tmp_path: Path) -> None:
+    model = model_of(layers=3)
+    before = model.config.settings()
+    passages = PassageDataset(model, data, PassageConfig(answer=4, held_out=0.4), tmp_path)
+    assert model.config.settings() == before
+    trained = passages.batch(range(5)).names
+    held = set(passages.of_held_out().batch(range(20)).names)
+    count = len(set(passages.batch(range(20)).names))
+    assert not set(trained) & held and len(held) + count <= len(WORDS) and held
+    assert len(set(passages.batch(range(count)).names)) == count
+    again = PassageDataset(model, data, PassageConfig(answer=4, held_out=0.4), tmp_path)
+    assert again.batch(range(5)).names == trained
+    answers = json.loads((tmp_path / "nq-answers.json").read_text("utf-8"))
+    assert len(answers) == len(held) + count
+
+
+def test_data_that_are_missing_are_named(tmp_path: Path) -> None:
+    words = run("train", "--recipe", "kv", "--data", tmp_path, "--out", tmp_path / "out")
+    assert_refused(words, "holds none of the folders nq, xquad: give --data one that does")
