@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -209,7 +209,8 @@ class LongTermMemory:
         )
         breadth = k if self.units is None else max(k, BREADTH)
         while k:
-            found, bound = self._stored_hits(query, of_units, min(breadth, len(self.store)), eligible)
+            count = min(breadth, len(self.store))
+            found, bound = self._stored_hits(query, of_units, count, eligible, k)
             best = sorted([*hits, *found], key=lambda hit: (-hit.score, hit.segment))[:k]
             if bound == -math.inf or (len(best) == k and best[-1].score >= bound):
                 return best
@@ -224,10 +225,15 @@ class LongTermMemory:
         return _hit(len(self.records), score, self.partial, units)
 
     def _stored_hits(
-        self, query: Tensor, of_units: UnitQuery | None, count: int, eligible: Callable[[SegmentRecord], bool]
+        self,
+        query: Tensor,
+        of_units: UnitQuery | None,
+        count: int,
+        eligible: Callable[[SegmentRecord], bool],
+        k: int,
     ) -> tuple[list[Hit], float]:
-        """Those of the ``count`` best by their own keys, and of the ``count`` best units, that are eligible;
-        and the score that those of all others do not exceed."""
+        """Of the ``count`` best by their own keys, and of the ``count`` best units, the ``k`` best that are
+        eligible; and the score that those of all others do not exceed."""
         scores, ids = self.store.search(query, count)
         of_keys = {
             at: score for at, score in zip(ids[0].tolist(), scores[0].tolist(), strict=True) if at >= 0
@@ -240,7 +246,9 @@ class LongTermMemory:
         found = {at for at in of_keys.keys() | best if eligible(self.records[at])}
         others = sorted(found - of_keys.keys())
         of_keys |= zip(others, self.store.scores(query[0], others), strict=True)
-        hits = [_hit(at, of_keys[at], self.records[at], self.units.hits(at, of_units)) for at in found]
+        together = {at: of_keys[at] + self.units.best(at, of_units) for at in found}
+        kept = sorted(found, key=lambda at: (-together[at], at))[:k]  # units of few are worth looking at
+        hits = [_hit(at, of_keys[at], self.records[at], self.units.hits(at, of_units)) for at in kept]
         return hits, bound + max(last, 0.0)  # a segment without any text has no units
 
     # ---- saving
@@ -329,5 +337,5 @@ class LongTermMemory:
 
 def _hit(segment: int, score: float, record: SegmentRecord, units: Sequence[UnitHit]) -> Hit:
     """A record that was found by its own key, of that ``score``, and by its best unit."""
-    together = [replace(unit, score=score + unit.score) for unit in units]
+    together = [UnitHit(unit.start, unit.end, score + unit.score, unit.own) for unit in units]
     return Hit(segment, max((unit.score for unit in together), default=score), record, together)

@@ -179,12 +179,20 @@ class UnitIndex:
         rows = rows[rows >= 0]
         return {bisect_right(self._first, row) - 1 for row in rows.tolist()}, last
 
+    def best(self, segment: int, query: UnitQuery) -> float:
+        """How well the best unit of a segment fits; 0 where it has none."""
+        keys = self._keys_of(segment)
+        return float((keys @ query.key).max()) if len(keys) else 0.0
+
     def hits(self, segment: int, query: UnitQuery) -> list[UnitHit]:
         """How well the units of a segment fit."""
+        keys = self._keys_of(segment)
+        return Units(self._spans[segment], keys).hits(query) if len(keys) else []
+
+    def _keys_of(self, segment: int) -> Tensor:
         if self._store is None:
-            return []
-        rows = slice(self._first[segment], self._first[segment + 1])
-        return Units(self._spans[segment], self._store.keys[rows]).hits(query)
+            return torch.zeros(0, 0)
+        return self._store.keys[slice(self._first[segment], self._first[segment + 1])]
 
     def scale(self, question: Question) -> UnitScale | None:
         """Meaning of the scores of these units; None: no key knows enough of the question."""
