@@ -63,7 +63,7 @@ class KVChange:
 
 @dataclass(frozen=True)
 class Lead:
-    """What stands in front of recalled keys and values, in place of a document's sinks.
+    """Keys and values in front of recalled ones, in place of a document's sinks.
 
     Attributes:
         tokens: the first keys and values, by bank; places count from 0.
@@ -132,7 +132,7 @@ class KVPrompt(AtLeastFloat32):
             self.values[rows] = tokens.values.unpacked().to(self.values.device)
 
     def lead(self, banks: Sequence[Bank]) -> Lead:
-        """What stands in front of keys and values of these banks' heads, with gradients."""
+        """The prompt in front of keys and values of these banks' heads, with gradients."""
         places = torch.arange(self.num_tokens, dtype=torch.int16)
         tokens, changes = [], []
         for bank in banks:
