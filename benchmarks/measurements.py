@@ -309,8 +309,11 @@ def of_parts(data: Path) -> Iterator[Measurement]:
     for name, words in PARTS.items():
         whole = (*questions, "--method", "indexed", *words)
         yield hiermem(f"parts-{name}", Backbone(), minutes(10_000, 100), *whole)
-    kv = ("--set", "longterm.tiers.kv.keep=1", "--set", "asking.passages=kv")
-    yield hiermem("parts-kv", Backbone(), minutes(100_000, 100, shown=60), *questions, *kv)
+    kept = ("--set", "longterm.tiers.kv.keep=1")
+    untrained = ("--set", "kv_prompt.tokens=0", "--set", "asking.passages=kv")
+    for name, words in (("kv", kept), ("kv-untrained", (*kept, *untrained))):
+        took = minutes(100_000, 100, shown=60)
+        yield hiermem(f"parts-{name}", Backbone(), took, *questions, *words)
 
 
 def of_policies(data: Path) -> Iterator[Measurement]:

@@ -27,10 +27,10 @@ class PreparedPrompt:
     Attributes:
         working: what was read before; it belongs to this prompt and moves when the prompt is read.
         ids: tokens to be read next, ``[1, n]`` int64 on the model's device.
-        sources: the passages among them, best first.
+        sources: the passages among them, or in ``working``, best first.
         found: see `hiermem.answer.Answer`.
         confidence: see there, too.
-        recalled: whether ``working`` holds the passages, as keys and values, and has read nothing.
+        recalled: whether ``working`` holds the passages as keys and values, and nothing else.
     """
 
     working: WorkingMemory
@@ -43,7 +43,7 @@ class PreparedPrompt:
     @property
     def answerable(self) -> bool:
         """Whether there is something to answer from: words of the question, or what was read before it."""
-        return self.found or any(self.working.num_tokens)
+        return self.found or (not self.recalled and any(self.working.num_tokens))
 
     def fork(self) -> "PreparedPrompt":
         """The same prompt with a memory of its own; costs nothing."""
@@ -92,6 +92,7 @@ def prepare(
         InputError: the question is empty, or see `recall`.
     """
     reader, config = model.reader, model.config.asking
+    config.check_passages()
     top_k = model.config.longterm.top_k if top_k is None else top_k
     check_question(question)
     records, terms = memory.records(), QueryTerms(memory.longterm.key, question)
@@ -110,9 +111,10 @@ def prepare(
     told = not least or (bool(sources) and (confidence is None or confidence >= least))
     found = told or (not alone and terms.are_known(memory.longterm.partial))
     in_order = sorted(sources, key=lambda source: source.start)
-    if alone and sources and recalls_kv(reader, memory, config.passages):
-        working, ids = recall_passages(reader, memory, in_order, plain, config.instruction)
-        return PreparedPrompt(working, ids, sources, found, confidence, recalled=True)
+    if alone and sources and found and recalls_kv(reader, memory, config.passages):
+        recalled = recall_passages(reader, memory, in_order, plain, config.instruction)
+        if recalled is not None:
+            return PreparedPrompt(*recalled, sources, found, confidence, recalled=True)
     working = reader.new_working_memory(memory.working_config) if alone else memory.working.copy()
     texts = [source.text.strip() for source in in_order]
     text = prompt_text(reader.tokenizer, texts, plain, config.instruction)

@@ -24,10 +24,10 @@ class AskConfig:
         working: whether the working memory stands before the passages too; segments that it still holds
             are then not recalled. It always stands in where nothing is recalled.
         passages: one of `PASSAGE_FORMS`. `text` is read again, tokenised anew. `kv` puts the keys and values
-            there that the tier `kv` keeps of it, so that only the question is read; passages of the segment
-            that is not complete yet stand behind these as text. `auto` is `kv` where that tier keeps all
-            tokens and the model has a trained prompt in front of them (`hiermem.memory.kv.prompt`), else
-            `text`.
+            there that the tier `kv` keeps of it: then only the question is read and, where the model has no
+            trained prompt (`hiermem.memory.kv.prompt`), the prompt's beginning. Passages of the segment that
+            is not complete yet stand behind these as text. `auto` is `kv` where that tier keeps all tokens
+            and the model has a trained prompt, else `text`.
         rerank: how many of the best segments, more than `top_k`, are ranked again where scores are close: by
             the likelihood of the question after each. The `top_k` best of them are recalled. 0: none.
         margin: scores are close where the last segment that would be recalled leads the next by less than
@@ -51,17 +51,25 @@ class AskConfig:
             raise InputError(f"least_score must be between 0 and 1, not {self.least_score}.")
         if not 0 <= self.least_confidence <= 1:
             raise InputError(f"least_confidence must be between 0 and 1, not {self.least_confidence}.")
+        self.check_passages()
+        if self.rerank < 0 or self.rerank == 1:
+            raise InputError(f"rerank must be 0 or at least 2, not {self.rerank}.")
+        if self.margin < 0:
+            raise InputError(f"margin must not be negative, not {self.margin}.")
+
+    def check_passages(self) -> None:
+        """Refuse forms of passages that are none, or do not go with the working memory.
+
+        Raises:
+            InputError: so it is.
+        """
         if self.passages not in PASSAGE_FORMS:
             raise InputError(
-                f"passages must be one of {', '.join(PASSAGE_FORMS)}, not {self.passages!r}: what passages "
-                f"stand before a question as."
+                f"Passages stand before a question as one of {', '.join(PASSAGE_FORMS)}, not "
+                f"{self.passages!r}: set asking.passages to one of these."
             )
         if self.working and self.passages == "kv":
             raise InputError(
                 "Behind the working memory passages stand as text: leave `working` out, or take the passages "
                 "as text."
             )
-        if self.rerank < 0 or self.rerank == 1:
-            raise InputError(f"rerank must be 0 or at least 2, not {self.rerank}.")
-        if self.margin < 0:
-            raise InputError(f"margin must not be negative, not {self.margin}.")

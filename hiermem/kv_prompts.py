@@ -31,7 +31,7 @@ def of_backbone(config: HierMemConfig, geometries: Sequence[LayerGeometry]) -> K
         tensors = load_file(shipped)
         prompt = KVPrompt(tensors["keys"].shape[1], geometries)
         prompt.load_state_dict(tensors)
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError, LookupError, RuntimeError) as error:
         raise InputError(
             f"The prompt of keys and values at {shipped} is damaged ({first_line(error)}): install hiermem "
             f"again."

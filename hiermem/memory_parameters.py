@@ -27,7 +27,7 @@ def load_memory_parameters(model: HierMemPreTrainedModel, parameters: Mapping[st
     wrong |= {
         name for name in expected.keys() & parameters.keys() if expected[name].shape != parameters[name].shape
     }
-    later = ("summary.search_", "namm.", "kv_prompt.")
+    later = ("summary.search_", "namm.")
     wrong -= {name for name in wrong if name.startswith(later) and name not in parameters}
     if wrong:
         raise InputError(

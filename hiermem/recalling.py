@@ -11,14 +11,14 @@ from hiermem.memory.kv.prompt import Lead
 from hiermem.memory.kv.recall import Chosen, Recalled, lead_of, recalled
 from hiermem.memory.kv.store import banks_of
 from hiermem.memory.kv.tier import KVTier
-from hiermem.memory.records import SegmentRecord
+from hiermem.memory.policies import FullCachePolicy
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.passages import Source
-from hiermem.prompts import around_passages
+from hiermem.prompts import PromptText, around_passages
 from hiermem.reader import Reader
-from hiermem.text import decoded
+from hiermem.text import token_spans
 
 
 def recalls_kv(reader: Reader, memory: MemoryState, form: str) -> bool:
@@ -30,7 +30,8 @@ def recalls_kv(reader: Reader, memory: MemoryState, form: str) -> bool:
     if form != "auto":
         return form == "kv"
     tier = _kv_tier(memory)
-    return tier is not None and tier.keep == 1.0 and reader.kv_prompt is not None
+    trained = reader.kv_prompt is not None and reader.kv_prompt.is_set
+    return trained and tier is not None and tier.keep == 1.0
 
 
 def _kv_tier(memory: MemoryState) -> KVTier | None:
@@ -78,15 +79,15 @@ def read_lead(reader: Reader, ids: Tensor, config: WorkingMemoryConfig) -> Lead:
     Args:
         config: settings that the document was read with.
     """
-    patient = replace(config, update_interval=max(config.update_interval, ids.shape[1] + 1))
-    working = reader.new_working_memory(patient)
+    undecided = replace(config, update_interval=max(config.update_interval, ids.shape[1] + 1))
+    working = reader.new_working_memory(undecided)
     reader.read(working, ids)
     return lead_of(working, banks_of(working.cache))
 
 
 def recall_passages(
     reader: Reader, memory: MemoryState, sources: Sequence[Source], question: str, instruction: str
-) -> tuple[WorkingMemory, Tensor]:
+) -> tuple[WorkingMemory, Tensor] | None:
     """The keys and values of passages behind the beginning of the prompt, and the tokens to be read behind.
 
     The beginning is the model's trained one, else it is read; where it is nothing, the document's sinks stand
@@ -94,47 +95,63 @@ def recall_passages(
     recalled stays: the working memory evicts nothing.
 
     Returns:
-        the working memory, and ids ``[1, n]`` int64 on the model's device.
+        the working memory, and ids ``[1, n]`` int64 on the model's device; None: no segment is complete that
+        a passage lies in.
 
     Raises:
-        InputError: the document was read without the tier kv.
+        InputError: the document was read without the tier kv, or the prompt was never trained.
     """
     tier = kv_tier(memory)
-    complete = memory.records()[: len(tier)]
-    end = complete[-1].end if complete else 0
-    open_texts = [source.text[max(end - source.start, 0) :].strip() for source in sources if source.end > end]
-    before, behind = around_passages(reader.tokenizer, open_texts, question, instruction)
-    lead = None
-    if reader.kv_prompt is not None:
-        lead = reader.kv_prompt.lead(tier.banks)
-    elif (ids := reader.encode(before)).shape[1]:
-        lead = read_lead(reader, ids, memory.working_config)
-    patient = replace(memory.working_config, policy="full_cache", policy_settings={}, head_shares=None)
-    found = recall_kv(reader, memory, chosen_tokens(reader, memory, sources), patient, lead)
+    chosen = chosen_tokens(reader, memory, tier, sources)
+    if not chosen:
+        return None
+    end = memory.records()[len(tier) - 1].end
+    rest = (source.text[max(end - source.start, 0) :].strip() for source in sources if source.end > end)
+    before, behind = around_passages(reader.tokenizer, [*filter(None, rest)], question, instruction)
+    with torch.no_grad():
+        found = recall_kv(
+            reader, memory, chosen, holding_all(memory.working_config), _lead(reader, memory, before)
+        )
     return found.working, reader.encode(behind, begins=False)
 
 
-def chosen_tokens(reader: Reader, memory: MemoryState, sources: Sequence[Source]) -> Chosen:
-    """The tokens of passages, as far as they lie in segments of which the tier kv has keys and values."""
-    spans, chosen = _spans(sources), {}
-    for segment, record in enumerate(memory.records()[: len(kv_tier(memory))]):
-        within = [(start, end) for start, end in spans if start < record.end and record.start < end]
-        if within:
-            chosen[segment] = _tokens_of(reader, record, within)
+def _lead(reader: Reader, memory: MemoryState, before: PromptText) -> Lead | None:
+    """The trained beginning of a prompt, or that beginning as it is read; None: it is nothing."""
+    if reader.kv_prompt is not None:
+        if not reader.kv_prompt.is_set:
+            raise InputError(
+                "The model's prompt of keys and values was never trained: train it with the recipe kv, or "
+                "set kv_prompt.tokens to 0."
+            )
+        return reader.kv_prompt.lead(kv_tier(memory).banks)
+    ids = reader.encode(before)
+    return read_lead(reader, ids, memory.working_config) if ids.shape[1] else None
+
+
+def holding_all(config: WorkingMemoryConfig) -> WorkingMemoryConfig:
+    """The same settings, but nothing is evicted, so that positions may need to be held within the trained
+    range where they were without gaps."""
+    positions = "distance" if config.positions == "compact" else config.positions
+    kept = config.with_policy(FullCachePolicy.name)
+    return replace(kept, head_shares=None, positions=positions)
+
+
+def chosen_tokens(reader: Reader, memory: MemoryState, tier: KVTier, sources: Sequence[Source]) -> Chosen:
+    """The tokens of passages, as far as they lie in segments that ``tier`` has keys and values of."""
+    records, chosen = memory.records(), {}
+    for segment, record in enumerate(records[: len(tier)]):
+        spans = [span for span in map(_span, sources) if span.start < record.end and record.start < span.stop]
+        if spans:
+            around = (records[at].text if 0 <= at < len(records) else "" for at in (segment - 1, segment + 1))
+            own = token_spans(reader.tokenizer, record.ids.tolist(), record.text, *around)
+            tokens = torch.tensor([[record.start + one.start, record.start + one.stop] for one in own])
+            limits = torch.tensor([[span.start, span.stop] for span in spans])
+            within = (tokens[:, :1] < limits[:, 1]) & (limits[:, 0] < tokens[:, 1:])
+            chosen[segment] = within.any(1) & (tokens[:, 0] < tokens[:, 1])
     return chosen
 
 
-def _spans(sources: Sequence[Source]) -> list[tuple[int, int]]:
-    """Characters of the passages, without white space around."""
-    return [
-        (source.start + len(source.text) - len(source.text.lstrip()),
-         source.start + len(source.text.rstrip())) for source in sources
-    ]  # fmt: skip
-
-
-def _tokens_of(reader: Reader, record: SegmentRecord, spans: Sequence[tuple[int, int]]) -> Tensor:
-    """The tokens of a record of which a character lies in one of the spans, ``[n]`` bool."""
-    block = decoded(reader.tokenizer, record.ids.tolist(), record.start)
-    starts = torch.tensor(block.starts)
-    ends = torch.cat((starts[1:], torch.tensor([record.end])))
-    return torch.stack([(starts < end) & (ends > start) for start, end in spans]).any(0)
+def _span(source: Source) -> range:
+    """Characters of a passage, without white space around."""
+    start = source.start + len(source.text) - len(source.text.lstrip())
+    return range(start, source.start + len(source.text.rstrip()))

@@ -26,6 +26,7 @@ from hiermem.loading import (
     saved_model,
     saved_on_hub,
 )
+from hiermem.memory.kv.prompt import KVPromptConfig
 from hiermem.memory_parameters import load_memory_parameters
 from hiermem.model_files import read_json
 from hiermem.model_folder import BACKBONE, INDEX, SAMPLE, WEIGHTS, check
@@ -64,6 +65,11 @@ def load(
         options = as_reachable(name, options)
         saved, saved_options = saved_on_hub(name, options), options.without("revision")
     if saved is None:
+        if config is not None and config.kv_prompt.tokens:
+            raise InputError(
+                f"{name} has no prompt of keys and values: leave kv_prompt.tokens out, or train one with the "
+                f"recipe kv."
+            )
         name = str(folder.resolve()) if local else name  # a saved model must find its backbone from anywhere
         model = _from_backbone(kind, name, config, options.without("subfolder") if local else options)
     else:
@@ -167,6 +173,8 @@ def _saved_config(folder: Path) -> HierMemConfig:
             f"The model at {folder} names an evictor at {config.evictor!r}, outside its folder: give the "
             f"evictor in a configuration of your own."
         )
+    if config.kv_prompt.tokens is None:  # of a release that had none
+        config.kv_prompt = KVPromptConfig(0)
     return config
 
 

@@ -105,6 +105,34 @@ def decoded(tokenizer: Any, ids: list[int], start: int = 0) -> TokenBlock:
     return TokenBlock(ids, starts, "".join(texts))
 
 
+def token_spans(tokenizer: Any, ids: list[int], text: str, before: str = "", after: str = "") -> list[range]:
+    """Characters of ``text`` that each of its tokens covers.
+
+    They are those of tokenising it again within the text around it. Where that gives other tokens, as of a
+    document that was given as ids, they are what decoding tells. A beginning-of-sequence token covers none.
+
+    Args:
+        ids: the tokens of ``text`` as they were read.
+        before: text that stands before it.
+        after: text that stands behind it.
+    """
+    before, after = before[-MARGIN:], after[:MARGIN]
+    first = beginning(tokenizer)
+    skipped = len(first) if not before and ids[: len(first)] == first else 0
+    again, spans = encode_with_spans(tokenizer, before + text + after)
+    starts = _starts(spans)
+    at = next((i for i, start in enumerate(starts) if start >= len(before)), len(starts))
+    found = starts[at : at + len(ids) - skipped]
+    if again[at : at + len(ids) - skipped] == ids[skipped:]:
+        own = [start - len(before) for start in found]
+    else:
+        block = decoded(tokenizer, ids[skipped:])
+        scale = len(text) / max(len(block.text), 1)
+        own = [round(start * scale) for start in block.starts]
+    ends = [*own[1:], len(text)]
+    return [range(0)] * skipped + [range(start, end) for start, end in zip(own, ends, strict=True)]
+
+
 def stream_tokens(
     tokenizer: Any, pieces: Iterable[str], offset: int = 0, context: str = ""
 ) -> Iterator[TokenBlock]:

@@ -7,6 +7,7 @@ import re
 import select
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from commands import assert_refused, result, run
 from readers import text_of
 
 from hiermem.memory.longterm import LongTermConfig
+from hiermem.memory.state import MemoryState
+from hiermem.model import HierMemModel
 
 SMALL = ["--budget", "24", "--segment", "32", "--chunk", "16"]
 FEW = ("--max-new-tokens", 8)
@@ -60,7 +63,7 @@ def test_settings_of_answers_are_taken_and_clashes_refused(tiny_model: Path, mem
     assert len(whole) == LongTermConfig().top_k > len(result("ask", memory, *options)["sources"])
     for words, sentence in (
         (("--set", "asking.passages=kv"), "keeps no keys and values: read the document with the tier kv"),
-        (("--set", "asking.passages=keys"), "passages must be one of auto, text, kv, not 'keys'"),
+        (("--set", "asking.passages=keys"), "one of auto, text, kv, not 'keys'"),
         (("--set", "asking.rerank=12", "--rerank", 13), "asking.rerank is set by another option"),
         (("--set", "longterm.top_k=3"), "only settings of longterm.keys, asking would"),
     ):
@@ -75,6 +78,10 @@ def test_stored_keys_and_values_answer(tiny_model: Path, tmp_path: Path) -> None
     stored = result("ask", out, QUESTIONS[0], *common, *FEW, "--set", "asking.passages=kv")
     again = result("ask", out, QUESTIONS[0], *common, *FEW)
     assert stored["sources"] == again["sources"] and stored["found"] and stored["answer"]
+    model = HierMemModel.from_pretrained(tiny_model)
+    model.config.asking = replace(model.config.asking, passages="kv")
+    expected = model.ask(MemoryState.load(out, model), QUESTIONS[0], max_new_tokens=8)
+    assert stored["answer"] == expected.text
 
 
 def test_several_questions_are_answered_as_each_alone(tiny_model: Path, memory: Path, tmp_path: Path) -> None:

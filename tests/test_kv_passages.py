@@ -6,19 +6,24 @@ from typing import Any
 
 import pytest
 import torch
-from families import CONFIGS
-from readers import VOCABULARY, settings, text_of, tokenizer
+from families import CONFIGS, RANGE
+from readers import VOCABULARY, reader, settings, text_of, tokenizer
 from test_asking import chatty
+from tokenizers import normalizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from hiermem.answer import NOT_FOUND
 from hiermem.asking import PreparedPrompt
 from hiermem.asking_config import AskConfig
 from hiermem.errors import InputError
 from hiermem.memory.mamba.module import MambaConfig
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
+from hiermem.passages import Selection, Source, select
 from hiermem.prompts import around_passages, prompt_text
+from hiermem.recalling import chosen_tokens, kv_tier
+from hiermem.text import encode_with_spans, stream_tokens, token_spans
 
 FACTS = "The brass key hangs in the pantry. A silver whistle lies under the mat."
 QUESTION = "Where hangs the brass key?"
@@ -56,14 +61,11 @@ def logits_of(model: HierMemModel, prompt: PreparedPrompt) -> Tensor:
 def expected_logits(model: HierMemModel, memory: MemoryState, prompt: PreparedPrompt) -> Tensor:
     """After the beginning of the prompt and the document's own tokens of the passages, all read again."""
     before, _ = around_passages(model.tokenizer, [], QUESTION, model.config.asking.instruction)
-    lead, taken, at = model.reader.encode(before)[0], [], 0
+    lead, taken = model.reader.encode(before)[0], []
     spans = [(memory.text.index(s.text.strip(), s.start), len(s.text.strip())) for s in prompt.sources]
-    for record in memory.records():
-        for token in record.ids.tolist():
-            end = at + len(model.tokenizer.decode([token]))
-            if any(start < end and at < start + size for start, size in spans):
-                taken.append(token)
-            at = end
+    for token, (begin, end) in zip(*encode_with_spans(model.tokenizer, memory.text), strict=True):
+        if any(start < end and begin < start + size for start, size in spans):
+            taken.append(token)
     working = model.new_working_memory(replace(model.config.working, policy="full_cache"))
     passage = torch.tensor(taken)
     with torch.inference_mode():
@@ -168,8 +170,10 @@ def test_several_are_answered_as_one_by_one_and_nothing_is_evicted(
     recalled = prompt.working.num_tokens[0]
     with torch.inference_mode():
         model.reader.read(prompt.working, prompt.ids)
-    held = max(cache.tokens for cache in prompt.working.caches)
-    assert held == recalled + prompt.ids.shape[1] or (kv and held < recalled + prompt.ids.shape[1])
+    held = [int((cache.positions >= 0).sum(-1).max()) for cache in prompt.working.caches]
+    if kv.get("keep", 1.0) == 1.0:
+        assert held == [recalled + prompt.ids.shape[1]] * len(held)
+    assert max(held) <= recalled + prompt.ids.shape[1]
 
 
 def test_a_saved_memory_answers_alike(tmp_path: Any) -> None:
@@ -187,11 +191,108 @@ def test_a_prompt_around_passages_is_the_prompt_without_them(tokenizer: PreTrain
     assert f"{before}stored{behind}" == whole
 
 
+@pytest.mark.parametrize("characters", [200, 0])
+def test_a_beginning_of_sequence_token_covers_no_characters(characters: int) -> None:
+    model = model_of(tokenizer=tokenizer(bos=True), sinks=4)
+    model.config.asking = replace(model.config.asking, passage_characters=characters)
+    text = f"{FACTS}\n\n" + text_of(60).encode("ascii", "ignore").decode()
+    memory = model.read(text, progress=False)
+    assert memory.records()[0].ids[0] == model.tokenizer.bos_token_id
+    source = Source(0, 4, 19, 1.0, "brass key hangs")
+    chosen = chosen_tokens(model.reader, memory, kv_tier(memory), [source])
+    shown = model.tokenizer.decode(memory.records()[0].ids[chosen[0]])
+    assert source.text in shown and len(shown) < 20
+    prompt = model.prepare(memory, QUESTION)
+    torch.testing.assert_close(
+        logits_of(model, prompt), expected_logits(model, memory, prompt), atol=2e-5, rtol=1e-4
+    )
+
+
+def test_tokens_are_known_by_their_characters() -> None:
+    """Whatever a tokenizer makes of a text: what it lost, what is no whole character, what came as ids."""
+    text = text_of(80)
+    plain, lossy = tokenizer(), copy.deepcopy(tokenizer())
+    lossy.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+    for chosen in (plain, lossy, tokenizer(bos=True)):
+        (block,) = stream_tokens(chosen, [text])
+        ids, starts = block.ids, [*block.starts, len(text)]
+        for first, last in ((0, 40), (40, 90), (90, len(ids))):
+            begin, end = starts[first], starts[last]
+            found = token_spans(chosen, ids[first:last], text[begin:end], text[:begin], text[end:])
+            assert [begin + span.start for span in found] == starts[first:last]
+            assert [begin + span.stop for span in found] == starts[first + 1 : last + 1]
+    marked = tokenizer(bos=True)
+    ids = [marked.bos_token_id, *encode_with_spans(marked, text)[0]]
+    assert token_spans(marked, ids, text)[0] == range(0) and token_spans(marked, ids, text)[1].start == 0
+    letters = [id for letter in "sailed north" for id in encode_with_spans(plain, letter)[0]]
+    assert [span.start for span in token_spans(plain, letters, "sailed north")] == list(range(12))
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("words", [4, 12, 30])
+def test_short_documents_are_answered_from_text(words: int, bos: bool) -> None:
+    """No segment is complete yet."""
+    for chosen in (chatty(), tokenizer(bos)):
+        model = model_of(3, chosen)
+        text = f"{FACTS[:34]}\n\n{text_of(words)[: 4 * words]}"
+        memory = model.read(text[:40], progress=False)
+        assert len(memory.tiers[0]) == 0  # type: ignore[arg-type]
+        prompt = model.prepare(memory, QUESTION)
+        assert not prompt.recalled and "brass key hangs" in model.tokenizer.decode(prompt.ids[0])
+        answers = model.ask(memory, [QUESTION, "Which brass key?"], max_new_tokens=4)
+        assert answers[0] == model.ask(memory, QUESTION, max_new_tokens=4)
+
+
+def test_what_is_not_told_is_not_answered_from_keys_and_values_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = model_of(layers=3)
+    memory = model.read(document(), progress=False)
+    assert model.ask(memory, QUESTION, max_new_tokens=4).found
+
+    def unlikely(*arguments: Any) -> Selection:
+        return replace(select(*arguments), confidence=0.01)
+
+    monkeypatch.setattr("hiermem.asking.select", unlikely)
+    for answer in (model.ask(memory, QUESTION), *model.ask(memory, [QUESTION, QUESTION])):
+        assert (answer.text, answer.found, answer.confidence) == (NOT_FOUND, False, 0.01)
+    prompt = replace(model.prepare(memory, QUESTION), recalled=True)
+    assert not prompt.answerable
+
+
+def test_positions_stay_within_the_trained_range() -> None:
+    """Without gaps, too, though nothing is evicted."""
+    model = model_of(3, positions="compact")
+    model.config.asking = replace(model.config.asking, passage_characters=0)
+    memory = model.read(document() + document(80), progress=False)
+    prompt = model.prepare(memory, QUESTION, top_k=6)
+    assert prompt.recalled and prompt.working.num_tokens[0] > RANGE
+    frames = [cache.position_ids for cache in prompt.working.caches]
+    assert all(int(one.max()) < RANGE for one in frames if one is not None)
+    assert model.ask(memory, QUESTION, max_new_tokens=4).text
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral", "qwen3"])
+def test_other_families_answer_from_keys_and_values(family: str) -> None:
+    config = settings()
+    tiers = {"kv": {"keep": 1.0}}
+    changes = {"longterm": replace(config.longterm, tiers=tiers), "asking": AskConfig(passages="kv")}
+    model = reader(family, type(config)(**(config.settings() | changes)), torch.bfloat16, bos=True)
+    memory = model.read(document(), progress=False)
+    assert model.prepare(memory, QUESTION).recalled
+    questions = [QUESTION, "Where lies the silver whistle?"]
+    assert len({answer.sources[0].text for answer in model.ask(memory, questions, max_new_tokens=3)}) == 1
+
+
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(InputError, match="passages must be one of auto, text, kv, not 'keys'"):
+    with pytest.raises(InputError, match="as one of auto, text, kv, not 'keys'"):
         AskConfig(passages="keys")
     with pytest.raises(InputError, match="Behind the working memory passages stand as text"):
         AskConfig(passages="kv", working=True)
+    model = model_of()
+    model.config.asking.working = True
+    with pytest.raises(InputError, match="Behind the working memory passages stand as text"):
+        model.ask(model.read(document(), progress=False), QUESTION)
     model = model_of(change={"longterm": settings().longterm})
     for memory in (model.read(document(), progress=False), model.index(document(), progress=False)):
         with pytest.raises(InputError, match="keeps no keys and values: read the document with the tier kv"):

@@ -8,21 +8,34 @@ import pytest
 import torch
 from commands import assert_refused, run
 from readers import reader, settings
-from test_kv_passages import FACTS, QUESTION, document, logits_of, model_of
+from safetensors.torch import save_file
+from test_kv_passages import QUESTION, document, logits_of, model_of
 from test_qa import WORDS, nq_row, write_lines
 from torch import Tensor
 from trainings import StoredObjective
 
+from hiermem import kv_prompts
 from hiermem.errors import InputError
+from hiermem.memory.attention import numbers
 from hiermem.memory.kv.prompt import KVPrompt, KVPromptConfig
 from hiermem.memory.mamba.module import MambaConfig
 from hiermem.model import HierMemModel
+from hiermem.recalling import kv_tier
 from hiermem.training import finetune
 from hiermem.training.config import TrainConfig
 from hiermem.training.kv_prompt import add_kv_prompt
 from hiermem.training.preparation import Run
 from hiermem.training.recipes import TRAININGS
 from hiermem.training.stored_passages import PassageConfig, PassageDataset, StoredPassages
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chat-model")
+    model = model_of(layers=3)
+    model.backbone.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
 
 
 def other(model: HierMemModel, scale: float = 0.2) -> None:
@@ -58,6 +71,9 @@ def test_it_stands_before_what_is_recalled_and_changes_that() -> None:
     torch.testing.assert_close(ours.values[0, :, :count], prompt.values.detach())
     scale, shift = 1 + prompt.value_scale.detach()[:, None, None], prompt.value_shift.detach()[:, None]
     torch.testing.assert_close(ours.values[0, :, count:], before.values[0, :, count:] * scale + shift)
+    lead = prompt.lead(kv_tier(memory).banks)
+    keys, scale, shift = torch.randn(2, 5, 8), 1 + prompt.key_scale[:, None, None], prompt.key_shift[:, None]
+    torch.testing.assert_close(lead.changes[0](keys, keys)[0], keys * scale + shift)
 
 
 def test_a_batch_is_the_mean_of_its_samples_with_gradients() -> None:
@@ -126,12 +142,58 @@ def test_what_cannot_have_a_prompt_says_so() -> None:
         add_kv_prompt(reader())
 
 
-def test_replaced_heads_have_none() -> None:
+def test_with_replaced_heads_the_others_have_theirs() -> None:
     change = {"mamba": MambaConfig(groups=[[0, 1], [2, 0]], taps=3, window=6, sinks=2)}
     model = model_of(3, None, None, change | {"kv_prompt": KVPromptConfig(4)})
+    memory = model.read(document(), progress=False)
     other(model)
-    answer = model.ask(model.read(document(), progress=False), QUESTION, max_new_tokens=6)
-    assert answer.sources and any(FACTS[:20] in source.text for source in answer.sources)
+    working = model.prepare(memory, QUESTION).working
+    for group, cache in zip(working.cache.head_groups, working.caches, strict=True):
+        heads = range(2) if group.heads is None else numbers(group.heads, 2)
+        rows = [2 * group.layer + head for head in heads]
+        assert cache.values is not None
+        torch.testing.assert_close(cache.values[0, :, :4], model.kv_prompt.values[rows].detach())
+
+
+def test_a_prompt_that_nobody_trained_is_not_used(tmp_path: Path, chat_model: Path) -> None:
+    model = model_of(3, change={"kv_prompt": KVPromptConfig(4)})
+    memory = model.read(document(), progress=False)
+    with pytest.raises(InputError, match="never trained: train it with the recipe kv"):
+        model.ask(memory, QUESTION)
+    model.config.asking = replace(model.config.asking, passages="auto")
+    assert not model.prepare(memory, QUESTION).recalled
+    config = settings()
+    config.kv_prompt = KVPromptConfig(4)
+    with pytest.raises(InputError, match=r"has no prompt of keys and values: leave kv_prompt\.tokens out"):
+        HierMemModel.from_pretrained(chat_model, config=config)
+    HierMemModel.from_pretrained(chat_model).save_pretrained(tmp_path / "saved")
+    with pytest.raises(InputError, match="do not fit this configuration"):
+        HierMemModel.from_pretrained(tmp_path / "saved", config=config)
+
+
+def test_what_ships_for_a_backbone_is_taken_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(3)
+    add_kv_prompt(model)
+    file = tmp_path / "smollm2" / kv_prompts.FILE
+    file.parent.mkdir()
+    save_file(model.kv_prompt.state_dict(), file)
+    monkeypatch.setattr(kv_prompts, "_WEIGHTS", tmp_path)
+    config, shapes = settings(), model.adapter.geometries
+    assert kv_prompts.of_backbone(config, shapes) is None
+    config.backbone = "smollm2"
+    found = kv_prompts.of_backbone(config, shapes)
+    assert found is not None and torch.equal(found.keys, model.kv_prompt.keys)
+    config.kv_prompt = KVPromptConfig(0)
+    assert kv_prompts.of_backbone(config, shapes) is None
+    config.kv_prompt = KVPromptConfig()
+    for tensors in ({"keys": torch.zeros(3)}, {"keys": torch.zeros(2, 3, 4)}, {}):
+        save_file(tensors, file)
+        with pytest.raises(InputError, match="is damaged"):
+            kv_prompts.of_backbone(config, shapes)
+    config.mamba = MambaConfig(groups=[[0, 1]])
+    assert kv_prompts.of_backbone(config, shapes) is None
 
 
 # ---- trained and saved
@@ -141,15 +203,6 @@ def test_replaced_heads_have_none() -> None:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("questions")
     write_lines(folder / "nq" / "validation.jsonl", [nq_row(word) for word in WORDS])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("chat-model")
-    model = model_of(layers=3)
-    model.backbone.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -210,8 +263,11 @@ def test_questions_are_held_out_by_paragraph_and_come_once_an_epoch(data: Path, 
     assert len(set(passages.batch(range(count)).names)) == count
     again = PassageDataset(model, data, PassageConfig(answer=4, held_out=0.4), tmp_path)
     assert again.batch(range(5)).names == trained
-    answers = json.loads((tmp_path / "nq-answers.json").read_text("utf-8"))
+    (file,) = tmp_path.glob("nq-*.answers.json")
+    answers = json.loads(file.read_text("utf-8"))
     assert len(answers) == len(held) + count
+    PassageDataset(model, data, PassageConfig(answer=4, held_out=0.4, keep=0.5), tmp_path)
+    assert len([*tmp_path.glob("nq-*.hmem")]) == 2  # what was made with other settings is made again
 
 
 def test_data_that_are_missing_are_named(tmp_path: Path) -> None:

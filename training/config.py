@@ -8,6 +8,7 @@ from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.lora import LoraConfig
 from hiermem.memory.hmt.module import SummaryConfig
+from hiermem.memory.kv.prompt import KVPromptConfig
 from hiermem.memory.policies import NammConfig
 from hiermem.settings import check_settings
 from hiermem.training.calibration import CalibrationConfig
@@ -132,6 +133,8 @@ class TrainConfig:
         """The configuration of the model that is trained."""
         config = HierMemConfig.preset(self.preset)
         changes: dict[str, Any] = {} if self.summary is None else {"summary": self.summary}
+        if self.passages is not None:  # it is begun anew, whatever ships
+            changes["kv_prompt"] = KVPromptConfig(0)
         if self.segment is not None:
             working = replace(config.working, update_interval=self.segment)
             changes |= {"segment": self.segment, "chunk": self.segment, "working": working}

@@ -24,7 +24,7 @@ from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
 from hiermem.prompts import around_passages
 from hiermem.reader import Reader
-from hiermem.recalling import read_lead
+from hiermem.recalling import holding_all, read_lead
 from hiermem.training.objective import Losses, TrainingObjective
 from hiermem.training.stored_passages import StoredPassages
 
@@ -57,13 +57,7 @@ class KVPromptObjective(TrainingObjective):
         """Mean divergence in nats of a token; `Losses.nll` is ``[B, 1]``, of each sample."""
         model = self.model
         reader = replace(model.reader, chunk=model.adapter.trained_range)  # one call, whatever the lengths
-        config = replace(
-            model.config.working,
-            policy="full_cache",
-            policy_settings={},
-            head_shares=None,
-            update_interval=model.adapter.trained_range,
-        )
+        config = replace(holding_all(model.config.working), update_interval=model.adapter.trained_range)
         answers = [passage.answer for passage in batch.passages]
         with torch.no_grad():
             texts = [passage.text for passage in batch.passages]

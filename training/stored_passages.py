@@ -12,7 +12,8 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from hiermem.asking import PreparedPrompt, prepare
 from hiermem.errors import InputError
 from hiermem.eval.qa_data import Pool, PoolQuestion, load_pool
 from hiermem.eval.result_log import replaced
+from hiermem.memory.digest import digest
 from hiermem.memory.kv.recall import Chosen
 from hiermem.memory.kv.tier import KVTier
 from hiermem.memory.state import MemoryState
@@ -62,8 +64,8 @@ class PassageConfig:
         check_settings(self)
         if min(self.questions, self.answer) < 1 or not 0 < self.held_out < 1:
             raise InputError(
-                "There must be questions and answers of at least 1 token, and a share of the paragraphs "
-                "between 0 and 1 that is held out."
+                f"There must be at least 1 question, answers of at least 1 token, and a share of paragraphs "
+                f"held out between 0 and 1, not {self.questions}, {self.answer} and {self.held_out}."
             )
         KVTier(self.keep, self.dtype)  # which refuses
 
@@ -126,7 +128,10 @@ class PassageDataset:
         self._trained = [passage for name, passage in passages if not held_out[name]]
         self._held_out = [passage for name, passage in passages if held_out[name]]
         if not self._trained or not self._held_out:
-            raise InputError("There are too few questions to train on some and hold out others: give more.")
+            raise InputError(
+                "There are too few questions to train on some and hold out others: give more, about several "
+                "paragraphs."
+            )
         random.Random(config.seed).shuffle(self._held_out)
         self._held = False
 
@@ -217,30 +222,30 @@ class _Document:
         return StoredPassage(
             f"{self.name} {question.key}",
             kv_tier(memory),
-            chosen_tokens(reader, memory, prompt.sources),
+            chosen_tokens(reader, memory, kv_tier(memory), prompt.sources),
             reader.encode(behind, begins=False)[0].tolist(),
             prompt.ids[0].tolist(),
             reader.encode(answer, begins=False)[0].tolist()[: self.config.answer],
         )
 
+    @cached_property
+    def _stem(self) -> Path:
+        """Where its files stand: what was made with other settings has another name."""
+        made_by = [asdict(self.config), asdict(self.model.config.asking), self.model.fingerprint()]
+        return self.kept / f"{self.name}-{digest(json.dumps([*made_by, self.pool.text]), {})[:12]}"
+
     @property
     def _folder(self) -> Path:
-        return self.kept / f"{self.name}.hmem"
+        return self._stem.with_suffix(".hmem")
 
     @property
     def _file(self) -> Path:
-        return self.kept / f"{self.name}-answers.json"
+        return self._stem.with_suffix(".answers.json")
 
     def _read(self) -> None:
-        """Read the document, unless an earlier run has.
-
-        Raises:
-            InputError: that run has read another.
-        """
+        """Read the document, unless an earlier run has."""
         if not self._folder.is_dir():
             self.model.read(self.pool.text).save(self._folder)
-        elif MemoryState.load(self._folder, self.model).text != self.pool.text:
-            raise InputError(f"{self._folder} is of another document: remove it, or give another folder.")
 
     def _answers(self) -> dict[str, str]:
         return dict(json.loads(self._file.read_text("utf-8"))) if self._file.is_file() else {}
@@ -267,7 +272,7 @@ def _settings(model: HierMemModel, config: PassageConfig) -> Iterator[None]:
     before = model.config.longterm, model.config.asking
     tiers = {KVTier.name: {"keep": config.keep, "dtype": config.dtype}}
     model.config.longterm = replace(before[0], tiers=tiers)
-    model.config.asking = replace(before[1], passages="text", least_confidence=0.0)
+    model.config.asking = replace(before[1], passages="text", working=False, least_confidence=0.0)
     try:
         yield
     finally:

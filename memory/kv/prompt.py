@@ -80,7 +80,7 @@ class Lead:
 
 
 class KVPrompt(AtLeastFloat32):
-    """The trained prompt of a backbone; it begins neutral, as `start` is given it.
+    """The trained prompt of a backbone: zeros, until `start` begins it or parameters are loaded.
 
     Args:
         tokens: P.
@@ -122,6 +122,11 @@ class KVPrompt(AtLeastFloat32):
     def num_tokens(self) -> int:
         """P, its length."""
         return self.keys.shape[1]
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it is more than zeros: begun, trained or loaded."""
+        return bool(self.keys.any())
 
     @torch.no_grad()
     def start(self, lead: SegmentTokens, banks: Sequence[Bank]) -> None:

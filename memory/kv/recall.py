@@ -67,7 +67,7 @@ def recalled(
         return Recalled(working.copy(), positions)
     heads: dict[Head, tuple[_BankTokens, int]] = {}
     for index, bank in enumerate(tier.banks):
-        tokens = _BankTokens.of([excerpt[index] for excerpt in excerpts], device)
+        tokens = _BankTokens.of(bank, [excerpt[index] for excerpt in excerpts], device)
         if lead is not None:
             tokens = tokens.changed(*lead.changes[index : index + 1]).behind(lead.tokens[index])
         tokens = tokens.to(dtype)
@@ -96,7 +96,7 @@ def _excerpts(tier: KVTier, chosen: Chosen, lead: int | None) -> tuple[list[list
     ``[N]``.
 
     Args:
-        lead: how many tokens stand before them, of which sinks are then none; None: the sinks do.
+        lead: how many tokens stand before them, in place of the sinks; None: the sinks do.
     """
     sinks = torch.arange(0 if tier.sinks is None else tier.sinks[0].places.shape[1])
     sinks_stand = sinks if lead is None else torch.full_like(sinks, -1)
@@ -142,9 +142,11 @@ class _BankTokens:
     values: Tensor
 
     @classmethod
-    def of(cls, excerpts: Sequence[_Excerpt], device: torch.device) -> "_BankTokens":
+    def of(cls, bank: Bank, excerpts: Sequence[_Excerpt], device: torch.device) -> "_BankTokens":
         """Tokens of which each has a position of its own, or none; float32."""
-        found = []
+        heads = len(bank.heads)
+        nothing = (torch.zeros(heads, 0, width) for width in bank.widths)
+        found = [(torch.zeros(heads, 0, dtype=torch.int64), *nothing)]
         for tokens, stand in excerpts:
             positions = stand[tokens.places.long()]
             wanted = (positions >= 0).any(0).nonzero().flatten()  # few of a segment's tokens are unpacked

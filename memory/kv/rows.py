@@ -18,6 +18,7 @@ def side_by_side(several: Sequence[WorkingMemory]) -> WorkingMemory:
     """One working memory whose rows are those of several, which hold what `recalled` gave and have read
     nothing; they stay as they are."""
     first = several[0]
+    assert first.recurrence is None and (first.mamba is None or not first.mamba.states)
     together, frames = first.copy(), [memory.frames for memory in several]
     counts = Counts(
         tuple(tokens for one in frames for tokens in one.num_tokens),
