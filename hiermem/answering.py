@@ -122,8 +122,8 @@ def answered(
 def answered_together(
     reader: Reader, prompts: Sequence[PreparedPrompt], max_new_tokens: int, start: float | None = None
 ) -> list[Answer]:
-    """The greedy answers to prompts, whose memories move on: those of one are as they are without the others,
-    but for rounding.
+    """The greedy answers to prompts, whose memories may move on: those of one are as they are without the
+    others, but for rounding.
 
     Prompts that stand after the same working memory, or after recalled keys and values, are read and answered
     as rows of one batch, at most `ROWS` of them; others one by one.

@@ -44,7 +44,7 @@ class Run:
 
     Attributes:
         model: a backbone, or a folder of an earlier training that this one goes on from.
-        data: folder that holds `pg19` and `pubmedqa`.
+        data: folder that holds `pg19`, `pubmedqa`, `nq` or `xquad`, as the recipe needs.
         output: folder of checkpoints, logs and, at the end, the trained model.
         deepspeed: DeepSpeed's configuration; None trains in this process alone.
         dtype: dtype of the backbone; None: its own.

@@ -106,8 +106,8 @@ Data = Annotated[Path, typer.Option(help="Folder or file with the data, or its n
 Trainable = Annotated[
     Path,
     typer.Option(
-        help="Folder that holds pg19 and pubmedqa in their official layouts; books alone also by a name on "
-        "the hub."
+        help="Folder with pg19, pubmedqa, nq or xquad in their official layouts, as the recipe needs; books "
+        "alone also by a name on the hub."
     ),
 ]
 Out = Annotated[
