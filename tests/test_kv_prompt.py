@@ -15,6 +15,7 @@ from torch import Tensor
 from trainings import StoredObjective
 
 from hiermem import kv_prompts
+from hiermem.bundled import python_reference
 from hiermem.errors import InputError
 from hiermem.memory.attention import numbers
 from hiermem.memory.kv.prompt import KVPrompt, KVPromptConfig
@@ -273,3 +274,19 @@ def test_questions_are_held_out_by_paragraph_and_come_once_an_epoch(data: Path, 
 def test_data_that_are_missing_are_named(tmp_path: Path) -> None:
     words = run("train", "--recipe", "kv", "--data", tmp_path, "--out", tmp_path / "out")
     assert_refused(words, "holds none of the folders nq, xquad: give --data one that does")
+
+
+@pytest.mark.real
+def test_the_real_model_answers_from_what_it_read() -> None:
+    """The prompt that ships, in front of keys and values of another document than it was trained on."""
+    model = HierMemModel.from_pretrained("smollm2", dtype="float32")
+    assert model.kv_prompt is not None and model.kv_prompt.num_tokens == 28
+    model.config.longterm = replace(model.config.longterm, tiers={"kv": {"keep": 1.0}})
+    topic = python_reference()[:4000]
+    fact = "The captain of the Orion is Elias Thorn, who was born in Bergen in 1801. His ship carried salt."
+    memory = model.read(f"{topic}\n\n{fact}\n\n{topic}", progress=False)
+    question = "Where was Elias Thorn born?"
+    prompt = model.prepare(memory, question)
+    assert prompt.recalled and "Bergen" not in model.tokenizer.decode(prompt.ids[0])
+    answer = model.ask(memory, question, max_new_tokens=24)
+    assert answer.found and "Bergen" in answer.text and "Bergen" in answer.sources[0].text
