@@ -9,6 +9,7 @@ Dimension names: H heads of a bank, G KV heads of a group, T tokens of a head, N
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -141,6 +142,11 @@ class _BankTokens:
     keys: Tensor
     values: Tensor
 
+    @cached_property
+    def are_in_order(self) -> bool:
+        """Whether all heads hold tokens in their order, and nothing else."""
+        return bool((self.positions >= 0).all() and (self.positions.diff(dim=1) > 0).all())
+
     @classmethod
     def of(cls, bank: Bank, excerpts: Sequence[_Excerpt], device: torch.device) -> "_BankTokens":
         """Tokens of which each has a position of its own, or none; float32."""
@@ -188,7 +194,9 @@ def _layer(
     except KeyError:
         raise InputError("Keys and values are recalled into the heads that they were read by.") from None
     tokens, rows = found[0][0], [row for _, row in found]
-    positions, keys, values = (t[rows][None] for t in (tokens.positions, tokens.keys, tokens.values))
+    several = slice(rows[0], rows[-1] + 1)  # a view, where the heads of a layer stand together
+    own = several if rows == [*range(several.start, several.stop)] else rows
+    positions, keys, values = (t[own][None] for t in (tokens.positions, tokens.keys, tokens.values))
     layer = replace(
         shape.cache,
         positions=positions,
@@ -199,6 +207,8 @@ def _layer(
         },
         **shape.cache.packed(keys, values),
     )
+    if tokens.are_in_order:
+        return layer
     held = int((positions >= 0).sum(-1).max())
     in_order, slots = positions.sort(dim=-1, stable=True)  # -1 puts empty slots in front
     empty = in_order[..., positions.shape[-1] - held :] < 0
