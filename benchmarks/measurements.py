@@ -309,9 +309,8 @@ def of_parts(data: Path) -> Iterator[Measurement]:
     for name, words in PARTS.items():
         whole = (*questions, "--method", "indexed", *words)
         yield hiermem(f"parts-{name}", Backbone(), minutes(10_000, 100), *whole)
-    kept = ("--set", "longterm.tiers.kv.keep=1")
-    untrained = ("--set", "kv_prompt.tokens=0", "--set", "asking.passages=kv")
-    for name, words in (("kv", kept), ("kv-untrained", (*kept, *untrained))):
+    stored = ("--set", "longterm.tiers.kv.keep=1", "--set", "asking.passages=kv")
+    for name, words in (("kv", stored), ("kv-untrained", (*stored, "--set", "kv_prompt.tokens=0"))):
         took = minutes(100_000, 100, shown=60)
         yield hiermem(f"parts-{name}", Backbone(), took, *questions, *words)
 

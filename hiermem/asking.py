@@ -14,7 +14,7 @@ from hiermem.memory.working import WorkingMemory
 from hiermem.passages import QueryTerms, Source, select, with_forms
 from hiermem.prompts import prompt_text
 from hiermem.reader import Reader
-from hiermem.recalling import recall_passages, recalls_kv
+from hiermem.recalling import recall_passages
 from hiermem.reranking import is_close, reranked
 from hiermem.retrieval.keys import Question
 from hiermem.text import check_text
@@ -111,7 +111,7 @@ def prepare(
     told = not least or (bool(sources) and (confidence is None or confidence >= least))
     found = told or (not alone and terms.are_known(memory.longterm.partial))
     in_order = sorted(sources, key=lambda source: source.start)
-    if alone and sources and found and recalls_kv(reader, memory, config.passages):
+    if alone and sources and found and config.passages == "kv":
         recalled = recall_passages(reader, memory, in_order, plain, config.instruction)
         if recalled is not None:
             return PreparedPrompt(*recalled, sources, found, confidence, recalled=True)

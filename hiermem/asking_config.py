@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hiermem.errors import InputError
 from hiermem.settings import check_settings
 
-PASSAGE_FORMS = ("auto", "text", "kv")
+PASSAGE_FORMS = ("text", "kv")
 """Forms that passages may stand before a question in."""
 
 
@@ -26,8 +26,7 @@ class AskConfig:
         passages: one of `PASSAGE_FORMS`. `text` is read again, tokenised anew. `kv` puts the keys and values
             there that the tier `kv` keeps of it: then only the question is read and, where the model has no
             trained prompt (`hiermem.memory.kv.prompt`), the prompt's beginning. Passages of the segment that
-            is not complete yet stand behind these as text. `auto` is `kv` where that tier keeps all tokens
-            and the model has a trained prompt, else `text`.
+            is not complete yet stand behind these as text.
         rerank: how many of the best segments, more than `top_k`, are ranked again where scores are close: by
             the likelihood of the question after each. The `top_k` best of them are recalled. 0: none.
         margin: scores are close where the last segment that would be recalled leads the next by less than
@@ -39,7 +38,7 @@ class AskConfig:
     least_confidence: float = 0.27
     instruction: str = "Answer from the passages."
     working: bool = False
-    passages: str = "auto"
+    passages: str = "text"
     rerank: int = 0
     margin: float = 0.3
 

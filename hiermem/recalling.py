@@ -21,30 +21,14 @@ from hiermem.reader import Reader
 from hiermem.text import token_spans
 
 
-def recalls_kv(reader: Reader, memory: MemoryState, form: str) -> bool:
-    """Whether passages stand before a question as keys and values.
-
-    Args:
-        form: as `AskConfig.passages` has it.
-    """
-    if form != "auto":
-        return form == "kv"
-    tier = _kv_tier(memory)
-    trained = reader.kv_prompt is not None and reader.kv_prompt.is_set
-    return trained and tier is not None and tier.keep == 1.0
-
-
-def _kv_tier(memory: MemoryState) -> KVTier | None:
-    return next((tier for tier in memory.tiers if isinstance(tier, KVTier)), None)
-
-
 def kv_tier(memory: MemoryState) -> KVTier:
     """The keys and values of a memory's segments.
 
     Raises:
         InputError: it was read without that tier.
     """
-    if (tier := _kv_tier(memory)) is None:
+    tier = next((tier for tier in memory.tiers if isinstance(tier, KVTier)), None)
+    if tier is None:
         raise InputError(
             "This memory keeps no keys and values: read the document with the tier kv, on the command line "
             "--set longterm.tiers.kv={}."

@@ -63,7 +63,7 @@ def test_settings_of_answers_are_taken_and_clashes_refused(tiny_model: Path, mem
     assert len(whole) == LongTermConfig().top_k > len(result("ask", memory, *options)["sources"])
     for words, sentence in (
         (("--set", "asking.passages=kv"), "keeps no keys and values: read the document with the tier kv"),
-        (("--set", "asking.passages=keys"), "one of auto, text, kv, not 'keys'"),
+        (("--set", "asking.passages=keys"), "one of text, kv, not 'keys'"),
         (("--set", "asking.rerank=12", "--rerank", 13), "asking.rerank is set by another option"),
         (("--set", "longterm.top_k=3"), "only settings of longterm.keys, asking would"),
     ):

@@ -285,7 +285,7 @@ def test_other_families_answer_from_keys_and_values(family: str) -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(InputError, match="as one of auto, text, kv, not 'keys'"):
+    with pytest.raises(InputError, match="as one of text, kv, not 'keys'"):
         AskConfig(passages="keys")
     with pytest.raises(InputError, match="Behind the working memory passages stand as text"):
         AskConfig(passages="kv", working=True)

@@ -117,21 +117,7 @@ def test_the_gradient_is_the_slope_of_the_loss() -> None:
         assert (found[0] - found[1]) / (2 * step) == pytest.approx(slope, rel=0.05, abs=2e-3), name
 
 
-# ---- which form passages have
-
-
-def test_stored_keys_and_values_answer_by_themselves_where_a_prompt_was_trained_for_all_of_them() -> None:
-    def recalled(keep: float, trained: bool) -> bool:
-        model = model_of(layers=3, kv={"keep": keep})
-        model.config.asking = replace(model.config.asking, passages="auto")
-        if trained:
-            add_kv_prompt(model)
-        return model.prepare(model.read(document(), progress=False), QUESTION).recalled
-
-    assert recalled(1.0, trained=True)
-    assert not recalled(1.0, trained=False) and not recalled(0.5, trained=True)
-    plain = reader()
-    assert not plain.prepare(plain.read(document(), progress=False), QUESTION).recalled
+# ---- where there is none
 
 
 def test_what_cannot_have_a_prompt_says_so() -> None:
@@ -161,8 +147,6 @@ def test_a_prompt_that_nobody_trained_is_not_used(tmp_path: Path, chat_model: Pa
     memory = model.read(document(), progress=False)
     with pytest.raises(InputError, match="never trained: train it with the recipe kv"):
         model.ask(memory, QUESTION)
-    model.config.asking = replace(model.config.asking, passages="auto")
-    assert not model.prepare(memory, QUESTION).recalled
     config = settings()
     config.kv_prompt = KVPromptConfig(4)
     with pytest.raises(InputError, match=r"has no prompt of keys and values: leave kv_prompt\.tokens out"):
@@ -282,6 +266,7 @@ def test_the_real_model_answers_from_what_it_read() -> None:
     model = HierMemModel.from_pretrained("smollm2", dtype="float32")
     assert model.kv_prompt is not None and model.kv_prompt.num_tokens == 28
     model.config.longterm = replace(model.config.longterm, tiers={"kv": {"keep": 1.0}})
+    model.config.asking = replace(model.config.asking, passages="kv")
     topic = python_reference()[:4000]
     fact = "The captain of the Orion is Elias Thorn, who was born in Bergen in 1801. His ship carried salt."
     memory = model.read(f"{topic}\n\n{fact}\n\n{topic}", progress=False)

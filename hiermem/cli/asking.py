@@ -26,7 +26,7 @@ AskSettings = Annotated[
     typer.Option(
         "--set",
         metavar="PART.NAME=VALUE",
-        help="A setting of answers, such as asking.passages=text, or of search keys that name files, as the "
+        help="A setting of answers, such as asking.passages=kv, or of search keys that name files, as the "
         "memory was read with, such as longterm.keys.dense.encoder=FOLDER; repeatable.",
     ),
 ]
@@ -79,7 +79,7 @@ def ask(
 
         hiermem ask book.hmem "Who is the captain?" --top-k 1 --rerank 5
 
-        hiermem ask book.hmem "Who is the captain?" --set asking.passages=text
+        hiermem ask book.hmem "Who is the captain?" --set asking.passages=kv
     """
     from hiermem.cli.assignments import check_kept, sets, with_used_settings
     from hiermem.memory.state import MemoryState
