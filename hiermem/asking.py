@@ -14,7 +14,7 @@ from hiermem.memory.working import WorkingMemory
 from hiermem.passages import QueryTerms, Source, select, with_forms
 from hiermem.prompts import prompt_text
 from hiermem.reader import Reader
-from hiermem.recalling import recall_passages
+from hiermem.recalling import kv_tier, recall_passages
 from hiermem.reranking import is_close, reranked
 from hiermem.retrieval.keys import Question
 from hiermem.text import check_text
@@ -93,6 +93,8 @@ def prepare(
     """
     reader, config = model.reader, model.config.asking
     config.check_passages()
+    if config.passages == "kv":
+        kv_tier(memory)  # which refuses a memory without
     top_k = model.config.longterm.top_k if top_k is None else top_k
     check_question(question)
     records, terms = memory.records(), QueryTerms(memory.longterm.key, question)

@@ -69,6 +69,6 @@ class AskConfig:
             )
         if self.working and self.passages == "kv":
             raise InputError(
-                "Behind the working memory passages stand as text: leave `working` out, or take the passages "
-                "as text."
+                "Behind the working memory passages stand as text: leave asking.working or asking.passages "
+                "out."
             )

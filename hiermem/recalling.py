@@ -31,7 +31,7 @@ def kv_tier(memory: MemoryState) -> KVTier:
     if tier is None:
         raise InputError(
             "This memory keeps no keys and values: read the document with the tier kv, on the command line "
-            "--set longterm.tiers.kv={}."
+            "--set longterm.tiers.kv.keep=1."
         )
     return tier
 

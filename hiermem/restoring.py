@@ -65,13 +65,13 @@ def load(
         options = as_reachable(name, options)
         saved, saved_options = saved_on_hub(name, options), options.without("revision")
     if saved is None:
-        if config is not None and config.kv_prompt.tokens:
-            raise InputError(
-                f"{name} has no prompt of keys and values: leave kv_prompt.tokens out, or train one with the "
-                f"recipe kv."
-            )
         name = str(folder.resolve()) if local else name  # a saved model must find its backbone from anywhere
         model = _from_backbone(kind, name, config, options.without("subfolder") if local else options)
+        if model.kv_prompt is not None and not model.kv_prompt.is_set:
+            raise InputError(
+                f"{name} has no prompt of {model.kv_prompt.num_tokens} keys and values: leave "
+                f"kv_prompt.tokens out, or train one with the recipe kv."
+            )
     else:
         model = _from_saved(kind, saved, config, saved_options)
     model.name_or_path = str(folder.resolve()) if local else name

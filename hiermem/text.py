@@ -106,7 +106,7 @@ def decoded(tokenizer: Any, ids: list[int], start: int = 0) -> TokenBlock:
 
 
 def token_spans(tokenizer: Any, ids: list[int], text: str, before: str = "", after: str = "") -> list[range]:
-    """Characters of ``text`` that each of its tokens covers.
+    """Characters of ``text`` that each of its tokens covers; those of one character all cover it.
 
     They are those of tokenising it again within the text around it. Where that gives other tokens, as of a
     document that was given as ids, they are what decoding tells. A beginning-of-sequence token covers none.
@@ -119,18 +119,28 @@ def token_spans(tokenizer: Any, ids: list[int], text: str, before: str = "", aft
     before, after = before[-MARGIN:], after[:MARGIN]
     first = beginning(tokenizer)
     skipped = len(first) if not before and ids[: len(first)] == first else 0
+    own = ids[skipped:]
     again, spans = encode_with_spans(tokenizer, before + text + after)
-    starts = _starts(spans)
-    at = next((i for i, start in enumerate(starts) if start >= len(before)), len(starts))
-    found = starts[at : at + len(ids) - skipped]
-    if again[at : at + len(ids) - skipped] == ids[skipped:]:
-        own = [start - len(before) for start in found]
-    else:
-        block = decoded(tokenizer, ids[skipped:])
+    starts = [start - len(before) for start in _starts(spans)]
+    at = next((i for i, start in enumerate(starts) if start >= 0), len(starts))
+    while at < len(starts) and starts[at] == 0 and again[at : at + len(own)] != own:
+        at += 1  # the text may begin within a character
+    found = starts[at : at + len(own)]
+    if again[at : at + len(own)] != own:
+        block = decoded(tokenizer, own)
         scale = len(text) / max(len(block.text), 1)
-        own = [round(start * scale) for start in block.starts]
-    ends = [*own[1:], len(text)]
-    return [range(0)] * skipped + [range(start, end) for start, end in zip(own, ends, strict=True)]
+        found = [round(start * scale) for start in block.starts]
+    return [range(0)] * skipped + _to_the_next(found, len(text))
+
+
+def _to_the_next(starts: Sequence[int], end: int) -> list[range]:
+    """Spans from each start to the next greater one: tokens of one character share it."""
+    found: list[range] = []
+    for place in reversed(range(len(starts))):
+        if place + 1 < len(starts) and starts[place + 1] > starts[place]:
+            end = starts[place + 1]
+        found.append(range(starts[place], end))
+    return found[::-1]
 
 
 def stream_tokens(

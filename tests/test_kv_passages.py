@@ -216,16 +216,30 @@ def test_tokens_are_known_by_their_characters() -> None:
     for chosen in (plain, lossy, tokenizer(bos=True)):
         (block,) = stream_tokens(chosen, [text])
         ids, starts = block.ids, [*block.starts, len(text)]
-        for first, last in ((0, 40), (40, 90), (90, len(ids))):
+        within = next(at for at in range(60, len(ids)) if starts[at] == starts[at - 1])
+        for first, last in ((0, 40), (40, within), (within, len(ids))):
             begin, end = starts[first], starts[last]
             found = token_spans(chosen, ids[first:last], text[begin:end], text[:begin], text[end:])
             assert [begin + span.start for span in found] == starts[first:last]
-            assert [begin + span.stop for span in found] == starts[first + 1 : last + 1]
+            for span, start in zip(found, starts[first:last], strict=True):
+                after = [other for other in starts if other > start]
+                assert begin + span.stop == min([*after, end])
     marked = tokenizer(bos=True)
     ids = [marked.bos_token_id, *encode_with_spans(marked, text)[0]]
     assert token_spans(marked, ids, text)[0] == range(0) and token_spans(marked, ids, text)[1].start == 0
     letters = [id for letter in "sailed north" for id in encode_with_spans(plain, letter)[0]]
     assert [span.start for span in token_spans(plain, letters, "sailed north")] == list(range(12))
+
+
+def test_all_tokens_of_a_character_are_recalled() -> None:
+    model, fact = model_of(), "铜钥匙挂在厨房的墙上 🚢 naïve café"
+    text = f"{text_of(40)} {fact} {text_of(40, seed=2)}"
+    memory = model.read(text, progress=False)
+    start = text.index(fact)
+    source = Source(0, start, start + len(fact), 1.0, fact)
+    chosen = chosen_tokens(model.reader, memory, kv_tier(memory), [source])
+    ids = [token for at in sorted(chosen) for token in memory.records()[at].ids[chosen[at]].tolist()]
+    assert model.tokenizer.decode(ids).strip() == fact
 
 
 @pytest.mark.parametrize("bos", [False, True])

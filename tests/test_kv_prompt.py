@@ -149,7 +149,7 @@ def test_a_prompt_that_nobody_trained_is_not_used(tmp_path: Path, chat_model: Pa
         model.ask(memory, QUESTION)
     config = settings()
     config.kv_prompt = KVPromptConfig(4)
-    with pytest.raises(InputError, match=r"has no prompt of keys and values: leave kv_prompt\.tokens out"):
+    with pytest.raises(InputError, match=r"has no prompt of 4 keys and values: leave kv_prompt\.tokens out"):
         HierMemModel.from_pretrained(chat_model, config=config)
     HierMemModel.from_pretrained(chat_model).save_pretrained(tmp_path / "saved")
     with pytest.raises(InputError, match="do not fit this configuration"):
@@ -170,6 +170,12 @@ def test_what_ships_for_a_backbone_is_taken_and_checked(
     config.backbone = "smollm2"
     found = kv_prompts.of_backbone(config, shapes)
     assert found is not None and torch.equal(found.keys, model.kv_prompt.keys)
+    config.kv_prompt = KVPromptConfig(found.num_tokens)  # as a loaded model says
+    again = kv_prompts.of_backbone(config, shapes)
+    assert again is not None and torch.equal(again.keys, found.keys)
+    config.kv_prompt = KVPromptConfig(3)
+    longer = kv_prompts.of_backbone(config, shapes)
+    assert longer is not None and longer.num_tokens == 3 and not longer.is_set
     config.kv_prompt = KVPromptConfig(0)
     assert kv_prompts.of_backbone(config, shapes) is None
     config.kv_prompt = KVPromptConfig()
@@ -252,7 +258,9 @@ def test_questions_are_held_out_by_paragraph_and_come_once_an_epoch(data: Path, 
     answers = json.loads(file.read_text("utf-8"))
     assert len(answers) == len(held) + count
     PassageDataset(model, data, PassageConfig(answer=4, held_out=0.4, keep=0.5), tmp_path)
-    assert len([*tmp_path.glob("nq-*.hmem")]) == 2  # what was made with other settings is made again
+    model.config.longterm.top_k = 1
+    PassageDataset(model, data, PassageConfig(answer=4, held_out=0.4), tmp_path)
+    assert len([*tmp_path.glob("nq-*.hmem")]) == 3  # what was made with other settings is made again
 
 
 def test_data_that_are_missing_are_named(tmp_path: Path) -> None:
@@ -265,6 +273,8 @@ def test_the_real_model_answers_from_what_it_read() -> None:
     """The prompt that ships, in front of keys and values of another document than it was trained on."""
     model = HierMemModel.from_pretrained("smollm2", dtype="float32")
     assert model.kv_prompt is not None and model.kv_prompt.num_tokens == 28
+    again = HierMemModel.from_pretrained("smollm2", config=model.config, dtype="float32")
+    assert again.kv_prompt is not None and torch.equal(again.kv_prompt.keys, model.kv_prompt.keys)
     model.config.longterm = replace(model.config.longterm, tiers={"kv": {"keep": 1.0}})
     model.config.asking = replace(model.config.asking, passages="kv")
     topic = python_reference()[:4000]

@@ -231,8 +231,9 @@ class _Document:
     @cached_property
     def _stem(self) -> Path:
         """Where its files stand: what was made with other settings has another name."""
-        made_by = [asdict(self.config), asdict(self.model.config.asking), self.model.fingerprint()]
-        return self.kept / f"{self.name}-{digest(json.dumps([*made_by, self.pool.text]), {})[:12]}"
+        made_by = [asdict(self.config), self.model.config.to_dict(), self.model.fingerprint()]
+        asked = [self.pool.text, *((question.key, question.text) for question in self.pool.questions)]
+        return self.kept / f"{self.name}-{digest(json.dumps([made_by, asked]), {})[:12]}"
 
     @property
     def _folder(self) -> Path:
