@@ -92,14 +92,14 @@ def recall_passages(
     end = memory.records()[len(tier) - 1].end
     rest = (source.text[max(end - source.start, 0) :].strip() for source in sources if source.end > end)
     before, behind = around_passages(reader.tokenizer, [*filter(None, rest)], question, instruction)
+    config = memory.working_config
     with torch.no_grad():
-        found = recall_kv(
-            reader, memory, chosen, holding_all(memory.working_config), _lead(reader, memory, before)
-        )
+        lead = _lead(reader, tier, config, before)
+        found = recall_kv(reader, memory, chosen, holding_all(config), lead)
     return found.working, reader.encode(behind, begins=False)
 
 
-def _lead(reader: Reader, memory: MemoryState, before: PromptText) -> Lead | None:
+def _lead(reader: Reader, tier: KVTier, config: WorkingMemoryConfig, before: PromptText) -> Lead | None:
     """The trained beginning of a prompt, or that beginning as it is read; None: it is nothing."""
     if reader.kv_prompt is not None:
         if not reader.kv_prompt.is_set:
@@ -107,9 +107,9 @@ def _lead(reader: Reader, memory: MemoryState, before: PromptText) -> Lead | Non
                 "The model's prompt of keys and values was never trained: train it with the recipe kv, or "
                 "set kv_prompt.tokens to 0."
             )
-        return reader.kv_prompt.lead(kv_tier(memory).banks)
+        return reader.kv_prompt.lead(tier.banks)
     ids = reader.encode(before)
-    return read_lead(reader, ids, memory.working_config) if ids.shape[1] else None
+    return read_lead(reader, ids, config) if ids.shape[1] else None
 
 
 def holding_all(config: WorkingMemoryConfig) -> WorkingMemoryConfig:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from test_kv_passages import QUESTION, document, logits_of, model_of
 from test_qa import WORDS, nq_row, write_lines
 from torch import Tensor
-from trainings import StoredObjective
+from trainings import StoredObjective, stopped_in_step
 
 from hiermem import kv_prompts
 from hiermem.bundled import python_reference
@@ -206,26 +206,16 @@ def config_of(steps: int = 3) -> TrainConfig:
     )
 
 
-def test_a_training_teaches_it_goes_on_and_is_saved(
-    data: Path, chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_teaches_it_goes_on_and_is_saved(data: Path, chat_model: Path, tmp_path: Path) -> None:
     where = Run(str(chat_model), data, tmp_path / "whole")
     whole = finetune.train(config_of(12), where)
     first = json.loads((tmp_path / "whole" / "history.jsonl").read_text().splitlines()[0])
     assert (
         whole["held_out"] < first["held_out"] and whole["history"][-1]["loss"] < whole["history"][0]["loss"]
     )
-    stopped, taken = replace(where, output=tmp_path / "stopped"), finetune._step
-
-    def dies(*arguments: object) -> dict:
-        if arguments[-1] == 2:
-            raise KeyboardInterrupt
-        return taken(*arguments)
-
-    monkeypatch.setattr(finetune, "_step", dies)
-    with pytest.raises(KeyboardInterrupt):
+    stopped = replace(where, output=tmp_path / "stopped")
+    with stopped_in_step(2):
         finetune.train(config_of(12), stopped)
-    monkeypatch.setattr(finetune, "_step", taken)
     assert finetune.train(config_of(12), stopped)["history"] == whole["history"]
 
     one, again = (HierMemModel.from_pretrained(tmp_path / name) for name in ("whole", "stopped"))

@@ -19,7 +19,7 @@ from commands import assert_refused, run
 from readers import backbone, ids_of, over, tokenizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from trainings import COMBINATIONS, batch, batch_for, combination, model_with_memory, steps
+from trainings import COMBINATIONS, batch, batch_for, combination, model_with_memory, steps, stopped_in_step
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from hiermem.errors import InputError, NonFiniteError
@@ -325,22 +325,13 @@ def config_of(tmp_steps: int = 4) -> TrainConfig:
 
 
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(
-    data: Path, wide_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, wide_model: Path, tmp_path: Path
 ) -> None:
     where = Run(str(wide_model), data, tmp_path / "whole")
     whole = finetune.train(config_of(), where)
     stopped = replace(where, output=tmp_path / "stopped")
-    taken = finetune._step
-
-    def dies(*arguments: object) -> dict:
-        if arguments[-1] == 2:
-            raise KeyboardInterrupt
-        return taken(*arguments)
-
-    monkeypatch.setattr(finetune, "_step", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in_step(2):
         finetune.train(config_of(), stopped)
-    monkeypatch.setattr(finetune, "_step", taken)
     (tmp_path / "stopped" / "step-00009").mkdir()  # begun, never finished
     again = finetune.train(config_of(), stopped)
     assert again["skipped"] == ["step-00009"]

@@ -1,10 +1,14 @@
 """Tiny trainings for the tests, in one process or many."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import pytest
 import torch
 from readers import ids_of, lively, reader, settings, text_of
 
@@ -16,6 +20,7 @@ from hiermem.memory.mamba.module import MambaConfig
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 from hiermem.recalling import kv_tier
+from hiermem.training import finetune
 from hiermem.training.batches import Batch, Sample, collated
 from hiermem.training.distillation import HeadObjective
 from hiermem.training.distributed import rank, world
@@ -103,6 +108,20 @@ def batch(step: int, number: int, length: int = 40) -> Batch:
     """Sample ``number`` of a step; lengths differ."""
     ids = ids_of(length - 7 * number, seed=100 * step + number)[0].tolist()
     return collated([Sample(f"sample {number}", ids, [True] * len(ids))], length)
+
+
+@contextmanager
+def stopped_in_step(number: int) -> Iterator[None]:
+    """Trainings within it are stopped in a step, as by Ctrl-C."""
+    taken = finetune._step
+
+    def dies(*arguments: Any) -> dict[str, Any]:
+        if arguments[-1] == number:
+            raise KeyboardInterrupt
+        return taken(*arguments)
+
+    with patch.object(finetune, "_step", dies), pytest.raises(KeyboardInterrupt):
+        yield
 
 
 def batch_for(objective: TrainingObjective, step: int, number: int) -> TrainingBatch:

@@ -232,8 +232,8 @@ class _Document:
     def _stem(self) -> Path:
         """Where its files stand: what was made with other settings has another name."""
         made_by = [asdict(self.config), self.model.config.to_dict(), self.model.fingerprint()]
-        asked = [self.pool.text, *((question.key, question.text) for question in self.pool.questions)]
-        return self.kept / f"{self.name}-{digest(json.dumps([made_by, asked]), {})[:12]}"
+        data = [self.pool.text, *((question.key, question.text) for question in self.pool.questions)]
+        return self.kept / f"{self.name}-{digest(json.dumps([made_by, data]), {})[:12]}"
 
     @property
     def _folder(self) -> Path:

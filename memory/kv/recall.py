@@ -155,9 +155,9 @@ class _BankTokens:
         found = [(torch.zeros(heads, 0, dtype=torch.int64), *nothing)]
         for tokens, stand in excerpts:
             positions = stand[tokens.places.long()]
-            wanted = (positions >= 0).any(0).nonzero().flatten()  # few of a segment's tokens are unpacked
-            keys, values = (packed.of_tokens(wanted).unpacked() for packed in (tokens.keys, tokens.values))
-            found.append((positions[:, wanted], keys, values))
+            index = (positions >= 0).any(0).nonzero().flatten()  # few of a segment's tokens are unpacked
+            keys, values = (packed.of_tokens(index).unpacked() for packed in (tokens.keys, tokens.values))
+            found.append((positions[:, index], keys, values))
         return cls(*(torch.cat(parts, dim=1).to(device) for parts in zip(*found, strict=True)))
 
     def changed(self, *changes: KVChange) -> "_BankTokens":

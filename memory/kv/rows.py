@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from hiermem.memory.cache.frames import Counts
 from hiermem.memory.cache.layer import LayerCache
+from hiermem.memory.tensor_state import named
 from hiermem.memory.working import WorkingMemory
 
 
@@ -36,8 +36,8 @@ def side_by_side(several: Sequence[WorkingMemory]) -> WorkingMemory:
 def _rows(layers: Sequence[LayerCache]) -> LayerCache:
     """One cache with the rows of several; empty slots stand in front of the shorter ones."""
     width = max(layer.tokens for layer in layers)
-    columns = [_tensors(_widened(layer, width)) for layer in layers]
-    joined = iter([torch.cat(parts) for parts in zip(*columns, strict=True)])
+    rows = [[tensor for _, tensor in named(_widened(layer, width))] for layer in layers]
+    joined = iter([torch.cat(parts) for parts in zip(*rows, strict=True)])
     ragged = any(layer.ragged or layer.tokens < width for layer in layers)
     return replace(layers[0].of_tokens(lambda _: next(joined)), ragged=ragged)
 
@@ -49,15 +49,3 @@ def _widened(layer: LayerCache, width: int) -> LayerCache:
     assert wide.positions is not None
     is_empty = torch.arange(width, device=wide.positions.device) < missing
     return replace(wide, positions=wide.positions.masked_fill(is_empty, -1))
-
-
-def _tensors(layer: LayerCache) -> list[Tensor]:
-    """The tensors that have a slot for each token, in the order of `LayerCache.of_tokens`."""
-    found: list[Tensor] = []
-
-    def take(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    layer.of_tokens(take)
-    return found
