@@ -28,6 +28,8 @@ class Answer:
             codes do (`SearchKey.codes`). None: there are no search keys of units, or no odds are known.
         first_token_seconds: from the question to the first token that was generated, of any of the questions
             that are answered in one batch; None: nothing was generated. Answers compare without it.
+        recalled: whether the passages stood before the question as the keys and values that the document left
+            (`AskConfig.passages`), not as text.
     """
 
     text: str
@@ -36,6 +38,7 @@ class Answer:
     found: bool = True
     confidence: float | None = None
     first_token_seconds: float | None = field(default=None, compare=False)
+    recalled: bool = False
 
     def __repr__(self) -> str:
         text = shorten(self.text, 80, placeholder=" …")

@@ -171,4 +171,6 @@ def _answer(prompt: PreparedPrompt, text: AnswerText, start: float) -> Answer:
     if not prompt.answerable:
         return Answer(NOT_FOUND, [], found=False, confidence=prompt.confidence)
     first = None if text.first_token is None else text.first_token - start
-    return Answer(text.text, prompt.sources, text.complete, prompt.found, prompt.confidence, first)
+    return Answer(
+        text.text, prompt.sources, text.complete, prompt.found, prompt.confidence, first, prompt.recalled
+    )

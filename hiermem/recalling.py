@@ -29,11 +29,16 @@ def kv_tier(memory: MemoryState) -> KVTier:
     """
     tier = next((tier for tier in memory.tiers if isinstance(tier, KVTier)), None)
     if tier is None:
-        raise InputError(
-            "This memory keeps no keys and values: read the document with the tier kv, on the command line "
-            "--set longterm.tiers.kv.keep=1."
-        )
+        raise no_kv_tier()
     return tier
+
+
+def no_kv_tier() -> InputError:
+    """There are no keys and values that passages could stand there as."""
+    return InputError(
+        "This memory keeps no keys and values: read the document with the tier kv, on the command line "
+        "--set longterm.tiers.kv.keep=1."
+    )
 
 
 def recall_kv(

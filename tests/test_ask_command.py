@@ -40,7 +40,8 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_json_says_what_was_asked_and_how_long_it_took(tiny_model: Path, memory: Path) -> None:
     asked = result("ask", memory, QUESTIONS[0], "--model", tiny_model, *FEW)
-    assert list(asked) == "answer found confidence complete sources first_token_seconds seconds top_k".split()
+    names = "answer found confidence complete recalled sources first_token_seconds seconds top_k"
+    assert list(asked) == names.split() and not asked["recalled"]
     assert list(asked["sources"][0]) == "segment start end score text".split()
     assert 0 < asked["first_token_seconds"] <= asked["seconds"] and asked["top_k"] == LongTermConfig().top_k
     assert result("ask", memory, QUESTIONS[0], "--model", tiny_model, "--top-k", 1, *FEW)["top_k"] == 1

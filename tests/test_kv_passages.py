@@ -17,6 +17,7 @@ from hiermem.answer import NOT_FOUND
 from hiermem.asking import PreparedPrompt
 from hiermem.asking_config import AskConfig
 from hiermem.errors import InputError
+from hiermem.eval.methods import HierMem, Indexed
 from hiermem.memory.mamba.module import MambaConfig
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
@@ -311,3 +312,6 @@ def test_what_cannot_be_is_refused() -> None:
     for memory in (model.read(document(), progress=False), model.index(document(), progress=False)):
         with pytest.raises(InputError, match="keeps no keys and values: read the document with the tier kv"):
             model.ask(memory, QUESTION)
+    for method in (HierMem(model), Indexed(model), Indexed(model_of())):
+        with pytest.raises(InputError, match="keeps no keys and values: read the document with the tier kv"):
+            method.read(document())

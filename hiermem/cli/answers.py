@@ -20,6 +20,7 @@ def as_json(answer: "Answer") -> dict[str, Any]:
         "found": answer.found,
         "confidence": answer.confidence,
         "complete": answer.complete,
+        "recalled": answer.recalled,
         "sources": [vars(source) for source in answer.sources],
         "first_token_seconds": answer.first_token_seconds,
     }

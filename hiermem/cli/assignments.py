@@ -107,7 +107,9 @@ def _parsed(config: HierMemConfig, assignments: Sequence[str]) -> dict[Path, Any
         name, equals, text = assignment.partition("=")
         path = tuple(name.split("."))
         if not equals or len(path) < 2:
-            raise InputError(f"{OPTION} takes PART.NAME=VALUE, such as longterm.top_k=4, not {assignment!r}.")
+            raise InputError(
+                f"{OPTION} takes PART.NAME=VALUE, such as longterm.keys.dense={{}}, not {assignment!r}."
+            )
         for setting, option in _ELSEWHERE.items():
             if _is_within(name, setting):
                 raise InputError(f"{OPTION} does not choose a policy: give {option}.")
