@@ -38,6 +38,8 @@ PARTS = {
     "whole-segment": ("--set", "longterm.top_k=1", "--set", "asking.passage_characters=0"),
 }
 """Options that take a part of how questions are answered out, or change it."""
+STORED = ((1, "bfloat16"), (1, "int8"), (1, "int4"), (0.25, "int8"), (0.1, "int8"), (0.05, "int8"))
+"""Shares of the keys and values that a document leaves, and their formats."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def minutes(read: float, answers: float = 0, decoded: float = 24, shown: float =
 def all_measurements(data: Path, others: Sequence[Backbone]) -> list[Measurement]:
     """Every measurement: those of smollm2, then what other backbones are compared by."""
     found = [*of_questions(data, Backbone()), *of_lengths(data, Backbone()), *of_texts(data, Backbone())]
-    found += [*of_tiers(data), *of_parts(data), *of_policies(data), *of_peers(data)]
+    found += [*of_tiers(data), *of_parts(data), *of_stored(data), *of_policies(data), *of_peers(data)]
     found += [*of_speed(data), *of_heads(data)]
     for backbone in others:
         found += [*of_questions(data, backbone), *of_lengths(data, backbone), *of_texts(data, backbone)]
@@ -160,12 +162,15 @@ def of_questions(data: Path, backbone: Backbone) -> Iterator[Measurement]:
         words = ("--data", "{folder}/prose", "--method", method)
         measurement = hiermem(f"qa-prose-{method}", backbone, took, "eval", "qa", *words)
         yield replace(measurement, needs="prose")
+    methods = {name: ("--method", name) for name in ("hiermem", "bm25", "truncated")}
+    if own:
+        methods["working"] = ("--set", "asking.working=true")
     for folder, length in (("qmsum", 13_000), ("squality", 7_000)) if own else (("squality", 7_000),):
-        for method in ("hiermem", "bm25", "truncated"):
+        for method, words in methods.items():
             limit = backbone.some(6)
-            read = int(limit) * length if method == "hiermem" else 0
+            read = int(limit) * length if method in ("hiermem", "working") else 0
             took = minutes(read, int(limit), 200) * backbone.slowness
-            words = ("--data", str(data / folder), "--limit", limit, "--method", method)
+            words = ("--data", str(data / folder), "--limit", limit, *words)
             yield hiermem(f"summary-{folder}-{method}", backbone, took, "eval", "summary", *words)
 
 
@@ -219,23 +224,19 @@ def of_lengths(data: Path, backbone: Backbone) -> Iterator[Measurement]:
             read = {"hiermem": 9_000 if own else 1_000, "bm25": 0, "full": 2_000}[method] * limit
             took = minutes(read, answers * limit) * backbone.slowness
             yield hiermem(f"{task}-{method}", backbone, took, *words, "--method", method)
+
+    def passkey(name: str, method: str, lengths: str, count: int) -> Measurement:
+        limit = backbone.some(count)
+        words = ("--haystack", book, "--lengths", lengths, "--limit", limit, "--seed", "1")
+        read = int(limit) * sum(map(int, lengths.split(","))) * (0.4 if method == "indexed" else 1)
+        took = minutes(read, int(limit) * 2) * backbone.slowness
+        return hiermem(f"passkey-{name}", backbone, took, "eval", "passkey", *words, "--method", method)
+
     for method in ("hiermem", "bm25", "full") if own else ("hiermem", "full"):
-        limit = backbone.some(5)
-        lengths = "1024,8192" if own else "1024"
-        words = (
-            "--haystack",
-            book,
-            "--lengths",
-            lengths,
-            "--limit",
-            limit,
-            "--seed",
-            "1",
-            "--method",
-            method,
-        )
-        took = minutes(int(limit) * 9_000, int(limit) * 2) * backbone.slowness
-        yield hiermem(f"passkey-{method}", backbone, took, "eval", "passkey", *words)
+        yield passkey(method, method, "1024,8192" if own else "1024", 5)
+    if own:
+        yield passkey("indexed", "indexed", "1024,8192", 20)
+        yield passkey("indexed-128k", "indexed", "32768,128000", 5)
 
 
 def of_texts(data: Path, backbone: Backbone) -> Iterator[Measurement]:
@@ -259,6 +260,9 @@ def of_texts(data: Path, backbone: Backbone) -> Iterator[Measurement]:
         yield hiermem(f"needles-{policy}-25", backbone, took, *chosen, *words)
     yield hiermem("needles-full", backbone, took, *chosen, "--keep", "1", "--method", "full")
     yield hiermem("needles-hiermem-25", backbone, took, *chosen, "--keep", "0.25", "--method", "hiermem")
+    if own:
+        words = ("--length", "4000", "--limit", "24", "--method", "hiermem", "--set", "longterm.top_k=4")
+        yield hiermem("needles-four-segments", backbone, took / 2, "eval", "needles", "--data", books, *words)
 
     limit = backbone.some(100)
     for together, methods in (
@@ -313,6 +317,15 @@ def of_parts(data: Path) -> Iterator[Measurement]:
     for name, words in (("kv", stored), ("kv-untrained", (*stored, "--set", "kv_prompt.tokens=0"))):
         took = minutes(100_000, 100, shown=60)
         yield hiermem(f"parts-{name}", Backbone(), took, *questions, *words)
+
+
+def of_stored(data: Path) -> Iterator[Measurement]:
+    """Questions answered from stored keys and values, by the share of them that is kept and its format."""
+    questions = ("eval", "qa", "--data", str(data / "xquad"), "--limit", "120", "--set", "asking.passages=kv")
+    for keep, dtype in STORED:
+        kept = ("--set", f"longterm.tiers.kv.keep={keep}", "--set", f"longterm.tiers.kv.dtype={dtype}")
+        took = minutes(25_000, 120, shown=60)
+        yield hiermem(f"stored-{dtype}-{keep * 100:.0f}", Backbone(), took, *questions, *kept)
 
 
 def of_policies(data: Path) -> Iterator[Measurement]:
