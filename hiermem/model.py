@@ -26,7 +26,7 @@ from hiermem.eviction_weights import resolve_eviction_weights
 from hiermem.interface import LanguageModel
 from hiermem.load_options import LoadOptions
 from hiermem.lora import BackboneAdapters
-from hiermem.memory.hmt.module import HMTModule
+from hiermem.memory.hmt.module import HMTModule, SummaryConfig
 from hiermem.memory.kv.prompt import KVPromptConfig
 from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.policies import Namm
@@ -93,6 +93,12 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         summary = HMTModule(config.summary, embeddings.shape[1])
         summary.start(embeddings, torch.tensor(ids, dtype=torch.int64))
         return summary
+
+    def add_summary(self, config: SummaryConfig) -> None:
+        """Give the model memory embeddings, still untrained (HMT), in place of any that it has."""
+        self.config.summary = config
+        summary = self._new_summary(self.config, self.backbone, self.tokenizer)
+        self.summary = None if summary is None else summary.to(self.device)
 
     # ---- loading and saving
 

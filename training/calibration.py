@@ -85,8 +85,13 @@ def calibrate(reader: Reader, ids: Sequence[int], config: CalibrationConfig) -> 
     pieces = [list(ids[start : start + config.tokens]) for start in starts]
     bar = tqdm(pieces, desc="calibrating", unit="text", disable=None)
     shares = [_shares(_received_again(reader, piece, between, first), config.kept) for piece in bar]
-    evened = torch.stack(shares).mean(0) ** config.power
-    return (evened / evened.mean()).tolist()  # a mean of 1: the budget is shared out, not changed
+    return evened(torch.stack(shares).mean(0).tolist(), config.power)
+
+
+def evened(shares: list[list[float]], power: float) -> list[list[float]]:
+    """Head shares, layers x heads, raised to a power, with mean 1: the budget is shared out, not changed."""
+    raised = torch.tensor(shares) ** power
+    return (raised / raised.mean()).tolist()
 
 
 def _shares(received: Tensor, kept: float) -> Tensor:

@@ -68,6 +68,8 @@ class TrainConfig:
         steps: optimizer steps; 0 where something is fitted or chosen and nothing is trained.
         warmup: first steps, in which the learning rates rise from 0.
         floor: share of the learning rates that is left at the end, after a cosine.
+        goes_on: whether it begins from a saved model with all settings of that, to which `summary` is added
+            where it is given.
         trains: parts of the memory that change, by the names of `hiermem.training.parameters.part_prefixes`.
         fitted: samples that the recall attention of a residual memory is fitted to first; 0: it stays as it
             is. A model that was trained before is fitted again only where its prompt does not change.
@@ -90,6 +92,7 @@ class TrainConfig:
     steps: int = 200
     warmup: int = 10
     floor: float = 0.1
+    goes_on: bool = False
     trains: tuple[str, ...] = ("prompt", "recall", "lora")
     fitted: int = 0
     evaluated: int = 8
@@ -124,10 +127,15 @@ class TrainConfig:
     def keeps_settings(self) -> bool:
         """Whether a model that was trained before keeps its settings.
 
-        So it is where the prompts that it reads with are not trained; preset, segment and summary are then
-        ignored.
+        So it is where it goes on, or the prompts that it reads with are not trained; preset and segment are
+        then ignored, and summary, too, but where it goes on.
         """
-        return "prompt" not in self.trains
+        return self.goes_on or "prompt" not in self.trains
+
+    @property
+    def adds_memory(self) -> bool:
+        """Whether it adds memory embeddings to a saved model."""
+        return self.goes_on and self.summary is not None
 
     def model(self) -> HierMemConfig:
         """The configuration of the model that is trained."""

@@ -15,11 +15,16 @@ from hiermem.ending import end_at_once
 def one_of_many(always: bool = False) -> Iterator[bool]:
     """Join the processes that a launcher (torchrun, deepspeed) has started; whether this is the first.
 
+    Within another such block nothing is joined or left.
+
     A program of your own that does so should end by `hiermem.ending.end`, as hiermem's commands do.
 
     Args:
         always: join also where the launcher has started this process alone.
     """
+    if distributed.is_initialized():
+        yield rank() == 0
+        return
     started = "WORLD_SIZE" in os.environ
     if not started or (int(os.environ["WORLD_SIZE"]) < 2 and not always):
         yield True

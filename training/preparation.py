@@ -84,6 +84,10 @@ def prepared_model(config: TrainConfig, run: Run) -> HierMemModel:
     model = HierMemModel.from_pretrained(
         run.model, config=_model_settings(config, run.model), dtype=run.dtype, device=run.device
     )
+    if config.adds_memory:
+        assert config.summary is not None
+        torch.manual_seed(config.samples.seed)  # what is not begun by words is noise
+        model.add_summary(config.summary)
     if config.lora.rank and not has_lora(model.backbone):
         torch.manual_seed(config.samples.seed)
         add_lora(model.backbone, config.lora)
@@ -115,7 +119,9 @@ def objective_and_data(
         passages = PassageDataset(model, data, config.passages, run.output)
         return KVPromptObjective(model), passages, passages.of_held_out()
     samples = TrainingDataset(tokenizer, data, config.samples)
-    if config.fitted and (saved_model(run.model) is None or "prompt" not in config.trains):
+    if config.fitted and (
+        config.adds_memory or saved_model(run.model) is None or "prompt" not in config.trains
+    ):
         _fit(model, samples, config.fitted, run.output)
     held_out = TrainingDataset(tokenizer, data, config.held_out, split="validation")
     objective = HeadObjective(model) if config.replacement else LanguageObjective(model, config.objective)
@@ -149,6 +155,8 @@ def _model_settings(config: TrainConfig, name: str) -> HierMemConfig:
     if "mamba" in config.trains and config.replacement is None and not (saved and saved.mamba.groups):
         raise InputError(f"{name} has no Mamba heads: give --model what the recipe heads made.")
     if saved is None:
+        if config.goes_on:
+            raise InputError(f"{name} is no saved model, which the recipe goes on from: give --model one.")
         return config.model()
     if config.replacement is not None and saved.mamba.groups:
         raise InputError(
@@ -156,6 +164,10 @@ def _model_settings(config: TrainConfig, name: str) -> HierMemConfig:
         )
     if not config.keeps_settings:
         return config.model()
+    if config.adds_memory:
+        if saved.summary.tokens:
+            raise InputError(f"{name} has memory embeddings already: begin with a model without.")
+        return saved
     if config.fitted and not (saved.summary.tokens and saved.summary.residual):
         raise InputError(f"Recall is fitted of a residual memory, which {name} does not have.")
     if "recall" in config.trains and saved.summary.tokens and not saved.summary.last:

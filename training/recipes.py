@@ -229,6 +229,21 @@ def heads_language() -> TrainConfig:
     return replace(together, objective=replace(together.objective, language=1.0, teacher=0.0))
 
 
+def together() -> TrainConfig:
+    """Memory prompt and Mamba heads by language modelling, each around the other and around what the policy
+    keeps: goes on from a model that has both, with all of its settings."""
+    return TrainConfig(
+        samples=SampleConfig(books=0.75, facts=0.25, tokens=2048),
+        objective=ObjectiveConfig(depth=1, recompute=True),
+        goes_on=True,
+        trains=("prompt", "mamba"),
+        optimizer=OptimizerConfig(memory_rate=1e-3, batch=1, micro=1),
+        steps=120,
+        evaluate_every=20,
+        save_every=10,
+    )
+
+
 TRAININGS: dict[str, Callable[[], TrainConfig]] = {
     "hmt-1": hmt_first,
     "hmt-2": hmt_second,
@@ -241,6 +256,7 @@ TRAININGS: dict[str, Callable[[], TrainConfig]] = {
     "heads-chosen": heads_chosen,
     "heads-logits": heads_together,
     "heads-language": heads_language,
+    "together": together,
     "key": search_key,
     "kv": kv_prompt,
     "smoke": smoke_training,

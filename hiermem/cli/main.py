@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 import hiermem
-from hiermem.cli import asking, bench, documents, evaluate, heads, inspect, reading, signals, terminal, train
+from hiermem.cli import (
+    asking,
+    bench,
+    documents,
+    equip,
+    evaluate,
+    heads,
+    inspect,
+    reading,
+    signals,
+    terminal,
+    train,
+)
 from hiermem.cli.options import TRUST_REMOTE_CODE
 from hiermem.cli.signals import Stopped, stopping
 from hiermem.ending import end
@@ -27,6 +39,7 @@ app.command("demo")(documents.demo)
 app.command("calibrate")(stopping(heads.calibrate))
 app.command("heads")(stopping(heads.heads))
 app.command("inspect")(inspect.inspect)
+app.command("equip")(stopping(equip.equip))
 app.command("evolve")(stopping(train.evolve))
 app.command("train")(stopping(train.train))
 app.command("report")(evaluate.report)

@@ -16,7 +16,7 @@ Recipe = Annotated[
         "between segments without a cache), carried and recall (go on from it: around a carried cache; "
         "what recall finds by), questions (adapters for PubMedQA), key (the search key), kv (the prompt in "
         "front of recalled keys and values), heads, heads-chosen, heads-logits and heads-language (Mamba "
-        "heads; each goes on from one before)."
+        "heads; each goes on from one before), together (memory and Mamba heads)."
     ),
 ]
 Micro = Annotated[

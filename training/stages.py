@@ -1,0 +1,148 @@
+"""Stages of `equip`: each makes a model from that of the one before, and goes on where it was stopped."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from hiermem.config import HierMemConfig
+from hiermem.memory.policies import NammPolicy
+from hiermem.model import HierMemModel
+from hiermem.text import encode
+from hiermem.training.calibration import CalibrationConfig, calibrate, evened
+from hiermem.training.config import EvolveConfig, TrainConfig
+from hiermem.training.distributed import barrier, broadcast_from_rank0, rank
+from hiermem.training.evolve import evolve
+from hiermem.training.finetune import train
+from hiermem.training.preparation import Run
+from hiermem.training.prompts import TrainTexts
+from hiermem.training.validation import Figures
+
+Judge = Callable[[HierMemModel], Figures]
+"""Validation figures of a model."""
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """One stage: its fields are its settings.
+
+    Attributes:
+        name: of the stage and of its folder.
+        allowance: nats by which the mean of the validation figures may rise, for what else the stage brings.
+    """
+
+    name: str
+    allowance: float = field(default=0.0, kw_only=True)
+
+    @abstractmethod
+    def make(self, run: Run, judge: Judge) -> str:
+        """Make the model of this stage within ``run.output``, or go on with that.
+
+        Args:
+            run: begins from ``run.model``.
+            judge: where several are made, the best of them by this goes on.
+
+        Returns:
+            the folder of the model.
+        """
+
+    def work(self) -> Iterator[str]:
+        """What it will do, a line each."""
+        yield self.name
+
+
+@dataclass(frozen=True)
+class Budgets(Stage):
+    """Head shares by calibration, evened out by the power that validates best; none, if that is better.
+
+    Attributes:
+        calibration: how they are measured; its power is not used.
+        powers: those that are tried.
+    """
+
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    powers: tuple[float, ...] = (0.4, 0.75, 1.0)
+
+    def make(self, run: Run, judge: Judge) -> str:
+        model = loaded(run)
+        plain = replace(self.calibration, power=1.0)
+        book = TrainTexts(model.tokenizer, run.data, "").books[0].text
+        measured = broadcast_from_rank0(calibrate(model.reader, encode(model.tokenizer, book), plain))
+        found = {None: judge(model).mean}
+        for power in self.powers:
+            _share(model, evened(measured, power))
+            found[power] = judge(model).mean
+        best = min(found, key=lambda power: found[power])
+        _share(model, None if best is None else evened(measured, best))
+        return _saved(model, run)
+
+    def work(self) -> Iterator[str]:
+        tokens = 2 * self.calibration.tokens * self.calibration.texts
+        yield f"{self.name}: {tokens:,} tokens read, {len(self.powers) + 1} validations"
+
+
+@dataclass(frozen=True)
+class Training(Stage):
+    """Gradient trainings one after the other, each of the model of the one before.
+
+    Attributes:
+        trainings: configurations by the names of their folders.
+    """
+
+    trainings: tuple[tuple[str, TrainConfig], ...]
+
+    def make(self, run: Run, judge: Judge) -> str:
+        folder = run.model
+        for name, config in self.trainings:
+            train(config, replace(run, model=folder, output=run.output / name))
+            folder = str(run.output / name)
+        return folder
+
+    def work(self) -> Iterator[str]:
+        for name, config in self.trainings:
+            tokens = config.steps * config.optimizer.batch * config.samples.tokens
+            fitted = f", {config.fitted} samples fitted" if config.fitted else ""
+            yield f"{self.name}, {name}: {config.steps} steps, {tokens:,} tokens trained{fitted}"
+
+
+@dataclass(frozen=True)
+class Evolution(Stage):
+    """Head shares and NAMM's network by evolution, in the place of what the model keeps tokens by.
+
+    Attributes:
+        evolution: its configuration.
+    """
+
+    evolution: EvolveConfig
+
+    def make(self, run: Run, judge: Judge) -> str:
+        model, folder = loaded(run), run.output / "evictor"
+        evolve(model, run.data, self.evolution, folder)
+        changed = model.config.with_working(policy=NammPolicy.name, head_shares=None)
+        config = HierMemConfig(**changed.settings() | {"evictor": str(folder)})
+        return _saved(loaded(run, config), run)
+
+    def work(self) -> Iterator[str]:
+        for stage in self.evolution.stages:
+            prompts = stage.prompts * len(stage.tasks)
+            yield (
+                f"{self.name}, {stage.name}: {stage.generations} generations of {stage.population} "
+                f"candidates, {prompts} prompts of {self.evolution.length:,} tokens each"
+            )
+
+
+def loaded(run: Run, config: HierMemConfig | None = None) -> HierMemModel:
+    """The model that a stage begins from: as it was saved, or a backbone as `full` configures it."""
+    return HierMemModel.from_pretrained(run.model, config=config, dtype=run.dtype, device=run.device).eval()
+
+
+def _share(model: HierMemModel, shares: list[list[float]] | None) -> None:
+    model.config.working = replace(model.config.working, head_shares=shares)
+
+
+def _saved(model: HierMemModel, run: Run) -> str:
+    """The folder of the model, which the first process writes."""
+    folder = run.output / "model"
+    if rank() == 0:
+        model.save_pretrained(folder)
+    barrier()
+    return str(folder)
