@@ -174,7 +174,7 @@ def test_what_cannot_be_equipped_is_refused(wide_model: Path, data: Path, tmp_pa
     assert_refused(keys, "There is no stage 'keys'")
     assert_refused(run("equip", "smollm2-hmt", *words), "has a hierarchy already")
     missing = run("equip", wide_model, "--data", tmp_path / "no", "--out", tmp_path / "o")
-    assert_refused(missing, "There is no folder")
+    assert_refused(missing, "There is no book in")
     assert not (tmp_path / "out").exists()
     there = run_of(wide_model, data, tmp_path / "out")
     one = EquipConfig(small_stages().stages[:1], VALIDATION)

@@ -131,6 +131,12 @@ def check(config: EquipConfig, run: Run, skip: Collection[str]) -> None:
     """
     check_apart(run.output, "--out", run.model, run.data)
     check_target(run.output)
+    for split in ("train", "validation"):
+        if not any((run.data / "pg19" / split).glob("*.txt")):
+            folder = run.data / "pg19" / split
+            raise InputError(
+                f"There is no book in {folder}: give --data a folder that holds PG-19's as pg19."
+            )
     if saved_model(run.model) is not None:
         raise InputError(f"{run.model} has a hierarchy already: give the backbone that it is made of.")
     names = [stage.name for stage in config.stages]

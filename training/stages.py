@@ -67,7 +67,7 @@ class Budgets(Stage):
         plain = replace(self.calibration, power=1.0)
         book = TrainTexts(model.tokenizer, run.data, "").books[0].text
         measured = broadcast_from_rank0(calibrate(model.reader, encode(model.tokenizer, book), plain))
-        found = {None: judge(model).mean}
+        found: dict[float | None, float] = {None: judge(model).mean}
         for power in self.powers:
             _share(model, evened(measured, power))
             found[power] = judge(model).mean

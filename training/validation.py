@@ -11,7 +11,6 @@ from random import Random
 import torch
 
 from hiermem.errors import InputError
-from hiermem.eval import hub
 from hiermem.eval.haystack import Haystack
 from hiermem.eval.methods import Pruned
 from hiermem.eval.scoring import score_answer, stream_nll
@@ -20,9 +19,6 @@ from hiermem.model import HierMemModel
 from hiermem.settings import check_settings
 from hiermem.text import from_beginning
 from hiermem.training.distributed import all_reduce_sum, rank, world
-
-STREAMED = 16
-"""Validation books that are taken, the first ones."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class Validation:
     """Validation texts.
 
     Args:
-        data: folder that holds `pg19`, or the name of a dataset of books on the hub.
+        data: folder that holds `pg19`.
 
     Raises:
         InputError: there are no validation books, or they are too short.
@@ -83,7 +79,7 @@ class Validation:
 
     def __init__(self, data: Path, config: ValidationConfig) -> None:
         self.config = config
-        self._texts = pg19.books(data if hub.is_name(data) else data / "pg19", "validation", None, STREAMED)
+        self._texts = pg19.books(data / "pg19", "validation", None, None)
         self._books: list[Haystack] = []
 
     @torch.inference_mode()

@@ -11,12 +11,7 @@ from hiermem.errors import InputError
 
 def equip(
     model: Annotated[str, typer.Argument(help="A backbone: hub id, folder, GGUF file, or smollm2.")],
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="Folder with pg19 in its official layout, or the name of a dataset of books on the hub."
-        ),
-    ],
+    data: Annotated[Path, typer.Option(help="Folder with pg19 in its official layout.")],
     out: Annotated[Path, typer.Option(help="Folder of all stages and, at the end, of the model.")],
     size: Annotated[
         str, typer.Option(help="tiny (minutes), small (hours on two cores) or full (days on eight GPUs).")
@@ -47,7 +42,6 @@ def equip(
 
         hiermem read book.txt --model runs/equipped --out book.hmem
     """
-    from hiermem.eval.hub import is_name
     from hiermem.training.equip import check
     from hiermem.training.equip import equip as run
     from hiermem.training.equip_sizes import SIZES
@@ -55,8 +49,6 @@ def equip(
 
     if size not in SIZES:
         raise InputError(f"There is no size {size!r}: choose one of {', '.join(SIZES)}.")
-    if not is_name(data) and not data.is_dir():
-        raise InputError(f"There is no folder {data}: give --data one that holds pg19.")
     config, where = SIZES[size](), str(opt.check_numbers(dtype, device))
     whole = Run(model, data, out, dtype=dtype, device=where)
     check(config, whole, skip or [])
