@@ -1,12 +1,12 @@
 """Texts ranked for questions by words, by meaning, by trained keys and by reranking."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from hiermem.asking_config import AskConfig
@@ -15,12 +15,15 @@ from hiermem.errors import InputError
 from hiermem.eval.methods.dense import DenseIndex
 from hiermem.eval.methods.hybrid import z_scores
 from hiermem.eval.methods.passages import Index, WordIndex
-from hiermem.eval.qa_data import Pool
+from hiermem.eval.qa_data import Pool, PoolQuestion
 from hiermem.eval.result_log import ResultLog
 from hiermem.memory.longterm import Hit, LongTermMemory, SegmentRecord
+from hiermem.memory.state_encoder import TokenVectors
 from hiermem.model import HierMemModel
+from hiermem.reader import Reader
 from hiermem.reranking import is_close, reranked
 from hiermem.retrieval.keys import Question
+from hiermem.text import encode_with_spans, from_beginning
 
 BEST = 5
 Scores = NDArray[np.floating]
@@ -47,12 +50,12 @@ def evaluate(
     gold = _paragraphs_of(pool)
     counted = len(pool.paragraphs) if encoder is not None else max(BEST, config.asking.rerank)
     memory = LongTermMemory(config.longterm)
-    hits, keys = _found(pool, memory, None, counted), _keys_of(memory)
+    hits, keys = _found(pool, memory, None, log, counted), _keys_of(memory)
     words = _scores(pool, WordIndex(pool.paragraphs))
     ranks = {"bm25": _best(words), keys: _segments(hits)}
-    if model is not None and config.summary.search:
-        memory = LongTermMemory(config.longterm, model.summary)
-        hits, keys = _found(pool, memory, _read(pool, model, log), counted), _keys_of(memory)
+    if model is not None and (config.summary.search or config.longterm.has_states):
+        memory = LongTermMemory(config.longterm, model.summary, model.state_encoder)
+        hits, keys = _found(pool, memory, model, log, counted), _keys_of(memory)
         ranks[keys] = _segments(hits)
     if model is not None and config.asking.rerank:
         ranks[f"{keys}, reranked"] = _reranked(pool, hits, config.asking, model, log)
@@ -78,49 +81,61 @@ def _paragraphs_of(pool: Pool) -> list[int]:
     return paragraphs
 
 
-def _read(pool: Pool, model: HierMemModel, log: ResultLog) -> tuple[list[Tensor], list[Tensor]]:
-    """Memory embeddings of all paragraphs and summaries of all questions, each ``[m, d]``."""
-
-    @torch.inference_mode()
-    def embedded(text: str) -> dict[str, Any]:
-        return {"embedding": model.embed(text).tolist()}
-
-    @torch.inference_mode()
-    def summarised(text: str) -> dict[str, Any]:
-        return {"summary": model.summarise(text).tolist()}
-
-    paragraphs = tqdm(pool.paragraphs, desc="reading", disable=None)
-    embeddings = [
-        torch.tensor(log.row(f"paragraph {n}", embedded, text)["embedding"])
-        for n, text in enumerate(paragraphs)
-    ]
-    questions = tqdm(pool.questions, desc="reading questions", disable=None)
-    summaries = [
-        torch.tensor(log.row(f"question {question.key}", summarised, question.text)["summary"])
-        for question in questions
-    ]
-    return embeddings, summaries
-
-
 def _found(
-    pool: Pool, memory: LongTermMemory, read: tuple[Sequence[Tensor], Sequence[Tensor]] | None, count: int
+    pool: Pool, memory: LongTermMemory, model: HierMemModel | None, log: ResultLog, count: int
 ) -> list[list[Hit]]:
     """The ``count`` best records for each question.
 
     Args:
-        read: memory embeddings of the paragraphs and summaries of the questions, where the model makes them.
+        model: reads paragraphs and questions for the keys that are made of that; None: there are none.
     """
     nothing = torch.zeros(0, dtype=torch.int32)
-    embeddings: Sequence[Tensor | None] = [None] * len(pool.paragraphs)
-    summaries: Sequence[Tensor | None] = [None] * len(pool.questions)
-    if read is not None:
-        embeddings, summaries = read
-    for text, embedding in zip(pool.paragraphs, embeddings, strict=True):
-        memory.write([SegmentRecord(0, nothing, 0, len(text), text, embedding)])
-    return [
-        memory.recall(Question(question.text, summary), count)
-        for question, summary in zip(pool.questions, summaries, strict=True)
-    ]
+    for number, text in enumerate(tqdm(pool.paragraphs, desc="records", disable=None, delay=2)):
+        record = SegmentRecord(0, nothing, 0, len(text), text)
+        if model is not None and memory.summary is not None:
+            row = log.row(f"paragraph {number}", _embedded, model, text)
+            record.embedding = torch.tensor(row["embedding"])
+        if model is not None and memory.reads_states:
+            record.token_vectors = _vectors(model.reader, text)
+        memory.write([record])
+    questions = tqdm(pool.questions, desc="questions", disable=None, delay=2)
+    return [memory.recall(_asked(question, memory, model, log), count) for question in questions]
+
+
+def _asked(
+    question: PoolQuestion, memory: LongTermMemory, model: HierMemModel | None, log: ResultLog
+) -> Question:
+    """The question with what the keys are made of."""
+    asked, text = Question(question.text), question.text
+    if model is not None and memory.summary is not None:
+        row = log.row(f"question {question.key}", _summarised, model, text)
+        asked = replace(asked, summary=torch.tensor(row["summary"]))
+    if model is not None and memory.reads_states:
+        embedding, known = model.reader.sentence_embedding(text), model.reader.known_words(text)
+        asked = replace(asked, embedding=embedding, known=known)
+    return asked
+
+
+@torch.inference_mode()
+def _embedded(model: HierMemModel, text: str) -> dict[str, Any]:
+    """Memory embeddings of a paragraph, ``[m, d]``."""
+    return {"embedding": model.embed(text).tolist()}
+
+
+@torch.inference_mode()
+def _summarised(model: HierMemModel, text: str) -> dict[str, Any]:
+    """Summary of a question, ``[m, d]``."""
+    return {"summary": model.summarise(text).tolist()}
+
+
+@torch.no_grad()
+def _vectors(reader: Reader, text: str) -> TokenVectors:
+    """Vectors of the tokens of a paragraph, read by itself."""
+    ids, spans = encode_with_spans(reader.tokenizer, text)
+    whole = from_beginning(reader.tokenizer, ids)
+    vectors = reader.read_vectors(reader.adapter.whole_memory(), torch.tensor([whole], device=reader.device))
+    starts = torch.tensor([start for start, _ in spans], dtype=torch.int64)
+    return TokenVectors(starts, vectors[len(whole) - len(ids) :])
 
 
 def _keys_of(memory: LongTermMemory) -> str:

@@ -104,7 +104,8 @@ def prepare(
         terms = QueryTerms(memory.longterm.key, query)
     plain = (shown or question).strip()
     hits = recall(reader, memory, query, config, top_k, leave_out_held=config.working, plain=plain)
-    scale = memory.longterm.unit_scale(Question(query, meaning=plain)) if hits else None
+    known = reader.known_words(plain) if memory.longterm.reads_states else 1.0
+    scale = memory.longterm.unit_scale(Question(query, meaning=plain, known=known)) if hits else None
     limits = (config.passage_characters, config.least_score, scale)
     selection = select(hits, records, terms, *limits)
     sources, confidence = selection.sources, selection.confidence
@@ -163,7 +164,10 @@ def recall(
         summary = reader.summarise(plain or question)
         if longterm.partial is not None and longterm.partial.embedding is None:
             longterm.partial.embedding = reader.embed(longterm.partial.text).cpu()
-    query = Question(question, summary, plain)
+    embedding, known = None, 1.0
+    if longterm.reads_states:
+        embedding, known = reader.sentence_embedding(plain or question), reader.known_words(plain or question)
+    query = Question(question, summary, plain, embedding, known)
     hits = longterm.recall(query, max(top_k, config.rerank), eligible)
     if is_close(hits, top_k, config.margin):
         hits = reranked(reader, hits, plain or question)

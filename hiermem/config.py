@@ -24,9 +24,10 @@ from hiermem.memory.policies import (
     SegmentLocalPolicy,
 )
 from hiermem.memory.saved import plain_settings
+from hiermem.memory.state_encoder import StateEncoderConfig
 from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.retrieval.encoder import has_minilm
-from hiermem.retrieval.keys import DenseKey
+from hiermem.retrieval.keys import DenseKey, StatesKey
 from hiermem.settings import check_settings
 
 FORMAT_VERSION = 4
@@ -59,6 +60,7 @@ _PARTS: dict[str, type] = {
     "summary": SummaryConfig,
     "mamba": MambaConfig,
     "kv_prompt": KVPromptConfig,
+    "state_encoder": StateEncoderConfig,
 }
 
 
@@ -93,6 +95,8 @@ class HierMemConfig(PreTrainedConfig):
         mamba: which heads Mamba heads replace, and their settings; by default those of the saved model.
         kv_prompt: settings of the trained prompt in front of recalled keys and values; by default that of the
             saved model, or what ships for the backbone.
+        state_encoder: settings of the sentence embeddings made of the backbone's states, for the search key
+            `states`; by default those of the saved model, or what ships for the backbone.
         evictor: where head shares and that network's parameters come from (see
             `hiermem.eviction_weights`): `auto` takes what ships for the backbone where the policy is `namm`;
             `none`; a folder. A model that is loaded has taken it over and says `none`.
@@ -112,6 +116,7 @@ class HierMemConfig(PreTrainedConfig):
     summary: SummaryConfig = field(default_factory=SummaryConfig)
     mamba: MambaConfig = field(default_factory=MambaConfig)
     kv_prompt: KVPromptConfig = field(default_factory=KVPromptConfig)
+    state_encoder: StateEncoderConfig = field(default_factory=StateEncoderConfig)
     evictor: str = AUTO
 
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache", "past_key_values"]
@@ -231,6 +236,14 @@ class HierMemConfig(PreTrainedConfig):
         changes |= {"namm": evictor.namm} if evictor.network is not None else {}
         return type(self)(**{**self.settings(), **changes})
 
+    def with_parts_of(self, saved: "HierMemConfig") -> "HierMemConfig":
+        """The same configuration with the parts of a saved model that it says nothing of.
+
+        Raises:
+            InputError: see `with_heads_of`.
+        """
+        return self.with_heads_of(saved).with_kv_prompt_of(saved).with_state_encoder_of(saved)
+
     def with_heads_of(self, saved: "HierMemConfig") -> "HierMemConfig":
         """The same configuration with the Mamba heads of a saved model, unless it says which.
 
@@ -253,6 +266,12 @@ class HierMemConfig(PreTrainedConfig):
         if self.kv_prompt.tokens is not None:
             return self
         return type(self)(**{**self.settings(), "kv_prompt": saved.kv_prompt})
+
+    def with_state_encoder_of(self, saved: "HierMemConfig") -> "HierMemConfig":
+        """The same configuration with a saved model's state encoder, unless it says which."""
+        if self.state_encoder.layers is not None:
+            return self
+        return type(self)(**{**self.settings(), "state_encoder": saved.state_encoder})
 
     def with_network_of(self, saved: "HierMemConfig") -> "HierMemConfig":
         """The same configuration with the settings of a saved model's own network, and its head shares where
@@ -316,9 +335,9 @@ def check_config(config: Any) -> None:
 
 
 def full() -> HierMemConfig:
-    """Working memory pruned by received attention, and long-term recall by words; by meaning, too, where the
-    extra `dense` is installed."""
-    keys = {**KEYS, DenseKey.name: {}} if has_minilm() else KEYS
+    """Working memory pruned by received attention, and long-term recall by words and by meaning: of the extra
+    `dense` where it is installed, else of the backbone's states where there is an encoder for them."""
+    keys = {**KEYS, DenseKey.name if has_minilm() else StatesKey.name: {}}
     longterm = LongTermConfig(keys=deepcopy(keys))
     return HierMemConfig(working=WorkingMemoryConfig(policy="attention"), longterm=longterm)
 

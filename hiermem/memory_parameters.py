@@ -47,6 +47,7 @@ def _switched_off(model: HierMemPreTrainedModel) -> tuple[str, ...]:
         "summary.": model.summary is not None,
         "mamba.": bool(model.mamba.groups),
         "kv_prompt.": model.kv_prompt is not None,
+        "state_encoder.": model.state_encoder is not None,
         "namm.": model.config.working.policy == NammPolicy.name or is_evolved(network),
     }
     return tuple(name for name, is_used in used.items() if not is_used)

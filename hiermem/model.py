@@ -15,7 +15,16 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hiermem import answering, asking, kv_prompts, memory_parameters, reading, restoring, saving
+from hiermem import (
+    answering,
+    asking,
+    kv_prompts,
+    memory_parameters,
+    reading,
+    restoring,
+    saving,
+    state_encoders,
+)
 from hiermem.answer import Answer
 from hiermem.answer_stream import AnswerStream
 from hiermem.backbone import Backbone, without_wrapper
@@ -32,6 +41,7 @@ from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.policies import Namm
 from hiermem.memory.saved import check_fingerprint
 from hiermem.memory.state import MemoryState
+from hiermem.memory.state_encoder import StateEncoderConfig
 from hiermem.memory.tier import new_tiers
 from hiermem.memory.working import WorkingMemory
 from hiermem.selfcheck import check_decoding
@@ -55,6 +65,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         summary: the parameters of the memory embeddings, float32; None where they are off.
         mamba: the Mamba heads, float32; empty where no head is replaced.
         kv_prompt: the trained prompt in front of recalled keys and values, float32; None: there is none.
+        state_encoder: makes sentence embeddings of the backbone's states, float32; None: there is none.
         name_or_path: what it was loaded by, a folder as an absolute path; memories name it.
     """
 
@@ -76,6 +87,9 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         self.summary = self._new_summary(config, backbone, tokenizer)
         self.kv_prompt = kv_prompts.of_backbone(config, self.adapter.geometries)
         config.kv_prompt = KVPromptConfig(0 if self.kv_prompt is None else self.kv_prompt.num_tokens)
+        width = backbone.get_input_embeddings().weight.shape[1]
+        self.state_encoder = state_encoders.of_backbone(config, len(self.adapter.geometries), width)
+        config.state_encoder = self.state_encoder.config if self.state_encoder else StateEncoderConfig([])
         self.loaded_weights = None
         self.post_init()
         self.generation_config = GenerationConfig()
@@ -254,7 +268,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
     ) -> MemoryState:
         if self.tokenizer is None:
             raise InputError("This model has no tokenizer: pass one to HierMemModel, or use forward().")
-        memory = self._checked(memory) if memory is not None else self.new_memory()
+        memory = self._checked(memory) if memory is not None else self.new_memory(index)
         with self.inference():
             reading.read(self.reader, source, memory, progress, checkpoint, index=index)
         return memory
@@ -326,10 +340,20 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         """The prompt that `ask` answers: recalled passages, then the question."""
         return asking.prepare(self, self._checked(memory), question, top_k)
 
-    def new_memory(self) -> MemoryState:
-        """The memory of a document of which nothing has been read."""
+    def new_memory(self, index: bool = False) -> MemoryState:
+        """The memory of a document of which nothing has been read.
+
+        Args:
+            index: it will be indexed: without search keys that are made of the backbone's states.
+        """
         working, config = self.new_recurrent_memory(), self.config
-        longterm, tiers = LongTermMemory(config.longterm, self.summary), new_tiers(config.longterm.tiers)
+        settings = config.longterm
+        if index or self.state_encoder is None:
+            settings = settings.without_states()
+        longterm, tiers = (
+            LongTermMemory(settings, self.summary, self.state_encoder),
+            new_tiers(settings.tiers),
+        )
         return MemoryState(working, longterm, config.segment, self.fingerprint(), self.name_or_path, tiers)
 
     @property

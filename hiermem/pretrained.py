@@ -15,6 +15,7 @@ from hiermem.memory.hmt.module import HMTModule
 from hiermem.memory.kv.prompt import KVPrompt
 from hiermem.memory.mamba.module import MambaConfig, MambaHeads
 from hiermem.memory.policies import Namm, NammPolicy
+from hiermem.memory.state_encoder import StateEncoder
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.reader import Reader
@@ -31,6 +32,7 @@ class HierMemPreTrainedModel(PreTrainedModel):
         summary: parameters of the memory embeddings; None where they are off.
         mamba: the Mamba heads; empty where no head is replaced.
         kv_prompt: what stands before recalled keys and values; None: no trained one.
+        state_encoder: what makes sentence embeddings of the backbone's states; None: there is none.
         loaded_weights: tells whether the backbone is still what its name stands for; None: it has no name.
     """
 
@@ -45,6 +47,7 @@ class HierMemPreTrainedModel(PreTrainedModel):
     summary: HMTModule | None
     mamba: MambaHeads
     kv_prompt: KVPrompt | None
+    state_encoder: StateEncoder | None
     loaded_weights: WeightsDigest | None
 
     # ---- reading
@@ -62,6 +65,7 @@ class HierMemPreTrainedModel(PreTrainedModel):
             self.summary,
             ends,
             self.kv_prompt,
+            self.state_encoder,
         )
 
     def new_working_memory(

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hiermem.backbone import Backbone
 from hiermem.decoding import Continuation
@@ -19,10 +20,12 @@ from hiermem.memory.hmt.module import HMTModule, SoftPrompt
 from hiermem.memory.hmt.segments import SegmentRecurrence
 from hiermem.memory.kv.prompt import KVPrompt
 from hiermem.memory.policies import Namm
+from hiermem.memory.state_encoder import StateEncoder
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.padding import Block
 from hiermem.prompts import PromptText
+from hiermem.retrieval.words import words
 from hiermem.text import encode
 
 
@@ -50,6 +53,7 @@ class Reader:
         summary: parameters of the memory embeddings; None where they are off.
         ends: tokens that end an answer.
         kv_prompt: what stands before recalled keys and values; None: the prompt's beginning is read.
+        state_encoder: makes embeddings of sentences of the backbone's states; None: there is none.
     """
 
     adapter: Backbone
@@ -60,6 +64,7 @@ class Reader:
     summary: HMTModule | None = None
     ends: frozenset[int] = frozenset()
     kv_prompt: KVPrompt | None = None
+    state_encoder: StateEncoder | None = None
 
     @property
     def device(self) -> torch.device:
@@ -143,26 +148,65 @@ class Reader:
                 read()
 
     def read(
-        self, memory: WorkingMemory, ids: Tensor, after_chunk: Callable[[int], object] | None = None
+        self,
+        memory: WorkingMemory,
+        ids: Tensor,
+        after_chunk: Callable[[int], object] | None = None,
+        take_states: Callable[[tuple[Tensor, ...]], object] | None = None,
     ) -> Tensor:
         """Read ``ids [1, N]`` without computing logits; returns the last chunk's states ``[1, Q, width]``.
 
         Args:
             after_chunk: called with the number of its tokens after every chunk.
+            take_states: called after every chunk with what went into and came out of every layer, ``[1, Q,
+                width]`` each.
 
         Raises:
             NonFiniteError: the backbone produced NaN or infinity; the place is named.
         """
-        for _, states in self.stream(memory, ids):
+        layers: list[tuple[Tensor, ...]] | None = None if take_states is None else []
+        for _, states in self.stream(memory, ids, layers=layers):
             if not states.isfinite().all():
                 end = memory.num_tokens[0]
                 raise NonFiniteError(
                     f"The backbone's states of tokens {end - states.shape[1]} to {end} are not finite: read "
                     f"with dtype float32, or leave that passage out."
                 )
+            if layers and take_states is not None:
+                take_states(layers.pop())
             if after_chunk is not None:
                 after_chunk(states.shape[1])
         return states
+
+    def read_vectors(self, memory: WorkingMemory, ids: Tensor) -> Tensor:
+        """Read ``ids [1, N]``; returns the vectors of the tokens (`StateEncoder`), ``[N, W]`` float32 on the
+        CPU. The first token that is read of a text, which all others look back at, has none: 0.
+
+        Raises:
+            NonFiniteError: as `read`.
+        """
+        encoder, found = self.state_encoder, list[Tensor]()
+        assert encoder is not None
+        begins = not memory.num_tokens[0]
+        self.read(memory, ids, take_states=lambda states: found.append(encoder(states)[0].cpu()))
+        vectors = torch.cat(found)
+        if begins and len(vectors) > 1:
+            vectors[0] = 0.0
+        return vectors
+
+    @torch.no_grad()
+    def sentence_embedding(self, text: str) -> Tensor:
+        """Embedding of a question, read by itself, as sentences of a document have them, ``[W]``, on the
+        CPU."""
+        ids = self.encode(text)[:, : self.segment]
+        vectors = self.read_vectors(self.adapter.whole_memory(), ids)
+        return F.normalize(vectors.sum(0), dim=-1)
+
+    def known_words(self, text: str) -> float:
+        """Share of a text's words that are one token of the backbone's, from 0 to 1; 0 where there are
+        none."""
+        found = words(text)
+        return sum(len(encode(self.tokenizer, f" {word}")) == 1 for word in found) / max(len(found), 1)
 
     def logits(self, memory: WorkingMemory, ids: Tensor, count: int | None = None) -> Tensor:
         """Float32 logits ``[B, count, V]`` of the last ``count`` columns of ``ids [B, N]``; None: of all."""

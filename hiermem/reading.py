@@ -13,7 +13,7 @@ from hiermem.documents import file_text, warn_of_name
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.memory.longterm import SegmentRecord
 from hiermem.memory.state import MemoryState, Moment
-from hiermem.memory.working import WorkingMemory
+from hiermem.memory.state_encoder import TokenVectors
 from hiermem.progress import progress_bar
 from hiermem.reader import Reader
 from hiermem.text import MARGIN, TokenBlock, beginning, decoded, stream_tokens
@@ -27,15 +27,20 @@ class Piece:
 
     Attributes:
         ids: token ids, at most one chunk of them.
-        start: character offset of the first token in the document.
+        starts: character offset of each token in the document.
         text: the characters from there to the next chunk.
         whole: whether it ends between two characters; a character may take several tokens.
     """
 
     ids: list[int]
-    start: int
+    starts: list[int]
     text: str
     whole: bool
+
+    @property
+    def start(self) -> int:
+        """Character offset of the first token."""
+        return self.starts[0]
 
 
 def read(
@@ -114,24 +119,24 @@ def _token_ids(source: DocumentInput) -> list[int] | None:
 def _pieces(blocks: Iterable[TokenBlock], chunk: int, segment: int, position: int) -> Iterator[Piece]:
     """Regroup a stream so that pieces end at multiples of ``chunk`` and of ``segment`` in the document."""
     ids: list[int] = []
-    text, start = "", 0
+    starts: list[int] = []
+    text = ""
     for block in blocks:
         if not block.ids:
             continue
-        start = start if ids else block.starts[0]
-        origin = block.starts[0]
+        origin, at = block.starts[0], 0
         bounds = [*block.starts[1:], origin + len(block.text)]
-        at = 0
         while at < len(block.ids):
             take = min(chunk - position % chunk, segment - position % segment, len(block.ids) - at)
             ids += block.ids[at : at + take]
+            starts += block.starts[at : at + take]
             text += block.text[block.starts[at] - origin : bounds[at + take - 1] - origin]
             position, at = position + take, at + take
             if position % chunk == 0 or position % segment == 0:
-                yield Piece(ids, start, text, whole=block.starts[at - 1] < bounds[at - 1])
-                ids, start, text = [], bounds[at - 1], ""
+                yield Piece(ids, starts, text, whole=block.starts[at - 1] < bounds[at - 1])
+                ids, starts, text = [], [], ""
     if ids:
-        yield Piece(ids, start, text, whole=True)
+        yield Piece(ids, starts, text, whole=True)
 
 
 def _after(moment: Moment, piece: Piece, segment: int, reader: Reader | None) -> Moment:
@@ -141,9 +146,8 @@ def _after(moment: Moment, piece: Piece, segment: int, reader: Reader | None) ->
         reader: what reads the piece; None: nobody does.
     """
     first, moment = moment.tokens, moment.copy()
-    if reader is not None:
-        _read_piece(reader, moment.working, piece, first // segment)
-    record = _extended(moment.longterm.partial, piece, first)
+    vectors = None if reader is None else _read_piece(reader, moment, piece, first // segment)
+    record = _extended(moment.longterm.partial, piece, first, vectors)
     if len(record.ids) == segment:
         record.embedding = _embedding(moment)
         moment.write(record)
@@ -152,21 +156,32 @@ def _after(moment: Moment, piece: Piece, segment: int, reader: Reader | None) ->
     return moment
 
 
-def _read_piece(reader: Reader, working: WorkingMemory, piece: Piece, segment: int) -> None:
-    """Read a piece of the segment of that number."""
+def _read_piece(reader: Reader, moment: Moment, piece: Piece, segment: int) -> TokenVectors | None:
+    """Read a piece of the segment of that number; vectors of its tokens, where a search key wants them."""
+    ids = torch.tensor([piece.ids], device=reader.device)
     try:
-        reader.read(working, torch.tensor([piece.ids], device=reader.device))
+        if moment.longterm.reads_states:
+            return TokenVectors(torch.tensor(piece.starts), reader.read_vectors(moment.working, ids))
+        reader.read(moment.working, ids)
     except NonFiniteError as error:
         raise NonFiniteError(f"Segment {segment} cannot be read. {error}") from error
+    return None
 
 
-def _extended(record: SegmentRecord | None, piece: Piece, first: int) -> SegmentRecord:
+def _extended(
+    record: SegmentRecord | None, piece: Piece, first: int, vectors: TokenVectors | None
+) -> SegmentRecord:
+    """The partial record, if there is one, with the piece."""
     ids, end = torch.tensor(piece.ids, dtype=torch.int32), piece.start + len(piece.text)
     if record is None:
-        return SegmentRecord(first, ids, piece.start, end, piece.text)
-    return SegmentRecord(
-        record.first_token, torch.cat((record.ids, ids)), record.start, end, record.text + piece.text
-    )
+        found = SegmentRecord(first, ids, piece.start, end, piece.text)
+    else:
+        ids, text = torch.cat((record.ids, ids)), record.text + piece.text
+        found = SegmentRecord(record.first_token, ids, record.start, end, text)
+        if vectors is not None and record.token_vectors is not None:
+            vectors = record.token_vectors.with_next(vectors)
+    found.token_vectors = vectors
+    return found
 
 
 def _embedding(moment: Moment) -> Tensor | None:

@@ -27,6 +27,7 @@ from hiermem.loading import (
     saved_on_hub,
 )
 from hiermem.memory.kv.prompt import KVPromptConfig
+from hiermem.memory.state_encoder import StateEncoderConfig
 from hiermem.memory_parameters import load_memory_parameters
 from hiermem.model_files import read_json
 from hiermem.model_folder import BACKBONE, INDEX, SAMPLE, WEIGHTS, check
@@ -102,7 +103,7 @@ def _around(
     model.loaded_weights = digest
     if "device_map" not in options.backbone and "quantization_config" not in options.backbone:
         return model.to(options.place)
-    for part in (model.namm, model.mamba, model.summary, model.kv_prompt):
+    for part in (model.namm, model.mamba, model.summary, model.kv_prompt, model.state_encoder):
         if part is not None:
             part.to(backbone.device)
     return model
@@ -115,7 +116,7 @@ def _from_saved(
         check(folder)
         saved = _saved_config(folder)
         parameters = dict(_memory_tensors(folder))
-        config = saved if config is None else config.with_heads_of(saved).with_kv_prompt_of(saved)
+        config = saved if config is None else config.with_parts_of(saved)
         if config.evictor == AUTO and is_evolved(parameters):
             config = config.with_network_of(saved)
         elif config.evictor != NONE:  # the network that is saved gives way to the one that is asked for
@@ -175,6 +176,8 @@ def _saved_config(folder: Path) -> HierMemConfig:
         )
     if config.kv_prompt.tokens is None:  # of a release that had none
         config.kv_prompt = KVPromptConfig(0)
+    if config.state_encoder.layers is None:
+        config.state_encoder = StateEncoderConfig([])
     return config
 
 

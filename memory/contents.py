@@ -1,16 +1,19 @@
 """Content of a long-term memory on disk, taken apart and checked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hiermem.memory.records import SegmentRecord
+from hiermem.memory.state_encoder import TokenVectors
 from hiermem.memory.stored import MOST, Stored, exactly, in_range
 
 UNITS = "units"
 """File of the index of units, which a memory has where it has search keys of those."""
+STATES = "states"
+"""File of vectors of the partial segment's tokens, where a search key is made of the backbone's states."""
 MOST_OF_A_KEY = 1e9
 """So large can no entry of a search key be, and products of two are still finite."""
 
@@ -43,7 +46,7 @@ class Contents:
             ValueError: something is missing, left over or does not fit the rest.
         """
         names = ("records", "keys", "embeddings")
-        exactly(dict(files), names, "the long-term memory", optional=(UNITS,))
+        exactly(dict(files), names, "the long-term memory", optional=(UNITS, STATES))
         records, statistics = _read_records(files["records"]), dict(files["keys"])
         others = {name: statistics.pop(name) for name in list(statistics) if "." in name}
         keys = Stored({"keys": statistics.pop("keys", torch.zeros(0))}, "keys.").take(
@@ -65,7 +68,19 @@ class Contents:
         elif files["embeddings"]:
             raise ValueError("there is no place for what stands among the embeddings")
         units = dict(files.get(UNITS, {}))
+        if STATES in files:
+            _read_vectors(files[STATES], records[len(keys) :])
         return cls(records, files["records"]["ids"], keys, statistics, others, units)
+
+    def check_width(self, width: int) -> None:
+        """Refuse vectors of the partial record's tokens that are of another width, or missing.
+
+        Raises:
+            ValueError: so it is.
+        """
+        for record in self.records[len(self.keys) :]:
+            if record.token_vectors is None or record.token_vectors.vectors.shape[1] != width:
+                raise ValueError("the vectors of the partial segment's tokens are of another width")
 
     def check(
         self, segment: int, tokens: int, characters: int, vocabulary: int | None = None, overlap: bool = False
@@ -112,6 +127,24 @@ def _read_records(tensors: Mapping[str, Tensor]) -> list[SegmentRecord]:
     if (at_token, at_byte) != (len(ids), len(text)):
         raise ValueError("the records are of another length")
     return records
+
+
+def _read_vectors(tensors: Mapping[str, Tensor], partial: Sequence[SegmentRecord]) -> None:
+    """Give a partial record the vectors of its tokens; without one, there must be none."""
+    count = sum(len(record.ids) for record in partial)
+    stored = Stored(tensors, "states.")
+    starts = stored.take("starts", torch.int64, count)
+    vectors = stored.take("vectors", torch.float32, count, None)
+    stored.done()
+    if not bool(vectors.isfinite().all()):
+        raise ValueError("the vectors of the partial segment's tokens are not finite numbers")
+    for record in partial:
+        if (
+            not bool((starts[1:] >= starts[:-1]).all())
+            or not record.start <= int(starts[0]) <= int(starts[-1]) <= record.end
+        ):
+            raise ValueError("the vectors of the partial segment's tokens are of another text")
+        record.token_vectors = TokenVectors(starts, vectors)
 
 
 def _check_statistics(tensors: Mapping[str, Tensor], segments: int) -> None:

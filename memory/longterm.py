@@ -3,19 +3,20 @@
 import math
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hiermem.errors import InputError, NonFiniteError
-from hiermem.memory.contents import UNITS, Contents
+from hiermem.memory.contents import STATES, UNITS, Contents
 from hiermem.memory.hmt.module import HMTModule
 from hiermem.memory.kv.tier import KVTier
 from hiermem.memory.records import Hit as Hit
 from hiermem.memory.records import SegmentRecord as SegmentRecord
 from hiermem.memory.records import UnitHit
+from hiermem.memory.state_encoder import StateEncoder
 from hiermem.memory.stored import Stored
 from hiermem.memory.tier import TIERS, new_tiers, register_tier
 from hiermem.memory.unit_index import UnitIndex, UnitQuery, UnitScale
@@ -73,13 +74,23 @@ class LongTermConfig:
                 f"The long-term memory needs a search key of whole segments: choose of {choice}."
             )
         self.tiers = TIERS.check_all(self.tiers)
-        new_search_keys(self.keys, config=self.lexical, projections=None)  # which refuse values, as do
+        new_search_keys(self.keys, config=self.lexical)  # which refuse values, as do
         new_tiers(self.tiers)
 
     @property
     def has_units(self) -> bool:
         """Whether there are search keys of units."""
         return any(SEARCH_KEYS[name].of_units for name in self.keys)
+
+    @property
+    def has_states(self) -> bool:
+        """Whether there are search keys made of the backbone's states."""
+        return any(SEARCH_KEYS[name].of_states for name in self.keys)
+
+    def without_states(self) -> "LongTermConfig":
+        """The same without search keys made of the backbone's states."""
+        keys = {name: key for name, key in self.keys.items() if not SEARCH_KEYS[name].of_states}
+        return replace(self, keys=keys)
 
 
 class LongTermMemory:
@@ -90,6 +101,7 @@ class LongTermMemory:
 
     Args:
         summary: the parameters of the memory embeddings, where the model makes them.
+        state_encoder: of the search key `states`, where the model has one.
 
     Raises:
         InputError: what a search key needs is not installed.
@@ -102,10 +114,16 @@ class LongTermMemory:
         summary: parameters of the memory embeddings, where one of `keys` is made of them; None: none is.
     """
 
-    def __init__(self, config: LongTermConfig, summary: HMTModule | None = None) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: LongTermConfig,
+        summary: HMTModule | None = None,
+        state_encoder: StateEncoder | None = None,
+    ) -> None:
+        self.config, self._state_encoder = config, state_encoder
         projections = summary if summary is not None and summary.config.search else None
-        keys = new_search_keys(config.keys, config=config.lexical, projections=projections)
+        supplies = {"config": config.lexical, "projections": projections, "state_encoder": state_encoder}
+        keys = new_search_keys(config.keys, **supplies)
         for key in keys:
             key.check_available()
         self.keys = [key for key in keys if not key.of_units]
@@ -143,6 +161,11 @@ class LongTermMemory:
         return [*self.keys, *(self.units.keys if self.units is not None else [])]
 
     @property
+    def reads_states(self) -> bool:
+        """Whether a search key is made of the backbone's states."""
+        return any(key.of_states for key in self.all_keys)
+
+    @property
     def digests(self) -> dict[str, str]:
         """Hashes of what keys depend on beside settings and texts, by key, where there is such."""
         return {f"search key {key.name}": key.digest for key in self.all_keys if key.digest}
@@ -158,6 +181,7 @@ class LongTermMemory:
                 key.observe(records)
             for record in records:
                 record.ids, record.utf8 = self._ids.keep(record.ids), self._utf8.keep(record.utf8)
+                record.token_vectors = None  # they are in the keys
             self.records = [*self.records, *records]
             self.partial = None
 
@@ -270,7 +294,15 @@ class LongTermMemory:
             "keys": {"keys": self.store.keys, **self.key.state_dict(), **self._statistics_of_others()},
             "embeddings": {"embeddings": torch.stack(embeddings)} if embeddings else {},
             **({} if self.units is None else {UNITS: self.units.tensors()}),
+            **({STATES: self._partial_vectors()} if self.reads_states else {}),
         }
+
+    def _partial_vectors(self) -> dict[str, Tensor]:
+        """Vectors of the partial record's tokens: ``starts [T]`` int64, ``vectors [T, W]`` float32."""
+        found = None if self.partial is None else self.partial.token_vectors
+        if found is None:
+            return {"starts": torch.zeros(0, dtype=torch.int64), "vectors": torch.zeros(0, 0)}
+        return {"starts": found.starts, "vectors": found.vectors}
 
     def _statistics_of_others(self) -> dict[str, Tensor]:
         """Statistics of the keys but the lexical one, as ``<key>.<name>``."""
@@ -284,24 +316,31 @@ class LongTermMemory:
         config: LongTermConfig,
         files: dict[str, dict[str, Tensor]],
         summary: HMTModule | None = None,
+        state_encoder: StateEncoder | None = None,
     ) -> "LongTermMemory":
         """The inverse of `tensors`; the index is built anew from the keys.
 
         Raises:
             ValueError: something is missing, left over or not as such a memory leaves it.
         """
-        return cls.from_contents(config, Contents.read(files), summary)
+        return cls.from_contents(config, Contents.read(files), summary, state_encoder)
 
     @classmethod
     def from_contents(
-        cls, config: LongTermConfig, contents: Contents, summary: HMTModule | None = None
+        cls,
+        config: LongTermConfig,
+        contents: Contents,
+        summary: HMTModule | None = None,
+        state_encoder: StateEncoder | None = None,
     ) -> "LongTermMemory":
         """The same from what `tensors` gave, checked.
 
         Raises:
             ValueError: it does not fit the settings.
         """
-        memory = cls(config, summary)
+        memory = cls(config, summary, state_encoder)
+        if memory.reads_states and state_encoder is not None:
+            contents.check_width(state_encoder.width)
         memory.store.add(contents.keys)
         if memory.units is None and contents.units:
             raise ValueError("there is no search key for the units")
@@ -325,14 +364,16 @@ class LongTermMemory:
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "summary": self.summary, "files": self.tensors()}
+        supplied = {"summary": self.summary, "state_encoder": self._state_encoder}
+        return {"config": self.config, "files": self.tensors(), **supplied}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ = self.from_tensors(state["config"], state["files"], state["summary"]).__dict__
+        self.__dict__ = self.from_tensors(**state).__dict__
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LongTermMemory":
         """An independent memory; the parameters of the memory embeddings are shared, they are the model's."""
-        return self.from_tensors(deepcopy(self.config, memo), self.tensors(), self.summary)
+        config = deepcopy(self.config, memo)
+        return self.from_tensors(config, self.tensors(), self.summary, self._state_encoder)
 
 
 def _hit(segment: int, score: float, record: SegmentRecord, units: Sequence[UnitHit]) -> Hit:

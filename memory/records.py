@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hiermem.memory.state_encoder import TokenVectors
+
 
 class SegmentRecord:
     """Record of a segment: its tokens, its text, its memory embeddings.
@@ -17,6 +19,8 @@ class SegmentRecord:
         end: the character after its last.
         utf8: the characters of that span, exactly, ``[bytes]`` uint8.
         embedding: its memory embeddings ``[m, width]``, where the model makes them.
+        token_vectors: what embeddings of its units are made of, where a search key wants them and until the
+            units have theirs.
     """
 
     def __init__(
@@ -26,6 +30,7 @@ class SegmentRecord:
         utf8 = bytearray(text.encode("utf-8", "surrogatepass"))
         self.utf8 = torch.frombuffer(utf8, dtype=torch.uint8) if utf8 else torch.zeros(0, dtype=torch.uint8)
         self.embedding = embedding
+        self.token_vectors: TokenVectors | None = None
 
     @property
     def text(self) -> str:

@@ -94,7 +94,7 @@ class SavedInfo:
         if bookkeeping["seen"] != [0 if indexed else tokens]:
             raise ValueError("tokens and seen differ")
         settings_of_longterm = settings(LongTermConfig, longterm["config"], YOUNGER)
-        if indexed and (recurrent or settings_of_longterm.tiers):
+        if indexed and (recurrent or settings_of_longterm.tiers or settings_of_longterm.has_states):
             raise ValueError("it is indexed and holds more than that leaves")
         return cls(
             _hashes(info["fingerprint"], "the fingerprint"),
@@ -139,8 +139,23 @@ class SavedInfo:
                     f"--set."
                 )
         with named(path):
-            for search_key in new_search_keys(self.longterm.keys, config=None, projections=None):
+            for search_key in new_search_keys(self.longterm.keys):
                 search_key.check_available()
+
+    def check_states(self, present: bool, path: str | os.PathLike[str]) -> None:
+        """Refuse a memory that is found by the backbone's states where the model makes nothing of them.
+
+        Args:
+            present: whether the model has a state encoder.
+
+        Raises:
+            MemoryIncompatibleError: so it is.
+        """
+        if self.longterm.has_states and not present:
+            raise MemoryIncompatibleError(
+                f"The memory at {path} is found by the backbone's states, for which this model has no "
+                f"encoder: load the model that read it."
+            )
 
 
 @contextmanager

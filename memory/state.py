@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from hiermem.errors import InputError, MemoryCorruptError, MemoryFileError
-from hiermem.memory.contents import UNITS, Contents
+from hiermem.memory.contents import STATES, UNITS, Contents
 from hiermem.memory.hmt.module import HMTModule
 from hiermem.memory.longterm import LongTermMemory
 from hiermem.memory.records import Hit, SegmentRecord
 from hiermem.memory.saved import SavedInfo, check_fingerprint, check_replaced, named, plain_settings
+from hiermem.memory.state_encoder import StateEncoder
 from hiermem.memory.stored import exactly
 from hiermem.memory.tier import CacheListener, Tier
 from hiermem.memory.tier_files import files_of, read_tiers, series_files, tier_file
@@ -34,6 +35,7 @@ class MemoryOwner(Protocol):
 
     Attributes:
         summary: the parameters of the memory embeddings; None where they are off.
+        state_encoder: what the search key `states` is made by; None where there is none.
         name_or_path: what it was loaded by; empty where it has no name.
         dtype: of its states.
         num_embeddings: rows of its embedding matrix: token ids are smaller.
@@ -41,6 +43,7 @@ class MemoryOwner(Protocol):
 
     name_or_path: str
     summary: HMTModule | None
+    state_encoder: StateEncoder | None
     dtype: torch.dtype
 
     @property
@@ -300,6 +303,7 @@ class MemoryState:
             saved = SavedInfo.read(info)
         check_fingerprint(saved.fingerprint, model.fingerprint(saved.working.policy), f"The memory at {path}")
         saved.check_keys(model.search_keys, path)
+        saved.check_states(model.state_encoder is not None, path)
         with named(path):
             working = model.new_working_memory(
                 saved.working, recurrent=saved.recurrent, segment=saved.segment
@@ -308,7 +312,9 @@ class MemoryState:
             contents = cls._contents(files, saved, model)
             tensors = {name: model.to_device(tensor) for name, tensor in files["working"].items()}
             working.load_state(tensors, saved.bookkeeping, model.dtype, model.num_embeddings)
-            longterm = LongTermMemory.from_contents(saved.longterm, contents, model.summary)
+            longterm = LongTermMemory.from_contents(
+                saved.longterm, contents, model.summary, model.state_encoder
+            )
             tiers = read_tiers(files, saved.longterm.tiers, longterm.records)
             if working.recurrence is not None and longterm.partial is not None:
                 working.recurrence.resume([model.to_device(longterm.partial.ids.long())])
@@ -375,6 +381,7 @@ class MemoryState:
         as can be told."""
         tiers, series = map(tier_file, saved.longterm.tiers), series_files(files, saved.longterm.tiers)
         parts = ("records", "keys", "embeddings", *((UNITS,) if saved.longterm.has_units else ()))
+        parts = (*parts, *((STATES,) if saved.longterm.has_states else ()))
         exactly(files, ("working", *parts, *tiers), "the memory", series)
         contents = Contents.read({name: files[name] for name in parts})
         vocabulary = None if model is None else model.num_embeddings

@@ -120,9 +120,14 @@ class UnitIndex:
         text, origin = head + record.text, record.start - len(head)
         found = [unit for unit in split(text) if unit.end > len(head)]
         spans = torch.tensor([[origin + unit.start, origin + unit.end] for unit in found], dtype=torch.int64)
-        texts = [UnitText(text[unit.start : unit.end], unit.paragraph) for unit in found]
+        spans, vectors = spans.reshape(-1, 2), record.token_vectors
+        embeddings = [None] * len(found) if vectors is None else vectors.embeddings(spans)
+        texts = [
+            UnitText(text[unit.start : unit.end], unit.paragraph, embedding)
+            for unit, embedding in zip(found, embeddings, strict=True)
+        ]
         keys = [key.unit_keys(texts) for key in self.keys]
-        return Units(spans.reshape(-1, 2), torch.cat(keys, dim=1))
+        return Units(spans, torch.cat(keys, dim=1))
 
     def partial(self, record: SegmentRecord, before: SegmentRecord | None) -> Units:
         """The units of a segment that is not complete, which are made once."""

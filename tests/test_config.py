@@ -49,7 +49,8 @@ def test_presets_differ_as_they_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("installed", "keys"), [(True, {"dense", "lexical", "trained"}), (False, {"lexical", "trained"})]
+    ("installed", "keys"),
+    [(True, {"dense", "lexical", "trained"}), (False, {"lexical", "states", "trained"})],
 )
 def test_full_searches_by_meaning_where_an_encoder_is_installed(
     monkeypatch: pytest.MonkeyPatch, installed: bool, keys: set[str]

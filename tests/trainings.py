@@ -29,6 +29,8 @@ from hiermem.training.kv_prompt import KVPromptObjective, add_kv_prompt
 from hiermem.training.objective import LanguageObjective, ObjectiveConfig, TrainingObjective
 from hiermem.training.optimizer import OptimizerConfig
 from hiermem.training.parameters import freeze_all_but
+from hiermem.training.sentences import SentenceBatch
+from hiermem.training.state_encoder import StateObjective, add_state_encoder
 from hiermem.training.stored_passages import StoredPassage, StoredPassages
 
 COMBINATIONS = (
@@ -40,6 +42,7 @@ COMBINATIONS = (
     "mamba",
     "imitating",
     "kv",
+    "states",
 )
 
 
@@ -60,8 +63,9 @@ def isolated() -> HierMemModel:
 
 def combination(name: str) -> tuple[TrainingObjective, OptimizerConfig]:
     """An objective and settings by name."""
-    if name == "kv":
-        return StoredObjective(), OptimizerConfig(batch=2, micro=1, memory_rate=0.01)
+    if name in ("kv", "states"):
+        objective = StoredObjective() if name == "kv" else SentenceObjective()
+        return objective, OptimizerConfig(batch=2, micro=1, memory_rate=0.01)
     model = isolated() if "half" in name else model_with_memory()
     if "lora" in name:
         torch.manual_seed(5)
@@ -95,6 +99,30 @@ class StoredObjective(KVPromptObjective):
         return StoredPassages([self.passages[(2 * step + number) % 6]])
 
 
+class SentenceObjective(StateObjective):
+    """A model with a state encoder, and states of sentences drawn at random."""
+
+    def __init__(self) -> None:
+        model = reader()
+        model.loaded_weights = WeightsDigest.of(model.backbone.state_dict())
+        add_state_encoder(model, 6)
+        assert model.state_encoder is not None
+        with torch.no_grad():
+            for weight in model.state_encoder.parameters():
+                weight.copy_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
+        freeze_all_but(model, ("states",))
+        super().__init__(model)
+
+    def batch(self, step: int, number: int) -> SentenceBatch:
+        generator = torch.Generator().manual_seed(100 * step + number)
+        counts = torch.randint(1, 6, (5,), generator=generator)
+        assert self.model.state_encoder is not None
+        width = len(self.model.state_encoder.mean)
+        states = torch.randn(int(counts.sum()), width, generator=generator).half()
+        taught = torch.nn.functional.normalize(torch.randn(5, 6, generator=generator), dim=-1)
+        return SentenceBatch([f"sample {number}"], states, counts, taught)
+
+
 def passage_of(memory: MemoryState, number: int) -> StoredPassage:
     """A question about a part of a segment; lengths differ."""
     segment, first = 1 + number % 2, 5 * number
@@ -126,7 +154,7 @@ def stopped_in_step(number: int) -> Iterator[None]:
 
 def batch_for(objective: TrainingObjective, step: int, number: int) -> TrainingBatch:
     """Sample ``number`` of a step as an objective takes it."""
-    make = objective.batch if isinstance(objective, StoredObjective) else batch
+    make = objective.batch if isinstance(objective, StoredObjective | SentenceObjective) else batch
     return make(step, number)
 
 

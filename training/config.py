@@ -10,6 +10,7 @@ from hiermem.lora import LoraConfig
 from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.kv.prompt import KVPromptConfig
 from hiermem.memory.policies import NammConfig
+from hiermem.memory.state_encoder import StateEncoderConfig
 from hiermem.settings import check_settings
 from hiermem.training.calibration import CalibrationConfig
 from hiermem.training.cma_es import StageConfig
@@ -19,6 +20,7 @@ from hiermem.training.objective import ObjectiveConfig
 from hiermem.training.optimizer import OptimizerConfig
 from hiermem.training.retrieval_pairs import PairConfig
 from hiermem.training.samples import SampleConfig
+from hiermem.training.sentences import SentenceConfig
 from hiermem.training.stored_passages import PassageConfig
 
 
@@ -61,6 +63,8 @@ class TrainConfig:
             it is not trained.
         passages: questions whose passages are recalled as keys and values, which the prompt in front of these
             is trained with, in place of samples and objective; None: it is not trained.
+        sentences: sentences that the encoder of the backbone's states is taught with, in place of samples and
+            objective; None: it is not trained.
         replacement: heads that Mamba heads replace and learn to imitate, in place of the objective; None: no
             others than the model has.
         choice: how many of the Mamba heads stay; None: all.
@@ -86,6 +90,7 @@ class TrainConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     pairs: PairConfig | None = None
     passages: PassageConfig | None = None
+    sentences: SentenceConfig | None = None
     replacement: ReplacementConfig | None = None
     choice: ChoiceConfig | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -143,6 +148,8 @@ class TrainConfig:
         changes: dict[str, Any] = {} if self.summary is None else {"summary": self.summary}
         if self.passages is not None:  # it is begun anew, whatever ships
             changes["kv_prompt"] = KVPromptConfig(0)
+        if self.sentences is not None:
+            changes["state_encoder"] = StateEncoderConfig([])
         if self.segment is not None:
             working = replace(config.working, update_interval=self.segment)
             changes |= {"segment": self.segment, "chunk": self.segment, "working": working}

@@ -25,9 +25,10 @@ from hiermem.training.objective import Losses, TrainingObjective
 from hiermem.training.optimizer import OptimizerConfig, adamw, set_rates
 from hiermem.training.parameters import trainable_parameters
 from hiermem.training.retrieval_pairs import Queries
+from hiermem.training.sentences import SentenceBatch
 from hiermem.training.stored_passages import StoredPassages
 
-TrainingBatch = Batch | Queries | StoredPassages
+TrainingBatch = Batch | Queries | SentenceBatch | StoredPassages
 """A rectangle of samples or of queries, or questions with their passages."""
 
 

@@ -40,7 +40,7 @@ LEDGER = "stages.json"
 
 @dataclass
 class Ledger:
-    """What was done so far, kept in a file.
+    """Record of what was done so far, kept in a file.
 
     Attributes:
         path: of the file.

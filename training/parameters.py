@@ -37,6 +37,7 @@ def part_prefixes(summary: SummaryConfig) -> dict[str, tuple[str, ...]]:
     | `keys` | W_q and W_k of a residual memory that is not fitted |
     | `search` | T, which with the query `previous` summarises only questions |
     | `mamba` | the Mamba heads |
+    | `states` | the encoder of the backbone's states |
     | `kv` | the prompt in front of recalled keys and values, and the changes of these |
     """
     summary_prompt = ("summary.summary_prompt.",)
@@ -49,6 +50,7 @@ def part_prefixes(summary: SummaryConfig) -> dict[str, tuple[str, ...]]:
         "search": summary_prompt,
         "mamba": ("mamba.",),
         "kv": ("kv_prompt.",),
+        "states": ("state_encoder.",),
     }
 
 

@@ -1,6 +1,8 @@
 """The start of a gradient training: the model of a recipe, its objective and its data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from hiermem.eval.result_log import check_apart
 from hiermem.loading import saved_model
 from hiermem.lora import add_lora, has_lora
 from hiermem.model import HierMemModel
+from hiermem.retrieval.encoder import check_encoder, sentence_encoder
 from hiermem.saving import check_target
 from hiermem.training.checkpoints import damaged, newest
 from hiermem.training.config import TrainConfig
@@ -24,17 +27,19 @@ from hiermem.training.kv_prompt import KVPromptObjective, add_kv_prompt
 from hiermem.training.objective import LanguageObjective, TrainingObjective
 from hiermem.training.parameters import freeze_all_but
 from hiermem.training.retrieval_pairs import RetrievalPairs
-from hiermem.training.samples import TrainingDataset, check_samples, questions
+from hiermem.training.samples import TrainingDataset, books, check_samples, questions
 from hiermem.training.search_key import RecallObjective
+from hiermem.training.sentences import SentenceDataset
+from hiermem.training.state_encoder import StateObjective, add_state_encoder, begin_encoder
 from hiermem.training.stored_passages import PassageDataset, present
 
 CHECKPOINT = "step"
 """Checkpoints of a training are folders of this name and a number."""
 
 FITTED = "fitted.safetensors"
-"""File in a training's folder with the parameters that recall was fitted to before the first step."""
+"""File in a training's folder with the parameters as they were fitted before the first step."""
 
-Dataset = TrainingDataset | RetrievalPairs | PassageDataset
+Dataset = TrainingDataset | RetrievalPairs | PassageDataset | SentenceDataset
 """Data that give batches by the numbers of their samples."""
 
 
@@ -67,7 +72,10 @@ def check_folders(config: TrainConfig, run: Run) -> None:
     """
     check_apart(run.output, "--out", run.model, run.data)
     check_target(run.output)
-    if config.passages is not None:
+    if config.sentences is not None:
+        check_encoder(config.sentences.encoder)
+        books(run.data, "train", 1)
+    elif config.passages is not None:
         present(run.data)
     elif config.pairs is not None:
         questions(run.data, config.pairs.held_out)
@@ -99,6 +107,8 @@ def prepared_model(config: TrainConfig, run: Run) -> HierMemModel:
             keep_best_heads(model, samples, config.choice)
     if config.passages is not None and model.kv_prompt is None:
         add_kv_prompt(model)
+    if config.sentences is not None and model.state_encoder is None:
+        add_state_encoder(model, sentence_encoder(config.sentences.encoder, "cpu").width)
     freeze_all_but(model, config.trained_parts)
     return model.eval()
 
@@ -118,18 +128,22 @@ def objective_and_data(
     if config.passages is not None:
         passages = PassageDataset(model, data, config.passages, run.output)
         return KVPromptObjective(model), passages, passages.of_held_out()
+    if config.sentences is not None:
+        sentences = SentenceDataset(model, data, config.sentences, run.output)
+        _begin(model, run.output, partial(begin_encoder, model, sentences))
+        return StateObjective(model), sentences, sentences.of_held_out()
     samples = TrainingDataset(tokenizer, data, config.samples)
     if config.fitted and (
         config.adds_memory or saved_model(run.model) is None or "prompt" not in config.trains
     ):
-        _fit(model, samples, config.fitted, run.output)
+        _begin(model, run.output, partial(fit_recall, model, samples, config.fitted))
     held_out = TrainingDataset(tokenizer, data, config.held_out, split="validation")
     objective = HeadObjective(model) if config.replacement else LanguageObjective(model, config.objective)
     return objective, samples, held_out
 
 
-def _fit(model: HierMemModel, samples: TrainingDataset, count: int, folder: Path) -> None:
-    """Fit recall before the first step; a training that goes on takes what it began with."""
+def _begin(model: HierMemModel, folder: Path, fit: Callable[[], None]) -> None:
+    """Fit parameters before the first step; a training that goes on takes what it began with."""
     path = folder / FITTED
     if newest(folder, CHECKPOINT)[0] is not None:
         try:
@@ -137,7 +151,7 @@ def _fit(model: HierMemModel, samples: TrainingDataset, count: int, folder: Path
         except (OSError, SafetensorError) as error:
             raise damaged(path, error) from error
         return
-    fit_recall(model, samples, count)
+    fit()
     if rank() == 0:
         temporary = path.with_suffix(".tmp")
         save_file(model.memory_parameters(), temporary)

@@ -17,6 +17,7 @@ from hiermem.training.objective import ObjectiveConfig
 from hiermem.training.optimizer import OptimizerConfig
 from hiermem.training.retrieval_pairs import PairConfig
 from hiermem.training.samples import SampleConfig
+from hiermem.training.sentences import SentenceConfig
 from hiermem.training.stored_passages import PassageConfig
 
 
@@ -192,6 +193,21 @@ def kv_prompt() -> TrainConfig:
     )
 
 
+def states() -> TrainConfig:
+    """The encoder of the backbone's states, for the search key `states`, taught by MiniLM."""
+    return TrainConfig(
+        sentences=SentenceConfig(),
+        trains=("states",),
+        optimizer=OptimizerConfig(memory_rate=1e-3, weight_decay=1e-2, batch=1, micro=1),
+        steps=1000,
+        warmup=50,
+        floor=0.02,
+        evaluated=8,
+        evaluate_every=100,
+        save_every=50,
+    )
+
+
 def heads() -> TrainConfig:
     """Mamba heads in the place of a third of the KV groups, each trained to imitate what it replaces."""
     return TrainConfig(
@@ -259,5 +275,6 @@ TRAININGS: dict[str, Callable[[], TrainConfig]] = {
     "together": together,
     "key": search_key,
     "kv": kv_prompt,
+    "states": states,
     "smoke": smoke_training,
 }

@@ -46,7 +46,7 @@ class Stage(ABC):
         """
 
     def work(self) -> Iterator[str]:
-        """What it will do, a line each."""
+        """Lines that say what it will do."""
         yield self.name
 
 

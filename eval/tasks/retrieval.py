@@ -78,11 +78,11 @@ class Retrieval(QuestionTask):
         return config
 
     def needs_model(self, config: HierMemConfig) -> bool:
-        """Where the search keys have a trained part, or the best records are reranked."""
-        return bool(config.summary.search or config.asking.rerank)
+        """Where search keys are made of what the model reads, or the best records are reranked."""
+        return bool(config.summary.search or config.longterm.has_states or config.asking.rerank)
 
     def parts(self) -> tuple[str, ...]:
-        return ("longterm", "asking", "summary")
+        return ("longterm", "asking", "summary", "state_encoder")
 
     def load(self, config: HierMemConfig) -> Records:
         """The questions and the paragraphs that they are searched in."""

@@ -108,7 +108,7 @@ def resumed(reader: "HierMemModel", out: Path, text: str, index: bool = False) -
     try:
         memory = MemoryState.load(out, reader)
     except MemoryMissingError:
-        return Task(reader.new_memory(), text, out, out, index)
+        return Task(reader.new_memory(index), text, out, out, index)
     _check_settings(reader, memory, out, index)
     already = memory.text
     if already != text and already.startswith(text):

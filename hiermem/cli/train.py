@@ -14,9 +14,10 @@ Recipe = Annotated[
     typer.Option(
         help="smoke, hmt-1 or hmt-2 (the two stages of HMT as published), isolated (a residual memory "
         "between segments without a cache), carried and recall (go on from it: around a carried cache; "
-        "what recall finds by), questions (adapters for PubMedQA), key (the search key), kv (the prompt in "
-        "front of recalled keys and values), heads, heads-chosen, heads-logits and heads-language (Mamba "
-        "heads; each goes on from one before), together (memory and Mamba heads)."
+        "what recall finds by), questions (adapters for PubMedQA), key (the search key), states (search by "
+        "the backbone's own states), kv (the prompt in front of recalled keys and values), heads, "
+        "heads-chosen, heads-logits and heads-language (Mamba heads; each goes on from one before), together "
+        "(memory and Mamba heads)."
     ),
 ]
 Micro = Annotated[

@@ -46,11 +46,12 @@ class UnitText:
 
     Attributes:
         paragraph: a number that the units of one paragraph share, which stand there one after the other.
+        embedding: made of the backbone's states while it read the unit, ``[W]``; None: there is none.
     """
 
     text: str
     paragraph: int
-    embedding: None = None
+    embedding: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,15 @@ class Question:
         summary: S, ``[m, d]``; None where the model makes none.
         meaning: the question in plain words, where ``text`` has more or repeats some to find by; empty: as
             ``text`` is.
+        embedding: made of the backbone's states as those of units are, ``[W]``; None: there is none.
+        known: share of its words that the backbone's tokenizer knows whole, where there is an embedding.
     """
 
     text: str
     summary: Tensor | None = None
     meaning: str = ""
+    embedding: Tensor | None = None
+    known: float = 1.0
 
 
 @dataclass
@@ -79,6 +84,7 @@ class SearchKey(ABC):
         weight: factor of its inner products beside those of the other keys.
         of_units: whether the texts that get keys are the sentences and rows of a segment, each for itself;
             the best of them counts for the segment. Otherwise they are whole segments.
+        of_states: whether they are made of what the backbone's states give, so that an index has none.
     """
 
     weight: float = 1.0
@@ -86,6 +92,7 @@ class SearchKey(ABC):
     name: ClassVar[str]
     aliases: ClassVar[tuple[str, ...]] = ()
     of_units: ClassVar[bool] = False
+    of_states: ClassVar[bool] = False
     supplied: ClassVar[frozenset[str]] = frozenset()
     """Fields that are no settings by name; see `hiermem.retrieval.keys.new_search_keys`."""
 

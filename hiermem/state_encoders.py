@@ -1,0 +1,57 @@
+"""The encoder of the backbone's states that a model has: its own, or what ships for it."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from hiermem.bundled import BUNDLED_MODELS
+from hiermem.config import HierMemConfig
+from hiermem.errors import InputError, first_line
+from hiermem.memory.state_encoder import StateEncoder, StateEncoderConfig
+
+FILE = "state_encoder.safetensors"
+_WEIGHTS = Path(__file__).parent / "weights"
+
+
+def of_backbone(config: HierMemConfig, layers: int, width: int) -> StateEncoder | None:
+    """The encoder that a configuration asks for: what ships for the backbone, or zeros where that is another,
+    for parameters that are still to be loaded; None: none.
+
+    Args:
+        layers: how many the backbone has.
+        width: of its states.
+
+    Raises:
+        InputError: the backbone has no such layer, or what ships for it is damaged.
+    """
+    chosen = config.state_encoder
+    if chosen.layers == []:
+        return None
+    if chosen.layers and chosen.layers[-1] > layers:
+        raise InputError(
+            f"The backbone has {layers} layers, and a state encoder is to look at layer {chosen.layers[-1]}."
+        )
+    ships = config.backbone in BUNDLED_MODELS and not config.mamba.groups
+    shipped = _loaded(_WEIGHTS / config.backbone / FILE, width) if ships else None
+    if chosen.layers is None or (shipped is not None and shipped.config == chosen):
+        return shipped
+    return StateEncoder(chosen, width)
+
+
+def _loaded(path: Path, width: int) -> StateEncoder | None:
+    """The encoder in a file, if there is one."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            numbers = [int(layer) for layer in file.metadata()["layers"].split()]
+        tensors = load_file(path)
+        hidden, out = (tensors[f"{name}.weight"].shape[0] for name in ("inner", "direct"))
+        encoder = StateEncoder(StateEncoderConfig(numbers, hidden, out), width)
+        encoder.load_state_dict(tensors)
+    except (OSError, SafetensorError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The state encoder at {path} is damaged ({first_line(error)}): install hiermem again."
+        ) from error
+    return encoder

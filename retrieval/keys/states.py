@@ -1,0 +1,60 @@
+"""Search key of states: embeddings of sentences that the backbone's own states give while it reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from hiermem.retrieval.keys.base import Keyed, Question, SearchKey
+
+
+class StateEmbeddings(Protocol):
+    """Encoder that the embeddings come from."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+
+
+@dataclass
+class StatesKey(SearchKey):
+    """Key of length 1; 0 for what the backbone has not read.
+
+    Attributes:
+        weight: chosen on validation questions beside a lexical key of weight 1.
+    """
+
+    weight: float = 240.0
+    state_encoder: StateEmbeddings = field(kw_only=True)
+
+    name: ClassVar[str] = "states"
+    of_units: ClassVar[bool] = True
+    of_states: ClassVar[bool] = True
+    supplied: ClassVar[frozenset[str]] = frozenset({"state_encoder"})
+
+    @property
+    def width(self) -> int:
+        return self.state_encoder.width
+
+    def document_keys(self, records: Sequence[Keyed]) -> Tensor:
+        found = [record.embedding for record in records]
+        blank = torch.zeros(self.width)
+        return (
+            torch.stack([blank if each is None else each for each in found])
+            if found
+            else blank[:0].view(0, self.width)
+        )
+
+    def query_key(self, question: Question) -> Tensor:
+        return torch.zeros(self.width) if question.embedding is None else question.embedding
+
+    def trust(self, question: Question) -> float:
+        """The cube of the share of words that the backbone's tokenizer knows whole."""
+        return question.known**3
+
+    @property
+    def digest(self) -> str:
+        return self.state_encoder.digest
