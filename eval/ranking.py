@@ -134,8 +134,8 @@ def _vectors(reader: Reader, text: str) -> TokenVectors:
     ids, spans = encode_with_spans(reader.tokenizer, text)
     whole = from_beginning(reader.tokenizer, ids)
     vectors = reader.read_vectors(reader.adapter.whole_memory(), torch.tensor([whole], device=reader.device))
-    starts = torch.tensor([start for start, _ in spans], dtype=torch.int64)
-    return TokenVectors(starts, vectors[len(whole) - len(ids) :])
+    ends = torch.tensor([end for _, end in spans], dtype=torch.int64)
+    return TokenVectors(ends, vectors[len(whole) - len(ids) :])
 
 
 def _keys_of(memory: LongTermMemory) -> str:

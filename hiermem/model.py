@@ -37,7 +37,7 @@ from hiermem.load_options import LoadOptions
 from hiermem.lora import BackboneAdapters
 from hiermem.memory.hmt.module import HMTModule, SummaryConfig
 from hiermem.memory.kv.prompt import KVPromptConfig
-from hiermem.memory.longterm import LongTermMemory
+from hiermem.memory.longterm import LongTermConfig, LongTermMemory
 from hiermem.memory.policies import Namm
 from hiermem.memory.saved import check_fingerprint
 from hiermem.memory.state import MemoryState
@@ -269,6 +269,8 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         if self.tokenizer is None:
             raise InputError("This model has no tokenizer: pass one to HierMemModel, or use forward().")
         memory = self._checked(memory) if memory is not None else self.new_memory(index)
+        if index and not memory.tokens and memory.longterm.reads_states:
+            memory.moment = self.new_memory(index).moment
         with self.inference():
             reading.read(self.reader, source, memory, progress, checkpoint, index=index)
         return memory
@@ -346,15 +348,15 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         Args:
             index: it will be indexed: without search keys that are made of the backbone's states.
         """
-        working, config = self.new_recurrent_memory(), self.config
-        settings = config.longterm
-        if index or self.state_encoder is None:
-            settings = settings.without_states()
-        longterm, tiers = (
-            LongTermMemory(settings, self.summary, self.state_encoder),
-            new_tiers(settings.tiers),
-        )
-        return MemoryState(working, longterm, config.segment, self.fingerprint(), self.name_or_path, tiers)
+        working, settings = self.new_recurrent_memory(), self.longterm_config(index)
+        longterm = LongTermMemory(settings, self.summary, self.state_encoder)
+        tiers, segment = new_tiers(settings.tiers), self.config.segment
+        return MemoryState(working, longterm, segment, self.fingerprint(), self.name_or_path, tiers)
+
+    def longterm_config(self, index: bool = False) -> LongTermConfig:
+        """Settings of the long-term memory of a new memory; ``index``: see there."""
+        settings = self.config.longterm
+        return settings.without_states() if index or self.state_encoder is None else settings
 
     @property
     def search_keys(self) -> dict[str, dict[str, Any]]:
@@ -380,6 +382,9 @@ class HierMemModel(BackboneAdapters, LanguageModel):
                 f"A memory is what read() returns or MemoryState.load() loads, not {type(memory).__name__}."
             )
         check_fingerprint(memory.fingerprint, self.fingerprint(memory.working_config.policy), "This memory")
+        if memory.longterm.reads_states:
+            present = {} if self.state_encoder is None else {"states": self.state_encoder.digest}
+            check_fingerprint({"states": memory.longterm.states_digest}, present, "This memory")
         return memory
 
     def __repr__(self) -> str:

@@ -29,6 +29,7 @@ _Place = tuple[int, tuple[int, int] | None]  # of a header
 _WORDS = 0.1  # what the best unit by words gains beside the inner products of search keys
 _COVERED = 0.7  # share of a question's words, by weight, that stands together where they are asked for
 _LEAST = 1e-9
+_ALL = 1 - 1e-6  # of that share: but for rounding, all of them
 _SHORTEST_KEY = 3.0  # a cosine counts at least this length of a key, about nine words: fewer say little
 
 FUNCTION_WORDS = """
@@ -168,7 +169,8 @@ def select(
     scale: UnitScale | None = None,
 ) -> Selection:
     """The best units of all hits, best first; neighbours are one passage. Room that is left is filled with
-    what stands around the best unit in its paragraph.
+    what stands around the best unit in its paragraph, unless that unit has all the question's words: then it
+    answers by itself, and a small model answers better from less.
 
     Without a word in common there are none, unless search keys of units found the hits.
 
@@ -196,7 +198,9 @@ def select(
             [Source(hit.segment, hit.record.start, hit.record.end, hit.score, text) for hit, text in shown],
             confidence,
         )
-    chosen = _best(fits, units, characters, least_score)
+    stretch, unit = units[int(fits.argmax())]
+    fills = terms.covered(stretch.text[unit.start : unit.end]) < _ALL
+    chosen = _best(fits, units, characters, least_score, fills)
     sources = []
     for _, run in groupby(enumerate(chosen), lambda pair: (pair[1] - pair[0], id(units[pair[1]][0]))):
         members = [index for _, index in run]
@@ -292,9 +296,10 @@ def _best(
     units: Sequence[tuple[_Stretch, Unit]],
     characters: int,
     least_score: float,
+    fills: bool,
 ) -> list[int]:
     """Indices, ascending, of the best units that have room together, with their headers where these have it;
-    the best one always has. Those around it fill what is left."""
+    the best one always has. Those around it fill what is left, if they are to."""
     sizes = [unit.end - unit.start for _, unit in units]
     headers = {_place(stretch, unit): at for at, (stretch, unit) in enumerate(units) if unit.is_header}
     room, chosen = characters, set[int]()
@@ -309,7 +314,7 @@ def _best(
         if header not in chosen and sizes[header] <= room:
             chosen.add(header)
             room -= sizes[header]
-    for index in _around(int(fits.argmax()), units) if chosen else ():
+    for index in _around(int(fits.argmax()), units) if chosen and fills else ():
         if index in chosen:
             continue
         if sizes[index] > room:

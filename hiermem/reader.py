@@ -4,6 +4,7 @@
 chunks. Dimension names: B batch, N tokens of an input, V vocabulary.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +20,12 @@ from hiermem.errors import NonFiniteError
 from hiermem.memory.hmt.module import HMTModule, SoftPrompt
 from hiermem.memory.hmt.segments import SegmentRecurrence
 from hiermem.memory.kv.prompt import KVPrompt
-from hiermem.memory.policies import Namm
+from hiermem.memory.policies import FullCachePolicy, Namm
 from hiermem.memory.state_encoder import StateEncoder
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.padding import Block
 from hiermem.prompts import PromptText
-from hiermem.retrieval.words import words
 from hiermem.text import encode
 
 
@@ -180,33 +180,39 @@ class Reader:
 
     def read_vectors(self, memory: WorkingMemory, ids: Tensor) -> Tensor:
         """Read ``ids [1, N]``; returns the vectors of the tokens (`StateEncoder`), ``[N, W]`` float32 on the
-        CPU. The first token that is read of a text, which all others look back at, has none: 0.
+        CPU. The first token of a text, which all others look back at, has none: 0.
 
         Raises:
             NonFiniteError: as `read`.
         """
-        encoder, found = self.state_encoder, list[Tensor]()
-        assert encoder is not None
         begins = not memory.num_tokens[0]
-        self.read(memory, ids, take_states=lambda states: found.append(encoder(states)[0].cpu()))
-        vectors = torch.cat(found)
-        if begins and len(vectors) > 1:
+        vectors = self._vectors(memory, ids)
+        if begins:
             vectors[0] = 0.0
         return vectors
+
+    def _vectors(self, memory: WorkingMemory, ids: Tensor) -> Tensor:
+        encoder, found = self.state_encoder, list[Tensor]()
+        assert encoder is not None
+        self.read(memory, ids, take_states=lambda states: found.append(encoder(states)[0].cpu()))
+        return torch.cat(found)
 
     @torch.no_grad()
     def sentence_embedding(self, text: str) -> Tensor:
         """Embedding of a question, read by itself, as sentences of a document have them, ``[W]``, on the
         CPU."""
         ids = self.encode(text)[:, : self.segment]
-        vectors = self.read_vectors(self.adapter.whole_memory(), ids)
-        return F.normalize(vectors.sum(0), dim=-1)
+        whole = WorkingMemoryConfig(policy=FullCachePolicy.name, positions="absolute")
+        vectors = self._vectors(self.new_working_memory(whole), ids)
+        return F.normalize(vectors[min(len(vectors) - 1, 1) :].sum(0), dim=-1)
 
     def known_words(self, text: str) -> float:
-        """Share of a text's words that are one token of the backbone's, from 0 to 1; 0 where there are
-        none."""
-        found = words(text)
-        return sum(len(encode(self.tokenizer, f" {word}")) == 1 for word in found) / max(len(found), 1)
+        """Share of a text's words that are one token of the backbone's, with or without a space before, as
+        they stand there or in small letters; from 0 to 1, 0 where there are none."""
+        found = re.findall(r"\w+", text)
+        forms = ({word, word.lower(), f" {word}", f" {word.lower()}"} for word in found)
+        known = (any(len(encode(self.tokenizer, form)) == 1 for form in sorted(each)) for each in forms)
+        return sum(known) / max(len(found), 1)
 
     def logits(self, memory: WorkingMemory, ids: Tensor, count: int | None = None) -> Tensor:
         """Float32 logits ``[B, count, V]`` of the last ``count`` columns of ``ids [B, N]``; None: of all."""

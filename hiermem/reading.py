@@ -161,7 +161,8 @@ def _read_piece(reader: Reader, moment: Moment, piece: Piece, segment: int) -> T
     ids = torch.tensor([piece.ids], device=reader.device)
     try:
         if moment.longterm.reads_states:
-            return TokenVectors(torch.tensor(piece.starts), reader.read_vectors(moment.working, ids))
+            ends = torch.tensor([*piece.starts[1:], piece.start + len(piece.text)])
+            return TokenVectors(ends, reader.read_vectors(moment.working, ids))
         reader.read(moment.working, ids)
     except NonFiniteError as error:
         raise NonFiniteError(f"Segment {segment} cannot be read. {error}") from error

@@ -73,6 +73,11 @@ def load(
                 f"{name} has no prompt of {model.kv_prompt.num_tokens} keys and values: leave "
                 f"kv_prompt.tokens out, or train one with the recipe kv."
             )
+        if model.state_encoder is not None and not model.state_encoder.is_set:
+            raise InputError(
+                f"{name} has no encoder of its layers {model.state_encoder.layers}: leave "
+                f"state_encoder.layers out, or train one with the recipe states."
+            )
     else:
         model = _from_saved(kind, saved, config, saved_options)
     model.name_or_path = str(folder.resolve()) if local else name

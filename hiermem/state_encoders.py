@@ -32,17 +32,21 @@ def of_backbone(config: HierMemConfig, layers: int, width: int) -> StateEncoder 
         raise InputError(
             f"The backbone has {layers} layers, and a state encoder is to look at layer {chosen.layers[-1]}."
         )
-    ships = config.backbone in BUNDLED_MODELS and not config.mamba.groups
-    shipped = _loaded(_WEIGHTS / config.backbone / FILE, width) if ships else None
-    if chosen.layers is None or (shipped is not None and shipped.config == chosen):
-        return shipped
+    path = None if config.mamba.groups else shipped(config.backbone)
+    found = None if path is None else _loaded(path, width)
+    if chosen.layers is None or (found is not None and found.config == chosen):
+        return found
     return StateEncoder(chosen, width)
 
 
-def _loaded(path: Path, width: int) -> StateEncoder | None:
-    """The encoder in a file, if there is one."""
-    if not path.is_file():
-        return None
+def shipped(backbone: str) -> Path | None:
+    """The file that ships for a backbone; None: none does."""
+    path = _WEIGHTS / backbone / FILE
+    return path if backbone in BUNDLED_MODELS and path.is_file() else None
+
+
+def _loaded(path: Path, width: int) -> StateEncoder:
+    """The encoder in a file."""
     try:
         with safe_open(path, framework="pt") as file:
             numbers = [int(layer) for layer in file.metadata()["layers"].split()]

@@ -133,18 +133,16 @@ def _read_vectors(tensors: Mapping[str, Tensor], partial: Sequence[SegmentRecord
     """Give a partial record the vectors of its tokens; without one, there must be none."""
     count = sum(len(record.ids) for record in partial)
     stored = Stored(tensors, "states.")
-    starts = stored.take("starts", torch.int64, count)
+    ends = stored.take("ends", torch.int64, count)
     vectors = stored.take("vectors", torch.float32, count, None)
     stored.done()
     if not bool(vectors.isfinite().all()):
         raise ValueError("the vectors of the partial segment's tokens are not finite numbers")
     for record in partial:
-        if (
-            not bool((starts[1:] >= starts[:-1]).all())
-            or not record.start <= int(starts[0]) <= int(starts[-1]) <= record.end
-        ):
+        ascending = bool((ends[1:] >= ends[:-1]).all())
+        if not (ascending and record.start <= int(ends[0]) and int(ends[-1]) <= record.end):
             raise ValueError("the vectors of the partial segment's tokens are of another text")
-        record.token_vectors = TokenVectors(starts, vectors)
+        record.token_vectors = TokenVectors(ends, vectors)
 
 
 def _check_statistics(tensors: Mapping[str, Tensor], segments: int) -> None:

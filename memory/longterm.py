@@ -74,7 +74,8 @@ class LongTermConfig:
                 f"The long-term memory needs a search key of whole segments: choose of {choice}."
             )
         self.tiers = TIERS.check_all(self.tiers)
-        new_search_keys(self.keys, config=self.lexical)  # which refuse values, as do
+        nothing = {"projections": None, "state_encoder": None}
+        new_search_keys(self.keys, config=self.lexical, **nothing)  # which refuse values, as do
         new_tiers(self.tiers)
 
     @property
@@ -120,7 +121,7 @@ class LongTermMemory:
         summary: HMTModule | None = None,
         state_encoder: StateEncoder | None = None,
     ) -> None:
-        self.config, self._state_encoder = config, state_encoder
+        self.config = config
         projections = summary if summary is not None and summary.config.search else None
         supplies = {"config": config.lexical, "projections": projections, "state_encoder": state_encoder}
         keys = new_search_keys(config.keys, **supplies)
@@ -133,6 +134,7 @@ class LongTermMemory:
         self.key = lexical[0] if lexical else LexicalKey(config.lexical)
         reads = any("projections" in key.supplied for key in self.keys)
         self.summary = projections if reads else None
+        self._state_encoder = state_encoder if self.reads_states else None
         self.store: RecallStore = new_store(self._width, config.store)
         self.records: list[SegmentRecord] = []
         self.partial: SegmentRecord | None = None
@@ -164,6 +166,11 @@ class LongTermMemory:
     def reads_states(self) -> bool:
         """Whether a search key is made of the backbone's states."""
         return any(key.of_states for key in self.all_keys)
+
+    @property
+    def states_digest(self) -> str:
+        """Hash of what search keys of the backbone's states are made by; empty where there are none."""
+        return "".join(key.digest for key in self.all_keys if key.of_states)
 
     @property
     def digests(self) -> dict[str, str]:
@@ -298,11 +305,11 @@ class LongTermMemory:
         }
 
     def _partial_vectors(self) -> dict[str, Tensor]:
-        """Vectors of the partial record's tokens: ``starts [T]`` int64, ``vectors [T, W]`` float32."""
+        """Vectors of the partial record's tokens: ``ends [T]`` int64, ``vectors [T, W]`` float32."""
         found = None if self.partial is None else self.partial.token_vectors
         if found is None:
-            return {"starts": torch.zeros(0, dtype=torch.int64), "vectors": torch.zeros(0, 0)}
-        return {"starts": found.starts, "vectors": found.vectors}
+            return {"ends": torch.zeros(0, dtype=torch.int64), "vectors": torch.zeros(0, 0)}
+        return {"ends": found.ends, "vectors": found.vectors}
 
     def _statistics_of_others(self) -> dict[str, Tensor]:
         """Statistics of the keys but the lexical one, as ``<key>.<name>``."""

@@ -139,7 +139,9 @@ class SavedInfo:
                     f"--set."
                 )
         with named(path):
-            for search_key in new_search_keys(self.longterm.keys):
+            for search_key in new_search_keys(
+                self.longterm.keys, config=None, projections=None, state_encoder=None
+            ):
                 search_key.check_available()
 
     def check_states(self, present: bool, path: str | os.PathLike[str]) -> None:

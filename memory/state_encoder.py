@@ -50,25 +50,26 @@ class TokenVectors:
     """Vectors of tokens, whose sums over sentences are embeddings but for their length.
 
     Attributes:
-        starts: first character of each token in the document, ascending, ``[T]`` int64.
+        ends: the character after the last of each token in the document, ascending, ``[T]`` int64. A token
+            is of the sentence that it ends in: many begin with the space before a word.
         vectors: ``[T, W]`` float32 on the CPU.
     """
 
-    starts: Tensor
+    ends: Tensor
     vectors: Tensor
 
     def with_next(self, other: "TokenVectors") -> "TokenVectors":
         """These and those of the tokens that follow."""
-        return TokenVectors(torch.cat((self.starts, other.starts)), torch.cat((self.vectors, other.vectors)))
+        return TokenVectors(torch.cat((self.ends, other.ends)), torch.cat((self.vectors, other.vectors)))
 
     def embeddings(self, spans: Tensor) -> Tensor:
-        """Embeddings of spans of characters, ``[U, W]`` of length 1; 0 where no token begins in one.
+        """Embeddings of spans of characters, ``[U, W]`` of length 1; 0 where no token ends in one.
 
         Args:
             spans: first characters and those after the last, ``[U, 2]`` int64.
         """
         sums = F.pad(self.vectors.cumsum(0), (0, 0, 1, 0))
-        first, last = torch.searchsorted(self.starts, spans.contiguous()).unbind(-1)
+        first, last = torch.searchsorted(self.ends, spans.contiguous(), right=True).unbind(-1)
         return F.normalize(sums[last] - sums[first], dim=-1)
 
 
@@ -112,6 +113,11 @@ class StateEncoder(AtLeastFloat32):
     def digest(self) -> str:
         """Hash of settings and parameters."""
         return digest(repr((self.layers, self.config.hidden, self.width)), self.state_dict())
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it was ever trained, or its parameters loaded."""
+        return bool(self.direct.weight.any())
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         """Vectors of tokens ``[…, T, W]`` float32.

@@ -24,8 +24,10 @@ from hiermem.training import equip_sizes
 from hiermem.training.calibration import CalibrationConfig
 from hiermem.training.equip import LEDGER, equip
 from hiermem.training.equip_sizes import EquipConfig
+from hiermem.training.optimizer import OptimizerConfig
 from hiermem.training.preparation import Run
-from hiermem.training.stages import Budgets, Evolution, Judge, Stage, loaded
+from hiermem.training.recipes import TRAININGS
+from hiermem.training.stages import Budgets, Evolution, Judge, Stage, Training, loaded
 from hiermem.training.validation import ValidationConfig
 
 VALIDATION = ValidationConfig(pieces=1, tokens=700, codes=2, length=600)
@@ -100,9 +102,13 @@ def test_a_run_that_is_stopped_in_any_stage_goes_on_to_the_same_model(
 ) -> None:
     whole = equip(small_stages(), run_of(wide_model, data, tmp_path / "whole"))
     stopped = run_of(wide_model, data, tmp_path / "stopped")
+    with patch.object(Evolution, "make", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        equip(small_stages(), stopped)
     for times in range(3):  # within the memory's second step, then in each of the two trainings of heads
         with stopped_in_step(times % 2):
             equip(small_stages(), stopped)
+    with patch.object(equipping, "_finish", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        equip(small_stages(), stopped)
     resumed = equip(small_stages(), stopped)
     for stage, other in zip(whole["stages"], resumed["stages"], strict=True):
         assert {**stage, "seconds": 0} == {**other, "seconds": 0}
@@ -131,12 +137,15 @@ def test_two_processes_equip_as_one(wide_model: Path, data: Path, tmp_path: Path
 
 
 def test_a_stage_that_makes_it_worse_is_left_out(wide_model: Path, data: Path, tmp_path: Path) -> None:
-    stages = (Spoiled("spoiled"), *small_stages().stages[:1])
+    memory = small_stages().stages[2]
+    stages = (Spoiled("spoiled"), memory)
     with spoilt_figures("spoiled"):
         found = equip(EquipConfig(stages, VALIDATION), run_of(wide_model, data, tmp_path / "out"))
-    spoiled, budgets = found["stages"]
-    assert not spoiled["kept"] and budgets["before"] == spoiled["before"] < spoiled["after"]
-    ledger = json.loads((tmp_path / "out" / LEDGER).read_text("utf-8"))
+    spoiled, trained = found["stages"]
+    assert not spoiled["kept"] and trained["before"] == spoiled["before"] < spoiled["after"]
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert HierMemModel.from_pretrained(tmp_path / "moved").summary is not None
+    ledger = json.loads((tmp_path / "moved" / LEDGER).read_text("utf-8"))
     assert [entry["kept"] for entry in ledger["done"]] == [True, False, True]
 
 
@@ -179,6 +188,9 @@ def test_what_cannot_be_equipped_is_refused(wide_model: Path, data: Path, tmp_pa
     there = run_of(wide_model, data, tmp_path / "out")
     one = EquipConfig(small_stages().stages[:1], VALIDATION)
     equip(one, there)
+    batch = replace(TRAININGS["together"](), optimizer=OptimizerConfig(batch=3, micro=1))
+    with pytest.raises(InputError, match="does not divide into 2 processes"):
+        Training("together", (("together", batch),)).check(2)
     with pytest.raises(InputError, match="is of a run with other settings"):
         equip(EquipConfig(one.stages, replace(VALIDATION, codes=3)), there)
     (there.output / LEDGER).write_text("{", "utf-8")

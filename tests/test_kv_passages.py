@@ -296,7 +296,9 @@ def test_other_families_answer_from_keys_and_values(family: str) -> None:
     memory = model.read(document(), progress=False)
     assert model.prepare(memory, QUESTION).recalled
     questions = [QUESTION, "Where lies the silver whistle?"]
-    assert len({answer.sources[0].text for answer in model.ask(memory, questions, max_new_tokens=3)}) == 1
+    answers = model.ask(memory, questions, max_new_tokens=3)
+    for answer, fact in zip(answers, ("The brass key hangs", "A silver whistle lies"), strict=True):
+        assert fact in answer.sources[0].text and answer.recalled
 
 
 def test_what_cannot_be_is_refused() -> None:

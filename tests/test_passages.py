@@ -51,6 +51,13 @@ def test_the_best_sentence_is_there_and_the_rest_has_room(characters: int) -> No
     assert total <= max(characters, len(FACT)) or total == sum(map(len, texts))
 
 
+def test_a_sentence_with_all_words_of_the_question_stands_alone() -> None:
+    texts = ["".join(FILLER[:4]) + FACT + "".join(FILLER[4:])]
+    assert [source.text for source in shown(texts, 200, least_score=0.7)] == [FACT]
+    (around,) = shown(texts, 200, least_score=0.7, question="Where hangs the brass key of the captain?")
+    assert FACT in around.text and len(FACT) < len(around.text) <= 200
+
+
 def test_weak_sentences_are_left_out() -> None:
     paragraphs = [*FILLER[:5], FACT, *FILLER[5:]]
     texts = ["".join(f"{paragraph.strip()}\n\n" for paragraph in paragraphs)]

@@ -493,7 +493,8 @@ def test_the_documented_launches_divide_their_batches() -> None:
 def test_every_recipe_can_be_made() -> None:
     for recipe in TRAININGS.values():
         config = recipe()
-        assert config.model().summary.tokens or config.trains in (("mamba",), ("lora",), ("kv",))
+        others = (("mamba",), ("lora",), ("kv",), ("states",))
+        assert config.model().summary.tokens or config.goes_on or config.trains in others
         assert config.optimizer.rounds(1) and (config.steps or config.fitted or config.choice)
         if config.steps:
             assert config.factor(0) <= config.factor(config.warmup) == 1.0

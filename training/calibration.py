@@ -8,7 +8,7 @@ Dimension names: B batch, G KV heads, R query heads per KV head, Q shown queries
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -86,6 +86,12 @@ def calibrate(reader: Reader, ids: Sequence[int], config: CalibrationConfig) -> 
     bar = tqdm(pieces, desc="calibrating", unit="text", disable=None)
     shares = [_shares(_received_again(reader, piece, between, first), config.kept) for piece in bar]
     return evened(torch.stack(shares).mean(0).tolist(), config.power)
+
+
+def fitting(reader: Reader, config: CalibrationConfig) -> CalibrationConfig:
+    """The same with pieces as long as two readings of them fit the trained range."""
+    beside = len(beginning(reader.tokenizer)) + len(encode(reader.tokenizer, AGAIN))
+    return replace(config, tokens=min(config.tokens, (reader.adapter.trained_range - beside) // 2))
 
 
 def evened(shares: list[list[float]], power: float) -> list[list[float]]:

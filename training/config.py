@@ -11,6 +11,7 @@ from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.kv.prompt import KVPromptConfig
 from hiermem.memory.policies import NammConfig
 from hiermem.memory.state_encoder import StateEncoderConfig
+from hiermem.retrieval.keys import DenseKey, StatesKey
 from hiermem.settings import check_settings
 from hiermem.training.calibration import CalibrationConfig
 from hiermem.training.cma_es import StageConfig
@@ -150,6 +151,8 @@ class TrainConfig:
             changes["kv_prompt"] = KVPromptConfig(0)
         if self.sentences is not None:
             changes["state_encoder"] = StateEncoderConfig([])
+            keys = {name: key for name, key in config.longterm.keys.items() if name != DenseKey.name}
+            changes["longterm"] = replace(config.longterm, keys={**keys, StatesKey.name: {}})
         if self.segment is not None:
             working = replace(config.working, update_interval=self.segment)
             changes |= {"segment": self.segment, "chunk": self.segment, "working": working}

@@ -24,14 +24,15 @@ from hiermem.ending import end
 from hiermem.errors import HierMemError, InputError
 from hiermem.eval.result_log import check_apart, replaced
 from hiermem.loading import saved_model
+from hiermem.memory.digest import digest
 from hiermem.saving import check_target
 from hiermem.seal import CARD
 from hiermem.training.checkpoints import run_lock
-from hiermem.training.distributed import barrier, one_of_many, rank
+from hiermem.training.distributed import barrier, one_of_many, rank, world
 from hiermem.training.equip_card import card_of
 from hiermem.training.equip_sizes import SIZES, EquipConfig
 from hiermem.training.preparation import Run
-from hiermem.training.stages import Judge, Stage, loaded
+from hiermem.training.stages import Judge, Stage, loaded, saved
 from hiermem.training.validation import Figures, Validation
 
 LEDGER = "stages.json"
@@ -107,12 +108,17 @@ def equip(config: EquipConfig, run: Run, skip: Collection[str] = ()) -> dict[str
     check(config, run, skip)
     with one_of_many(always=run.deepspeed is not None) as first, run_lock(run.output, writes=first):
         stages = [stage for stage in config.stages if stage.name not in skip]
+        if world() > 1 and run.deepspeed is None:
+            raise InputError("Several processes train with DeepSpeed: give its configuration to --deepspeed.")
+        for stage in stages:
+            stage.check(world())
         ledger = Ledger.of(run.output, _settings(config, run, stages))
         barrier()
         judge = Validation(run.data, config.validation).figures
         if not ledger.done:
-            with ledger.timed("before"):
-                ledger.done.append(_entry("before", run.model, judge(loaded(run)), True))
+            with ledger.timed("before"):  # a model of its own, which any stage can go on from
+                made = saved(loaded(run), replace(run, output=run.output / "stages" / "before"))
+                ledger.done.append(_entry("before", _within(run, made), judge(loaded(run)), True))
         for stage in stages[len(ledger.done) - 1 :]:
             _take(stage, ledger, run, judge)
         with ledger.timed("card"):
@@ -147,13 +153,13 @@ def check(config: EquipConfig, run: Run, skip: Collection[str]) -> None:
 
 def _take(stage: Stage, ledger: Ledger, run: Run, judge: Judge) -> None:
     """Run a stage and note what it made."""
-    own = replace(run, model=_kept(ledger), output=run.output / "stages" / stage.name)
+    own = replace(run, model=_kept(run, ledger), output=run.output / "stages" / stage.name)
     before = next(entry for entry in reversed(ledger.done) if entry["kept"])
     with ledger.timed(stage.name):
         made = stage.make(own, judge)
         figures = judge(loaded(replace(own, model=made)))
         kept = figures.mean <= before["mean"] + stage.allowance
-        ledger.done.append(_entry(stage.name, made, figures, kept))
+        ledger.done.append(_entry(stage.name, _within(run, made), figures, kept))
 
 
 def _entry(name: str, model: str, figures: Figures, kept: bool) -> dict[str, Any]:
@@ -161,16 +167,24 @@ def _entry(name: str, model: str, figures: Figures, kept: bool) -> dict[str, Any
     return {"name": name, "model": model, **asdict(figures), "mean": figures.mean, "kept": kept}
 
 
-def _kept(ledger: Ledger) -> str:
+def _within(run: Run, folder: str) -> str:
+    """A folder as the ledger names it: from the run's own, which may be moved."""
+    return str(Path(folder).relative_to(run.output))
+
+
+def _kept(run: Run, ledger: Ledger) -> str:
     """The model of the last stage whose model was kept."""
-    return str(next(entry["model"] for entry in reversed(ledger.done) if entry["kept"]))
+    kept = next(entry["model"] for entry in reversed(ledger.done) if entry["kept"])
+    return str(run.output / kept)
 
 
 def _settings(config: EquipConfig, run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     """Settings that a run must not change on the way."""
     plain = [{"kind": type(stage).__name__, **asdict(stage)} for stage in stages]
+    books = sorted(path.name for path in (run.data / "pg19").glob("*/*.txt"))
     settings = {
         "model": run.model,
+        "books": digest(repr(books), {}),
         "dtype": run.dtype,
         "stages": plain,
         "validation": asdict(config.validation),
@@ -195,7 +209,7 @@ def _compare(run: Run, ledger: Ledger, judge: Judge) -> None:
 
 def _of(run: Run, ledger: Ledger) -> Run:
     """The same with the model of the last stage that was kept."""
-    return replace(run, model=_kept(ledger), deepspeed=None)
+    return replace(run, model=_kept(run, ledger), deepspeed=None)
 
 
 def _finish(run: Run, ledger: Ledger, config: EquipConfig) -> None:

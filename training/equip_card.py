@@ -22,7 +22,8 @@ def card_of(backbone: str, result: dict[str, Any], config: ValidationConfig) -> 
     words = (
         f"Made by `hiermem equip`. Negative log-likelihood in nats a token on validation books of PG-19, "
         f"lower is better: *books*, {config.pieces} pieces of {config.tokens:,} tokens read on; *codes*, "
-        f"{config.codes} codes asked for after {config.length:,} tokens of which {config.keep:g} is kept."
+        f"{config.codes} codes asked for after {config.length:,} tokens of which {config.keep:g} is kept "
+        f"(by full attention, all)."
     )
     lines = [card(backbone, whole=False), words, "", *table(["model", "books", "codes"], figures), ""]
     lines += ["Stages, by the mean of both; one that made it worse was left out:", ""]

@@ -1,7 +1,7 @@
 """Sizes of `equip`: what its stages do, from minutes to days."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from hiermem.memory.policies import NammConfig
 from hiermem.memory.policies.spectrogram import SpectrogramConfig
@@ -27,7 +27,7 @@ class EquipConfig:
     """
 
     stages: tuple[Stage, ...]
-    validation: ValidationConfig
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -48,7 +48,7 @@ def small() -> EquipConfig:
     """Hours on two cores, for a backbone of some hundred million parameters."""
     stages = _stages(tokens=2048, batch=2, micro=1, memory=60, replaced=60, together_steps=60, fitted=60)
     evolution = Evolution("evolution", _evolution(generations=30, population=16, prompts=2, length=2000))
-    return EquipConfig((Budgets("budgets"), evolution, *stages), ValidationConfig())
+    return EquipConfig((Budgets("budgets"), evolution, *stages))
 
 
 def full() -> EquipConfig:

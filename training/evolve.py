@@ -18,7 +18,7 @@ from hiermem.eval.plots import new_figure
 from hiermem.eviction_weights import FILE, EvictionWeights
 from hiermem.memory.policies import Namm, NammConfig
 from hiermem.model import HierMemModel
-from hiermem.training.calibration import calibrate
+from hiermem.training.calibration import calibrate, fitting
 from hiermem.training.checkpoints import run_lock
 from hiermem.training.cma_es import Evolution, Generation, StageConfig, Vector
 from hiermem.training.config import EvolveConfig
@@ -99,7 +99,8 @@ def _start(
 
 def _first_weights(model: HierMemModel, source: TrainTexts, config: EvolveConfig) -> EvictionWeights:
     """Calibrated head shares and averaged attention, with the normalisation of the texts' features."""
-    shares = calibrate(model.reader, source.encoded(source.books[0].text), config.calibration)
+    book, calibration = source.encoded(source.books[0].text), fitting(model.reader, config.calibration)
+    shares = calibrate(model.reader, book, calibration)
     tasks = dict.fromkeys(task for stage in config.stages for task in stage.tasks)
     texts = [prompt(source, task, 0, config.seed) for task in tasks]
     network = averaged_attention(config.namm)

@@ -107,7 +107,7 @@ def prepared_model(config: TrainConfig, run: Run) -> HierMemModel:
             keep_best_heads(model, samples, config.choice)
     if config.passages is not None and model.kv_prompt is None:
         add_kv_prompt(model)
-    if config.sentences is not None and model.state_encoder is None:
+    if config.sentences is not None:  # it is begun anew, whatever there is
         add_state_encoder(model, sentence_encoder(config.sentences.encoder, "cpu").width)
     freeze_all_but(model, config.trained_parts)
     return model.eval()

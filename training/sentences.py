@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,10 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hiermem.errors import InputError
+from hiermem.errors import InputError, NonFiniteError
 from hiermem.eval.qa_data import load_pool
 from hiermem.eval.summary_data import load_documents
-from hiermem.eval.tasks import pg19, pubmedqa
+from hiermem.eval.tasks import pubmedqa
 from hiermem.memory.digest import digest
 from hiermem.model import HierMemModel
 from hiermem.retrieval.encoder import MINILM, sentence_encoder
@@ -28,6 +29,7 @@ from hiermem.retrieval.units import Unit, split
 from hiermem.settings import check_settings
 from hiermem.text import encode_with_spans, from_beginning
 from hiermem.training.distributed import barrier, rank
+from hiermem.training.samples import books
 
 ASKING = (
     "who",
@@ -144,8 +146,8 @@ class SentenceDataset:
         )
 
     def statistics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mean states of all that is trained on, ``[U, L * d]``, their embeddings ``[U, W]``, and mean and
-        deviation of the states of tokens."""
+        """Mean states of all sentences and questions that are trained on, ``[U, L * d]``, their embeddings
+        ``[U, W]``, the mean of the former, and the deviation of tokens' states."""
         units = [*self._sentences, *self._questions]
         means = torch.stack([unit.states.float().mean(0) for unit in units])
         some = torch.cat([unit.states[::16] for unit in units]).float()
@@ -182,9 +184,10 @@ def _units(files: Sequence[dict[str, Tensor]]) -> list[_Taught]:
 def _texts(data: Path, config: SentenceConfig) -> tuple[list[str], list[str]]:
     """Texts and questions, drawn with the seed."""
     rng, texts, questions = random.Random(config.seed), list[str](), list[str]()
-    books = list(pg19.books(data / "pg19", "train", None, None).values())
+    paths = [*books(data, "train", config.pieces).values()]
+    chosen = rng.sample(paths, min(len(paths), config.pieces))
     for number in range(config.pieces):
-        book = books[number % len(books)]
+        book = _text(chosen[number % len(chosen)])
         start = rng.randrange(max(len(book) - 2 * config.characters, 1))
         texts += _cut(book[start : start + 2 * config.characters], config.characters)[:1]
     others: list[str] = []
@@ -197,6 +200,12 @@ def _texts(data: Path, config: SentenceConfig) -> tuple[list[str], list[str]]:
     sentences = [text[unit.start : unit.end] for text in texts for unit in split(text)]
     questions += [_made_of(rng.choice(sentences), rng) for _ in range(config.questions)]
     return texts, [question for question in questions if question.strip()]
+
+
+@lru_cache(maxsize=64)
+def _text(book: Path | str) -> str:
+    """A book, from its file or as it is."""
+    return book.read_text("utf-8") if isinstance(book, Path) else book
 
 
 def _documents(data: Path) -> Iterator[tuple[str, list[str]]]:
@@ -280,9 +289,9 @@ def _of_texts(model: HierMemModel, texts: Sequence[str], config: SentenceConfig)
         whole = from_beginning(model.tokenizer, ids)
         skipped = max(len(whole) - len(ids), 1)  # the first token is one that all look back at
         states.append(_states_of(model, whole)[skipped:])
-        starts = torch.tensor([start for start, _ in spans])[skipped - (len(whole) - len(ids)) :]
+        ends = torch.tensor([end for _, end in spans])[skipped - (len(whole) - len(ids)) :]
         bounds = torch.tensor([[unit.start, unit.end] for unit in units])
-        first, last = torch.searchsorted(starts, bounds).unbind(-1)
+        first, last = torch.searchsorted(ends, bounds, right=True).unbind(-1)
         counts.append(last - first)
         states[-1] = torch.cat([states[-1][a:b] for a, b in zip(first, last, strict=True)])
     return {"states": torch.cat(states), "counts": torch.cat(counts), "taught": torch.cat(taught)}
@@ -307,4 +316,9 @@ def _states_of(model: HierMemModel, ids: list[int]) -> Tensor:
 
     row = torch.tensor([ids], device=model.device)
     model.reader.read(model.adapter.whole_memory(), row, take_states=take)
-    return torch.cat(found)
+    states = torch.cat(found)
+    if not states.isfinite().all():
+        raise NonFiniteError(
+            "States of this backbone leave the range of float16, so no encoder can be taught."
+        )
+    return states

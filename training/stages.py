@@ -3,18 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 
 from hiermem.config import HierMemConfig
+from hiermem.errors import InputError
+from hiermem.eval.tasks import pg19
 from hiermem.memory.policies import NammPolicy
 from hiermem.model import HierMemModel
 from hiermem.text import encode
-from hiermem.training.calibration import CalibrationConfig, calibrate, evened
+from hiermem.training.calibration import CalibrationConfig, calibrate, evened, fitting
 from hiermem.training.config import EvolveConfig, TrainConfig
 from hiermem.training.distributed import barrier, broadcast_from_rank0, rank
 from hiermem.training.evolve import evolve
 from hiermem.training.finetune import train
 from hiermem.training.preparation import Run
-from hiermem.training.prompts import TrainTexts
 from hiermem.training.validation import Figures
 
 Judge = Callable[[HierMemModel], Figures]
@@ -45,6 +47,13 @@ class Stage(ABC):
             the folder of the model.
         """
 
+    def check(self, processes: int) -> None:  # noqa: B027 - few need it
+        """Refuse what it could not end on so many processes, before anything is done.
+
+        Raises:
+            InputError: so it is.
+        """
+
     def work(self) -> Iterator[str]:
         """Lines that say what it will do."""
         yield self.name
@@ -64,8 +73,8 @@ class Budgets(Stage):
 
     def make(self, run: Run, judge: Judge) -> str:
         model = loaded(run)
-        plain = replace(self.calibration, power=1.0)
-        book = TrainTexts(model.tokenizer, run.data, "").books[0].text
+        plain = fitting(model.reader, replace(self.calibration, power=1.0))
+        (book,) = pg19.books(run.data / "pg19", "train", None, 1).values()
         measured = broadcast_from_rank0(calibrate(model.reader, encode(model.tokenizer, book), plain))
         found: dict[float | None, float] = {None: judge(model).mean}
         for power in self.powers:
@@ -73,7 +82,7 @@ class Budgets(Stage):
             found[power] = judge(model).mean
         best = min(found, key=lambda power: found[power])
         _share(model, None if best is None else evened(measured, best))
-        return _saved(model, run)
+        return saved(model, run)
 
     def work(self) -> Iterator[str]:
         tokens = 2 * self.calibration.tokens * self.calibration.texts
@@ -89,6 +98,10 @@ class Training(Stage):
     """
 
     trainings: tuple[tuple[str, TrainConfig], ...]
+
+    def check(self, processes: int) -> None:
+        for _, config in self.trainings:
+            config.optimizer.rounds(processes)
 
     def make(self, run: Run, judge: Judge) -> str:
         folder = run.model
@@ -114,12 +127,16 @@ class Evolution(Stage):
 
     evolution: EvolveConfig
 
+    def check(self, processes: int) -> None:
+        if find_spec("cmaes") is None:
+            raise InputError("Evolution needs the extra evolve: install it, or skip the stage evolution.")
+
     def make(self, run: Run, judge: Judge) -> str:
         model, folder = loaded(run), run.output / "evictor"
         evolve(model, run.data, self.evolution, folder)
         changed = model.config.with_working(policy=NammPolicy.name, head_shares=None)
         config = HierMemConfig(**changed.settings() | {"evictor": str(folder)})
-        return _saved(loaded(run, config), run)
+        return saved(loaded(run, config), run)
 
     def work(self) -> Iterator[str]:
         for stage in self.evolution.stages:
@@ -139,8 +156,8 @@ def _share(model: HierMemModel, shares: list[list[float]] | None) -> None:
     model.config.working = replace(model.config.working, head_shares=shares)
 
 
-def _saved(model: HierMemModel, run: Run) -> str:
-    """The folder of the model, which the first process writes."""
+def saved(model: HierMemModel, run: Run) -> str:
+    """The folder within ``run.output`` of a model, which the first process writes there."""
     folder = run.output / "model"
     if rank() == 0:
         model.save_pretrained(folder)

@@ -74,7 +74,7 @@ class Validation:
         data: folder that holds `pg19`.
 
     Raises:
-        InputError: there are no validation books, or they are too short.
+        InputError: there are no validation books.
     """
 
     def __init__(self, data: Path, config: ValidationConfig) -> None:
@@ -84,7 +84,11 @@ class Validation:
 
     @torch.inference_mode()
     def figures(self, model: HierMemModel) -> Figures:
-        """How well a model reads on, and what it still knows; each of several processes takes its share."""
+        """How well a model reads on, and what it still knows; each of several processes takes its share.
+
+        Raises:
+            InputError: the books are too short.
+        """
         config = self.config
         self._books = self._books or [Haystack(model.tokenizer, text) for text in self._texts.values()]
         rows = [self._piece(model, number) for number in _own(config.pieces)]

@@ -100,7 +100,10 @@ def ask(
         reader.config.asking = replace(reader.config.asking, least_confidence=0.0)
     check_kept(reader.config, settings or [])
     memory = MemoryState.load(memory_dir, reader)
-    if sets(settings or [], "longterm.keys") and memory.longterm.config.keys != config.longterm.keys:
+    if (
+        sets(settings or [], "longterm.keys")
+        and memory.longterm.config.keys != reader.longterm_config(memory.indexed).keys
+    ):
         raise InputError(f"The memory at {memory_dir} has other search keys: leave longterm.keys out.")
     if preset or policy or policy_set:
         _check_policy(memory_dir, memory.working_config, reader.config.working)

@@ -168,7 +168,7 @@ def _check_settings(reader: "HierMemModel", memory: "MemoryState", place: Path, 
             f"--out."
         )
     config = reader.config
-    longterm, wanted = memory.longterm.config, config.longterm
+    longterm, wanted = memory.longterm.config, reader.longterm_config(index)
     read_with = (memory.working_config, memory.segment, longterm.keys, longterm.tiers)
     if read_with != (config.working, config.segment, wanted.keys, wanted.tiers):
         raise InputError(

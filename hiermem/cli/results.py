@@ -63,6 +63,7 @@ def settings(
     from hiermem.eviction_weights import resolve_eviction_weights
     from hiermem.loading import native_dtype, saved_model
     from hiermem.lora import ADAPTER
+    from hiermem.state_encoders import shipped
 
     where = opt.usable_device(device)
     numbers = dtype or f"{native_dtype(torch.bfloat16, where)}".removeprefix("torch.")
@@ -71,6 +72,7 @@ def settings(
     parts += ["namm"] if config.working.policy == "namm" else []
     parts += ["summary"] if config.summary.tokens else []
     parts += ["mamba"] if config.mamba.groups else []
+    parts += ["state_encoder"] if config.longterm.has_states else []
     depends = {"model": model, "dtype": numbers, "device": where.type, "data": data_hash(*data)}
     if values["working"]["head_shares"] is None:
         del values["working"]["head_shares"]
@@ -83,6 +85,8 @@ def settings(
     backbone = model if folder is None else HierMemConfig.from_saved(folder).backbone
     if folder is not None:
         depends["backbone"] = Path(backbone).name
+    if config.longterm.has_states and (ships := shipped(backbone)) is not None:
+        depends["states"] = sha256_of(ships)[:16]
     evictor = resolve_eviction_weights(config.evictor, backbone, config.working.policy)
     if evictor is not None:  # its head shares are in its digest
         depends["evictor"] = evictor.digest
@@ -100,6 +104,7 @@ def keys_of_units(config: "HierMemConfig") -> dict[str, Any]:
     where there are none."""
     from hiermem.retrieval.keys import new_search_keys
 
-    keys = new_search_keys(config.longterm.keys, config=config.longterm.lexical, projections=None)
+    nothing = {"projections": None, "state_encoder": None}
+    keys = new_search_keys(config.longterm.keys, config=config.longterm.lexical, **nothing)
     found = {key.name: {**asdict(key), "digest": key.digest} for key in keys if key.of_units}
     return {"keys_of_units": found} if found else {}

@@ -26,15 +26,14 @@ def new_search_keys(settings: Mapping[str, Mapping[str, Any]], **supplies: Any) 
     """Keys by name, with their settings.
 
     Args:
-        supplies: what keys that name it among `SearchKey.supplied` get; they are left out where it is None or
-            not given.
+        supplies: what keys that name it among `SearchKey.supplied` get; they are left out where it is None.
 
     Raises:
         InputError: there is no such key or setting, or a value is refused.
     """
     keys = []
     for name, chosen in settings.items():
-        supplied = {field: supplies.get(field) for field in SEARCH_KEYS[name].supplied}
+        supplied = {field: supplies[field] for field in SEARCH_KEYS[name].supplied}
         if all(supply is not None for supply in supplied.values()):
             keys.append(SEARCH_KEYS.build(name, chosen, **supplied))
     return keys
