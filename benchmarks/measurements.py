@@ -149,6 +149,8 @@ def of_questions(data: Path, backbone: Backbone) -> Iterator[Measurement]:
             chosen = ("--language", "en", "--document-language", "de", "--method", method)
             read = 100_000 if method == "hiermem" else 0
             yield qa(f"qa-xquad-en-de-{method}", 40, read, "xquad", *chosen)
+        for method in ("indexed", "bm25", "dense"):
+            yield qa(f"qa-xquad-en-{method}-120", 120, 5_000, "xquad", "--method", method)
     for method in ("hiermem", "bm25", "full"):
         pairs = {"hiermem": 5_500, "bm25": 0, "full": 11_000}[method]
         read = int(backbone.some(10)) * pairs
