@@ -71,7 +71,7 @@ class LongTermConfig:
         if not set(self.keys) & set(whole):
             choice = ", ".join(whole)
             raise InputError(
-                f"The long-term memory needs a search key of whole segments: choose of {choice}."
+                f"The long-term memory needs a search key of whole segments: add one of {choice}."
             )
         self.tiers = TIERS.check_all(self.tiers)
         nothing = {"projections": None, "state_encoder": None}

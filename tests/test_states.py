@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import assert_refused, run
 from readers import reader, settings, text_of
 from test_training import data as data  # the fixture
 from torch import Tensor
@@ -113,6 +114,9 @@ def test_whole_pieces_saved_and_copied_memories_have_the_same_keys(cut: int, tmp
             longterm.partial.token_vectors.vectors, whole.longterm.partial.token_vectors.vectors
         )
     assert MemoryState.verify(tmp_path / "whole") == []
+    for known in (1.0, 0.5):  # below a trust of a fifth, words alone choose
+        scale = whole.longterm.unit_scale(Question(QUESTION, known=known))
+        assert (scale is not None and scale.odds is not None) == (known == 1.0)
     first, second = (model.ask(memory, QUESTION, max_new_tokens=4) for memory in (whole, loaded))
     assert first == second and first.sources
     more = " Gold lies at the gate. " + text_of(30)
@@ -215,3 +219,11 @@ def test_gradients_of_the_objective_are_those_of_differences() -> None:
                 losses.append(float(objective(batch).total))
                 weight[place] -= step
         assert float(weight.grad[place]) == pytest.approx((losses[0] - losses[1]) / 2e-3, rel=0.02, abs=1e-5)
+
+
+def test_an_index_by_states_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    keys = ("--set", 'longterm.keys={"lexical": {}, "states": {}}')
+    done = run(
+        "read", "-", "--out", tmp_path / "m", "--model", tiny_model, "--index", *keys, stdin=b"A text."
+    )
+    assert_refused(done, "An index has no search key states")

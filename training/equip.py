@@ -72,7 +72,10 @@ class Ledger:
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} is damaged: give another folder to --out.") from error
         if found.settings != plain:
-            raise InputError(f"{folder} is of a run with other settings: give another folder to --out.")
+            raise InputError(
+                f"{folder} is of a run with other settings: give the same size, stages and data again, or "
+                f"another folder to --out."
+            )
         return found
 
     @contextmanager

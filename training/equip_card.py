@@ -4,6 +4,7 @@ from typing import Any
 
 from hiermem.card import card
 from hiermem.eval.tables import table
+from hiermem.training.equip_sizes import LIGHTER
 from hiermem.training.validation import ValidationConfig
 
 
@@ -26,6 +27,7 @@ def card_of(backbone: str, result: dict[str, Any], config: ValidationConfig) -> 
         f"(by full attention, all)."
     )
     lines = [card(backbone, whole=False), words, "", *table(["model", "books", "codes"], figures), ""]
-    lines += ["Stages, by the mean of both; one that made it worse was left out:", ""]
+    kept = f"one that made it worse was left out (Mamba heads may cost {LIGHTER} nats)"
+    lines += [f"Stages, by the mean of both; {kept}:", ""]
     lines += table(["stage", "before", "after", "kept", "seconds"], stages)
     return "\n".join(lines) + "\n"

@@ -40,7 +40,7 @@ def tiny() -> EquipConfig:
     budgets = Budgets("budgets", measured, powers=(0.75,))
     evolved = replace(_evolution(generations=2, population=4, prompts=1, length=600), calibration=measured)
     evolution = Evolution("evolution", evolved)
-    validation = ValidationConfig(pieces=1, tokens=1024, codes=2, length=600)
+    validation = ValidationConfig(pieces=1, tokens=2048, codes=2, length=600)
     return EquipConfig((budgets, evolution, *stages), validation)
 
 

@@ -5,6 +5,7 @@ Perplexity alone would let a tier buy style with facts, and codes alone the reve
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -89,10 +90,13 @@ class Validation:
         Raises:
             InputError: the books are too short.
         """
+        from tqdm.auto import tqdm
+
         config = self.config
         self._books = self._books or [Haystack(model.tokenizer, text) for text in self._texts.values()]
-        rows = [self._piece(model, number) for number in _own(config.pieces)]
-        codes = [self._code(model, example) for example in self._examples()]
+        bar = partial(tqdm, disable=None if rank() == 0 else True, delay=2)
+        rows = [self._piece(model, number) for number in bar([*_own(config.pieces)], desc="books")]
+        codes = [self._code(model, example) for example in bar(self._examples(), desc="codes")]
         sums = torch.tensor([sum(rows), sum(codes)], dtype=torch.float64)
         books_sum, codes_sum = all_reduce_sum(sums).tolist()
         return Figures(books_sum / config.pieces, codes_sum / config.codes)

@@ -29,8 +29,9 @@ def equip(
 ) -> None:
     """Give a backbone the whole hierarchy: head shares, eviction, memory embeddings and Mamba heads.
 
-    Every stage is judged on validation books and left out where it makes them worse. Stopped at any moment,
-    the same command goes on within its stage. For many processes see docs/training.md.
+    Every stage is judged on validation books and left out where it makes them worse; Mamba heads may cost a
+    little, for the cache that they save. Stopped at any moment, the same command goes on within its stage.
+    For many processes see docs/training.md.
 
     Examples:
 

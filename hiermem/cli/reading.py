@@ -9,7 +9,7 @@ import typer
 from hiermem.cli import options as opt
 from hiermem.cli.reading_task import ONLY_INDEXED, Task, appending, holds_memory, resumed, with_keys_of
 from hiermem.cli.signals import Stop, stoppable
-from hiermem.errors import MemoryFileError
+from hiermem.errors import InputError, MemoryFileError
 from hiermem.progress import say
 from hiermem.resources import peak_rss_bytes
 
@@ -89,6 +89,11 @@ def read(
     config = with_used_settings(config, settings or [], _SETTABLE)
     opt.check_numbers(dtype, device)
     check_target(out)
+    if index and sets(settings or [], "longterm.keys") and config.longterm.has_states:
+        raise InputError(
+            "An index has no search key states, which is made while the backbone reads: leave that key out "
+            "of longterm.keys, or --index."
+        )
     chosen = preset is not None or sets(settings or [], "longterm.keys")
     if not chosen and saved_model(model) is None:  # keys are the default's
         config = with_keys_of(out, config)

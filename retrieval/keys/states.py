@@ -16,12 +16,6 @@ class StateEmbeddings(Protocol):
     @property
     def width(self) -> int: ...
     @property
-    def odds(self) -> tuple[float, float]:
-        """Of the encoder that ships for `smollm2`, from questions of Natural Questions (validation) that a
-        document does and does not answer: it tells few of them apart."""
-        return (8.6, 0.571)
-
-    @property
     def digest(self) -> str: ...
 
 
@@ -46,13 +40,11 @@ class StatesKey(SearchKey):
         return self.state_encoder.width
 
     def document_keys(self, records: Sequence[Keyed]) -> Tensor:
-        found = [record.embedding for record in records]
-        blank = torch.zeros(self.width)
-        return (
-            torch.stack([blank if each is None else each for each in found])
-            if found
-            else blank[:0].view(0, self.width)
-        )
+        keys = torch.zeros(len(records), self.width)
+        for row, record in enumerate(records):
+            if record.embedding is not None:
+                keys[row] = record.embedding
+        return keys
 
     def query_key(self, question: Question) -> Tensor:
         return torch.zeros(self.width) if question.embedding is None else question.embedding
@@ -60,6 +52,12 @@ class StatesKey(SearchKey):
     def trust(self, question: Question) -> float:
         """The cube of the share of words that the backbone's tokenizer knows whole."""
         return question.known**3
+
+    @property
+    def odds(self) -> tuple[float, float]:
+        """Of the encoder that ships for `smollm2`, from questions of Natural Questions (validation) that a
+        document does and does not answer: it tells few of them apart."""
+        return (8.6, 0.571)
 
     @property
     def digest(self) -> str:
