@@ -194,7 +194,11 @@ class Reader:
     def _vectors(self, memory: WorkingMemory, ids: Tensor) -> Tensor:
         encoder, found = self.state_encoder, list[Tensor]()
         assert encoder is not None
-        self.read(memory, ids, take_states=lambda states: found.append(encoder(states)[0].cpu()))
+
+        def take(states: tuple[Tensor, ...]) -> None:
+            found.append(encoder(encoder.chosen(states))[0].cpu())
+
+        self.read(memory, ids, take_states=take)
         return torch.cat(found)
 
     @torch.no_grad()

@@ -119,13 +119,20 @@ class StateEncoder(AtLeastFloat32):
         """Whether it was ever trained, or its parameters loaded."""
         return bool(self.direct.weight.any())
 
-    def forward(self, states: Sequence[Tensor]) -> Tensor:
-        """Vectors of tokens ``[…, T, W]`` float32.
+    def chosen(self, states: Sequence[Tensor]) -> Tensor:
+        """The states that are looked at, side by side, ``[…, T, L * d]``.
 
         Args:
             states: what goes into the first layer and comes out of each, ``[…, T, d]``.
         """
-        chosen = torch.cat([states[layer].float() for layer in self.layers], dim=-1)
-        x = (chosen - self.mean) / self.deviation
+        return torch.cat([states[layer] for layer in self.layers], dim=-1)
+
+    def forward(self, chosen: Tensor) -> Tensor:
+        """Vectors of tokens ``[…, T, W]`` float32.
+
+        Args:
+            chosen: their states as `chosen` gives them.
+        """
+        x = (chosen.float() - self.mean) / self.deviation
         vectors = self.direct(x) + self.outer(F.gelu(self.inner(x)))
         return vectors * F.softplus(self.importance(x))

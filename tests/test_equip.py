@@ -56,7 +56,7 @@ def run_of(model: Path, data: Path, out: Path, deepspeed: Path | None = None) ->
 
 @dataclass(frozen=True)
 class Spoiled(Stage):
-    """A stage whose model predicts nothing."""
+    """A stage that makes the same model again; its figures are spoilt by `spoilt_figures`."""
 
     def make(self, run: Run, judge: Judge) -> str:
         model = loaded(run)

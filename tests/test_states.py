@@ -79,7 +79,7 @@ def test_units_have_the_embeddings_of_what_the_backbone_read() -> None:
     with torch.inference_mode():
         whole = model.reader.encode(text)
         states = model.backbone(whole, output_hidden_states=True).hidden_states
-        vectors = model.state_encoder(states)[0]
+        vectors = model.state_encoder(model.state_encoder.chosen(states))[0]
     vectors = vectors.clone()
     vectors[0] = 0
     vectors = vectors[len(vectors) - len(ids) :]

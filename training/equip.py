@@ -64,19 +64,24 @@ class Ledger:
         Raises:
             InputError: it is damaged, or of a run with other settings.
         """
-        path, plain = folder / LEDGER, json.loads(json.dumps(settings))
+        path = folder / LEDGER
         if not path.exists():
-            return cls(path, plain)
+            return cls(path, settings)
         try:
             found = cls(path, **json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} is damaged: give another folder to --out.") from error
-        if found.settings != plain:
+        if found.settings != settings:
             raise InputError(
                 f"{folder} is of a run with other settings: give the same size, stages and data again, or "
                 f"another folder to --out."
             )
         return found
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """The last line whose model was kept."""
+        return next(entry for entry in reversed(self.done) if entry["kept"])
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -157,11 +162,10 @@ def check(config: EquipConfig, run: Run, skip: Collection[str]) -> None:
 def _take(stage: Stage, ledger: Ledger, run: Run, judge: Judge) -> None:
     """Run a stage and note what it made."""
     own = replace(run, model=_kept(run, ledger), output=run.output / "stages" / stage.name)
-    before = next(entry for entry in reversed(ledger.done) if entry["kept"])
     with ledger.timed(stage.name):
         made = stage.make(own, judge)
         figures = judge(loaded(replace(own, model=made)))
-        kept = figures.mean <= before["mean"] + stage.allowance
+        kept = figures.mean <= ledger.kept["mean"] + stage.allowance
         ledger.done.append(_entry(stage.name, _within(run, made), figures, kept))
 
 
@@ -177,8 +181,7 @@ def _within(run: Run, folder: str) -> str:
 
 def _kept(run: Run, ledger: Ledger) -> str:
     """The model of the last stage whose model was kept."""
-    kept = next(entry["model"] for entry in reversed(ledger.done) if entry["kept"])
-    return str(run.output / kept)
+    return str(run.output / ledger.kept["model"])
 
 
 def _settings(config: EquipConfig, run: Run, stages: Sequence[Stage]) -> dict[str, Any]:

@@ -312,7 +312,7 @@ def _states_of(model: HierMemModel, ids: list[int]) -> Tensor:
     assert encoder is not None
 
     def take(states: tuple[Tensor, ...]) -> None:
-        found.append(torch.cat([states[layer][0] for layer in encoder.layers], dim=-1).half().cpu())
+        found.append(encoder.chosen(states)[0].half().cpu())
 
     row = torch.tensor([ids], device=model.device)
     model.reader.read(model.adapter.whole_memory(), row, take_states=take)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hiermem.errors import InputError
 from hiermem.memory.state_encoder import StateEncoder, StateEncoderConfig
 from hiermem.model import HierMemModel
 from hiermem.training.objective import Losses, TrainingObjective
@@ -40,19 +39,10 @@ def add_state_encoder(model: HierMemModel, width: int) -> None:
 
 @torch.no_grad()
 def begin_encoder(model: HierMemModel, data: SentenceDataset) -> None:
-    """Let the encoder of a model begin as a linear map; its inner layer is noise that counts nothing yet.
-
-    Raises:
-        InputError: the teacher's embeddings are of another width.
-    """
+    """Let the encoder of a model begin as a linear map; its inner layer is noise that counts nothing yet."""
     encoder = model.state_encoder
     assert encoder is not None
     means, taught, mean, deviation = data.statistics()
-    if taught.shape[1] != encoder.width:
-        raise InputError(
-            f"The teacher's embeddings have {taught.shape[1]} numbers, the state encoder's {encoder.width}: "
-            f"give another teacher."
-        )
     encoder.mean.copy_(mean)
     encoder.deviation.copy_(deviation.clamp(min=1e-6))
     x = (means - mean) / encoder.deviation.cpu()
@@ -71,10 +61,7 @@ class StateObjective(TrainingObjective):
         """Divergence in nats a sentence, and distance; `Losses.nll` is ``[1, 1]``, the divergence."""
         encoder = self.model.state_encoder
         assert encoder is not None
-        width = batch.states.shape[1] // len(encoder.layers)
-        states = dict(zip(encoder.layers, batch.states.split(width, dim=-1), strict=True))
-        vectors = encoder([states.get(layer, batch.states) for layer in range(encoder.layers[-1] + 1)])
-        found = F.normalize(_sums(vectors, batch.counts), dim=-1)
+        found = F.normalize(_sums(encoder(batch.states), batch.counts), dim=-1)
         mine, its = (_neighbours(each) for each in (found, batch.taught))
         divergence = F.kl_div(mine, its, reduction="batchmean", log_target=True)
         total = divergence + CLOSENESS * (1 - (found * batch.taught).sum(-1)).mean()
