@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -34,6 +35,7 @@ from hiermem.training import finetune
 from hiermem.training.batches import IGNORED, Sample, collated
 from hiermem.training.config import TrainConfig
 from hiermem.training.engine import TorchEngine
+from hiermem.training.facts import KINDS, with_facts
 from hiermem.training.objective import LanguageObjective, ObjectiveConfig
 from hiermem.training.optimizer import OptimizerConfig
 from hiermem.training.parameters import freeze_all_but, trainable_parameters
@@ -114,8 +116,35 @@ def test_codes_in_a_book_are_asked_for_at_its_end(data: Path, tokens: int) -> No
     found = re.findall(r"(\w+ \d) is (\d{5})", text)
     assert len(found) == 8 and set(found[:4]) == set(found[4:]) and len({name for name, _ in found}) == 4
     assert wanted.split() == [code for _, code in found[4:]]
-    with pytest.raises(InputError, match="Texts with codes need samples of at least"):
+    with pytest.raises(InputError, match="Texts with facts need samples of at least"):
         TrainingDataset(tokenizer(), data, SampleConfig(books=0, facts=1, tokens=60))[3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_facts_of_a_kind_stand_in_the_text_and_are_asked_for(data: Path, kind: str) -> None:
+    """Every answer that counts stands once before its question, and four facts have four subjects."""
+    config = SampleConfig(books=0, facts=1, kinds=(kind,), tokens=1500)
+    sample = TrainingDataset(tokenizer(), data, config)[5]
+    assert sample.name.startswith(kind)
+    answers, current = [], []
+    for token, scored in zip([*sample.ids, 0], [*sample.scored, False], strict=True):
+        if scored:
+            current.append(token)
+        elif current:
+            answers, current = [*answers, tokenizer().decode(current).strip()], []
+    text = tokenizer().decode(sample.ids)
+    told = with_facts("One. Two. Three. Four.", kind, random.Random(3))
+    assert len(answers) == len(told) == 4 and len({(e.question, e.lead) for e in told}) == 4
+    assert all(text.count(answer) >= 2 for answer in answers)
+    for example in told:
+        assert example.answer.strip() in example.text and example.lead in example.text
+
+
+def test_unknown_kinds_of_facts_are_refused() -> None:
+    with pytest.raises(InputError, match=r"Facts are of the kinds codes, pass keys, .*, not rumours\."):
+        SampleConfig(facts=1, kinds=("rumours",))
+    with pytest.raises(InputError, match=r"not none\."):
+        SampleConfig(facts=1, kinds=())
 
 
 def test_a_book_too_short_to_hide_anything_is_read_as_it_is(data: Path, tmp_path: Path) -> None:

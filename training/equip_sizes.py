@@ -9,7 +9,9 @@ from hiermem.settings import check_settings
 from hiermem.training.calibration import CalibrationConfig
 from hiermem.training.cma_es import StageConfig
 from hiermem.training.config import EvolveConfig, TrainConfig
+from hiermem.training.facts import KINDS
 from hiermem.training.recipes import CARRIED_MEMORY, carried, heads, together
+from hiermem.training.samples import SampleConfig
 from hiermem.training.stages import Budgets, Evolution, Stage, Training
 from hiermem.training.validation import ValidationConfig
 
@@ -89,10 +91,11 @@ def _stages(
         )
 
     added = replace(carried(), goes_on=True, summary=CARRIED_MEMORY, fitted=fitted)
-    added = replace(added, samples=replace(added.samples, books=0.75, facts=0.25))
+    facts = SampleConfig(books=0.75, facts=0.25, kinds=KINDS)
+    added = replace(added, samples=facts)
     around = (
         ("imitating", sized(heads(), replaced)),
-        ("together", sized(together(), together_steps)),
+        ("together", sized(replace(together(), samples=facts), together_steps)),
     )
     return (
         Training("memory", (("carried", sized(added, memory)),)),

@@ -12,6 +12,7 @@ from hiermem.training.calibration import CalibrationConfig
 from hiermem.training.cma_es import StageConfig
 from hiermem.training.config import EvolveConfig, TrainConfig
 from hiermem.training.distillation import ReplacementConfig
+from hiermem.training.facts import KINDS
 from hiermem.training.head_selection import ChoiceConfig
 from hiermem.training.objective import ObjectiveConfig
 from hiermem.training.optimizer import OptimizerConfig
@@ -247,9 +248,12 @@ def heads_language() -> TrainConfig:
 
 def together() -> TrainConfig:
     """Memory prompt and Mamba heads by language modelling, each around the other and around what the policy
-    keeps: goes on from a model that has both, with all of its settings."""
+    keeps: goes on from a model that has both, with all of its settings.
+
+    Facts of all kinds and PubMedQA's questions keep it from buying the style of books with what it knows.
+    """
     return TrainConfig(
-        samples=SampleConfig(books=0.75, facts=0.25, tokens=2048),
+        samples=SampleConfig(books=0.65, questions=0.1, facts=0.25, kinds=KINDS, tokens=2048),
         objective=ObjectiveConfig(depth=1, recompute=True),
         goes_on=True,
         trains=("prompt", "mamba"),

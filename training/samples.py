@@ -1,4 +1,4 @@
-"""Training data: pieces of books, questions after their abstracts, and texts with codes to be asked for.
+"""Training data: pieces of books, questions after their abstracts, and texts with facts to be asked for.
 
 A sample is a function of seed and number alone. So any process can draw any sample, each draws others, and
 training that was stopped goes on with the very samples that would have come.
@@ -24,6 +24,7 @@ from hiermem.prompts import prompt_text
 from hiermem.settings import check_settings
 from hiermem.text import beginning, encode
 from hiermem.training.batches import Batch, Sample, collated
+from hiermem.training.facts import CODES, check_kinds, with_facts
 
 KINDS = ("books", "questions", "facts")
 SLACK = 16
@@ -40,7 +41,8 @@ class SampleConfig:
     Attributes:
         books: share of the samples that are pieces of books.
         questions: share that are questions after their abstracts, packed until a sample is full.
-        facts: share that are pieces of books in which codes are hidden, all of them asked for at the end.
+        facts: share that are pieces of books in which facts are hidden, all of them asked for at the end.
+        kinds: of these facts, of `hiermem.training.facts.KINDS`, one in a text.
         tokens: tokens of a sample.
         streamed: books that are taken of a dataset on the hub, its first ones.
         held_out: questions at the end of the training half that are never trained on; without books, they
@@ -51,6 +53,7 @@ class SampleConfig:
     books: float = 1.0
     questions: float = 0.0
     facts: float = 0.0
+    kinds: tuple[str, ...] = (CODES,)
     tokens: int = 2048
     streamed: int = 256
     held_out: int = 100
@@ -58,6 +61,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_kinds(self.kinds)
         if (
             min(self.shares) < 0
             or sum(self.shares) <= 0
@@ -169,34 +173,34 @@ class TrainingDataset:
         return Sample(f"questions {', '.join(names)}", ids[-end:], scored[-end:])
 
     def _facts(self, rng: random.Random) -> Sample:
-        """A piece of a book with codes in it, then a question for each, in any order.
+        """A piece of a book with facts in it, then a question for each, in any order.
 
         Raises:
-            InputError: samples are too short for codes and questions.
+            InputError: samples are too short for facts and questions.
         """
         name = rng.choice(sorted(self._books))
-        kind, seed, end = rng.choice(needles.KINDS), rng.random(), self.config.tokens
+        kind, seed, end = rng.choice(self.config.kinds), rng.random(), self.config.tokens
 
         def queries(text: str) -> list[tuple[list[int], list[int]]]:
             again = random.Random(seed)
-            examples = needles.with_codes(text, kind, again)
+            examples = with_facts(text, kind, again)
             again.shuffle(examples)
             return [self._query(example, at) for at, example in enumerate(examples)]
 
         room = sum(len(prompt) + len(answer) for prompt, answer in queries("")) + SLACK
         if end - room < SHORTEST:
             raise InputError(
-                f"Texts with codes need samples of at least {room + SHORTEST} tokens, not {end}."
+                f"Texts with facts need samples of at least {room + SHORTEST} tokens, not {end}."
             )
         if len(self._book(name)) < SHORTEST:
             return self._piece(rng)
         pairs = queries(self.tokenizer.decode(self._cut(name, end - room, rng)[1]))
         ids = [token for prompt, answer in pairs for token in prompt + answer]
         scored = [i >= len(p) for p, answer in pairs for i in range(len(p) + len(answer))]
-        return Sample(f"codes in book {name}", ids[-end:], scored[-end:])
+        return Sample(f"{kind} in book {name}", ids[-end:], scored[-end:])
 
     def _query(self, example: needles.Example, number: int) -> tuple[list[int], list[int]]:
-        """Token ids up to a code, and those of the code; the first question comes after the text."""
+        """Token ids up to an answer, and those of the answer; the first question comes after the text."""
         passages = [] if number else [example.text]
         prompt = prompt_text(self.tokenizer, passages, example.question, AskConfig.instruction)
         begun = replace(prompt, lead=example.lead).ids(self.tokenizer, begins=not number)
