@@ -254,12 +254,12 @@ def together() -> TrainConfig:
     """
     return TrainConfig(
         samples=SampleConfig(books=0.65, questions=0.1, facts=0.25, kinds=KINDS, tokens=2048),
-        objective=ObjectiveConfig(depth=1, recompute=True),
+        objective=ObjectiveConfig(depth=1),
         goes_on=True,
         trains=("prompt", "mamba"),
         optimizer=OptimizerConfig(memory_rate=1e-3, batch=1, micro=1),
-        steps=120,
-        evaluate_every=20,
+        steps=150,
+        evaluate_every=50,
         save_every=10,
     )
 
