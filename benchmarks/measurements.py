@@ -96,10 +96,11 @@ def minutes(read: float, answers: float = 0, decoded: float = 24, shown: float =
 def all_measurements(data: Path, others: Sequence[Backbone]) -> list[Measurement]:
     """Every measurement: those of smollm2, then what other backbones are compared by."""
     found = [*of_questions(data, Backbone()), *of_lengths(data, Backbone()), *of_texts(data, Backbone())]
-    found += [*of_tiers(data), *of_parts(data), *of_stored(data), *of_policies(data), *of_peers(data)]
-    found += [*of_speed(data), *of_heads(data)]
+    found += [*of_tiers(data), *of_parts(data), *of_stored(data, Backbone()), *of_policies(data)]
+    found += [*of_peers(data), *of_speed(data), *of_heads(data)]
     for backbone in others:
         found += [*of_questions(data, backbone), *of_lengths(data, backbone), *of_texts(data, backbone)]
+        found += of_stored(data, backbone)
     return found
 
 
@@ -169,7 +170,7 @@ def of_questions(data: Path, backbone: Backbone) -> Iterator[Measurement]:
         methods["working"] = ("--set", "asking.working=true")
     for folder, length in (("qmsum", 13_000), ("squality", 7_000)) if own else (("squality", 7_000),):
         for method, words in methods.items():
-            limit = backbone.some(6)
+            limit = backbone.some(12 if own else 6)
             read = int(limit) * length if method in ("hiermem", "working") else 0
             took = minutes(read, int(limit), 200) * backbone.slowness
             words = ("--data", str(data / folder), "--limit", limit, *words)
@@ -321,13 +322,18 @@ def of_parts(data: Path) -> Iterator[Measurement]:
         yield hiermem(f"parts-{name}", Backbone(), took, *questions, *words)
 
 
-def of_stored(data: Path) -> Iterator[Measurement]:
-    """Questions answered from stored keys and values, by the share of them that is kept and its format."""
-    questions = ("eval", "qa", "--data", str(data / "xquad"), "--limit", "120", "--set", "asking.passages=kv")
-    for keep, dtype in STORED:
+def of_stored(data: Path, backbone: Backbone) -> Iterator[Measurement]:
+    """Questions answered from stored keys and values, by the share of them that is kept and its format;
+    for another backbone, for which no prompt in front of them was trained, one row, and one from text."""
+    own, limit = backbone.name == SMOLLM2, backbone.some(120)
+    questions = ("eval", "qa", "--data", str(data / "xquad"), "--limit", limit)
+    took = minutes(25_000, int(limit), shown=60) * backbone.slowness
+    for keep, dtype in STORED if own else ((1, "int8"),):
         kept = ("--set", f"longterm.tiers.kv.keep={keep}", "--set", f"longterm.tiers.kv.dtype={dtype}")
-        took = minutes(25_000, 120, shown=60)
-        yield hiermem(f"stored-{dtype}-{keep * 100:.0f}", Backbone(), took, *questions, *kept)
+        words = (*questions, "--set", "asking.passages=kv", *kept)
+        yield hiermem(f"stored-{dtype}-{keep * 100:.0f}", backbone, took, *words)
+    if not own:
+        yield hiermem("stored-text", backbone, took, *questions, "--method", "indexed")
 
 
 def of_policies(data: Path) -> Iterator[Measurement]:
