@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from hiermem import asking
-from hiermem.eval.scoring import score_tokens
 from hiermem.memory.policies import Namm, NammConfig, NammPolicy
 from hiermem.memory.working import WorkingMemory
-from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.model import HierMemModel
 from hiermem.training.cma_es import Vector
+from hiermem.training.population import Candidate, kept_tokens, pruned_by_each
 from hiermem.training.prompts import FitnessPrompt
+
+ROWS = 32
+"""Candidates that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Genome:
         torch.nn.utils.vector_to_parameters(rest, network.parameters())
         return network
 
+    def candidate(self, vector: Vector) -> Candidate:
+        """What a vector stands for."""
+        return Candidate(self.shares(vector), self.network(vector))
+
     def vector(self, shares: Sequence[Sequence[float]], network: Namm) -> Vector:
         """The inverse of `shares` and `network`; shares count at least a hundredth of the mean."""
         parameters = torch.nn.utils.parameters_to_vector(network.parameters()).detach().numpy()
@@ -72,51 +78,44 @@ class FitnessEvaluator:
         self, candidates: Sequence[Vector], prompts: Sequence[FitnessPrompt]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Relative likelihoods and kept shares, each ``[candidates, prompts]``."""
-        decoded = [(self.genome.shares(vector), self.genome.network(vector)) for vector in candidates]
-        rows = [[self._score(shares, network, prompt) for prompt in prompts] for shares, network in decoded]
-        figures = np.array(rows)
-        return figures[..., 0], figures[..., 1]
+        decoded = [self.genome.candidate(vector) for vector in candidates]
+        columns = [self._column(decoded, prompt) for prompt in prompts]
+        likelihoods, kept = (np.stack(part, axis=1) for part in zip(*columns, strict=True))
+        return likelihoods, kept
 
-    def _score(self, shares: list[list[float]], network: Namm, prompt: FitnessPrompt) -> tuple[float, float]:
-        """Relative likelihood of the answer after the text was pruned, and the share that was kept."""
+    def _column(
+        self, candidates: Sequence[Candidate], prompt: FitnessPrompt
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Relative likelihood of the answer after the text was pruned, and the share that was kept, of each
+        candidate."""
         whole, reference = self._reading(prompt)
-        budget = max(round(prompt.keep * len(prompt.text)), 1)
-        config = replace(whole.config, budget=budget, head_shares=shares)
-        memory = pruned(whole, config, network)
-        kept = memory.cache.mean_tokens / len(prompt.text)
-        # Relative to the full cache, prompts that are hard for the backbone count as much as easy ones.
-        return relative_likelihood(self._nll(memory, prompt), reference), kept
+        config = replace(whole.config, budget=max(round(prompt.keep * len(prompt.text)), 1))
+        likelihoods, kept = [], []
+        for start in range(0, len(candidates), ROWS):
+            memory = pruned_by_each(whole, candidates[start : start + ROWS], config)
+            kept.append(kept_tokens(memory) / len(prompt.text))
+            likelihoods += [relative_likelihood(nll, reference) for nll in self._nll(memory, prompt)]
+        return np.array(likelihoods), np.concatenate(kept)
 
     def _reading(self, prompt: FitnessPrompt) -> tuple[WorkingMemory, float]:
         """A text in a cache that keeps all of it, and the answer's negative log-likelihood after it."""
         if prompt.key not in self._read:
             whole = read_whole(self.model, self.genome.namm, prompt)
-            self._read[prompt.key] = whole, self._nll(whole.copy(), prompt)
+            self._read[prompt.key] = whole, self._nll(whole.copy(), prompt)[0]
             while len(self._read) > self.room:
                 self._read.popitem(last=False)
         self._read.move_to_end(prompt.key)
         return self._read[prompt.key]
 
-    def _nll(self, memory: WorkingMemory, prompt: FitnessPrompt) -> float:
-        """Negative log-likelihood per scored token in nats; the first token of the rest is not scored."""
-        ids = torch.tensor([prompt.rest], device=self.model.device)
-        scored = min(prompt.scored, ids.shape[1] - 1)
-        prepared = asking.PreparedPrompt(memory, ids[:, :-scored], [])
-        return float(score_tokens(self.model.reader, prepared, ids[0, -scored:]).nll.mean())
-
-
-def pruned(whole: WorkingMemory, config: WorkingMemoryConfig, network: Namm) -> WorkingMemory:
-    """The same content under other settings, pruned to their budget; ``whole`` stays as it is.
-
-    Args:
-        whole: a memory in which all heads of a layer share a cache, as `read_whole` gives it.
-    """
-    memory = WorkingMemory(config, whole.geometries, whole.trained_range, policy=config.new_policy(network))
-    for index, group in enumerate(memory.cache.head_groups):
-        memory.caches[index] = whole.caches[group.layer].of_heads(group.heads)
-    memory.frames = whole.frames
-    memory.evict()
-    return memory
+    def _nll(self, memory: WorkingMemory, prompt: FitnessPrompt) -> list[float]:
+        """Negative log-likelihood per scored token in nats of each row; the first token of the rest is not
+        scored. The memory moves on."""
+        scored = min(prompt.scored, len(prompt.rest) - 1)
+        rest = torch.tensor(prompt.rest, device=self.model.device)
+        ids = rest[:-1].expand(len(memory.num_tokens), -1)
+        logits = self.model.reader.logits(memory, ids, scored)
+        targets = rest[-scored:]
+        return [float(F.cross_entropy(row, targets)) for row in logits]
 
 
 def read_whole(model: HierMemModel, namm: NammConfig, prompt: FitnessPrompt) -> WorkingMemory:

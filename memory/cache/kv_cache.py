@@ -138,6 +138,8 @@ class KVCache(ChunkState):
             keys=held[0],
             values=held[1],
             queries=cache.queries,
+            layer=group.layer,
+            heads=group.heads,
         )
 
     def scores(self, index: int, num_tokens: Sequence[int]) -> Tensor:

@@ -5,13 +5,14 @@ Dimension names: B batch, G KV heads, R query heads per KV head, Q shown queries
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from hiermem.errors import InputError
+from hiermem.memory.attention import Heads
 from hiermem.settings import check_settings
 
 
@@ -30,6 +31,8 @@ class CacheStats:
         values: of the cached tokens, ``[B, G, T, D']``; None where a caller has none.
         queries: the last n = `EvictionPolicy.num_queries` queries of each row, oldest first, 0 before the
             first, ``[B, G, R, n, D]``, rotated as the keys; None where the policy wants none.
+        layer: index of the attention layer.
+        heads: which of its KV heads these are.
     """
 
     positions: Tensor
@@ -40,6 +43,8 @@ class CacheStats:
     keys: Tensor | None = None
     values: Tensor | None = None
     queries: Tensor | None = None
+    layer: int = 0
+    heads: Heads = field(default_factory=lambda: slice(None))
 
 
 @dataclass(frozen=True)
