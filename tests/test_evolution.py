@@ -272,7 +272,7 @@ def test_another_network_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 def test_every_recipe_is_whole() -> None:
     for name, recipe in EVOLUTIONS.items():
         assert recipe().stages, name
-    assert EVOLUTIONS["published"]().namm == NammConfig()
+    assert EVOLUTIONS["published-network"]().namm == NammConfig()
 
 
 def test_two_processes_evolve_what_one_does(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hiermem.errors import InputError
 Recipe = Annotated[
     str,
     typer.Option(
-        help="smoke, hmt-1 or hmt-2 (the two stages of HMT as published), isolated (a residual memory "
+        help="smoke, hmt-1 or hmt-2 (after the two stages of HMT), isolated (a residual memory "
         "between segments without a cache), carried and recall (go on from it: around a carried cache; "
         "what recall finds by), questions (adapters for PubMedQA), key (the search key), states (search by "
         "the backbone's own states), kv (the prompt in front of recalled keys and values), heads, "
@@ -37,7 +37,10 @@ def evolve(
     data: opt.Trainable,
     out: Annotated[Path, typer.Option(help="Folder of checkpoints, logs and, all along, the evictor.")],
     recipe: Annotated[
-        str, typer.Option(help="small (as shipped for smollm2), published or smoke.")
+        str,
+        typer.Option(
+            help="small (as shipped for smollm2), published-network (NAMM's, evolved our way) or smoke."
+        ),
     ] = "small",
     model: opt.Model = "smollm2",
     generations: Annotated[
@@ -64,6 +67,11 @@ def evolve(
     from hiermem.training.evolve import evolve as run
     from hiermem.training.recipes import EVOLUTIONS
 
+    if recipe == "published":
+        raise InputError(
+            "The recipe published is called published-network now: network and sizes are NAMM's, tasks and "
+            "budget are not."
+        )
     if recipe not in EVOLUTIONS:
         raise InputError(f"There is no recipe {recipe!r}: choose one of {', '.join(EVOLUTIONS)}.")
     _check_folders(data, out)
