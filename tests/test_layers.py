@@ -149,6 +149,9 @@ def test_nothing_that_a_library_should_not_do(name: str) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             called = dotted(node.func)
+            if (name, called) == ("hiermem.public_weights", "torch.load"):  # others' files, tensors alone
+                assert "weights_only=True" in ast.unparse(node)
+                continue
             assert called not in ("print", "torch.load", "torch.save", "eval", "exec"), f"{name}: {called}"
             assert not called.endswith(".cuda") or called == "torch.cuda", f"{name}: {called}"
     assert "pickle" not in {module.split(".")[0] for module, _ in imports(tree)}

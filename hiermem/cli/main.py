@@ -14,6 +14,7 @@ from hiermem.cli import (
     equip,
     evaluate,
     heads,
+    importing,
     inspect,
     reading,
     signals,
@@ -49,6 +50,7 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(evaluate.lm_eval)
 app.add_typer(evaluate.app, name="eval")
+app.add_typer(importing.app, name="import")
 app.add_typer(bench.app, name="bench")
 
 
