@@ -50,7 +50,7 @@ class Genome:
         return network
 
     def candidate(self, vector: Vector) -> Candidate:
-        """What a vector stands for."""
+        """The candidate that a vector stands for."""
         return Candidate(self.shares(vector), self.network(vector))
 
     def vector(self, shares: Sequence[Sequence[float]], network: Namm) -> Vector:

@@ -20,7 +20,7 @@ from hiermem.memory.working_config import WorkingMemoryConfig
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a candidate prunes by.
+    """A candidate: head shares and a network to prune by.
 
     Attributes:
         shares: of the budget, layers x KV heads.
