@@ -246,7 +246,8 @@ def measure(args: argparse.Namespace, family: str) -> dict[str, Any]:
     backbone, steps = train(family, args.seed, args.steps)
     trained, model = time.perf_counter() - start, attach(family, backbone)
     sample = texts(torch.Generator().manual_seed(3 * args.seed + 1), 4).ids
-    shares = calibrate(model.reader, sample.flatten().tolist(), CalibrationConfig(tokens=512, texts=4))
+    calibration = CalibrationConfig(tokens=512, texts=4)
+    shares = calibrate(model.reader, sample.flatten().tolist(), calibration).shares
     rng = torch.Generator().manual_seed(3 * args.seed + 2)
     batches = [texts(rng, min(BATCH, args.contexts - at)) for at in range(0, args.contexts, BATCH)]
     length, results = batches[0].ids.shape[1], []

@@ -17,7 +17,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hiermem.attention import attention_over, is_reading, reading, tracing
@@ -30,7 +30,7 @@ from hiermem.memory.hmt.module import HMTModule, SoftPrompt
 from hiermem.memory.hmt.segments import SegmentRecurrence, TextSummary
 from hiermem.memory.mamba.cache import MambaCache
 from hiermem.memory.mamba.module import MambaConfig, MambaHeads
-from hiermem.memory.policies import EvictionPolicy, Namm
+from hiermem.memory.policies import EvictionPolicy
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
 
@@ -130,13 +130,13 @@ class Backbone:
         self,
         config: WorkingMemoryConfig,
         batch: int = 1,
-        network: Namm | None = None,
+        network: nn.Module | None = None,
         recurrence: SegmentRecurrence | None = None,
     ) -> WorkingMemory:
         """An empty working memory that fits this backbone.
 
         Args:
-            network: what the policy `namm` scores with.
+            network: what the policy scores with; None: nothing of its own.
             recurrence: what is read around segments.
 
         Raises:

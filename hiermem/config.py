@@ -19,6 +19,7 @@ from hiermem.memory.mamba.module import MambaConfig
 from hiermem.memory.policies import (
     POLICIES,
     FullCachePolicy,
+    LinearPolicy,
     NammConfig,
     NammPolicy,
     SegmentLocalPolicy,
@@ -275,8 +276,8 @@ class HierMemConfig(PreTrainedConfig):
 
     def with_network_of(self, saved: "HierMemConfig") -> "HierMemConfig":
         """The same configuration with the settings of a saved model's own network, and its head shares where
-        there are none, for the policy `namm`."""
-        if self.working.policy != NammPolicy.name:
+        there are none, for a policy that scores with a network."""
+        if self.working.policy not in (NammPolicy.name, LinearPolicy.name):
             return self
         weights = EvictionWeights(saved.working.head_shares, None, saved.namm)
         return type(self)(**{**self.with_evictor(weights).settings(), "namm": saved.namm})

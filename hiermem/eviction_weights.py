@@ -8,6 +8,7 @@ alone, so a backbone or an evictor without one gets the network of a bundled evi
 import json
 import math
 import os
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from torch import Tensor
 from hiermem.errors import InputError, first_line
 from hiermem.memory.cache.head_groups import HeadBudgets
 from hiermem.memory.digest import digest
-from hiermem.memory.policies import Namm, NammConfig, NammPolicy
+from hiermem.memory.policies import LinearPolicy, Namm, NammConfig, NammPolicy
 from hiermem.model_files import check_tensor_file
 
 FILE = "evictor.safetensors"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 has weights of the policy `linear`."""
 AUTO, NONE = "auto", "none"
 
 _WEIGHTS = Path(__file__).parent / "weights"
@@ -41,6 +43,8 @@ class EvictionWeights:
         namm: settings of that network.
         origin: how it was made, plain JSON.
         lender: bundled backbone whose network it has borrowed; None: the network is its own, or it has none.
+        linear: weights of the policy `linear`, of each layer ``[KV heads, features]`` float32; None: it has
+            none.
     """
 
     shares: HeadBudgets | None = None
@@ -48,17 +52,25 @@ class EvictionWeights:
     namm: NammConfig = field(default_factory=NammConfig)
     origin: dict[str, object] = field(default_factory=dict)
     lender: str | None = None
+    linear: Sequence[Tensor] | None = None
 
     @property
     def digest(self) -> str:
-        """A short hash of all that it makes a model do."""
+        """A short hash of head shares and NAMM's network."""
         return digest(json.dumps([self.shares, asdict(self.namm)]), self.network or {})
+
+    def digest_for(self, policy: str) -> str:
+        """A short hash of all that it makes a model with this policy do."""
+        if policy != LinearPolicy.name or self.linear is None:
+            return self.digest
+        return digest(json.dumps(self.shares), {"linear": torch.cat([w.flatten() for w in self.linear])})
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the evictor into ``folder``; the file is replaced whole."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         tensors = {f"network.{name}": t.contiguous() for name, t in (self.network or {}).items()}
+        tensors |= {f"linear.{layer}": t.contiguous() for layer, t in enumerate(self.linear or ())}
         if self.shares is not None:
             tensors["shares"] = torch.tensor(self.shares, dtype=torch.float32)
         header = {"format_version": FORMAT_VERSION, "namm": asdict(self.namm), "origin": self.origin}
@@ -86,10 +98,11 @@ class EvictionWeights:
                     f"{FORMAT_VERSION}: upgrade hiermem."
                 )
             shares = tensors.pop("shares").tolist() if "shares" in tensors else None
+            linear = [tensors.pop(f"linear.{at}") for at in range(_count(tensors, "linear."))]
             network = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
             namm = NammConfig(**header["namm"])
-            _check(shares, network, namm)
-            return cls(shares, network or None, namm, dict(header["origin"]))
+            _check(shares, network, namm, linear)
+            return cls(shares, network or None, namm, dict(header["origin"]), linear=linear or None)
         except FileNotFoundError as error:
             raise InputError(
                 f"There is no evictor at {folder}: give a folder that `hiermem calibrate` wrote, "
@@ -102,12 +115,19 @@ class EvictionWeights:
             raise InputError(f"The evictor at {folder} is damaged ({problem}): make it again.") from error
 
 
-def _check(shares: object, network: dict[str, Tensor], namm: NammConfig) -> None:
+def _count(names: Collection[str], prefix: str) -> int:
+    return sum(name.startswith(prefix) for name in names)
+
+
+def _check(shares: object, network: dict[str, Tensor], namm: NammConfig, linear: Sequence[Tensor]) -> None:
     """Refuse what no calibration and no evolution makes.
 
     Raises:
-        ValueError, RuntimeError: shares are no table of finite numbers, or the network is another.
+        ValueError, RuntimeError: shares are no table of finite numbers, or the network is another, or linear
+            weights are no finite tables.
     """
+    if not all(w.dim() == 2 and w.is_floating_point() and w.isfinite().all() for w in linear):
+        raise ValueError("its linear weights are no tables of finite numbers")
     if shares is not None and not (
         isinstance(shares, list)
         and all(isinstance(row, list) and all(0 <= s < math.inf for s in row) for row in shares)
@@ -135,15 +155,18 @@ def resolve_eviction_weights(name: str, backbone: str, policy: str) -> EvictionW
     """The evictor that a configuration asks for.
 
     Where ``policy`` is `namm`, an evictor without a network (`hiermem calibrate` writes such) borrows that
-    which ships for ``backbone``, or else for `smollm2`.
+    which ships for ``backbone``, or else for `smollm2`. Weights for `linear` belong to one backbone.
 
     Args:
         name: `auto`, where ``policy`` is `namm` the bundled evictor of ``backbone``, or a bundled network
-            if it has none; `none`; the name of a bundled evictor; or a folder.
+            if it has none, where it is `linear` that of ``backbone`` if it has weights; `none`; the name of a
+            bundled evictor; or a folder.
 
     Raises:
-        InputError: there is no such evictor.
+        InputError: there is no such evictor, or it has no weights for the policy `linear`.
     """
+    if policy == LinearPolicy.name:
+        return _with_linear(name, backbone)
     scores = policy == NammPolicy.name
     if name == NONE or (name == AUTO and not scores):
         return None
@@ -156,3 +179,17 @@ def resolve_eviction_weights(name: str, backbone: str, policy: str) -> EvictionW
         return found
     lent = EvictionWeights.load(_WEIGHTS / lender)
     return replace(found, network=lent.network, namm=lent.namm, lender=lender)
+
+
+def _with_linear(name: str, backbone: str) -> EvictionWeights | None:
+    """The evictor that a configuration with the policy `linear` asks for; see `resolve_eviction_weights`."""
+    if name == NONE or (name == AUTO and backbone not in bundled()):
+        return None
+    name = backbone if name == AUTO else name
+    found = EvictionWeights.load(_WEIGHTS / name if name in bundled() else name)
+    if found.linear is None:
+        raise InputError(
+            f"The evictor {name} has no weights for the policy linear: make it again with "
+            f"`hiermem calibrate`, or choose another policy."
+        )
+    return found

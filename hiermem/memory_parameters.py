@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hiermem.errors import InputError
 from hiermem.eviction_weights import is_evolved
-from hiermem.memory.policies import NammPolicy
+from hiermem.memory.policies import LinearPolicy, NammPolicy
 from hiermem.model_folder import BACKBONE
 from hiermem.pretrained import HierMemPreTrainedModel
 from hiermem.seal import REMEDY
@@ -27,7 +27,7 @@ def load_memory_parameters(model: HierMemPreTrainedModel, parameters: Mapping[st
     wrong |= {
         name for name in expected.keys() & parameters.keys() if expected[name].shape != parameters[name].shape
     }
-    later = ("summary.search_", "namm.")
+    later = ("summary.search_", "namm.", "scorer.")
     wrong -= {name for name in wrong if name.startswith(later) and name not in parameters}
     if wrong:
         raise InputError(
@@ -48,6 +48,7 @@ def _switched_off(model: HierMemPreTrainedModel) -> tuple[str, ...]:
         "mamba.": bool(model.mamba.groups),
         "kv_prompt.": model.kv_prompt is not None,
         "state_encoder.": model.state_encoder is not None,
+        "scorer.": model.config.working.policy == LinearPolicy.name or model.scorer.is_set,
         "namm.": model.config.working.policy == NammPolicy.name or is_evolved(network),
     }
     return tuple(name for name, is_used in used.items() if not is_used)

@@ -38,7 +38,7 @@ from hiermem.lora import BackboneAdapters
 from hiermem.memory.hmt.module import HMTModule, SummaryConfig
 from hiermem.memory.kv.prompt import KVPromptConfig
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory
-from hiermem.memory.policies import Namm
+from hiermem.memory.policies import LinearScorer, Namm
 from hiermem.memory.saved import check_fingerprint
 from hiermem.memory.state import MemoryState
 from hiermem.memory.state_encoder import StateEncoderConfig
@@ -62,6 +62,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         backbone: the transformers model; its weights and its code are not changed.
         tokenizer: the backbone's tokenizer, or None where only token ids are used.
         namm: the network behind the policy `namm`, float32 whatever the backbone's dtype.
+        scorer: the weights of the policy `linear`, float32; 0 where nobody has fitted them.
         summary: the parameters of the memory embeddings, float32; None where they are off.
         mamba: the Mamba heads, float32; empty where no head is replaced.
         kv_prompt: the trained prompt in front of recalled keys and values, float32; None: there is none.
@@ -83,6 +84,9 @@ class HierMemModel(BackboneAdapters, LanguageModel):
             self.namm.load_state_dict(evictor.network)
             if evictor.lender is not None:
                 _logger.warning("NAMM scores with the network that ships for %s.", evictor.lender)
+        self.scorer = LinearScorer(self.adapter.geometries)
+        if evictor is not None and evictor.linear is not None:
+            self.scorer.take(evictor.linear)
         self.mamba = self.adapter.replace_heads(config.mamba)
         self.summary = self._new_summary(config, backbone, tokenizer)
         self.kv_prompt = kv_prompts.of_backbone(config, self.adapter.geometries)

@@ -14,7 +14,7 @@ from hiermem.fingerprint import WeightsDigest, backbone_hash, tokenizer_hash
 from hiermem.memory.hmt.module import HMTModule
 from hiermem.memory.kv.prompt import KVPrompt
 from hiermem.memory.mamba.module import MambaConfig, MambaHeads
-from hiermem.memory.policies import Namm, NammPolicy
+from hiermem.memory.policies import LinearPolicy, LinearScorer, Namm, NammPolicy
 from hiermem.memory.state_encoder import StateEncoder
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
@@ -29,6 +29,7 @@ class HierMemPreTrainedModel(PreTrainedModel):
         adapter: the same, over working memories.
         tokenizer: the backbone's; None where only token ids are used.
         namm: network of the policy `namm`.
+        scorer: weights of the policy `linear`; 0 where there are none.
         summary: parameters of the memory embeddings; None where they are off.
         mamba: the Mamba heads; empty where no head is replaced.
         kv_prompt: what stands before recalled keys and values; None: no trained one.
@@ -44,6 +45,7 @@ class HierMemPreTrainedModel(PreTrainedModel):
     adapter: Backbone
     tokenizer: Any
     namm: Namm
+    scorer: LinearScorer
     summary: HMTModule | None
     mamba: MambaHeads
     kv_prompt: KVPrompt | None
@@ -61,7 +63,7 @@ class HierMemPreTrainedModel(PreTrainedModel):
             self.tokenizer,
             self.config.chunk,
             self.config.segment,
-            self.namm,
+            {NammPolicy.name: self.namm, LinearPolicy.name: self.scorer},
             self.summary,
             ends,
             self.kv_prompt,
@@ -94,10 +96,10 @@ class HierMemPreTrainedModel(PreTrainedModel):
 
     def fingerprint(self, policy: str | None = None) -> dict[str, str]:
         """Hashes that a memory must match: of backbone with geometry and active adapters, tokenizer, dtype,
-        summaries, Mamba heads and NAMM's network; computed anew every time.
+        summaries, Mamba heads and the policy's network; computed anew every time.
 
         Args:
-            policy: of the memory's working memory; the network counts where it is `namm`. None: the model's.
+            policy: of the memory's working memory, whose network counts. None: the model's.
         """
         hashes = {
             "backbone": backbone_hash(self.backbone, self.adapter),
@@ -110,7 +112,9 @@ class HierMemPreTrainedModel(PreTrainedModel):
             hashes["Mamba heads"] = self.mamba.digest
         if (state := lora.unusual_state(self.backbone)) is not None:
             hashes["choice of adapters"] = state
-        if (policy or self.config.working.policy) == NammPolicy.name:
+        if (policy := policy or self.config.working.policy) == LinearPolicy.name:
+            hashes["network"] = self.scorer.digest
+        if policy == NammPolicy.name:
             hashes["network"] = EvictionWeights(None, self.namm.state_dict(), self.config.namm).digest
         return hashes
 

@@ -5,13 +5,13 @@ chunks. Dimension names: B batch, N tokens of an input, V vocabulary.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiermem.backbone import Backbone
@@ -20,7 +20,7 @@ from hiermem.errors import NonFiniteError
 from hiermem.memory.hmt.module import HMTModule, SoftPrompt
 from hiermem.memory.hmt.segments import SegmentRecurrence
 from hiermem.memory.kv.prompt import KVPrompt
-from hiermem.memory.policies import FullCachePolicy, Namm
+from hiermem.memory.policies import FullCachePolicy
 from hiermem.memory.state_encoder import StateEncoder
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
@@ -49,7 +49,7 @@ class Reader:
         tokenizer: None where only token ids are read.
         chunk: most tokens that are read at once.
         segment: tokens of a segment.
-        namm: network of the policy `namm`.
+        networks: what policies score with, by their names.
         summary: parameters of the memory embeddings; None where they are off.
         ends: tokens that end an answer.
         kv_prompt: what stands before recalled keys and values; None: the prompt's beginning is read.
@@ -60,7 +60,7 @@ class Reader:
     tokenizer: Any
     chunk: int
     segment: int
-    namm: Namm
+    networks: Mapping[str, nn.Module]
     summary: HMTModule | None = None
     ends: frozenset[int] = frozenset()
     kv_prompt: KVPrompt | None = None
@@ -93,7 +93,7 @@ class Reader:
         recurrence = None
         if recurrent and self.summary is not None:
             recurrence = SegmentRecurrence(self.summary, segment or self.segment, batch, self.device)
-        return self.adapter.new_memory(config, batch, self.namm, recurrence)
+        return self.adapter.new_memory(config, batch, self.networks.get(config.policy), recurrence)
 
     def encode(self, text: str | PromptText, *, begins: bool = True) -> Tensor:
         """Token ids ``[1, n]`` int64 of a text or prompt, on the backbone's device.

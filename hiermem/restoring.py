@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,8 @@ from hiermem.loading import (
     saved_on_hub,
 )
 from hiermem.memory.kv.prompt import KVPromptConfig
+from hiermem.memory.policies import LinearPolicy
+from hiermem.memory.policies.linear import UNSET
 from hiermem.memory.state_encoder import StateEncoderConfig
 from hiermem.memory_parameters import load_memory_parameters
 from hiermem.model_files import read_json
@@ -80,6 +82,8 @@ def load(
             )
     else:
         model = _from_saved(kind, saved, config, saved_options)
+    if model.config.working.policy == LinearPolicy.name and not model.scorer.is_set:
+        raise InputError(UNSET)
     model.name_or_path = str(folder.resolve()) if local else name
     return model.eval()
 
@@ -108,7 +112,7 @@ def _around(
     model.loaded_weights = digest
     if "device_map" not in options.backbone and "quantization_config" not in options.backbone:
         return model.to(options.place)
-    for part in (model.namm, model.mamba, model.summary, model.kv_prompt, model.state_encoder):
+    for part in (model.namm, model.scorer, model.mamba, model.summary, model.kv_prompt, model.state_encoder):
         if part is not None:
             part.to(backbone.device)
     return model
@@ -122,10 +126,10 @@ def _from_saved(
         saved = _saved_config(folder)
         parameters = dict(_memory_tensors(folder))
         config = saved if config is None else config.with_parts_of(saved)
-        if config.evictor == AUTO and is_evolved(parameters):
+        if config.evictor == AUTO and _has_network(parameters, config.working.policy):
             config = config.with_network_of(saved)
         elif config.evictor != NONE:  # the network that is saved gives way to the one that is asked for
-            parameters = {n: t for n, t in parameters.items() if not n.startswith("namm.")}
+            parameters = {n: t for n, t in parameters.items() if not n.startswith(("namm.", "scorer."))}
         if _holds_backbone(folder):
             backbone_config = AutoConfig.from_pretrained(
                 folder / BACKBONE, trust_remote_code=options.trust_remote_code, local_files_only=True
@@ -152,6 +156,13 @@ def _from_saved(
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
+
+
+def _has_network(parameters: Mapping[str, Tensor], policy: str) -> bool:
+    """Whether a saved model has what the policy scores with; NAMM's is kept along for all others."""
+    if policy == LinearPolicy.name:
+        return any(name.startswith("scorer.") for name in parameters)
+    return is_evolved(parameters)
 
 
 def _say_where_from(model: HierMemPreTrainedModel, folder: Path) -> None:

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import nn
+
 from hiermem.errors import InputError
 from hiermem.memory.cache.frames import POSITION_MODES
 from hiermem.memory.cache.head_groups import HeadBudgets
-from hiermem.memory.policies import POLICIES, EvictionPolicy, Namm, NammPolicy
+from hiermem.memory.policies import POLICIES, EvictionPolicy
 from hiermem.settings import check_settings
 
 
@@ -77,13 +79,14 @@ class WorkingMemoryConfig:
         """Newest tokens that a head with this budget never loses."""
         return int(budget * self.recent_share)
 
-    def new_policy(self, network: Namm | None = None) -> EvictionPolicy:
+    def new_policy(self, network: nn.Module | None = None) -> EvictionPolicy:
         """The configured policy with its settings.
 
         Args:
-            network: what `namm` scores with; None takes an untrained one of the published shape.
+            network: what the policy scores with, if it has one; None: `namm` takes an untrained one of the
+                published shape, `linear` scores nothing.
         """
-        supplied = {"network": network} if network is not None and self.policy == NammPolicy.name else {}
+        supplied = {} if network is None else {"network": network}
         return POLICIES.build(self.policy, self.policy_settings, sinks=self.sinks, **supplied)
 
     def with_policy(self, policy: str, **settings: Any) -> "WorkingMemoryConfig":

@@ -119,7 +119,15 @@ def reader(
     seed: int = 0,
 ) -> HierMemModel:
     """A model that can read and be asked."""
-    return HierMemModel(config or settings(), backbone(family, dtype, seed), tokenizer(bos)).eval()
+    return scored(HierMemModel(config or settings(), backbone(family, dtype, seed), tokenizer(bos)).eval())
+
+
+def scored(model: HierMemModel) -> HierMemModel:
+    """The model with random weights for the policy `linear`, where that is its own."""
+    if model.config.working.policy == "linear":
+        draw = torch.Generator().manual_seed(2)
+        model.scorer.take([torch.randn(weight.shape, generator=draw) for weight in model.scorer.weights])
+    return model
 
 
 def lively(model: HierMemModel, deviation: float = 0.5) -> HierMemModel:
@@ -133,7 +141,7 @@ def lively(model: HierMemModel, deviation: float = 0.5) -> HierMemModel:
 
 def over(model: PreTrainedModel, chunk: int = 16, **working: Any) -> HierMemModel:
     """The library around a model that only sees token ids."""
-    return HierMemModel(settings(chunk, chunk * 2, **working), model).eval()
+    return scored(HierMemModel(settings(chunk, chunk * 2, **working), model).eval())
 
 
 def uneven(model: HierMemModel) -> HeadBudgets:

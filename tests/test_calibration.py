@@ -9,6 +9,7 @@ from test_policies import eager_attention
 
 from hiermem.eviction_weights import EvictionWeights
 from hiermem.training.calibration import CalibrationConfig, _received_again, _shares, calibrate
+from hiermem.training.linear_fit import LinearFit
 
 
 @pytest.mark.parametrize("first", [[], [1]])
@@ -16,7 +17,7 @@ from hiermem.training.calibration import CalibrationConfig, _received_again, _sh
 def test_a_second_reading_is_seen_as_full_attention_shows_it(family: str, first: list[int]) -> None:
     piece, between, n = ids_of(25)[0].tolist(), [5, 6, 7], len(first)
     model = reader(family, settings(chunk=8))
-    received = _received_again(model.reader, piece, between, first)
+    received = _received_again(model.reader, piece, between, first, LinearFit(model.adapter.geometries))
     whole = torch.tensor([[*first, *piece, *between, *piece]])
     for ours, matrix in zip(received, eager_attention(family, whole), strict=True):
         heads = ours.shape[0]
@@ -38,9 +39,9 @@ def test_shares_are_even_in_the_mean_and_the_same_every_time(tmp_path: Path) -> 
     model, ids = reader(), ids_of(80)[0].tolist()
     model.adapter.trained_range = 512
     config = CalibrationConfig(tokens=64, texts=1)
-    shares = calibrate(model.reader, ids, config)
+    shares = calibrate(model.reader, ids, config).shares
     assert sum(map(sum, shares)) == pytest.approx(6)
-    assert shares == calibrate(model.reader, ids, config)
+    assert shares == calibrate(model.reader, ids, config).shares
     EvictionWeights(shares).save(tmp_path)
 
 

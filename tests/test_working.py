@@ -20,7 +20,7 @@ from hiermem.memory.tensor_state import named
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
 
-POLICIES = ["none", "window", "keen", "lively", "h2o", "l2_norm"]
+POLICIES = ["none", "window", "keen", "lively", "linear", "h2o", "l2_norm"]
 
 
 def live(memory: WorkingMemory) -> list[Tensor]:

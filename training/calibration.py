@@ -1,8 +1,9 @@
-"""Head shares from one text, without training: which heads attend far back when the text is read again.
+"""Head shares and linear scores without training: what is attended to when a text is read again.
 
 The tokens that a question will need are unknown when tokens are evicted, but a second reading of the same
 text comes close (KVzip, arXiv 2505.23416, keeps tokens by it). Which tokens it needs differs from text to
-text. How many of them each head needs hardly does, so a calibration keeps that alone.
+text. How many of them each head needs hardly does: that is its share. Which they are is predicted by a
+linear map of keys and values (`hiermem.training.linear_fit`).
 
 Dimension names: B batch, G KV heads, R query heads per KV head, Q shown queries, T cached tokens, L layers.
 """
@@ -26,6 +27,7 @@ from hiermem.memory.policies.base import (
 from hiermem.reader import Reader
 from hiermem.settings import check_settings
 from hiermem.text import beginning, encode
+from hiermem.training.linear_fit import LinearFit
 
 AGAIN = "\n\nRepeat the previous context:\n\n"
 
@@ -58,8 +60,21 @@ class CalibrationConfig:
             )
 
 
-def calibrate(reader: Reader, ids: Sequence[int], config: CalibrationConfig) -> list[list[float]]:
-    """Shares of all KV heads, layers x heads, with mean 1.
+@dataclass(frozen=True)
+class Calibration:
+    """What texts that are read twice tell of a backbone.
+
+    Attributes:
+        shares: of all KV heads, layers x heads, with mean 1.
+        linear: weights of the policy `linear`, of each layer ``[G, F]`` float32.
+    """
+
+    shares: list[list[float]]
+    linear: list[Tensor]
+
+
+def calibrate(reader: Reader, ids: Sequence[int], config: CalibrationConfig) -> Calibration:
+    """Read texts twice.
 
     Args:
         ids: tokens of a long text, from which evenly spaced pieces are read.
@@ -84,8 +99,9 @@ def calibrate(reader: Reader, ids: Sequence[int], config: CalibrationConfig) -> 
     starts = [len(ids) // config.texts * text for text in range(config.texts)]
     pieces = [list(ids[start : start + config.tokens]) for start in starts]
     bar = tqdm(pieces, desc="calibrating", unit="text", disable=None)
-    shares = [_shares(_received_again(reader, piece, between, first), config.kept) for piece in bar]
-    return evened(torch.stack(shares).mean(0).tolist(), config.power)
+    fit = LinearFit(reader.adapter.geometries)
+    shares = [_shares(_received_again(reader, piece, between, first, fit), config.kept) for piece in bar]
+    return Calibration(evened(torch.stack(shares).mean(0).tolist(), config.power), fit.weights())
 
 
 def fitting(reader: Reader, config: CalibrationConfig) -> CalibrationConfig:
@@ -107,20 +123,25 @@ def _shares(received: Tensor, kept: float) -> Tensor:
 
 
 @torch.inference_mode()
-def _received_again(reader: Reader, piece: list[int], between: list[int], first: list[int]) -> Tensor:
+def _received_again(
+    reader: Reader, piece: list[int], between: list[int], first: list[int], fit: LinearFit
+) -> Tensor:
     """Most attention that each token of ``piece`` receives when it is read again, ``[L, G, T]`` float32.
 
     Args:
         between: what is read between the two readings.
         first: what texts begin with.
+        fit: takes the text in.
     """
     adapter, device = reader.adapter, reader.device
     policy = SecondReading(first=len(first) + len(piece) + len(between))
     memory = adapter.whole_memory(policy=policy)
     ids = torch.tensor([[*first, *piece, *between, *piece]], device=device)
     reader.read(memory, ids)
+    caches = memory.caches
+    fit.add(caches, [cache.state["received"][0] for cache in caches], len(first), len(first) + len(piece))
     received = []
-    for cache in memory.caches:  # layers with a sliding window have lost what left it
+    for cache in caches:  # layers with a sliding window have lost what left it
         assert cache.positions is not None
         # Tokens outside the first reading are counted in a column of their own, which is cut off again.
         place = cache.positions[0] - len(first)

@@ -100,14 +100,13 @@ def _start(
 def _first_weights(model: HierMemModel, source: TrainTexts, config: EvolveConfig) -> EvictionWeights:
     """Calibrated head shares and averaged attention, with the normalisation of the texts' features."""
     book, calibration = source.encoded(source.books[0].text), fitting(model.reader, config.calibration)
-    shares = calibrate(model.reader, book, calibration)
+    calibrated = calibrate(model.reader, book, calibration)
     tasks = dict.fromkeys(task for stage in config.stages for task in stage.tasks)
     texts = [prompt(source, task, 0, config.seed) for task in tasks]
     network = averaged_attention(config.namm)
     network.load_state_dict(normalisation(model, config.namm, texts), strict=False)
-    return EvictionWeights(
-        shares, network.state_dict(), config.namm, {"made_by": "hiermem evolve", "generation": 0}
-    )
+    origin: dict[str, object] = {"made_by": "hiermem evolve", "generation": 0}
+    return EvictionWeights(calibrated.shares, network.state_dict(), config.namm, origin)
 
 
 def averaged_attention(config: NammConfig) -> Namm:

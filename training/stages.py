@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.eval.tasks import pg19
-from hiermem.memory.policies import NammPolicy
+from hiermem.memory.policies import LinearPolicy, NammPolicy
 from hiermem.model import HierMemModel
 from hiermem.text import encode
 from hiermem.training.calibration import CalibrationConfig, calibrate, evened, fitting
@@ -61,7 +61,8 @@ class Stage(ABC):
 
 @dataclass(frozen=True)
 class Budgets(Stage):
-    """Head shares by calibration, evened out by the power that validates best; none, if that is better.
+    """Head shares and linear scores by calibration: the power that evens shares out and validates best, or no
+    shares; then the policy `linear`, or the one that there was.
 
     Attributes:
         calibration: how they are measured; its power is not used.
@@ -78,15 +79,20 @@ class Budgets(Stage):
         measured = broadcast_from_rank0(calibrate(model.reader, encode(model.tokenizer, book), plain))
         found: dict[float | None, float] = {None: judge(model).mean}
         for power in self.powers:
-            _share(model, evened(measured, power))
+            _share(model, evened(measured.shares, power))
             found[power] = judge(model).mean
         best = min(found, key=lambda power: found[power])
-        _share(model, None if best is None else evened(measured, best))
+        _share(model, None if best is None else evened(measured.shares, best))
+        before = model.config.working
+        model.scorer.take(measured.linear)
+        model.config.working = before.with_policy(LinearPolicy.name)
+        if judge(model).mean > found[best]:
+            model.config.working = before
         return saved(model, run)
 
     def work(self) -> Iterator[str]:
         tokens = 2 * self.calibration.tokens * self.calibration.texts
-        yield f"{self.name}: {tokens:,} tokens read, {len(self.powers) + 1} validations"
+        yield f"{self.name}: {tokens:,} tokens read, {len(self.powers) + 2} validations"
 
 
 @dataclass(frozen=True)

@@ -44,16 +44,18 @@ def calibrate(
     device: opt.Device = None,
     json: opt.Json = False,
 ) -> None:
-    """Measure how many tokens each KV head of a model should keep, without training.
+    """Measure how many tokens each KV head of a model should keep, and which, without training.
 
-    Reads pieces of a text twice and counts what the second reading attends to. Takes a minute or two for a
-    small model on two cores; any text of the kind you will read will do.
+    Reads pieces of a text twice and takes what the second reading attends to: head shares for every policy,
+    and weights of the policy `linear`. Takes some minutes for a small model on two cores; any text of the
+    kind you will read will do.
 
     Examples:
 
         hiermem calibrate book.txt --model HuggingFaceTB/SmolLM2-360M-Instruct --out evictor
 
-        hiermem read book.txt --model HuggingFaceTB/SmolLM2-360M-Instruct --evictor evictor --out book.hmem
+        hiermem read book.txt --model HuggingFaceTB/SmolLM2-360M-Instruct --policy linear --evictor evictor
+            --out book.hmem
     """
     from hiermem.eval.result_log import check_apart
     from hiermem.eviction_weights import FILE, EvictionWeights
@@ -69,9 +71,10 @@ def calibrate(
     text = opt.read_document(doc)
     reader = opt.load_model(model, None, dtype, device).reader
     ids = encode(reader.tokenizer, text)
-    shares = measure(reader, ids, config)
+    found = measure(reader, ids, config)
+    shares = found.shares
     origin = {"made_by": "hiermem calibrate", "backbone": model, "text": Path(doc).name, **asdict(config)}
-    EvictionWeights(shares=shares, origin=origin).save(out)
+    EvictionWeights(shares=shares, origin=origin, linear=found.linear).save(out)
     flat = sorted(share for row in shares for share in row)
     middle, most = flat[len(flat) // 2], flat[-1]
     words = (

@@ -89,7 +89,7 @@ def settings(
         depends["states"] = sha256_of(ships)[:16]
     evictor = resolve_eviction_weights(config.evictor, backbone, config.working.policy)
     if evictor is not None:  # its head shares are in its digest
-        depends["evictor"] = evictor.digest
+        depends["evictor"] = evictor.digest_for(config.working.policy)
         values["namm"] = config.with_evictor(evictor).to_dict()["namm"]
     if folder is not None:
         weights = {"parameters": folder / "model.safetensors", "adapter": folder / ADAPTER}

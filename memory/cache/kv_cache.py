@@ -138,6 +138,8 @@ class KVCache(ChunkState):
             keys=held[0],
             values=held[1],
             queries=cache.queries,
+            position_ids=cache.position_ids,
+            rotary=self.geometries[group.layer].rotary,
             layer=group.layer,
             heads=group.heads,
         )

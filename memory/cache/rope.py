@@ -40,3 +40,10 @@ class Rotary:
             low, high = rotated.chunk(2, dim=-1)
             turned = torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
         return torch.cat((turned.to(keys.dtype), rest), dim=-1)
+
+    def norms(self, keys: Tensor) -> Tensor:
+        """Norms of the pairs that rotate, which no rotation changes: ``[…, F]`` of keys ``[…, D]``."""
+        rotated = keys[..., : 2 * self.frequencies.numel()]
+        if self.interleaved:
+            return rotated.unflatten(-1, (-1, 2)).norm(dim=-1)
+        return rotated.unflatten(-1, (2, -1)).norm(dim=-2)

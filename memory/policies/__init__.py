@@ -8,6 +8,7 @@ from hiermem.memory.policies.base import AttentionStats, CacheStats, EvictionPol
 from hiermem.memory.policies.full_cache import FullCachePolicy
 from hiermem.memory.policies.h2o import H2OPolicy
 from hiermem.memory.policies.l2_norm import L2NormPolicy
+from hiermem.memory.policies.linear import LinearPolicy, LinearScorer
 from hiermem.memory.policies.namm import Namm, NammConfig, NammPolicy
 from hiermem.memory.policies.segment_local import SegmentLocalPolicy
 from hiermem.memory.policies.window import WindowPolicy
@@ -23,6 +24,7 @@ register_policy(AttentionPolicy)
 register_policy(H2OPolicy)
 register_policy(L2NormPolicy)
 register_policy(NammPolicy)
+register_policy(LinearPolicy)
 
 __all__ = [
     "POLICIES",
@@ -33,6 +35,8 @@ __all__ = [
     "FullCachePolicy",
     "H2OPolicy",
     "L2NormPolicy",
+    "LinearPolicy",
+    "LinearScorer",
     "Namm",
     "NammConfig",
     "NammPolicy",

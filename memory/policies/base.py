@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hiermem.errors import InputError
 from hiermem.memory.attention import Heads
+from hiermem.memory.cache.rope import Rotary
 from hiermem.settings import check_settings
 
 
@@ -31,6 +32,9 @@ class CacheStats:
         values: of the cached tokens, ``[B, G, T, D']``; None where a caller has none.
         queries: the last n = `EvictionPolicy.num_queries` queries of each row, oldest first, 0 before the
             first, ``[B, G, R, n, D]``, rotated as the keys; None where the policy wants none.
+        position_ids: frame positions that the keys are rotated at, ``[B, G, T]`` int32; None where a caller
+            has none.
+        rotary: how they are rotated; None where positions are not rotary.
         layer: index of the attention layer.
         heads: which of its KV heads these are.
     """
@@ -43,6 +47,8 @@ class CacheStats:
     keys: Tensor | None = None
     values: Tensor | None = None
     queries: Tensor | None = None
+    position_ids: Tensor | None = None
+    rotary: Rotary | None = None
     layer: int = 0
     heads: Heads = field(default_factory=lambda: slice(None))
 
