@@ -173,7 +173,7 @@ def resolve_eviction_weights(name: str, backbone: str, policy: str) -> EvictionW
     lender = backbone if backbone in bundled() else _LENDS
     if name == AUTO:
         found = EvictionWeights.load(_WEIGHTS / lender)
-        return found if lender == backbone else replace(found, shares=None, lender=lender)
+        return found if lender == backbone else replace(found, shares=None, linear=None, lender=lender)
     found = EvictionWeights.load(_WEIGHTS / name if name in bundled() else name)
     if found.network is not None or not scores:
         return found

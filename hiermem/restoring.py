@@ -129,7 +129,8 @@ def _from_saved(
         if config.evictor == AUTO and _has_network(parameters, config.working.policy):
             config = config.with_network_of(saved)
         elif config.evictor != NONE:  # the network that is saved gives way to the one that is asked for
-            parameters = {n: t for n, t in parameters.items() if not n.startswith(("namm.", "scorer."))}
+            gone = ("namm.",) if config.evictor == AUTO else ("namm.", "scorer.")
+            parameters = {n: t for n, t in parameters.items() if not n.startswith(gone)}
         if _holds_backbone(folder):
             backbone_config = AutoConfig.from_pretrained(
                 folder / BACKBONE, trust_remote_code=options.trust_remote_code, local_files_only=True

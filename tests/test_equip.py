@@ -149,9 +149,13 @@ def test_a_stage_that_makes_it_worse_is_left_out(wide_model: Path, data: Path, t
     assert [entry["kept"] for entry in ledger["done"]] == [True, False, True]
 
 
-def test_budgets_take_the_power_that_validates_best(wide_model: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("linear", [0.5, 1.5])
+def test_budgets_take_what_validates_best(
+    wide_model: Path, data: Path, tmp_path: Path, linear: float
+) -> None:
+    """The power first, then linear scores with these shares."""
     seen: list[Any] = []
-    worth = iter((3.0, 1.0, 2.0))
+    worth = iter((3.0, 1.0, 2.0, linear))
 
     def judge(model: HierMemModel) -> Any:
         seen.append(model.config.working.head_shares)
@@ -159,8 +163,11 @@ def test_budgets_take_the_power_that_validates_best(wide_model: Path, data: Path
 
     stage = Budgets("budgets", CalibrationConfig(tokens=256, texts=1), powers=(0.4, 1.0))
     folder = stage.make(run_of(wide_model, data, tmp_path), judge)
-    assert seen[0] is None and seen[1] != seen[2]
-    assert HierMemConfig.from_saved(folder).working.head_shares == seen[1]
+    assert seen[0] is None and seen[1] != seen[2] and seen[3] == seen[1]
+    working = HierMemConfig.from_saved(folder).working
+    assert working.head_shares == seen[1]
+    assert working.policy == ("linear" if linear < 1.0 else "attention")
+    assert HierMemModel.from_pretrained(folder).scorer.is_set
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(

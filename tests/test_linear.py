@@ -95,6 +95,16 @@ def test_norms_of_rotary_pairs_of_both_layouts() -> None:
     assert neighbours.norms(keys).tolist() == pytest.approx([10.0**0.5, 20.0**0.5])
 
 
+@torch.no_grad()
+def test_sinks_and_recent_are_worth_everything() -> None:
+    model = fitted()
+    memory = model.new_working_memory(replace(model.config.working, update_interval=64))
+    model.read_ids(memory, ids_of(21))
+    stats = memory.cache._stats(memory.cache.head_groups[0], memory.caches[0], torch.full((1, 1, 1), 21))
+    scores = memory.policy.protected_scores(replace(stats, recent=3))[0, 0]
+    assert (scores[[0, 1, 18, 19, 20]] == torch.inf).all() and scores[2:18].isfinite().all()
+
+
 # ---- the fit
 
 
@@ -191,6 +201,12 @@ def test_a_damaged_and_a_foreign_evictor_are_refused(plain_folder: Path, tmp_pat
     config = HierMemConfig(**{**settings(policy="linear").settings(), "evictor": str(tmp_path / "short")})
     with pytest.raises(InputError, match="of a backbone with other layers or heads"):
         HierMemModel.from_pretrained(plain_folder, config)
+
+
+def test_weights_are_not_lent_to_other_backbones() -> None:
+    own, lent = (resolve_eviction_weights("auto", name, "namm") for name in ("smollm2", "some/backbone"))
+    assert own is not None and own.linear is not None and lent is not None and lent.linear is None
+    assert resolve_eviction_weights("auto", "some/backbone", "linear") is None
 
 
 def test_a_backbone_without_weights_is_refused(plain_folder: Path) -> None:
