@@ -8,7 +8,7 @@ alone, so a backbone or an evictor without one gets the network of a bundled evi
 import json
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -145,7 +145,7 @@ def bundled() -> list[str]:
     return sorted(folder.parent.name for folder in _WEIGHTS.glob(f"*/{FILE}"))
 
 
-def is_evolved(parameters: dict[str, Tensor]) -> bool:
+def is_evolved(parameters: Mapping[str, Tensor]) -> bool:
     """Whether a model's memory parameters hold a network of NAMM's that is another than a new one."""
     fixed = ("namm.mean", "namm.deviation")  # its normalisation
     return any(n.startswith("namm.") and n not in fixed and bool(t.any()) for n, t in parameters.items())
