@@ -62,7 +62,7 @@ class CalibrationConfig:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What texts that are read twice tell of a backbone.
+    """Head shares and linear scores, from texts that were read twice.
 
     Attributes:
         shares: of all KV heads, layers x heads, with mean 1.

@@ -24,7 +24,7 @@ from hiermem.memory.policies.base import CacheStats, EvictionPolicy
 
 
 def token_features(keys: Tensor, values: Tensor, rotary: Rotary | None, position_ids: Tensor) -> Tensor:
-    """What the score of a token is a weighted sum of, ``[B, G, T, F]`` float32.
+    """Features of tokens, whose weighted sum is their score, ``[B, G, T, F]`` float32.
 
     Its key turned back to position 0, its value, the norms of the key's rotary pairs and of the value, and 1.
 
