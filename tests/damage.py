@@ -155,7 +155,7 @@ def killed(save: Callable[[Path], None], folder: Path, before: int = -1, after: 
 def value_of(model: HierMemModel) -> tuple[int, set[float]]:
     """The segment in the configuration, and the values of all that `every_part` or `whole` set."""
     named = [(n, w) for n, w in model.named_parameters() if not n.startswith("backbone.") or ".lora_" in n]
-    named = [(n, w) for n, w in named if not n.startswith("namm.")]
+    named = [(n, w) for n, w in named if not n.startswith(("namm.", "scorer."))]
     named = named or [("head", model.backbone.lm_head.weight)]
     return model.config.segment, {float(value) for _, weight in named for value in weight.flatten()[:3]}
 
