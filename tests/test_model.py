@@ -26,7 +26,7 @@ from hiermem.errors import InputError, MemoryIncompatibleError, NonFiniteError
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 
-POLICIES = ["none", "window", "keen", "lively", "h2o", "l2_norm"]
+POLICIES = ["none", "window", "keen", "lively", "linear", "h2o", "l2_norm"]
 MODES = ["distance", "absolute", "compact"]
 
 

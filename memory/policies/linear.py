@@ -110,6 +110,11 @@ def weights_digest(weights: Sequence[Tensor]) -> str:
     return digest("linear", {str(layer): weight for layer, weight in enumerate(weights)})
 
 
+GRID = 2.0**-12
+"""Scores are multiples of it: in the first layer equal tokens have equal keys and values but for rounding,
+which must not choose among them (of equal scores the newer token stays)."""
+
+
 @dataclass(frozen=True)
 class LinearPolicy(EvictionPolicy):
     """Keeps what a linear map of key and value scores highest.
@@ -127,4 +132,4 @@ class LinearPolicy(EvictionPolicy):
     def scores(self, stats: CacheStats) -> Tensor:
         if self.network is None:
             raise InputError(UNSET)
-        return self.network(stats)
+        return (self.network(stats) / GRID).round() * GRID
