@@ -21,6 +21,7 @@ from hiermem.errors import InputError, first_line
 from hiermem.memory.cache.head_groups import HeadBudgets
 from hiermem.memory.digest import digest
 from hiermem.memory.policies import LinearPolicy, Namm, NammConfig, NammPolicy
+from hiermem.memory.policies.linear import weights_digest
 from hiermem.model_files import check_tensor_file
 
 FILE = "evictor.safetensors"
@@ -63,7 +64,7 @@ class EvictionWeights:
         """A short hash of all that it makes a model with this policy do."""
         if policy != LinearPolicy.name or self.linear is None:
             return self.digest
-        return digest(json.dumps(self.shares), {"linear": torch.cat([w.flatten() for w in self.linear])})
+        return digest(json.dumps([self.shares, weights_digest(self.linear)]), {})
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the evictor into ``folder``; the file is replaced whole."""
