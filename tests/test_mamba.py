@@ -243,7 +243,10 @@ def test_a_padded_batch_reads_as_its_rows(config: HierMemConfig) -> None:
 def test_reading_goes_on_from_the_disk_as_if_it_had_not_stopped(
     config: HierMemConfig, tmp_path: Path
 ) -> None:
-    model = replaced(config)
+    model = replaced(config).double()
+    model.mamba.float()
+    # Isolated segments of random weights amplify rounding, that of the heads too, which are float32.
+    atol = 1e-4 if config.working.policy == "segment_local" else 1e-5
     whole = model.read(text_of(60))
     ids = torch.cat([record.ids for record in whole.records()])
     resumed = model.new_memory()
@@ -251,8 +254,8 @@ def test_reading_goes_on_from_the_disk_as_if_it_had_not_stopped(
         resumed = model.read(ids[resumed.tokens : end], resumed)
         resumed.save(tmp_path / "memory")
         resumed = MemoryState.load(tmp_path / "memory", model)
-    assert_same_working(resumed.working, whole.working)
-    assert_same_states(resumed.working, whole.working)
+    assert_same_working(resumed.working, whole.working, atol)
+    assert_same_states(resumed.working, whole.working, atol)
     other = reader(config=settings())
     with pytest.raises(MemoryIncompatibleError):
         MemoryState.load(tmp_path / "memory", other)

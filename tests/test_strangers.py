@@ -55,9 +55,10 @@ def test_memories_of_the_first_release_load_answer_and_go_on(tier: tuple[HierMem
     assert MemoryState.verify(folder) == []
     memory, fresh = MemoryState.load(folder, model), model.read(TEXT)
     assert memory.text == fresh.text == TEXT
-    assert_same_memory(memory, fresh, atol=1e-4)
+    # Another machine wrote it: embeddings in its keys are rounded as there.
+    assert_same_memory(memory, fresh, atol=1e-4, keys_atol=1e-5)
     assert model.ask(memory, QUESTION, max_new_tokens=4).sources
-    assert_same_memory(model.read(MORE, memory), model.read(MORE, fresh), atol=1e-3)
+    assert_same_memory(model.read(MORE, memory), model.read(MORE, fresh), atol=1e-3, keys_atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["plain", "embeddings", "isolated"])
