@@ -25,7 +25,7 @@ def combined(policy: str, memory: str | None, heads: str | None, recall: int) ->
         heads: model whose Mamba heads take the places of attention heads.
         recall: segments that a question recalls.
     """
-    config = HierMemConfig.preset("full")
+    config = HierMemConfig.preset("full").without_shipped()
     changes: dict[str, Any] = {
         "working": config.working.with_policy(policy),
         "longterm": replace(config.longterm, top_k=recall),
@@ -44,7 +44,7 @@ def combined(policy: str, memory: str | None, heads: str | None, recall: int) ->
             else:
                 changes["mamba"] = trained.config.mamba
     model = HierMemModel.from_pretrained("smollm2", config=HierMemConfig(**config.settings() | changes))
-    model.load_memory_parameters(parameters)
+    model.load_memory_parameters(model.memory_parameters() | parameters)
     return model
 
 

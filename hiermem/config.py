@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from hiermem.asking_config import AskConfig
 from hiermem.errors import InputError
-from hiermem.eviction_weights import AUTO, NONE, EvictionWeights
+from hiermem.eviction_weights import AUTO, NONE, SHIPPED, EvictionWeights
 from hiermem.memory.hmt.module import FORMER_NAMES, SummaryConfig
 from hiermem.memory.kv.prompt import KVPromptConfig
 from hiermem.memory.longterm import KEYS, LongTermConfig
@@ -92,15 +92,17 @@ class HierMemConfig(PreTrainedConfig):
         longterm: settings of the long-term memory.
         asking: settings of an answer.
         namm: settings of the network behind the policy `namm`.
-        summary: settings of the memory embeddings.
+        summary: settings of the memory embeddings; by default those of the saved model, or what ships for the
+            backbone.
         mamba: which heads Mamba heads replace, and their settings; by default those of the saved model.
         kv_prompt: settings of the trained prompt in front of recalled keys and values; by default that of the
             saved model, or what ships for the backbone.
         state_encoder: settings of the sentence embeddings made of the backbone's states, for the search key
             `states`; by default those of the saved model, or what ships for the backbone.
         evictor: where head shares and that network's parameters come from (see
-            `hiermem.eviction_weights`): `auto` takes what ships for the backbone where the policy is `namm`;
-            `none`; a folder. A model that is loaded has taken it over and says `none`.
+            `hiermem.eviction_weights`): `auto` takes what ships for the backbone where the policy is `namm`
+            or `linear`; `shipped`, of the preset `full`, head shares where it is `attention`, too; `none`; a
+            folder. A model that is loaded has taken it over and says `none`, or `auto`.
     """
 
     model_type = "hiermem"
@@ -243,7 +245,8 @@ class HierMemConfig(PreTrainedConfig):
         Raises:
             InputError: see `with_heads_of`.
         """
-        return self.with_heads_of(saved).with_kv_prompt_of(saved).with_state_encoder_of(saved)
+        config = self.with_heads_of(saved).with_kv_prompt_of(saved).with_state_encoder_of(saved)
+        return config.with_summary_of(saved).with_shares_of(saved)
 
     def with_heads_of(self, saved: "HierMemConfig") -> "HierMemConfig":
         """The same configuration with the Mamba heads of a saved model, unless it says which.
@@ -273,6 +276,29 @@ class HierMemConfig(PreTrainedConfig):
         if self.state_encoder.layers is not None:
             return self
         return type(self)(**{**self.settings(), "state_encoder": saved.state_encoder})
+
+    def with_summary_of(self, saved: "HierMemConfig") -> "HierMemConfig":
+        """The same configuration with a saved model's memory embeddings, unless it says which."""
+        if self.summary != SummaryConfig():
+            return self
+        return type(self)(**{**self.settings(), "summary": saved.summary})
+
+    def with_shares_of(self, saved: "HierMemConfig") -> "HierMemConfig":
+        """The same configuration with a saved model's head shares in the place of those that ship, where it
+        keeps tokens by the same policy."""
+        if self.evictor != SHIPPED:
+            return self
+        shares = self.working.head_shares
+        if shares is None and self.working.policy == saved.working.policy:
+            shares = saved.working.head_shares
+        working = replace(self.working, head_shares=shares)
+        return type(self)(**{**self.settings(), "working": working, "evictor": AUTO})
+
+    def without_shipped(self) -> "HierMemConfig":
+        """The same configuration, but for memory embeddings and head shares that would be what ships."""
+        summary = SummaryConfig(0) if self.summary.tokens is None else self.summary
+        evictor = AUTO if self.evictor == SHIPPED else self.evictor
+        return type(self)(**{**self.settings(), "summary": summary, "evictor": evictor})
 
     def with_network_of(self, saved: "HierMemConfig") -> "HierMemConfig":
         """The same configuration with the settings of a saved model's own network, and its head shares where
@@ -336,24 +362,27 @@ def check_config(config: Any) -> None:
 
 
 def full() -> HierMemConfig:
-    """Working memory pruned by received attention, and long-term recall by words and by meaning: of the extra
+    """The whole hierarchy: what is trained and ships for the backbone, memory embeddings and head shares;
+    working memory pruned by received attention; and long-term recall by words and by meaning: of the extra
     `dense` where it is installed, else of the backbone's states where there is an encoder for them."""
     keys = {**KEYS, DenseKey.name if has_minilm() else StatesKey.name: {}}
     longterm = LongTermConfig(keys=deepcopy(keys))
-    return HierMemConfig(working=WorkingMemoryConfig(policy="attention"), longterm=longterm)
+    working = WorkingMemoryConfig(policy="attention")
+    return HierMemConfig(working=working, longterm=longterm, evictor=SHIPPED)
 
 
 def streaming() -> HierMemConfig:
     """Sinks and a sliding window, positions without gaps, no recall (StreamingLLM, arXiv 2309.17453)."""
     working = WorkingMemoryConfig(policy="window", positions="compact")
-    return HierMemConfig(working=working, longterm=LongTermConfig(top_k=0))
+    return HierMemConfig(working=working, longterm=LongTermConfig(top_k=0), summary=SummaryConfig(0))
 
 
 def namm() -> HierMemConfig:
     """NAMM as published (arXiv 2410.13166), with a network of its own still to be evolved: positions count on
     for ever, what scores below 0 goes, at most 1,024 tokens stay, no recall."""
     working = WorkingMemoryConfig(policy="namm", budget=1024, sinks=0, recent_share=0.0, positions="absolute")
-    return HierMemConfig(working=working, longterm=LongTermConfig(top_k=0), evictor=NONE)
+    longterm, summary = LongTermConfig(top_k=0), SummaryConfig(0)
+    return HierMemConfig(working=working, longterm=longterm, summary=summary, evictor=NONE)
 
 
 def hmt() -> HierMemConfig:
@@ -372,7 +401,8 @@ def hmt() -> HierMemConfig:
 def bare() -> HierMemConfig:
     """Every tier off: the backbone, exactly, with its full cache."""
     working = WorkingMemoryConfig(policy=FullCachePolicy.name, positions="absolute")
-    return HierMemConfig(working=working, longterm=LongTermConfig(top_k=0), mamba=MambaConfig(groups=[]))
+    longterm, summary, mamba = LongTermConfig(top_k=0), SummaryConfig(0), MambaConfig(groups=[])
+    return HierMemConfig(working=working, longterm=longterm, summary=summary, mamba=mamba)
 
 
 PRESETS: dict[str, Callable[[], HierMemConfig]] = {

@@ -20,14 +20,14 @@ from torch import Tensor
 from hiermem.errors import InputError, first_line
 from hiermem.memory.cache.head_groups import HeadBudgets
 from hiermem.memory.digest import digest
-from hiermem.memory.policies import LinearPolicy, Namm, NammConfig, NammPolicy
+from hiermem.memory.policies import AttentionPolicy, LinearPolicy, Namm, NammConfig, NammPolicy
 from hiermem.memory.policies.linear import weights_digest
 from hiermem.model_files import check_tensor_file
 
 FILE = "evictor.safetensors"
 FORMAT_VERSION = 2
 """2 has weights of the policy `linear`."""
-AUTO, NONE = "auto", "none"
+AUTO, NONE, SHIPPED = "auto", "none", "shipped"
 
 _WEIGHTS = Path(__file__).parent / "weights"
 _LENDS = "smollm2"
@@ -107,7 +107,7 @@ class EvictionWeights:
         except FileNotFoundError as error:
             raise InputError(
                 f"There is no evictor at {folder}: give a folder that `hiermem calibrate` wrote, "
-                f"{', '.join([AUTO, NONE, *bundled()])}."
+                f"{', '.join([AUTO, SHIPPED, NONE, *bundled()])}."
             ) from error
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, InputError):
@@ -160,12 +160,16 @@ def resolve_eviction_weights(name: str, backbone: str, policy: str) -> EvictionW
 
     Args:
         name: `auto`, where ``policy`` is `namm` the bundled evictor of ``backbone``, or a bundled network
-            if it has none, where it is `linear` that of ``backbone`` if it has weights; `none`; the name of a
-            bundled evictor; or a folder.
+            if it has none, where it is `linear` that of ``backbone`` if it has weights; `shipped`, the same,
+            and where it is `attention` the head shares of that of ``backbone``; `none`; the name of a bundled
+            evictor; or a folder.
 
     Raises:
         InputError: there is no such evictor, or it has no weights for the policy `linear`.
     """
+    if name == SHIPPED:
+        taken = policy == AttentionPolicy.name and backbone in bundled()
+        name = backbone if taken else AUTO
     if policy == LinearPolicy.name:
         return _with_linear(name, backbone)
     scores = policy == NammPolicy.name

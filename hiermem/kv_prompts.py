@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from hiermem.bundled import BUNDLED_MODELS
 from hiermem.config import HierMemConfig
-from hiermem.errors import InputError, first_line
 from hiermem.memory.cache.layer import LayerGeometry
 from hiermem.memory.kv.prompt import KVPrompt
+from hiermem.shipped import shipped, undamaged
 
 FILE = "kv_prompt.safetensors"
-_WEIGHTS = Path(__file__).parent / "weights"
 
 
 def of_backbone(config: HierMemConfig, geometries: Sequence[LayerGeometry]) -> KVPrompt | None:
@@ -26,24 +23,17 @@ def of_backbone(config: HierMemConfig, geometries: Sequence[LayerGeometry]) -> K
     tokens = config.kv_prompt.tokens
     if tokens == 0:
         return None
-    ships = config.backbone in BUNDLED_MODELS and not config.mamba.groups
-    shipped = _loaded(_WEIGHTS / config.backbone / FILE, geometries) if ships else None
-    if tokens is None or (shipped is not None and shipped.num_tokens == tokens):
-        return shipped
+    path = None if config.mamba.groups else shipped(config.backbone, FILE)
+    found = None if path is None else _loaded(path, geometries)
+    if tokens is None or (found is not None and found.num_tokens == tokens):
+        return found
     return KVPrompt(tokens, geometries)
 
 
-def _loaded(path: Path, geometries: Sequence[LayerGeometry]) -> KVPrompt | None:
-    """The prompt in a file, if there is one."""
-    if not path.is_file():
-        return None
-    try:
+def _loaded(path: Path, geometries: Sequence[LayerGeometry]) -> KVPrompt:
+    """The prompt in a file."""
+    with undamaged(path, "The prompt of keys and values"):
         tensors = load_file(path)
         prompt = KVPrompt(tensors["keys"].shape[1], geometries)
         prompt.load_state_dict(tensors)
-    except (OSError, SafetensorError, LookupError, RuntimeError) as error:
-        raise InputError(
-            f"The prompt of keys and values at {path} is damaged ({first_line(error)}): install hiermem "
-            f"again."
-        ) from error
     return prompt

@@ -24,6 +24,7 @@ from hiermem import (
     restoring,
     saving,
     state_encoders,
+    summaries,
 )
 from hiermem.answer import Answer
 from hiermem.answer_stream import AnswerStream
@@ -31,7 +32,7 @@ from hiermem.backbone import Backbone, without_wrapper
 from hiermem.chat import Chat
 from hiermem.config import HierMemConfig, check_config
 from hiermem.errors import InputError
-from hiermem.eviction_weights import resolve_eviction_weights
+from hiermem.eviction_weights import AUTO, SHIPPED, resolve_eviction_weights
 from hiermem.interface import LanguageModel
 from hiermem.load_options import LoadOptions
 from hiermem.lora import BackboneAdapters
@@ -75,6 +76,8 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         evictor = resolve_eviction_weights(config.evictor, config.backbone, config.working.policy)
         super().__init__(copy(config) if evictor is None else config.with_evictor(evictor))  # its own
         config = self.config
+        if config.evictor == SHIPPED:
+            config.evictor = AUTO
         self.backbone = backbone = without_wrapper(backbone)
         config.show(backbone.config.get_text_config(decoder=True))
         self.tokenizer = tokenizer
@@ -88,7 +91,8 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         if evictor is not None and evictor.linear is not None:
             self.scorer.take(evictor.linear)
         self.mamba = self.adapter.replace_heads(config.mamba)
-        self.summary = self._new_summary(config, backbone, tokenizer)
+        self.summary = self._new_summary()
+        config.summary = SummaryConfig(0) if self.summary is None else self.summary.config
         self.kv_prompt = kv_prompts.of_backbone(config, self.adapter.geometries)
         config.kv_prompt = KVPromptConfig(0 if self.kv_prompt is None else self.kv_prompt.num_tokens)
         width = backbone.get_input_embeddings().weight.shape[1]
@@ -102,20 +106,15 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         self.generation_config = deepcopy(backbone.generation_config)
         self.generation_config.cache_implementation = None  # the memory takes its place
 
-    @staticmethod
-    def _new_summary(config: HierMemConfig, backbone: PreTrainedModel, tokenizer: Any) -> HMTModule | None:
-        if not config.summary.tokens:
-            return None
-        embeddings, text = backbone.get_input_embeddings().weight, config.summary.init_text
-        ids = encode(tokenizer, text) if tokenizer and text else []
-        summary = HMTModule(config.summary, embeddings.shape[1])
-        summary.start(embeddings, torch.tensor(ids, dtype=torch.int64))
-        return summary
+    def _new_summary(self) -> HMTModule | None:
+        embeddings, text = self.backbone.get_input_embeddings().weight, self.config.summary.init_text
+        ids = encode(self.tokenizer, text) if self.tokenizer and text else []
+        return summaries.of_backbone(self.config, embeddings, torch.tensor(ids, dtype=torch.int64))
 
     def add_summary(self, config: SummaryConfig) -> None:
         """Give the model memory embeddings, still untrained (HMT), in place of any that it has."""
         self.config.summary = config
-        summary = self._new_summary(self.config, self.backbone, self.tokenizer)
+        summary = self._new_summary()
         self.summary = None if summary is None else summary.to(self.device)
 
     # ---- loading and saving
@@ -273,8 +272,9 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         if self.tokenizer is None:
             raise InputError("This model has no tokenizer: pass one to HierMemModel, or use forward().")
         memory = self._checked(memory) if memory is not None else self.new_memory(index)
-        if index and not memory.tokens and memory.longterm.reads_states:
-            memory.moment = self.new_memory(index).moment
+        if index and not memory.tokens and (memory.longterm.reads_states or memory.recurrent):
+            empty = self.new_memory(index)
+            memory.moment, memory.fingerprint = empty.moment, empty.fingerprint
         with self.inference():
             reading.read(self.reader, source, memory, progress, checkpoint, index=index)
         return memory
@@ -350,12 +350,15 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         """The memory of a document of which nothing has been read.
 
         Args:
-            index: it will be indexed: without search keys that are made of the backbone's states.
+            index: it will be indexed: without what the backbone makes, search keys of its states and memory
+                embeddings that none is made of.
         """
-        working, settings = self.new_recurrent_memory(), self.longterm_config(index)
+        settings, segment = self.longterm_config(index), self.config.segment
+        recurrent = not index or bool(self.config.summary.search)
+        working = self.new_working_memory(self.config.working, recurrent=recurrent)
         longterm = LongTermMemory(settings, self.summary, self.state_encoder)
-        tiers, segment = new_tiers(settings.tiers), self.config.segment
-        return MemoryState(working, longterm, segment, self.fingerprint(), self.name_or_path, tiers)
+        tiers, fingerprint = new_tiers(settings.tiers), self.fingerprint(recurrent=recurrent)
+        return MemoryState(working, longterm, segment, fingerprint, self.name_or_path, tiers)
 
     def longterm_config(self, index: bool = False) -> LongTermConfig:
         """Settings of the long-term memory of a new memory; ``index``: see there."""
@@ -385,10 +388,11 @@ class HierMemModel(BackboneAdapters, LanguageModel):
             raise InputError(
                 f"A memory is what read() returns or MemoryState.load() loads, not {type(memory).__name__}."
             )
-        check_fingerprint(memory.fingerprint, self.fingerprint(memory.working_config.policy), "This memory")
+        present = self.fingerprint(memory.working_config.policy, recurrent=memory.recurrent)
+        check_fingerprint(memory.fingerprint, present, "This memory")
         if memory.longterm.reads_states:
-            present = {} if self.state_encoder is None else {"states": self.state_encoder.digest}
-            check_fingerprint({"states": memory.longterm.states_digest}, present, "This memory")
+            states = {} if self.state_encoder is None else {"states": self.state_encoder.digest}
+            check_fingerprint({"states": memory.longterm.states_digest}, states, "This memory")
         return memory
 
     def __repr__(self) -> str:

@@ -94,19 +94,20 @@ class HierMemPreTrainedModel(PreTrainedModel):
         self.mamba = self.adapter.replace_heads(config).to(self.device)
         self.config.mamba = config
 
-    def fingerprint(self, policy: str | None = None) -> dict[str, str]:
+    def fingerprint(self, policy: str | None = None, recurrent: bool = True) -> dict[str, str]:
         """Hashes that a memory must match: of backbone with geometry and active adapters, tokenizer, dtype,
         summaries, Mamba heads and the policy's network; computed anew every time.
 
         Args:
             policy: of the memory's working memory, whose network counts. None: the model's.
+            recurrent: whether the memory has memory embeddings, for which the summaries count.
         """
         hashes = {
             "backbone": backbone_hash(self.backbone, self.adapter),
             "tokenizer": tokenizer_hash(self.tokenizer),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
-        if self.summary is not None:
+        if recurrent and self.summary is not None:
             hashes["summaries"] = self.summary.digest
         if self.mamba.groups:
             hashes["Mamba heads"] = self.mamba.digest

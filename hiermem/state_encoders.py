@@ -2,16 +2,15 @@
 
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from hiermem.bundled import BUNDLED_MODELS
 from hiermem.config import HierMemConfig
-from hiermem.errors import InputError, first_line
+from hiermem.errors import InputError
 from hiermem.memory.state_encoder import StateEncoder, StateEncoderConfig
+from hiermem.shipped import shipped, undamaged
 
 FILE = "state_encoder.safetensors"
-_WEIGHTS = Path(__file__).parent / "weights"
 
 
 def of_backbone(config: HierMemConfig, layers: int, width: int) -> StateEncoder | None:
@@ -32,30 +31,20 @@ def of_backbone(config: HierMemConfig, layers: int, width: int) -> StateEncoder 
         raise InputError(
             f"The backbone has {layers} layers, and a state encoder is to look at layer {chosen.layers[-1]}."
         )
-    path = None if config.mamba.groups else shipped(config.backbone)
+    path = None if config.mamba.groups else shipped(config.backbone, FILE)
     found = None if path is None else _loaded(path, width)
     if chosen.layers is None or (found is not None and found.config == chosen):
         return found
     return StateEncoder(chosen, width)
 
 
-def shipped(backbone: str) -> Path | None:
-    """The file that ships for a backbone; None: none does."""
-    path = _WEIGHTS / backbone / FILE
-    return path if backbone in BUNDLED_MODELS and path.is_file() else None
-
-
 def _loaded(path: Path, width: int) -> StateEncoder:
     """The encoder in a file."""
-    try:
+    with undamaged(path, "The state encoder"):
         with safe_open(path, framework="pt") as file:
             numbers = [int(layer) for layer in file.metadata()["layers"].split()]
         tensors = load_file(path)
         hidden, out = (tensors[f"{name}.weight"].shape[0] for name in ("inner", "direct"))
         encoder = StateEncoder(StateEncoderConfig(numbers, hidden, out), width)
         encoder.load_state_dict(tensors)
-    except (OSError, SafetensorError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"The state encoder at {path} is damaged ({first_line(error)}): install hiermem again."
-        ) from error
     return encoder

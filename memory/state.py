@@ -53,8 +53,9 @@ class MemoryOwner(Protocol):
     def search_keys(self) -> Mapping[str, Mapping[str, Any]]:
         """Settings of the search keys that it is configured with."""
 
-    def fingerprint(self, policy: str | None = None) -> dict[str, str]:
-        """Facts that a memory with this policy must match: name → value, in words or as a hash."""
+    def fingerprint(self, policy: str | None = None, recurrent: bool = True) -> dict[str, str]:
+        """Facts that a memory with this policy, and with memory embeddings or without, must match: name →
+        value, in words or as a hash."""
 
     def new_working_memory(
         self, config: WorkingMemoryConfig, *, recurrent: bool = False, segment: int | None = None
@@ -172,6 +173,11 @@ class MemoryState:
         return self.moment.working.config
 
     @property
+    def recurrent(self) -> bool:
+        """Whether segments read memory embeddings of earlier ones (HMT)."""
+        return self.moment.working.recurrence is not None
+
+    @property
     def indexed(self) -> bool:
         """Whether segments were only indexed: the backbone has read nothing of them."""
         return self.moment.indexed
@@ -237,7 +243,7 @@ class MemoryState:
             done, remedy = ("only indexed", "index") if self.indexed else ("read", "read")
             raise InputError(f"This memory was {done}: {remedy} what comes, too, or begin a new memory.")
         kept = [f"tier {tier.name}" for tier in self.tiers]
-        kept += ["memory embeddings"] if self.moment.working.recurrence is not None else []
+        kept += ["memory embeddings"] if self.recurrent else []
         if index and kept:
             raise InputError(
                 f"Indexing leaves no {kept[0]}, which the backbone makes: read the document, or configure "
@@ -282,7 +288,7 @@ class MemoryState:
             "segment": self.segment,
             "tokens": self.tokens,
             "characters": self.characters,
-            "recurrent": cache.recurrence is not None,
+            "recurrent": self.recurrent,
             **({"indexed": True} if self.indexed else {}),
             "working": {"config": working, "bookkeeping": cache.bookkeeping()},
             "longterm": {"config": longterm, **({"digests": digests} if digests else {})},
@@ -301,7 +307,8 @@ class MemoryState:
         files, info = load_directory(path)
         with named(path):
             saved = SavedInfo.read(info)
-        check_fingerprint(saved.fingerprint, model.fingerprint(saved.working.policy), f"The memory at {path}")
+        present = model.fingerprint(saved.working.policy, saved.recurrent)
+        check_fingerprint(saved.fingerprint, present, f"The memory at {path}")
         saved.check_keys(model.search_keys, path)
         saved.check_states(model.state_encoder is not None, path)
         with named(path):
@@ -312,9 +319,8 @@ class MemoryState:
             contents = cls._contents(files, saved, model)
             tensors = {name: model.to_device(tensor) for name, tensor in files["working"].items()}
             working.load_state(tensors, saved.bookkeeping, model.dtype, model.num_embeddings)
-            longterm = LongTermMemory.from_contents(
-                saved.longterm, contents, model.summary, model.state_encoder
-            )
+            summary = model.summary if saved.recurrent else None
+            longterm = LongTermMemory.from_contents(saved.longterm, contents, summary, model.state_encoder)
             tiers = read_tiers(files, saved.longterm.tiers, longterm.records)
             if working.recurrence is not None and longterm.partial is not None:
                 working.recurrence.resume([model.to_device(longterm.partial.ids.long())])
@@ -388,9 +394,10 @@ class MemoryState:
         contents.check(saved.segment, saved.tokens, saved.characters, vocabulary, saved.recurrent)
         if model is None:
             return contents
-        if saved.recurrent != (model.summary is not None):
+        summary = model.summary if saved.recurrent else None
+        if saved.recurrent and summary is None:
             raise ValueError("recurrent is not what it is for the model")
-        shape = None if model.summary is None else model.summary.embedding_shape
+        shape = None if summary is None else summary.embedding_shape
         for record in contents.records[: len(contents.keys)]:
             if (None if record.embedding is None else record.embedding.shape) != shape:
                 raise ValueError("the embeddings have another shape")

@@ -14,7 +14,7 @@ from test_qa import WORDS, nq_row, write_lines
 from torch import Tensor
 from trainings import StoredObjective, stopped_in_step
 
-from hiermem import kv_prompts
+from hiermem import kv_prompts, shipped
 from hiermem.bundled import python_reference
 from hiermem.errors import InputError
 from hiermem.memory.attention import numbers
@@ -164,7 +164,7 @@ def test_what_ships_for_a_backbone_is_taken_and_checked(
     file = tmp_path / "smollm2" / kv_prompts.FILE
     file.parent.mkdir()
     save_file(model.kv_prompt.state_dict(), file)
-    monkeypatch.setattr(kv_prompts, "_WEIGHTS", tmp_path)
+    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path)
     config, shapes = settings(), model.adapter.geometries
     assert kv_prompts.of_backbone(config, shapes) is None
     config.backbone = "smollm2"

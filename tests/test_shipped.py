@@ -18,7 +18,7 @@ def test_the_trained_memory_reads_prose_better_than_none(name: str) -> None:
     assert (
         sum(tensor.numel() for tensor in model.summary.parameters()) < 0.02 * model.backbone.num_parameters()
     )
-    off = HierMemConfig(**{**model.config.settings(), "summary": SummaryConfig()})
+    off = HierMemConfig(**{**model.config.settings(), "summary": SummaryConfig(0)})
     text = BUNDLED_DOCUMENTS["python-reference"]()[:20_000]
     ids = model.tokenizer(text, return_tensors="pt").input_ids[:, : 3 * model.config.segment]
     losses = [float(m(ids, labels=ids).loss) for m in (model, HierMemModel.from_pretrained(name, off))]

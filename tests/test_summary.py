@@ -363,7 +363,7 @@ def test_saved_parameters_give_the_same_logits(tiny_model: Path, tmp_path: Path)
 def test_a_trained_memory_can_be_switched_off(tiny_model: Path, tmp_path: Path) -> None:
     model, ids = HierMemModel.from_pretrained(tiny_model, config=carried()), ids_of(100)
     lively(model).save_pretrained(tmp_path / "saved")
-    off = HierMemConfig(**{**model.config.settings(), "summary": SummaryConfig()})
+    off = HierMemConfig(**{**model.config.settings(), "summary": SummaryConfig(0)})
     plain = HierMemModel.from_pretrained(tmp_path / "saved", config=off)
     searching = HierMemConfig(**{**model.config.settings(), "summary": replace(CARRIED, search=6)})
     more = HierMemModel.from_pretrained(tmp_path / "saved", config=searching)

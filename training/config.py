@@ -145,7 +145,7 @@ class TrainConfig:
 
     def model(self) -> HierMemConfig:
         """The configuration of the model that is trained."""
-        config = HierMemConfig.preset(self.preset)
+        config = HierMemConfig.preset(self.preset).without_shipped()
         changes: dict[str, Any] = {} if self.summary is None else {"summary": self.summary}
         if self.passages is not None:  # it is begun anew, whatever ships
             changes["kv_prompt"] = KVPromptConfig(0)

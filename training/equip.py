@@ -201,7 +201,7 @@ def _settings(config: EquipConfig, run: Run, stages: Sequence[Stage]) -> dict[st
 
 def _compare(run: Run, ledger: Ledger, judge: Judge) -> None:
     """Note validation figures of what a user would otherwise have, and of the model."""
-    full = HierMemConfig.preset("full")
+    full = HierMemConfig.preset("full").without_shipped()
     configs = {
         "window": full.with_working(policy="window"),
         "attention": full,

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.eval.tasks import pg19
+from hiermem.loading import saved_model
 from hiermem.memory.policies import LinearPolicy, NammPolicy
 from hiermem.model import HierMemModel
 from hiermem.text import encode
@@ -154,7 +155,10 @@ class Evolution(Stage):
 
 
 def loaded(run: Run, config: HierMemConfig | None = None) -> HierMemModel:
-    """The model that a stage begins from: as it was saved, or a backbone as `full` configures it."""
+    """The model that a stage begins from: as it was saved, or a backbone as `full` configures it, without
+    what ships for it."""
+    if config is None and saved_model(run.model) is None:
+        config = HierMemConfig.preset("full").without_shipped()
     return HierMemModel.from_pretrained(run.model, config=config, dtype=run.dtype, device=run.device).eval()
 
 

@@ -33,7 +33,7 @@ CONFIGURATION: dict[str, tuple[Any, Any]] = {
     "chunk": (opt.Chunk, None),
     "positions": (opt.Positions, None),
     "top_k": (opt.TopK, None),
-    "evictor": (opt.EvictorName, "auto"),
+    "evictor": (opt.EvictorName, None),
     "rerank": (opt.Rerank, None),
     "dtype": (opt.Dtype, None),
     "device": (opt.Device, None),

@@ -20,7 +20,7 @@ from hiermem.cli import options as opt
 from hiermem.cli.written import WrittenPrompts
 from hiermem.errors import InputError
 from hiermem.eval.scoring import prefill, score_tokens, stream_nll
-from hiermem.eviction_weights import AUTO, NONE
+from hiermem.eviction_weights import NONE
 from hiermem.templates import frames
 from hiermem.text import encode, from_beginning
 
@@ -38,7 +38,8 @@ class HarnessModel(TemplateLM):
         segment: tokens of one long-term record.
         chunk: tokens read at once.
         positions: of old tokens.
-        evictor: head shares and NAMM's network; none comes as None from the harness.
+        evictor: head shares and what policies score with, the default of the command line where it is empty;
+            none comes as None from the harness.
         dtype: to compute in.
         device: from the harness.
         batch_size: from the harness, without effect: contexts are read one by one.
@@ -59,7 +60,7 @@ class HarnessModel(TemplateLM):
         segment: int | None = None,
         chunk: int | None = None,
         positions: str | None = None,
-        evictor: str | None = AUTO,
+        evictor: str | None = "",
         dtype: str | None = None,
         device: str | None = None,
         batch_size: int | str = 1,
@@ -86,7 +87,7 @@ class HarnessModel(TemplateLM):
             segment,
             chunk,
             positions,
-            evictor=evictor or NONE,
+            evictor=NONE if evictor is None else evictor or None,
             policy_set=assignments,
         )
         usable = torch.cuda.is_available() or not str(device).startswith("cuda")  # its default is cuda:0

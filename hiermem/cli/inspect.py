@@ -18,7 +18,7 @@ def inspect(
     budget: opt.Budget = None,
     chunk: opt.Chunk = None,
     positions: opt.Positions = None,
-    evictor: opt.EvictorName = "auto",
+    evictor: opt.EvictorName = None,
     limit: Annotated[int, typer.Option(min=1, help="Read and show only so many first tokens.")] = 4096,
     dtype: opt.Dtype = None,
     device: opt.Device = None,

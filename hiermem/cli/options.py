@@ -94,11 +94,12 @@ Rerank = Annotated[
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the model's own.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")]
 EvictorName = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--evictor",
-        help="Head shares and NAMM's network: auto (those of the model, for the policy namm), none, smollm2, "
-        "or a folder from calibrate (shares; namm then scores with the network that ships) or evolve.",
+        help="Head shares and what policies score with: auto (those of the model, for the policies namm and "
+        "linear), shipped (for attention, too; the default of the preset full), none, smollm2, or a folder "
+        "from calibrate (namm then scores with the network that ships) or evolve.",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
@@ -140,6 +141,7 @@ def configuration(
         InputError: there is no such preset, policy or setting, or a value is refused.
     """
     from hiermem.config import HierMemConfig
+    from hiermem.eviction_weights import AUTO, SHIPPED
     from hiermem.loading import saved_model
 
     saved = None if (folder := saved_model(model)) is None else HierMemConfig.from_saved(folder)
@@ -147,7 +149,7 @@ def configuration(
         config = saved
     else:
         config = HierMemConfig.preset(preset or "full")
-        config = config if saved is None else config.with_heads_of(saved)
+        config = config if saved is None else config.with_parts_of(saved)
     changes: dict[str, Any] = {"budget": budget, "positions": positions, "update_interval": chunk}
     working = replace(config.working, **{name: v for name, v in changes.items() if v is not None})
     working = _with_policy(working, policy, policy_set or ())
@@ -157,6 +159,8 @@ def configuration(
         segment = -(-config.segment // chunk) * chunk
     longterm = config.longterm if top_k is None else replace(config.longterm, top_k=top_k)
     settings = {"working": working, "longterm": longterm, "chunk": chunk, "segment": segment}
+    if evictor is None and config.evictor != SHIPPED:
+        evictor = AUTO
     settings |= {} if evictor is None else {"evictor": evictor}
     return HierMemConfig(**{**config.settings(), **settings})
 

@@ -50,7 +50,7 @@ def read(
     segment: opt.Segment = None,
     chunk: opt.Chunk = None,
     positions: opt.Positions = None,
-    evictor: opt.EvictorName = "auto",
+    evictor: opt.EvictorName = None,
     settings: Settings = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,

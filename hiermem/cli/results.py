@@ -59,18 +59,22 @@ def settings(
     """
     import torch
 
+    from hiermem import state_encoders, summaries
     from hiermem.config import HierMemConfig
     from hiermem.eviction_weights import resolve_eviction_weights
     from hiermem.loading import native_dtype, saved_model
     from hiermem.lora import ADAPTER
-    from hiermem.state_encoders import shipped
+    from hiermem.shipped import shipped
 
     where = opt.usable_device(device)
     numbers = dtype or f"{native_dtype(torch.bfloat16, where)}".removeprefix("torch.")
     values = config.to_dict()
     parts = ["segment", "chunk", "working", "longterm", "asking"]
     parts += ["namm"] if config.working.policy == "namm" else []
-    parts += ["summary"] if config.summary.tokens else []
+    folder = saved_model(model)
+    backbone = model if folder is None else HierMemConfig.from_saved(folder).backbone
+    shipped_memory = None if config.summary.tokens is not None else shipped(backbone, summaries.FILE)
+    parts += ["summary"] if config.summary.tokens or shipped_memory else []
     parts += ["mamba"] if config.mamba.groups else []
     parts += ["state_encoder"] if config.longterm.has_states else []
     depends = {"model": model, "dtype": numbers, "device": where.type, "data": data_hash(*data)}
@@ -81,12 +85,13 @@ def settings(
     if config.asking.least_confidence and not config.longterm.has_units:  # nor a confidence
         del values["asking"]["least_confidence"]
     depends |= keys_of_units(config)
-    folder = saved_model(model)
-    backbone = model if folder is None else HierMemConfig.from_saved(folder).backbone
     if folder is not None:
         depends["backbone"] = Path(backbone).name
-    if config.longterm.has_states and (ships := shipped(backbone)) is not None:
-        depends["states"] = sha256_of(ships)[:16]
+    if shipped_memory is not None:
+        depends["memory"] = sha256_of(shipped_memory)[:16]
+    encoder = shipped(backbone, state_encoders.FILE)
+    if config.longterm.has_states and encoder is not None:
+        depends["states"] = sha256_of(encoder)[:16]
     evictor = resolve_eviction_weights(config.evictor, backbone, config.working.policy)
     if evictor is not None:  # its head shares are in its digest
         depends["evictor"] = evictor.digest_for(config.working.policy)

@@ -35,6 +35,8 @@ class SummaryConfig:
 
     Attributes:
         tokens: m, the memory embeddings of a segment (published: 1); 0 switches them off, and all below.
+            None: those of the saved model, or what ships for the backbone, of which `last` and `sensory`
+            alone can be changed.
         sensory: k, tokens of the previous segment that are read again before a segment (published: 32).
         width: h, of the recall attention.
         last: N, how many segments the recall attends to, the newest ones (published: 300). 1: only what the
@@ -55,7 +57,7 @@ class SummaryConfig:
         search: width of the trained part of search keys; 0: keys are lexical alone.
     """
 
-    tokens: int = 0
+    tokens: int | None = None
     sensory: int = 0
     width: int = 512
     last: int = 300
@@ -71,7 +73,7 @@ class SummaryConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if min(self.tokens, self.sensory, self.last, self.search) < 0 or self.width < 1:
+        if min(self.tokens or 0, self.sensory, self.last, self.search) < 0 or self.width < 1:
             raise InputError(
                 "tokens, sensory, last and search of the summaries must not be negative, width at least 1."
             )
