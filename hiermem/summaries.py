@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -41,7 +42,7 @@ def of_backbone(config: HierMemConfig, embeddings: Tensor, init_ids: Tensor) -> 
     return summary
 
 
-def _changes(chosen: SummaryConfig, backbone: str, path: Path | None) -> dict[str, int]:
+def _changes(chosen: SummaryConfig, backbone: str, path: Path | None) -> dict[str, Any]:
     """Settings that are given beside those that ship.
 
     Raises:
@@ -63,7 +64,7 @@ def _changes(chosen: SummaryConfig, backbone: str, path: Path | None) -> dict[st
     return {name: getattr(chosen, name) for name in names}
 
 
-def _loaded(path: Path, width: int, changes: dict[str, int]) -> HMTModule:
+def _loaded(path: Path, width: int, changes: dict[str, Any]) -> HMTModule:
     """Those in a file."""
     with undamaged(path, "The memory embeddings' parameters"):
         with safe_open(path, framework="pt") as file:

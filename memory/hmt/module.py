@@ -103,6 +103,7 @@ class HMTModule(AtLeastFloat32):
         width: d, of the backbone's embeddings and states.
 
     Attributes:
+        num_tokens: m, memory embeddings of a segment.
         summary_prompt: T: read before and after a text, it ends in the text's summary.
         first_prompt: P_0: the memory prompt of a document's first segment.
     """
@@ -110,12 +111,13 @@ class HMTModule(AtLeastFloat32):
     def __init__(self, config: SummaryConfig, width: int) -> None:
         super().__init__()
         self.config = config
-        self.summary_prompt = SoftPrompt(config.tokens, width)
-        self.first_prompt = SoftPrompt(config.tokens, width)
+        self.num_tokens = m = config.tokens or 0
+        self.summary_prompt = SoftPrompt(m, width)
+        self.first_prompt = SoftPrompt(m, width)
         self.query = Projection(width, config.width, bias=config.residual)
         self.key = Projection(width, config.width, bias=config.residual)
         self.content = Projection(width, config.width) if config.residual else None
-        self.value = Projection(config.width, config.tokens * width, bias=False) if config.residual else None
+        self.value = Projection(config.width, m * width, bias=False) if config.residual else None
         if config.search:
             self.search_query = Projection(width, config.search)
             self.search_key = Projection(width, config.search)
@@ -141,7 +143,7 @@ class HMTModule(AtLeastFloat32):
         for projection in projections:
             if projection.bias is not None:
                 projection.bias.zero_()
-        init_ids = init_ids[-self.config.tokens :]
+        init_ids = init_ids[-self.num_tokens :]
         for prompt in prompts:
             prompt.weight[len(prompt.weight) - len(init_ids) :] = embeddings[init_ids]
         if self.value is not None:
@@ -200,20 +202,18 @@ class HMTModule(AtLeastFloat32):
             prompt = recalled
         else:
             added = self.value(recalled / math.sqrt(self.config.width))
-            prompt = first + added.unflatten(2, (self.config.tokens, -1)).squeeze(1)
+            prompt = first + added.unflatten(2, (self.num_tokens, -1)).squeeze(1)
         return torch.where(mask.any(dim=1).view(-1, 1, 1), prompt, first)
 
     def weights(self, query: Tensor, embeddings: Tensor, mask: Tensor) -> Tensor:
         """How much each earlier segment is recalled, ``[B, n]``; the arguments are those of `forward`."""
         attention = self._attention(query, embeddings, mask)[0].mean(dim=1)
-        return (
-            attention if self.value is not None else attention.unflatten(1, (-1, self.config.tokens)).sum(2)
-        )
+        return attention if self.value is not None else attention.unflatten(1, (-1, self.num_tokens)).sum(2)
 
     def _attention(self, query: Tensor, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Attention ``[B, q, k]`` and what it weighs ``[B, k, …]``: all memory embeddings as they are, or the
         content of each segment."""
-        dtype, m = self.key.weight.dtype, self.config.tokens
+        dtype, m = self.key.weight.dtype, self.num_tokens
         query, embeddings = query.to(dtype), embeddings.to(dtype)
         if self.value is not None:
             query, embeddings, mask = query[:, -1:], embeddings[:, m - 1 :: m], mask[:, m - 1 :: m]

@@ -64,8 +64,8 @@ class SegmentRecurrence(ChunkState):
     def __init__(self, module: HMTModule, segment: int, batch: int, device: torch.device) -> None:
         config = module.config
         self.module, self.segment, self.device = module, segment, device
-        self.prefix = config.tokens + config.sensory
-        self.suffix = 0 if module.embedding_shape is None else config.tokens
+        self.prefix = module.num_tokens + config.sensory
+        self.suffix = 0 if module.embedding_shape is None else module.num_tokens
         self.summary_tokens = segment // 2 if config.query == "half" and config.last else 0
         self.prompt: Tensor | None = None
         self.prefix_mask: Tensor | None = None
@@ -130,7 +130,7 @@ class SegmentRecurrence(ChunkState):
 
     def offsets(self, num_tokens: int) -> list[int]:
         """Places of the prefix, before the first token of a segment that begins after so many tokens."""
-        m, k = self.module.config.tokens, self.module.config.sensory
+        m, k = self.module.num_tokens, self.module.config.sensory
         before = m + min(k, num_tokens)
         return [*range(-before, m - before), *range(-k, 0)]
 
@@ -311,7 +311,7 @@ class TextSummary(SegmentRecurrence):
 
     def __init__(self, module: HMTModule, prompt: SoftPrompt, batch: int, device: torch.device) -> None:
         super().__init__(module, 1, batch, device)
-        self.prefix = self.suffix = module.config.tokens
+        self.prefix = self.suffix = module.num_tokens
         self.summary_tokens = 0
         self.prompt = prompt(batch)
 
