@@ -38,6 +38,8 @@ PARTS = {
     "whole-segment": ("--set", "longterm.top_k=1", "--set", "asking.passage_characters=0"),
 }
 """Options that take a part of how questions are answered out, or change it."""
+MEMORYLESS = ("--set", "summary.tokens=0")
+"""Options that leave a working memory with its policy, but for head shares that ship for `attention`."""
 STORED = ((1, "bfloat16"), (1, "int8"), (1, "int4"), (0.25, "int8"), (0.1, "int8"), (0.05, "int8"))
 """Shares of the keys and values that a document leaves, and their formats."""
 
@@ -113,6 +115,11 @@ def hiermem(name: str, backbone: Backbone, took: float, *words: str) -> Measurem
         ("hiermem", *words, *model, *DTYPE, "--out", "{out}"),
         took,
     )
+
+
+def alone(policy: str) -> tuple[str, ...]:
+    """Options for a working memory with that policy and nothing trained beside what it scores with."""
+    return ("--policy", policy, *MEMORYLESS, *(("--evictor", "none") if policy == "attention" else ()))
 
 
 def of_questions(data: Path, backbone: Backbone) -> Iterator[Measurement]:
@@ -251,15 +258,15 @@ def of_texts(data: Path, backbone: Backbone) -> Iterator[Measurement]:
     took = minutes(4 * int(tokens)) * backbone.slowness
     chosen = ("eval", "pg19", "--data", books, "--max-tokens", tokens)
     for policy in policies:
-        words = ("--policy", policy, "--budget", "512")
+        words = (*alone(policy), "--budget", "512")
         yield hiermem(f"pg19-{policy}-512", backbone, took, *chosen, *words)
-    yield hiermem("pg19-full", backbone, 2 * took, *chosen, "--policy", "full", "--window", "8192")
+    yield hiermem("pg19-full", backbone, 2 * took, *chosen, *alone("full"), "--window", "8192")
 
     limit = backbone.some(100 if own else 24)
     took = minutes(int(limit) * 2_000, 0) * backbone.slowness
     chosen = ("eval", "needles", "--data", books, "--length", "2000", "--limit", limit)
     for policy in (*policies, *baselines):
-        words = ("--keep", "0.25", "--policy", policy)
+        words = ("--keep", "0.25", *alone(policy))
         yield hiermem(f"needles-{policy}-25", backbone, took, *chosen, *words)
     yield hiermem("needles-full", backbone, took, *chosen, "--keep", "1", "--method", "full")
     yield hiermem("needles-hiermem-25", backbone, took, *chosen, "--keep", "0.25", "--method", "hiermem")
@@ -339,12 +346,12 @@ def of_stored(data: Path, backbone: Backbone) -> Iterator[Measurement]:
 def of_policies(data: Path) -> Iterator[Measurement]:
     """Measurements of smollm2 alone: its trained memories and its evolved network."""
     own, books = Backbone(), str(data / "pg19")
-    needles = ("eval", "needles", "--data", books, "--length", "2000", "--keep", "0.25", "--policy", "namm")
+    needles = ("eval", "needles", "--data", books, "--length", "2000", "--keep", "0.25", *alone("namm"))
     compressed = (*needles, "--limit", "24", "--method", "compressed")
     yield hiermem("needles-namm-compressed-25", own, minutes(48_000), *compressed)
     for name, words in {
-        "isolated": ("--policy", "full", "--window", "512"),
-        "sensory": ("--policy", "full", "--window", "512", "--overlap", "32"),
+        "isolated": (*alone("full"), "--window", "512"),
+        "sensory": (*alone("full"), "--window", "512", "--overlap", "32"),
         "hmt": ("--model", "smollm2-hmt"),
         "rmt": ("--model", "smollm2-hmt", "--set", "summary.last=1"),
         "full-memory": ("--model", "smollm2-full"),
@@ -367,7 +374,7 @@ def of_peers(data: Path) -> Iterator[Measurement]:
         yield Measurement(name, dump, 1, ending=".jsonl", alone=True)
     for keep in ("0.25", "0.50", "0.75"):
         for policy in ("window", "attention", "namm", "h2o", "l2_norm"):
-            words = (*ruler, "--method", "pruned", "--policy", policy, "--keep", keep)
+            words = (*ruler, "--method", "pruned", *alone(policy), "--keep", keep)
             yield hiermem(f"ruler-4k-{policy}-{keep[2:]}", own, minutes(53_000, 13, 60, 0), *words)
     for prompts, (limit, keeps, took) in PEER_PROMPTS.items():
         for method in PEERS[prompts]:
@@ -403,8 +410,8 @@ def of_heads(data: Path) -> Iterator[Measurement]:
     for name, model in (("unmodified", SMOLLM2), ("trained", "smollm2-mamba")):
         books = ("eval", "pg19", "--data", str(data / "pg19"), "--max-tokens", "8192", "--model", model)
         for part, words in {
-            "2k": ("--policy", "full_cache", "--window", "2048"),
-            "stream": ("--policy", "attention", "--budget", "512"),
+            "2k": (*alone("full_cache"), "--window", "2048"),
+            "stream": (*alone("attention"), "--budget", "512"),
         }.items():
             words = (*books, *words)
             yield hiermem(f"pg19-heads-{name}-{part}", own, minutes(33_000), *words)

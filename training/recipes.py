@@ -261,22 +261,31 @@ def heads_language() -> TrainConfig:
     return replace(together, objective=replace(together.objective, language=1.0, teacher=0.0))
 
 
-def together() -> TrainConfig:
-    """Memory prompt and Mamba heads by language modelling, each around the other and around what the policy
-    keeps: goes on from a model that has both, with all of its settings.
+def memory() -> TrainConfig:
+    """Memory prompt and recall by language modelling, around what the policy keeps: goes on from a model that
+    has both, with all of its settings.
 
-    Facts of all kinds and PubMedQA's questions keep it from buying the style of books with what it knows.
+    Abstracts beside books keep it from taking every text for a novel, facts of all kinds and PubMedQA's
+    questions from buying perplexity with what it knows.
     """
     return TrainConfig(
-        samples=SampleConfig(books=0.65, questions=0.1, facts=0.25, kinds=KINDS, tokens=2048),
+        samples=SampleConfig(books=0.45, questions=0.1, facts=0.25, abstracts=0.2, kinds=KINDS, tokens=2048),
         objective=ObjectiveConfig(depth=1),
         goes_on=True,
-        trains=("prompt", "mamba"),
+        trains=("prompt", "recall"),
         optimizer=OptimizerConfig(memory_rate=1e-3, batch=1, micro=1),
         steps=150,
         evaluate_every=50,
         save_every=10,
     )
+
+
+def together() -> TrainConfig:
+    """Memory prompt and Mamba heads, each around the other and around what the policy keeps: goes on from a
+    model that has both, with all of its settings."""
+    around = memory()
+    samples = replace(around.samples, books=0.65, abstracts=0.0)
+    return replace(around, samples=samples, trains=("prompt", "mamba"))
 
 
 TRAININGS: dict[str, Callable[[], TrainConfig]] = {
@@ -291,6 +300,7 @@ TRAININGS: dict[str, Callable[[], TrainConfig]] = {
     "heads-chosen": heads_chosen,
     "heads-logits": heads_together,
     "heads-language": heads_language,
+    "memory": memory,
     "together": together,
     "key": search_key,
     "kv": kv_prompt,

@@ -26,7 +26,7 @@ from hiermem.text import beginning, encode
 from hiermem.training.batches import Batch, Sample, collated
 from hiermem.training.facts import CODES, check_kinds, with_facts
 
-KINDS = ("books", "questions", "facts")
+KINDS = ("books", "questions", "facts", "abstracts")
 SLACK = 16
 """Tokens by which a text may grow where it is cut and codes are put in."""
 
@@ -42,6 +42,8 @@ class SampleConfig:
         books: share of the samples that are pieces of books.
         questions: share that are questions after their abstracts, packed until a sample is full.
         facts: share that are pieces of books in which facts are hidden, all of them asked for at the end.
+        abstracts: share that are PubMedQA's questions, abstracts and long answers, one after the other, as a
+            text to read.
         kinds: of these facts, of `hiermem.training.facts.KINDS`, one in a text.
         tokens: tokens of a sample.
         streamed: books that are taken of a dataset on the hub, its first ones.
@@ -53,6 +55,7 @@ class SampleConfig:
     books: float = 1.0
     questions: float = 0.0
     facts: float = 0.0
+    abstracts: float = 0.0
     kinds: tuple[str, ...] = (CODES,)
     tokens: int = 2048
     streamed: int = 256
@@ -75,7 +78,7 @@ class SampleConfig:
     @property
     def shares(self) -> tuple[float, ...]:
         """Shares in the order of `KINDS`."""
-        return self.books, self.questions, self.facts
+        return self.books, self.questions, self.facts, self.abstracts
 
 
 class TrainingDataset:
@@ -97,14 +100,13 @@ class TrainingDataset:
     def __getitem__(self, number: int) -> Sample:
         rng = random.Random(f"{self.config.seed}/{self.split}/{number}")
         kind = rng.choices(KINDS, self.config.shares)[0]
-        make = {"books": self._piece, "questions": self._questions, "facts": self._facts}
+        make = dict(zip(KINDS, (self._piece, self._questions, self._facts, self._abstracts), strict=True))
         return make[kind](rng)
 
     def of_kind(self, kind: str) -> "TrainingDataset":
         """Samples of one kind alone."""
         twin = copy(self)
-        books, questions, facts = (float(name == kind) for name in KINDS)
-        twin.config = replace(self.config, books=books, questions=questions, facts=facts)
+        twin.config = replace(self.config, **{name: float(name == kind) for name in KINDS})
         return twin
 
     def full(self, count: int, tokens: int) -> list[list[int]]:
@@ -171,6 +173,17 @@ class TrainingDataset:
             names.append(item.id)
         end = self.config.tokens
         return Sample(f"questions {', '.join(names)}", ids[-end:], scored[-end:])
+
+    def _abstracts(self, rng: random.Random) -> Sample:
+        """Abstracts with their questions and long answers, in any order, begun as every text is."""
+        ids, names = beginning(self.tokenizer), []
+        begun = len(ids)
+        while len(ids) < self.config.tokens:
+            item = rng.choice(self._items)
+            ids = ids + self._encoded(f"{item.question}\n{item.abstract}\n{item.long_answer}\n\n")
+            names.append(item.id)
+        ids = ids[: self.config.tokens]
+        return Sample(f"abstracts {', '.join(names)}", ids, [at >= begun for at in range(len(ids))])
 
     def _facts(self, rng: random.Random) -> Sample:
         """A piece of a book with facts in it, then a question for each, in any order.
@@ -248,5 +261,5 @@ def check_samples(data: Path, config: SampleConfig) -> None:
     if config.books or config.facts:
         books(data, "validation", 1)
         books(data, "train", 1)
-    if config.questions:
+    if config.questions or config.abstracts:
         questions(data, config.held_out)
