@@ -23,13 +23,13 @@ from hiermem.memory.digest import digest
 from hiermem.memory.policies import AttentionPolicy, LinearPolicy, Namm, NammConfig, NammPolicy
 from hiermem.memory.policies.linear import weights_digest
 from hiermem.model_files import check_tensor_file
+from hiermem.shipped import WEIGHTS
 
 FILE = "evictor.safetensors"
 FORMAT_VERSION = 2
 """2 has weights of the policy `linear`."""
 AUTO, NONE, SHIPPED = "auto", "none", "shipped"
 
-_WEIGHTS = Path(__file__).parent / "weights"
 _LENDS = "smollm2"
 """Whose network other backbones get."""
 
@@ -143,7 +143,7 @@ def _check(shares: object, network: dict[str, Tensor], namm: NammConfig, linear:
 
 def bundled() -> list[str]:
     """Names of the backbones whose evictors ship with the package."""
-    return sorted(folder.parent.name for folder in _WEIGHTS.glob(f"*/{FILE}"))
+    return sorted(folder.parent.name for folder in WEIGHTS.glob(f"*/{FILE}"))
 
 
 def is_evolved(parameters: Mapping[str, Tensor]) -> bool:
@@ -177,12 +177,12 @@ def resolve_eviction_weights(name: str, backbone: str, policy: str) -> EvictionW
         return None
     lender = backbone if backbone in bundled() else _LENDS
     if name == AUTO:
-        found = EvictionWeights.load(_WEIGHTS / lender)
+        found = EvictionWeights.load(WEIGHTS / lender)
         return found if lender == backbone else replace(found, shares=None, linear=None, lender=lender)
-    found = EvictionWeights.load(_WEIGHTS / name if name in bundled() else name)
+    found = EvictionWeights.load(WEIGHTS / name if name in bundled() else name)
     if found.network is not None or not scores:
         return found
-    lent = EvictionWeights.load(_WEIGHTS / lender)
+    lent = EvictionWeights.load(WEIGHTS / lender)
     return replace(found, network=lent.network, namm=lent.namm, lender=lender)
 
 
@@ -191,7 +191,7 @@ def _with_linear(name: str, backbone: str) -> EvictionWeights | None:
     if name == NONE or (name == AUTO and backbone not in bundled()):
         return None
     name = backbone if name == AUTO else name
-    found = EvictionWeights.load(_WEIGHTS / name if name in bundled() else name)
+    found = EvictionWeights.load(WEIGHTS / name if name in bundled() else name)
     if found.linear is None:
         raise InputError(
             f"The evictor {name} has no weights for the policy linear: make it again with "

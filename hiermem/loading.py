@@ -21,8 +21,7 @@ from hiermem.load_options import LoadOptions
 from hiermem.model_files import check_files, read_json
 from hiermem.model_folder import finish
 from hiermem.retrieval.disk import sha256_of
-
-_WEIGHTS = Path(__file__).parent / "weights"
+from hiermem.shipped import WEIGHTS
 
 _SAVED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
@@ -34,7 +33,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 def saved_model(name: str) -> Path | None:
     """The folder of a model that `HierMemModel.save_pretrained` wrote: ``name``, or one that ships so."""
-    for folder in (_WEIGHTS / name, Path(name)):
+    for folder in (WEIGHTS / name, Path(name)):
         finish(folder)
         if os.path.isfile(folder / "config.json") and model_type(folder) == HierMemConfig.model_type:
             return folder
@@ -87,7 +86,7 @@ def saved_on_hub(name: str, options: LoadOptions) -> Path | None:
 
 def bundled_models() -> list[str]:
     """Names of the models that need no download."""
-    return [*BUNDLED_MODELS, *sorted(folder.parent.name for folder in _WEIGHTS.glob("*/config.json"))]
+    return [*BUNDLED_MODELS, *sorted(folder.parent.name for folder in WEIGHTS.glob("*/config.json"))]
 
 
 def model_type(folder: Path) -> str | None:

@@ -42,7 +42,7 @@ def ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_file(model.summary.state_dict(), folder / summaries.FILE, metadata)
     EvictionWeights(uneven(model), None).save(folder)
     monkeypatch.setattr(shipped, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(eviction_weights, "_WEIGHTS", tmp_path)
+    monkeypatch.setattr(eviction_weights, "WEIGHTS", tmp_path)
     return folder
 
 

@@ -105,6 +105,22 @@ def test_only_answers_to_questions_of_the_split_count(data: Path, split: str, ow
         check_samples(data, replace(config, held_out=9))
 
 
+def test_abstracts_of_the_training_half_are_read_as_a_text(data: Path) -> None:
+    samples = TrainingDataset(
+        tokenizer(True), data, SampleConfig(books=0, abstracts=1, tokens=300, held_out=2)
+    )
+    seen = set()
+    for number in range(12):
+        sample = samples[number]
+        seen |= {int(name) for name in sample.name.removeprefix("abstracts ").split(", ")}
+        assert len(sample.ids) == 300 and sample.scored == [False] + [True] * 299
+        text = tokenizer().decode(sample.ids)
+        assert "studied" in text and "The answer is" not in text
+    assert seen == set(range(5))
+    with pytest.raises(InputError, match="7 questions for training, of which 9 are held out"):
+        check_samples(data, SampleConfig(abstracts=0.5, held_out=9))
+
+
 @pytest.mark.parametrize("tokens", [1100, 8000])
 def test_codes_in_a_book_are_asked_for_at_its_end(data: Path, tokens: int) -> None:
     """The codes count, each hidden in the text and asked for by its number, whatever the room."""

@@ -89,7 +89,7 @@ class TrainingDataset:
         data: folder that holds `pg19` and `pubmedqa` in their official layouts, with what the shares need, or
             the name of a dataset of books on the hub.
         config: settings of the samples.
-        split: `train` or `validation`; questions of both are from the training half.
+        split: `train` or `validation`; questions and abstracts of both are from the training half.
     """
 
     def __init__(self, tokenizer: Any, data: Path, config: SampleConfig, split: str = "train") -> None:
