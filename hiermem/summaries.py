@@ -20,7 +20,7 @@ _CHANGEABLE = ("last", "sensory")
 
 
 def of_backbone(config: HierMemConfig, embeddings: Tensor, init_ids: Tensor) -> HMTModule | None:
-    """Those that a configuration asks for: what ships for the backbone, or new ones of its settings; None: none.
+    """Those that a configuration asks for: what ships for the backbone, or new ones; None: none.
 
     Args:
         embeddings: of the backbone's tokens, ``[V, d]``.
