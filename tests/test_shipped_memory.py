@@ -11,6 +11,7 @@ from readers import assert_same_memory, backbone, lively, reader, settings, text
 from safetensors.torch import save_file
 
 from hiermem import eviction_weights, shipped, summaries
+from hiermem.cli.reading_task import with_defaults_of
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError
 from hiermem.eviction_weights import EvictionWeights, resolve_eviction_weights
@@ -161,3 +162,18 @@ def test_a_model_with_memory_embeddings_indexes_without_them(tmp_path: Path) -> 
         assert other.ask(again, QUESTION).text == plain.ask(expected, QUESTION).text
     with pytest.raises(InputError, match="This memory was read"):
         model.index(MORE, model.read(TEXT))
+
+
+@pytest.mark.parametrize("shares", [None, [[3.0, 1.0], [1.0, 1.0], [1.0, 3.0]]], ids=["none", "own"])
+def test_a_reading_that_was_begun_with_other_head_shares_goes_on(
+    tmp_path: Path, shares: list[list[float]] | None
+) -> None:
+    """They were the default then; where they are asked for, or the policy is another, nothing changes."""
+    config = changed(settings(policy="attention"), evictor="shipped")
+    assert with_defaults_of(tmp_path / "memory", config, keys=True, shares=True) is config
+    reader(config=settings(policy="attention", head_shares=shares)).read(TEXT).save(tmp_path / "memory")
+    found = with_defaults_of(tmp_path / "memory", config, keys=True, shares=True)
+    assert (found.working.head_shares, found.evictor) == (shares, "auto")
+    for other, taken in ((config, False), (config.with_working(policy="window"), True)):
+        kept = with_defaults_of(tmp_path / "memory", other, keys=True, shares=taken)
+        assert kept.working == other.working and kept.evictor == "shipped"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hiermem.cli import options as opt
-from hiermem.cli.reading_task import ONLY_INDEXED, Task, appending, holds_memory, resumed, with_keys_of
+from hiermem.cli.reading_task import ONLY_INDEXED, Task, appending, holds_memory, resumed, with_defaults_of
 from hiermem.cli.signals import Stop, stoppable
 from hiermem.errors import InputError, MemoryFileError
 from hiermem.progress import say
@@ -80,6 +80,7 @@ def read(
         hiermem read book.txt --out book.hmem --set longterm.tiers.kv.keep=0.1
     """
     from hiermem.cli.assignments import sets, with_used_settings
+    from hiermem.eviction_weights import SHIPPED
     from hiermem.loading import saved_model
     from hiermem.retrieval.files import check_target, only_writer
 
@@ -94,9 +95,10 @@ def read(
             "An index has no search key states, which is made while the backbone reads: leave that key out "
             "of longterm.keys, or --index."
         )
-    chosen = preset is not None or sets(settings or [], "longterm.keys")
-    if not chosen and saved_model(model) is None:  # keys are the default's
-        config = with_keys_of(out, config)
+    if saved_model(model) is None:
+        chosen = preset is not None or sets(settings or [], "longterm.keys")
+        shares = evictor is None and config.evictor == SHIPPED
+        config = with_defaults_of(out, config, keys=not chosen, shares=shares)
     text = opt.read_document(doc)
     with only_writer(out):
         _check_room(out, 1 << 20)

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hiermem.errors import InputError, MemoryFileError, MemoryMissingError
 
@@ -81,16 +81,32 @@ def holds_memory(folder: Path) -> bool:
     return True
 
 
-def with_keys_of(memory_dir: Path, config: "HierMemConfig") -> "HierMemConfig":
-    """The same configuration with the search keys of the memory that is gone on with, if one is there: the
-    default is what is installed, and it may have changed since."""
+def with_defaults_of(
+    memory_dir: Path, config: "HierMemConfig", *, keys: bool, shares: bool
+) -> "HierMemConfig":
+    """The same configuration with settings of the memory that is gone on with, if one is there: the default
+    is what is installed or ships, and it may have changed since.
+
+    Args:
+        keys: whether search keys are the default's.
+        shares: whether head shares are.
+    """
     from hiermem.memory.saved import SavedInfo
-    from hiermem.retrieval.keys import SEARCH_KEYS
 
     try:
-        keys = SavedInfo.of(memory_dir).longterm.keys
+        saved = SavedInfo.of(memory_dir)
     except MemoryMissingError:
         return config
+    if shares and saved.working.policy == config.working.policy:
+        working = replace(config.working, head_shares=saved.working.head_shares)
+        config = type(config)(**{**config.settings(), "working": working, "evictor": "auto"})
+    return _with_keys(config, saved.longterm.keys) if keys else config
+
+
+def _with_keys(config: "HierMemConfig", keys: dict[str, dict[str, Any]]) -> "HierMemConfig":
+    """The same configuration with search keys of a memory, unless they name files."""
+    from hiermem.retrieval.keys import SEARCH_KEYS
+
     if any(SEARCH_KEYS[name].names_files_with(key) for name, key in keys.items()):
         return config  # files are opened because a person says so, not a memory
     longterm = replace(config.longterm, keys=keys)
