@@ -54,8 +54,8 @@ def demo(model: opt.Model = "smollm2", json: opt.Json = False) -> None:
     seconds = time.perf_counter() - start
     intro = (
         f"Read {memory.tokens} tokens in {seconds:.0f} s ({memory.tokens / seconds:.0f} a second) "
-        f"with at most {memory.working.frames.counts.peak_tokens} live per KV head; the backbone was trained "
-        f"on {reader.adapter.trained_range}. Peak memory {opt.mib(peak_rss_bytes())}."
+        f"with {memory.working.cache.mean_tokens:.0f} live per KV head (mean); the backbone was trained on "
+        f"{reader.adapter.trained_range}. Peak memory {opt.mib(peak_rss_bytes())}."
     )
     answers = [(question, reader.ask(memory, question)) for question in DEMO_QUESTIONS]
     rows = [{"question": question, **as_json(answer)} for question, answer in answers]

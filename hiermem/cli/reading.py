@@ -190,7 +190,8 @@ def _report(task: Task, seconds: float, json: bool) -> None:
     from hiermem.memory.state import MemoryState
 
     memory, tokens = task.memory, task.memory.tokens - task.before
-    peak = memory.moment.working.frames.counts.peak_tokens
+    working = memory.moment.working
+    peak, mean = working.frames.counts.peak_tokens, working.cache.mean_tokens
     result: dict[str, Any] = {
         "tokens": memory.tokens,
         "segments": memory.segments,
@@ -204,7 +205,8 @@ def _report(task: Task, seconds: float, json: bool) -> None:
         "indexed": memory.indexed,
         "out": str(task.out),
     }
-    done, live = ("Read", f", at most {peak} of them live per KV head") if not task.index else ("Indexed", "")
+    live = "" if task.index else f", {mean:.0f} of them live per KV head (mean; at most {peak})"
+    done = "Indexed" if task.index else "Read"
     words = (
         f"{done} {tokens} tokens in {seconds:.1f} s ({result['tokens_per_second']:.0f} a second); "
         f"the memory at {task.out} holds {memory.tokens} tokens in {_segments(memory.segments)}{live}. "
