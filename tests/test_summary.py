@@ -391,12 +391,6 @@ def test_a_trained_memory_can_be_switched_off(tiny_model: Path, tmp_path: Path) 
         HierMemModel.from_pretrained(tmp_path / "saved", config=wider)
 
 
-def test_a_memory_without_embeddings_is_refused_by_a_model_with_them(tmp_path: Path) -> None:
-    reader(config=settings(16)).read(text_of(60)).save(tmp_path / "memory")
-    with pytest.raises(MemoryIncompatibleError, match="was not read with this model's summaries"):
-        MemoryState.load(tmp_path / "memory", handing_on(carried()))
-
-
 def test_a_memory_of_other_parameters_is_refused(tmp_path: Path) -> None:
     model = handing_on(carried())
     model.read(text_of(60)).save(tmp_path / "memory")
