@@ -262,8 +262,9 @@ def heads_language() -> TrainConfig:
 
 
 def memory() -> TrainConfig:
-    """Memory prompt and recall by language modelling, around what the policy keeps: goes on from a model that
-    has both, with all of its settings.
+    """Memory prompt by language modelling, around what the policy keeps: goes on from a model that has memory
+    embeddings, with all of its settings. Recall stays as it was fitted: steps of so few samples made it worse
+    (docs/lab-notes/tiers.md).
 
     Abstracts beside books keep it from taking every text for a novel, facts of all kinds and PubMedQA's
     questions from buying perplexity with what it knows.
@@ -272,10 +273,10 @@ def memory() -> TrainConfig:
         samples=SampleConfig(books=0.45, questions=0.1, facts=0.25, abstracts=0.2, kinds=KINDS, tokens=2048),
         objective=ObjectiveConfig(depth=1),
         goes_on=True,
-        trains=("prompt", "recall"),
+        trains=("prompt",),
         optimizer=OptimizerConfig(memory_rate=1e-3, batch=1, micro=1),
-        steps=150,
-        evaluate_every=50,
+        steps=60,
+        evaluate_every=30,
         save_every=10,
     )
 
@@ -285,7 +286,7 @@ def together() -> TrainConfig:
     model that has both, with all of its settings."""
     around = memory()
     samples = replace(around.samples, books=0.65, abstracts=0.0)
-    return replace(around, samples=samples, trains=("prompt", "mamba"))
+    return replace(around, samples=samples, trains=("prompt", "mamba"), steps=150, evaluate_every=50)
 
 
 TRAININGS: dict[str, Callable[[], TrainConfig]] = {

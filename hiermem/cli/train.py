@@ -17,7 +17,7 @@ Recipe = Annotated[
         "what recall finds by), questions (adapters for PubMedQA), key (the search key), states (search by "
         "the backbone's own states), kv (the prompt in front of recalled keys and values), heads, "
         "heads-chosen, heads-logits and heads-language (Mamba heads; each goes on from one before), memory "
-        "(prompt and recall around a pruned cache; goes on) and together (prompt and Mamba heads; goes on)."
+        "(its prompt around a pruned cache; goes on) and together (prompt and Mamba heads; goes on)."
     ),
 ]
 Micro = Annotated[
