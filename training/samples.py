@@ -106,7 +106,8 @@ class TrainingDataset:
     def of_kind(self, kind: str) -> "TrainingDataset":
         """Samples of one kind alone."""
         twin = copy(self)
-        twin.config = replace(self.config, **{name: float(name == kind) for name in KINDS})
+        shares: dict[str, Any] = {name: float(name == kind) for name in KINDS}
+        twin.config = replace(self.config, **shares)
         return twin
 
     def full(self, count: int, tokens: int) -> list[list[int]]:
