@@ -38,8 +38,6 @@ PARTS = {
     "whole-segment": ("--set", "longterm.top_k=1", "--set", "asking.passage_characters=0"),
 }
 """Options that take a part of how questions are answered out, or change it."""
-MEMORYLESS = ("--set", "summary.tokens=0")
-"""Options that leave a working memory with its policy, but for head shares that ship for `attention`."""
 STORED = ((1, "bfloat16"), (1, "int8"), (1, "int4"), (0.25, "int8"), (0.1, "int8"), (0.05, "int8"))
 """Shares of the keys and values that a document leaves, and their formats."""
 
@@ -118,8 +116,8 @@ def hiermem(name: str, backbone: Backbone, took: float, *words: str) -> Measurem
 
 
 def alone(policy: str) -> tuple[str, ...]:
-    """Options for a working memory with that policy and nothing trained beside what it scores with."""
-    return ("--policy", policy, *MEMORYLESS, *(("--evictor", "none") if policy == "attention" else ()))
+    """Options for a working memory with that policy, `attention` without the head shares that ship."""
+    return ("--policy", policy, *(("--evictor", "none") if policy == "attention" else ()))
 
 
 def of_questions(data: Path, backbone: Backbone) -> Iterator[Measurement]:

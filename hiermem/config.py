@@ -92,8 +92,7 @@ class HierMemConfig(PreTrainedConfig):
         longterm: settings of the long-term memory.
         asking: settings of an answer.
         namm: settings of the network behind the policy `namm`.
-        summary: settings of the memory embeddings; by default those of the saved model, or what ships for the
-            backbone.
+        summary: settings of the memory embeddings; by default those of the saved model.
         mamba: which heads Mamba heads replace, and their settings; by default those of the saved model.
         kv_prompt: settings of the trained prompt in front of recalled keys and values; by default that of the
             saved model, or what ships for the backbone.
@@ -295,10 +294,9 @@ class HierMemConfig(PreTrainedConfig):
         return type(self)(**{**self.settings(), "working": working, "evictor": AUTO})
 
     def without_shipped(self) -> "HierMemConfig":
-        """The same configuration, but for memory embeddings and head shares that would be what ships."""
-        summary = SummaryConfig(0) if self.summary.tokens is None else self.summary
+        """The same configuration, but for head shares that would be what ships."""
         evictor = AUTO if self.evictor == SHIPPED else self.evictor
-        return type(self)(**{**self.settings(), "summary": summary, "evictor": evictor})
+        return type(self)(**{**self.settings(), "evictor": evictor})
 
     def with_network_of(self, saved: "HierMemConfig") -> "HierMemConfig":
         """The same configuration with the settings of a saved model's own network, and its head shares where
@@ -362,9 +360,9 @@ def check_config(config: Any) -> None:
 
 
 def full() -> HierMemConfig:
-    """The whole hierarchy: what is trained and ships for the backbone, memory embeddings and head shares;
-    working memory pruned by received attention; and long-term recall by words and by meaning: of the extra
-    `dense` where it is installed, else of the backbone's states where there is an encoder for them."""
+    """Working memory pruned by received attention, by head shares where some ship for the backbone, and
+    long-term recall by words and by meaning: of the extra `dense` where it is installed, else of the
+    backbone's states where there is an encoder for them."""
     keys = {**KEYS, DenseKey.name if has_minilm() else StatesKey.name: {}}
     longterm = LongTermConfig(keys=deepcopy(keys))
     working = WorkingMemoryConfig(policy="attention")

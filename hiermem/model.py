@@ -24,7 +24,6 @@ from hiermem import (
     restoring,
     saving,
     state_encoders,
-    summaries,
 )
 from hiermem.answer import Answer
 from hiermem.answer_stream import AnswerStream
@@ -107,9 +106,14 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         self.generation_config.cache_implementation = None  # the memory takes its place
 
     def _new_summary(self) -> HMTModule | None:
-        embeddings, text = self.backbone.get_input_embeddings().weight, self.config.summary.init_text
+        config = self.config.summary
+        if not config.tokens:
+            return None
+        embeddings, text = self.backbone.get_input_embeddings().weight, config.init_text
         ids = encode(self.tokenizer, text) if self.tokenizer and text else []
-        return summaries.of_backbone(self.config, embeddings, torch.tensor(ids, dtype=torch.int64))
+        summary = HMTModule(config, embeddings.shape[1])
+        summary.start(embeddings, torch.tensor(ids, dtype=torch.int64))
+        return summary
 
     def add_summary(self, config: SummaryConfig) -> None:
         """Give the model memory embeddings, still untrained (HMT), in place of any that it has."""

@@ -59,7 +59,7 @@ def settings(
     """
     import torch
 
-    from hiermem import state_encoders, summaries
+    from hiermem import state_encoders
     from hiermem.config import HierMemConfig
     from hiermem.eviction_weights import resolve_eviction_weights
     from hiermem.loading import native_dtype, saved_model
@@ -73,8 +73,7 @@ def settings(
     parts += ["namm"] if config.working.policy == "namm" else []
     folder = saved_model(model)
     backbone = model if folder is None else HierMemConfig.from_saved(folder).backbone
-    shipped_memory = None if config.summary.tokens is not None else shipped(backbone, summaries.FILE)
-    parts += ["summary"] if config.summary.tokens or shipped_memory else []
+    parts += ["summary"] if config.summary.tokens else []
     parts += ["mamba"] if config.mamba.groups else []
     parts += ["state_encoder"] if config.longterm.has_states else []
     depends = {"model": model, "dtype": numbers, "device": where.type, "data": data_hash(*data)}
@@ -87,8 +86,6 @@ def settings(
     depends |= keys_of_units(config)
     if folder is not None:
         depends["backbone"] = Path(backbone).name
-    if shipped_memory is not None:
-        depends["memory"] = sha256_of(shipped_memory)[:16]
     encoder = shipped(backbone, state_encoders.FILE)
     if config.longterm.has_states and encoder is not None:
         depends["states"] = sha256_of(encoder)[:16]

@@ -8,7 +8,7 @@ h width of the recall attention.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -35,8 +35,7 @@ class SummaryConfig:
 
     Attributes:
         tokens: m, the memory embeddings of a segment (published: 1); 0 switches them off, and all below.
-            None: those of the saved model, or what ships for the backbone, of which `last` and `sensory`
-            alone can be changed.
+            None: those of the saved model; a backbone has none.
         sensory: k, tokens of the previous segment that are read again before a segment (published: 32).
         width: h, of the recall attention.
         last: N, how many segments the recall attends to, the newest ones (published: 300). 1: only what the
@@ -76,6 +75,10 @@ class SummaryConfig:
         if min(self.tokens or 0, self.sensory, self.last, self.search) < 0 or self.width < 1:
             raise InputError(
                 "tokens, sensory, last and search of the summaries must not be negative, width at least 1."
+            )
+        if self.tokens is None and any(f.default != getattr(self, f.name) for f in fields(self)):
+            raise InputError(
+                "Settings of memory embeddings change nothing without: give summary.tokens, too."
             )
         if self.search and not self.tokens:
             raise InputError("The trained part of a search key is made of memory embeddings: raise tokens.")

@@ -1,22 +1,17 @@
-"""The hierarchy that is on by default: what ships for a backbone, and memories that were read without it."""
+"""Head shares that ship are on by default; memories without memory embeddings go on without."""
 
-import json
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from readers import assert_same_memory, backbone, lively, reader, settings, text_of, tokenizer, uneven
-from safetensors.torch import save_file
 
-from hiermem import eviction_weights, shipped, summaries
+from hiermem import eviction_weights, shipped
 from hiermem.cli.reading_task import with_defaults_of
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError
 from hiermem.eviction_weights import EvictionWeights, resolve_eviction_weights
-from hiermem.memory.hmt.module import HMTModule, SummaryConfig
-from hiermem.memory.mamba.module import MambaConfig
+from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 
@@ -35,15 +30,12 @@ def changed(config: HierMemConfig, **changes: Any) -> HierMemConfig:
 
 @pytest.fixture
 def ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder where a trained memory and head shares ship for the tiny backbone, by the name smollm2."""
-    model, folder = with_memory(), tmp_path / "smollm2"
+    """A folder where head shares ship for the tiny backbone, by the name smollm2."""
+    folder = tmp_path / "smollm2"
     folder.mkdir()
-    assert model.summary is not None
-    metadata = {"config": json.dumps(asdict(TRAINED))}
-    save_file(model.summary.state_dict(), folder / summaries.FILE, metadata)
-    EvictionWeights(uneven(model), None).save(folder)
-    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(eviction_weights, "WEIGHTS", tmp_path)
+    EvictionWeights(uneven(reader()), None).save(folder)
+    for module in (eviction_weights, shipped):
+        monkeypatch.setattr(module, "WEIGHTS", tmp_path)
     return folder
 
 
@@ -56,50 +48,13 @@ def around(name: str = "smollm2", **changes: Any) -> HierMemModel:
 # ---- what a configuration takes
 
 
-def test_what_ships_is_on_by_default(ships: Path) -> None:
-    model, trained = around(), with_memory().summary
-    assert trained is not None and model.summary is not None
-    assert model.summary.digest == trained.digest and model.config.summary == TRAINED
+def test_head_shares_that_ship_are_on_by_default(ships: Path) -> None:
+    assert HierMemConfig.preset("full").evictor == "shipped"
+    model, plain = around(), around("some/backbone")
     assert model.config.working.head_shares == [list(row) for row in uneven(model)]
     assert model.config.evictor == "none"
-    plain = around("some/backbone")
-    assert plain.summary is None and plain.config.summary == SummaryConfig(0)
     assert plain.config.working.head_shares is None and plain.config.evictor == "auto"
-
-
-def test_a_configuration_that_says_which_gets_these(ships: Path) -> None:
-    assert around(summary=SummaryConfig(0)).summary is None
-    assert around(mamba=MambaConfig(groups=[[0, 1]])).summary is None
-    fresh, trained = around(summary=TRAINED).summary, around().summary
-    assert fresh is not None and trained is not None and fresh.digest != trained.digest
-    without_recall = around(summary=SummaryConfig(last=0)).summary
-    assert without_recall is not None and without_recall.config == replace(TRAINED, last=0)
-    assert torch.equal(without_recall.first_prompt.weight, trained.first_prompt.weight)
-    for preset in ("bare", "streaming"):
-        config = changed(HierMemConfig.preset(preset), backbone="smollm2")
-        assert HierMemModel(config, backbone(), tokenizer()).summary is None
-    plain = HierMemConfig.preset("full").without_shipped()
-    assert (plain.summary.tokens, plain.evictor) == (0, "auto")
-
-
-def test_settings_that_would_change_nothing_are_refused(ships: Path) -> None:
-    with pytest.raises(InputError, match=r"ship for smollm2 have another summary\.width: leave it out"):
-        around(summary=SummaryConfig(width=16))
-    with pytest.raises(InputError, match=r"ship for some/backbone, so that summary\.last would change"):
-        around("some/backbone", summary=SummaryConfig(last=0))
-
-
-@pytest.mark.parametrize("damage", ["cut", "other", "no settings"])
-def test_a_file_that_is_damaged_is_named(ships: Path, damage: str) -> None:
-    file = ships / summaries.FILE
-    if damage == "cut":
-        file.write_bytes(file.read_bytes()[:100])
-    elif damage == "other":
-        save_file({"x": torch.zeros(1)}, file, {"config": json.dumps(asdict(TRAINED))})
-    else:
-        save_file(HMTModule(TRAINED, 32).state_dict(), file)
-    with pytest.raises(InputError, match=r"memory embeddings' parameters at .* damaged .*: install hiermem"):
-        around()
+    assert HierMemConfig.preset("full").without_shipped().evictor == "auto"
 
 
 def test_head_shares_ship_for_attention_alone(ships: Path) -> None:
@@ -111,17 +66,25 @@ def test_head_shares_ship_for_attention_alone(ships: Path) -> None:
 
 
 def test_a_saved_model_keeps_its_own(ships: Path, tmp_path: Path) -> None:
-    """Whatever ships, also where a preset is given; one of an older release that had none gets none."""
-    model, plain = tmp_path / "model", tmp_path / "plain"
-    backbone().save_pretrained(tmp_path / "backbone")
-    tokenizer().save_pretrained(tmp_path / "backbone")
-    around(str(tmp_path / "backbone"), summary=TRAINED).save_pretrained(model)
-    around(str(tmp_path / "backbone")).save_pretrained(plain)
+    """Memory embeddings and head shares, whatever ships, also where a preset is given."""
+    model, name = tmp_path / "model", str(tmp_path / "backbone")
+    backbone().save_pretrained(name)
+    tokenizer().save_pretrained(name)
+    own = [[2.0, 1.0], [1.0, 1.0], [1.0, 2.0]]
+    given = settings(policy="attention", head_shares=own)
+    around(name, summary=TRAINED, working=given.working).save_pretrained(model)
     for config in (None, HierMemConfig.preset("full")):
         again = HierMemModel.from_pretrained(model, config)
-        assert again.config.summary == TRAINED and again.config.evictor == "auto"
-        assert HierMemModel.from_pretrained(plain, config).summary is None
-    assert HierMemModel.from_pretrained(model, HierMemConfig.preset("bare")).summary is None
+        assert again.config.summary == TRAINED and again.config.working.head_shares == own
+        assert again.config.evictor == "auto"
+    bare = HierMemModel.from_pretrained(model, HierMemConfig.preset("bare"))
+    assert bare.summary is None and bare.config.summary == SummaryConfig(0)
+
+
+def test_settings_of_memory_embeddings_that_are_not_there_are_refused() -> None:
+    with pytest.raises(InputError, match="change nothing without: give summary"):
+        SummaryConfig(last=0)
+    assert SummaryConfig(0, last=0).tokens == 0
 
 
 # ---- memories that were read without memory embeddings
