@@ -76,12 +76,12 @@ class SummaryConfig:
             raise InputError(
                 "tokens, sensory, last and search of the summaries must not be negative, width at least 1."
             )
+        if self.search and not self.tokens:
+            raise InputError("The trained part of a search key is made of memory embeddings: raise tokens.")
         if self.tokens is None and any(f.default != getattr(self, f.name) for f in fields(self)):
             raise InputError(
                 "Settings of memory embeddings change nothing without: give summary.tokens, too."
             )
-        if self.search and not self.tokens:
-            raise InputError("The trained part of a search key is made of memory embeddings: raise tokens.")
         if self.query not in QUERIES:
             raise InputError(f"There is no query {self.query!r}: choose one of {', '.join(QUERIES)}.")
 
