@@ -258,7 +258,7 @@ def of_texts(data: Path, backbone: Backbone) -> Iterator[Measurement]:
     for policy in policies:
         words = (*alone(policy), "--budget", "512")
         yield hiermem(f"pg19-{policy}-512", backbone, took, *chosen, *words)
-    yield hiermem("pg19-full", backbone, 2 * took, *chosen, *alone("full"), "--window", "8192")
+    yield hiermem("pg19-full", backbone, 2 * took, *chosen, "--policy", "full", "--window", "8192")
 
     limit = backbone.some(100 if own else 24)
     took = minutes(int(limit) * 2_000, 0) * backbone.slowness
@@ -344,12 +344,12 @@ def of_stored(data: Path, backbone: Backbone) -> Iterator[Measurement]:
 def of_policies(data: Path) -> Iterator[Measurement]:
     """Measurements of smollm2 alone: its trained memories and its evolved network."""
     own, books = Backbone(), str(data / "pg19")
-    needles = ("eval", "needles", "--data", books, "--length", "2000", "--keep", "0.25", *alone("namm"))
+    needles = ("eval", "needles", "--data", books, "--length", "2000", "--keep", "0.25", "--policy", "namm")
     compressed = (*needles, "--limit", "24", "--method", "compressed")
     yield hiermem("needles-namm-compressed-25", own, minutes(48_000), *compressed)
     for name, words in {
-        "isolated": (*alone("full"), "--window", "512"),
-        "sensory": (*alone("full"), "--window", "512", "--overlap", "32"),
+        "isolated": ("--policy", "full", "--window", "512"),
+        "sensory": ("--policy", "full", "--window", "512", "--overlap", "32"),
         "hmt": ("--model", "smollm2-hmt"),
         "rmt": ("--model", "smollm2-hmt", "--set", "summary.last=1"),
         "full-memory": ("--model", "smollm2-full"),
@@ -408,7 +408,7 @@ def of_heads(data: Path) -> Iterator[Measurement]:
     for name, model in (("unmodified", SMOLLM2), ("trained", "smollm2-mamba")):
         books = ("eval", "pg19", "--data", str(data / "pg19"), "--max-tokens", "8192", "--model", model)
         for part, words in {
-            "2k": (*alone("full_cache"), "--window", "2048"),
+            "2k": ("--policy", "full_cache", "--window", "2048"),
             "stream": (*alone("attention"), "--budget", "512"),
         }.items():
             words = (*books, *words)

@@ -29,7 +29,7 @@ DECODED = 64
 def kinds(model: HierMemModel, budget: int) -> dict[str, Callable[[], WorkingMemory]]:
     """New memories of the kinds that are compared, by name."""
     bare = HierMemConfig.preset("bare").working
-    pruned = HierMemConfig.preset("full").without_shipped().with_working(policy="namm", budget=budget)
+    pruned = HierMemConfig.preset("full").with_working(policy="namm", budget=budget)
     namm = HierMemModel.from_pretrained(model.name_or_path, pruned, dtype=model.dtype, device="cpu")
     return {
         "all heads": model.adapter.whole_memory,

@@ -26,7 +26,6 @@ from hiermem.loading import (
     saved_model,
     saved_on_hub,
 )
-from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.kv.prompt import KVPromptConfig
 from hiermem.memory.policies import LinearPolicy
 from hiermem.memory.policies.linear import UNSET
@@ -192,8 +191,6 @@ def _saved_config(folder: Path) -> HierMemConfig:
             f"The model at {folder} names an evictor at {config.evictor!r}, outside its folder: give the "
             f"evictor in a configuration of your own."
         )
-    if config.summary.tokens is None:
-        config.summary = SummaryConfig(0)
     if config.kv_prompt.tokens is None:  # of a release that had none
         config.kv_prompt = KVPromptConfig(0)
     if config.state_encoder.layers is None:

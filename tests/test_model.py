@@ -413,7 +413,10 @@ def test_the_real_model_reads_saves_and_answers(tmp_path: Path) -> None:
     model = HierMemModel.from_pretrained("smollm2", config=config)
     memory = model.read(text, progress=False)
     assert 1500 < memory.tokens < 6000 and memory.text == text
-    assert memory.working.cache.mean_tokens <= 256 + 128
+    cache = memory.working.cache
+    assert cache.mean_tokens <= 256 + 128
+    held = zip(cache.layers, cache.head_groups, strict=True)
+    assert all(layer.tokens <= group.budget + 128 for layer, group in held)
     memory.save(tmp_path / "memory")
     again = MemoryState.load(tmp_path / "memory", model)
     assert_same_memory(again, memory, atol=0.0)

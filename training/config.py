@@ -162,9 +162,7 @@ class TrainConfig:
     def held_out(self) -> SampleConfig:
         """Validation samples: pieces of books of that length; without books, samples of the same kinds."""
         samples = self.samples
-        return (
-            replace(samples, books=1.0, questions=0.0, facts=0.0, abstracts=0.0) if samples.books else samples
-        )
+        return samples.of_kind("books") if samples.books else samples
 
     def factor(self, step: int) -> float:
         """The factor of the learning rates in a step: a linear warmup, then a cosine down to the floor."""

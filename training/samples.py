@@ -80,6 +80,11 @@ class SampleConfig:
         """Shares in the order of `KINDS`."""
         return self.books, self.questions, self.facts, self.abstracts
 
+    def of_kind(self, kind: str) -> "SampleConfig":
+        """The same settings with samples of one kind, of `KINDS`, alone."""
+        shares: dict[str, Any] = {name: float(name == kind) for name in KINDS}
+        return replace(self, **shares)
+
 
 class TrainingDataset:
     """Samples by number.
@@ -106,8 +111,7 @@ class TrainingDataset:
     def of_kind(self, kind: str) -> "TrainingDataset":
         """Samples of one kind alone."""
         twin = copy(self)
-        shares: dict[str, Any] = {name: float(name == kind) for name in KINDS}
-        twin.config = replace(self.config, **shares)
+        twin.config = self.config.of_kind(kind)
         return twin
 
     def full(self, count: int, tokens: int) -> list[list[int]]:

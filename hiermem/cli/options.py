@@ -158,10 +158,10 @@ def configuration(
     if segment is None:
         segment = -(-config.segment // chunk) * chunk
     longterm = config.longterm if top_k is None else replace(config.longterm, top_k=top_k)
+    if evictor is None:
+        evictor = SHIPPED if config.evictor == SHIPPED else AUTO
     settings = {"working": working, "longterm": longterm, "chunk": chunk, "segment": segment}
-    if evictor is None and config.evictor != SHIPPED:
-        evictor = AUTO
-    settings |= {} if evictor is None else {"evictor": evictor}
+    settings["evictor"] = evictor
     return HierMemConfig(**{**config.settings(), **settings})
 
 

@@ -91,6 +91,7 @@ def with_defaults_of(
         keys: whether search keys are the default's.
         shares: whether head shares are.
     """
+    from hiermem.eviction_weights import AUTO
     from hiermem.memory.saved import SavedInfo
 
     try:
@@ -99,7 +100,7 @@ def with_defaults_of(
         return config
     if shares and saved.working.policy == config.working.policy:
         working = replace(config.working, head_shares=saved.working.head_shares)
-        config = type(config)(**{**config.settings(), "working": working, "evictor": "auto"})
+        config = type(config)(**{**config.settings(), "working": working, "evictor": AUTO})
     return _with_keys(config, saved.longterm.keys) if keys else config
 
 

@@ -71,8 +71,6 @@ def settings(
     values = config.to_dict()
     parts = ["segment", "chunk", "working", "longterm", "asking"]
     parts += ["namm"] if config.working.policy == "namm" else []
-    folder = saved_model(model)
-    backbone = model if folder is None else HierMemConfig.from_saved(folder).backbone
     parts += ["summary"] if config.summary.tokens else []
     parts += ["mamba"] if config.mamba.groups else []
     parts += ["state_encoder"] if config.longterm.has_states else []
@@ -84,11 +82,12 @@ def settings(
     if config.asking.least_confidence and not config.longterm.has_units:  # nor a confidence
         del values["asking"]["least_confidence"]
     depends |= keys_of_units(config)
+    folder = saved_model(model)
+    backbone = model if folder is None else HierMemConfig.from_saved(folder).backbone
     if folder is not None:
         depends["backbone"] = Path(backbone).name
-    encoder = shipped(backbone, state_encoders.FILE)
-    if config.longterm.has_states and encoder is not None:
-        depends["states"] = sha256_of(encoder)[:16]
+    if config.longterm.has_states and (ships := shipped(backbone, state_encoders.FILE)) is not None:
+        depends["states"] = sha256_of(ships)[:16]
     evictor = resolve_eviction_weights(config.evictor, backbone, config.working.policy)
     if evictor is not None:  # its head shares are in its digest
         depends["evictor"] = evictor.digest_for(config.working.policy)

@@ -81,9 +81,7 @@ def evolve(
         stages = tuple(replace(stage, generations=generations) for stage in config.stages)
         config = replace(config, stages=stages)
     with one_of_many() as first:
-        reader = opt.load_model(
-            model, opt.configuration(model, "full", evictor="none").without_shipped(), dtype, device
-        )
+        reader = opt.load_model(model, opt.configuration(model, "full", evictor="none"), dtype, device)
         result = run(reader, data, config, out)
     if first:
         words = (
