@@ -127,16 +127,17 @@ def test_a_model_with_memory_embeddings_indexes_without_them(tmp_path: Path) -> 
         model.index(MORE, model.read(TEXT))
 
 
-@pytest.mark.parametrize("shares", [None, [[3.0, 1.0], [1.0, 1.0], [1.0, 3.0]]], ids=["none", "own"])
-def test_a_reading_that_was_begun_with_other_head_shares_goes_on(
-    tmp_path: Path, shares: list[list[float]] | None
-) -> None:
-    """They were the default then; where they are asked for, or the policy is another, nothing changes."""
-    config = changed(settings(policy="attention"), evictor="shipped")
-    assert with_defaults_of(tmp_path / "memory", config, keys=True, shares=True) is config
-    reader(config=settings(policy="attention", head_shares=shares)).read(TEXT).save(tmp_path / "memory")
-    found = with_defaults_of(tmp_path / "memory", config, keys=True, shares=True)
-    assert (found.working.head_shares, found.evictor) == (shares, "auto")
-    for other, taken in ((config, False), (config.with_working(policy="window"), True)):
-        kept = with_defaults_of(tmp_path / "memory", other, keys=True, shares=taken)
-        assert kept.working == other.working and kept.evictor == "shipped"
+def test_a_reading_that_was_begun_before_head_shares_shipped_goes_on(tmp_path: Path) -> None:
+    """None were the default then; where some are asked for, or others were read with, nothing changes."""
+    config, none = changed(settings(policy="attention"), evictor="shipped"), settings(policy="attention")
+    own = settings(policy="attention", head_shares=[[3.0, 1.0], [1.0, 1.0], [1.0, 3.0]])
+
+    def found(memory: str, *, shares: bool = True) -> str:
+        kept = with_defaults_of(tmp_path / memory, config, keys=True, shares=shares)
+        assert kept.working == config.working
+        return kept.evictor
+
+    assert with_defaults_of(tmp_path / "none", config, keys=True, shares=True) is config
+    for name, made_with in (("none", none), ("own", own)):
+        reader(config=made_with).read(TEXT).save(tmp_path / name)
+    assert (found("none"), found("none", shares=False), found("own")) == ("auto", "shipped", "shipped")

@@ -89,7 +89,7 @@ def with_defaults_of(
 
     Args:
         keys: whether search keys are the default's.
-        shares: whether head shares are.
+        shares: whether head shares are; only a memory that was read without any is gone on with so.
     """
     from hiermem.eviction_weights import AUTO
     from hiermem.memory.saved import SavedInfo
@@ -98,9 +98,8 @@ def with_defaults_of(
         saved = SavedInfo.of(memory_dir)
     except MemoryMissingError:
         return config
-    if shares and saved.working.policy == config.working.policy:
-        working = replace(config.working, head_shares=saved.working.head_shares)
-        config = type(config)(**{**config.settings(), "working": working, "evictor": AUTO})
+    if shares and saved.working.head_shares is None:  # none were the default before some shipped
+        config = type(config)(**{**config.settings(), "evictor": AUTO})
     return _with_keys(config, saved.longterm.keys) if keys else config
 
 
