@@ -48,9 +48,9 @@ def tiny() -> EquipConfig:
 
 def small() -> EquipConfig:
     """Hours on two cores, for a backbone of some hundred million parameters."""
-    stages = _stages(tokens=2048, batch=2, micro=1, memory=60, replaced=60, together_steps=60, fitted=60)
+    stages = _stages(tokens=2048, batch=2, micro=1, memory=30, replaced=30, together_steps=30, fitted=30)
     evolution = Evolution("evolution", _evolution(generations=30, population=16, prompts=2, length=2000))
-    return EquipConfig((Budgets("budgets"), evolution, *stages))
+    return EquipConfig((Budgets("budgets"), evolution, *stages), ValidationConfig(pieces=4, codes=16))
 
 
 def full() -> EquipConfig:
