@@ -8,23 +8,34 @@ from readers import ids_of, reader, settings
 from test_policies import eager_attention
 
 from hiermem.eviction_weights import EvictionWeights
-from hiermem.training.calibration import CalibrationConfig, _received_again, _shares, calibrate
+from hiermem.training.calibration import CalibrationConfig, _received, _shares, calibrate
 from hiermem.training.linear_fit import LinearFit
 
 
 @pytest.mark.parametrize("first", [[], [1]])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-neox"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "gpt-neox"])
 def test_a_second_reading_is_seen_as_full_attention_shows_it(family: str, first: list[int]) -> None:
     piece, between, n = ids_of(25)[0].tolist(), [5, 6, 7], len(first)
     model = reader(family, settings(chunk=8))
-    received = _received_again(model.reader, piece, between, first, LinearFit(model.adapter.geometries))
+    received = _received(model.reader, piece, between, first, LinearFit(model.adapter.geometries))
     whole = torch.tensor([[*first, *piece, *between, *piece]])
-    for ours, matrix in zip(received, eager_attention(family, whole), strict=True):
-        heads = ours.shape[0]
-        again = matrix.unflatten(0, (heads, -1))[:, :, n + 28 :, n : n + 25].amax((1, 2))
-        there = ours > 0  # layers with a window have lost what left it
-        torch.testing.assert_close(ours[there], again[there], atol=1e-5, rtol=1e-4)
-        assert there[:, -3:].all()
+    distance = torch.arange(n + 53).unsqueeze(1) - torch.arange(n, n + 25)
+    layers = zip(received, eager_attention(family, whole), model.adapter.geometries, strict=True)
+    for ours, matrix, geometry in layers:
+        seen = matrix.unflatten(0, (ours.shape[0], -1))[..., n : n + 25]
+        if geometry.window is None:
+            expected = seen[:, :, n + 28 :].amax((1, 2))
+        else:  # an eighth of the 24 tokens is near by
+            expected = seen.masked_fill(distance < 3, 0.0).amax((1, 2))
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+        assert (ours > 0).all()
+
+
+def test_a_backbone_with_sliding_windows_is_calibrated_in_every_layer() -> None:
+    model, ids = reader("gemma3"), ids_of(200)[0].tolist()
+    model.adapter.trained_range = 512
+    found = calibrate(model.reader, ids, CalibrationConfig(tokens=100, texts=2))
+    assert all(weights.isfinite().all() and weights.any() for weights in found.linear)
 
 
 def test_heads_share_what_is_looked_at_most() -> None:

@@ -5,11 +5,15 @@ text comes close (KVzip, arXiv 2505.23416, keeps tokens by it). Which tokens it 
 text. How many of them each head needs hardly does: that is its share. Which they are is predicted by a
 linear map of keys and values (`hiermem.training.linear_fit`).
 
+A layer with a sliding window sees nothing of a first reading in the second. There, attention counts from
+within the window, but from near by, where all tokens get some; this is ours.
+
 Dimension names: B batch, G KV heads, R query heads per KV head, Q shown queries, T cached tokens, L layers.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -24,12 +28,17 @@ from hiermem.memory.policies.base import (
     Observer,
     extend_state,
 )
+from hiermem.memory.working import WorkingMemory
+from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.reader import Reader
 from hiermem.settings import check_settings
 from hiermem.text import beginning, encode
 from hiermem.training.linear_fit import LinearFit
 
 AGAIN = "\n\nRepeat the previous context:\n\n"
+
+_NEAR = 8
+"""Part of a sliding window that is near by."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ def calibrate(reader: Reader, ids: Sequence[int], config: CalibrationConfig) -> 
     pieces = [list(ids[start : start + config.tokens]) for start in starts]
     bar = tqdm(pieces, desc="calibrating", unit="text", disable=None)
     fit = LinearFit(reader.adapter.geometries)
-    shares = [_shares(_received_again(reader, piece, between, first, fit), config.kept) for piece in bar]
+    shares = [_shares(_received(reader, piece, between, first, fit), config.kept) for piece in bar]
     return Calibration(evened(torch.stack(shares).mean(0).tolist(), config.power), fit.weights())
 
 
@@ -123,32 +132,31 @@ def _shares(received: Tensor, kept: float) -> Tensor:
 
 
 @torch.inference_mode()
-def _received_again(
+def _received(
     reader: Reader, piece: list[int], between: list[int], first: list[int], fit: LinearFit
 ) -> Tensor:
-    """Most attention that each token of ``piece`` receives when it is read again, ``[L, G, T]`` float32.
+    """Most attention that each token of ``piece`` receives when it is read again, ``[L, G, T]`` float32; in
+    layers with a sliding window, from anywhere in it but near by.
 
     Args:
         between: what is read between the two readings.
         first: what texts begin with.
         fit: takes the text in.
     """
-    adapter, device = reader.adapter, reader.device
-    policy = SecondReading(first=len(first) + len(piece) + len(between))
-    memory = adapter.whole_memory(policy=policy)
-    ids = torch.tensor([[*first, *piece, *between, *piece]], device=device)
+    adapter = reader.adapter
+    ids = torch.tensor([[*first, *piece, *between, *piece]], device=reader.device)
+    windows = [geometry.window for geometry in adapter.geometries]
+    shortest = min((window for window in windows if window), default=None)
+    near = None if shortest is None else max(shortest // _NEAR, 1)
+    policy = SecondReading(first=len(first) + len(piece) + len(between), near=near)
+    # One decision behind the end of all: what leaves a window is still there to be looked at.
+    settings = WorkingMemoryConfig(policy="none", positions="absolute", update_interval=ids.shape[1] + 1)
+    memory = WorkingMemory(settings, adapter.geometries, adapter.trained_range, policy=policy)
     reader.read(memory, ids)
-    caches = memory.caches
-    fit.add(caches, [cache.state["received"][0] for cache in caches], len(first), len(first) + len(piece))
-    received = []
-    for cache in caches:  # layers with a sliding window have lost what left it
-        assert cache.positions is not None
-        # Tokens outside the first reading are counted in a column of their own, which is cut off again.
-        place = cache.positions[0] - len(first)
-        place = place.masked_fill(place < 0, len(piece)).clamp(max=len(piece))
-        found = torch.zeros(place.shape[0], len(piece) + 1, device=device)
-        received.append(found.scatter_(1, place, cache.state["received"][0])[:, :-1])
-    return torch.stack(received).cpu()
+    names = ["within" if window else "received" for window in windows]
+    received = [cache.state[name][0] for cache, name in zip(memory.caches, names, strict=True)]
+    fit.add(memory.caches, received, len(first), len(first) + len(piece))
+    return torch.stack([seen[:, len(first) : len(first) + len(piece)] for seen in received]).cpu()
 
 
 @dataclass(frozen=True)
@@ -157,9 +165,12 @@ class SecondReading(EvictionPolicy):
 
     Attributes:
         first: position of the first token that is read again.
+        near: note, too, the most that it receives from anywhere but the next tokens, this one fewer; None:
+            nobody asks.
     """
 
     first: int = 0
+    near: int | None = None
 
     name: ClassVar[str] = "second reading"
     evicts: ClassVar[bool] = False
@@ -169,21 +180,37 @@ class SecondReading(EvictionPolicy):
         return 1
 
     def observed_mask(self, positions: Tensor) -> Tensor:
-        return positions >= self.first
+        return positions >= (self.first if self.near is None else 0)
 
     def observer(self, shown: ObservedQueries) -> Observer:
-        return _most
+        return partial(_noted, self, shown.positions)
 
     def scores(self, stats: CacheStats) -> Tensor:
         return stats.state["received"]
 
 
-def _most(parts: Sequence[AttentionStats]) -> list[dict[str, Tensor]]:
-    return [{"received": _most_of(part)} for part in parts]
+def _noted(
+    policy: SecondReading, queries: Tensor, parts: Sequence[AttentionStats]
+) -> list[dict[str, Tensor]]:
+    """States of a layer's parts after the queries at these positions, ``[B, Q]`` int64."""
+    again, states = queries >= policy.first, []
+    for part in parts:
+        state = {"received": _most(part, "received", again[:, None, :, None])}
+        if policy.near is not None:
+            far = queries[:, None, :, None] - part.positions.unsqueeze(2) >= policy.near
+            state["within"] = _most(part, "within", far)
+        states.append(state)
+    return states
 
 
-def _most_of(part: AttentionStats) -> Tensor:
-    received = extend_state(part.state.get("received"), part.positions)
-    if part.attention.shape[3] == 0:  # no query of this chunk is of the second reading
+def _most(part: AttentionStats, name: str, counted: Tensor) -> Tensor:
+    """Most attention that each token has received so far, ``[B, G, T]`` float32.
+
+    Args:
+        name: of the state.
+        counted: from which queries it counts, ``[B, G or 1, Q, T or 1]`` bool.
+    """
+    received = extend_state(part.state.get(name), part.positions)
+    if part.attention.shape[3] == 0:  # no query of this chunk is looked at
         return received
-    return torch.maximum(received, part.attention.amax((2, 3)).float())
+    return torch.maximum(received, (part.attention * counted.unsqueeze(2)).amax((2, 3)).float())

@@ -38,7 +38,7 @@ class LinearFit:
         """Take a text in.
 
         Args:
-            caches: of each layer, of one row, all heads alike; what has left a sliding window is not there.
+            caches: of each layer, of one row, all heads alike.
             received: of each layer the most attention from the second reading, ``[G, T]`` float32, of the
                 tokens in its cache.
             first: true position of the text's first token.
