@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from hiermem.backbone import Backbone
 from hiermem.decoding import Continuation
 from hiermem.errors import NonFiniteError
+from hiermem.greedy import DraftedRow, TokenTaker, in_step
 from hiermem.memory.hmt.module import HMTModule, SoftPrompt
 from hiermem.memory.hmt.segments import SegmentRecurrence
 from hiermem.memory.kv.prompt import KVPrompt
@@ -27,17 +28,6 @@ from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.padding import Block
 from hiermem.prompts import PromptText
 from hiermem.text import encode
-
-
-class TokenTaker(Protocol):
-    """A row of a batch that is given the tokens that continue it."""
-
-    @property
-    def going(self) -> bool:
-        """Whether it wants another token."""
-
-    def add(self, token: int) -> None:
-        """Take the next token."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +225,9 @@ class Reader:
     ) -> Iterator[None]:
         """Give each row the likeliest tokens after ``ids [B, N]``, one by one, as long as it wants any.
 
-        ``memory`` moves on, and loses the rows that are done while others go on.
+        ``memory`` moves on, and loses the rows that are done while others go on. A single row takes several
+        tokens in a pass where it copies from what stands before (`hiermem.drafts`); of the last ones it took,
+        ``memory`` may then have read none.
 
         Args:
             rows: of the batch.
@@ -247,33 +239,11 @@ class Reader:
         Raises:
             NonFiniteError: the logits hold NaN.
         """
-        if lengths is not None and min(lengths) < ids.shape[1]:
-            ids = self._read_to_last(memory, ids, lengths)
-        rows = list(rows)
-        while going := [at for at, row in enumerate(rows) if row.going]:
-            if len(going) < len(rows):
-                index = torch.tensor(going, device=ids.device)
-                memory.select_rows(index)
-                ids, rows = ids[index], [rows[at] for at in going]
-            N = ids.shape[1]
-            ((_, logits),) = self.stream(memory, ids, logits=range(N - 1, N))
-            if logits.isnan().any():
-                raise NonFiniteError(
-                    "The backbone's logits are not finite: compute in float32, or read anew."
-                )
-            ids = logits.argmax(dim=-1)
-            for row, token in zip(rows, ids[:, 0].tolist(), strict=True):
-                row.add(token)
-            yield
-
-    def _read_to_last(self, memory: WorkingMemory, ids: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Read rows of unlike lengths but for the last token of each; these are returned, ``[B, 1]``.
-
-        So logits are computed in one column, not in all where some row ends.
-        """
-        for _ in self.stream(memory, ids[:, :-1], lengths=[length - 1 for length in lengths]):
-            pass
-        return ids.gather(1, torch.tensor(lengths, device=ids.device).unsqueeze(1) - 1)
+        if len(rows) == 1:
+            ids = ids if lengths is None else ids[:, : lengths[0]]
+            yield from DraftedRow(self, memory, ids, rows[0]).tokens()
+        else:
+            yield from in_step(self, memory, ids, rows, lengths)
 
     def continue_from(self, memory: WorkingMemory, ids: Tensor, limit: int) -> tuple[str, bool]:
         """The likeliest tokens after ``ids [1, N]`` as text, and whether they ended by themselves.
@@ -288,8 +258,10 @@ class Reader:
             NonFiniteError: the logits hold NaN.
         """
         row = Continuation(self.ends, limit)
-        for _ in self.greedy(memory, ids, [row]):
+        drafted = DraftedRow(self, memory, ids, row)
+        for _ in drafted.tokens():
             pass
+        drafted.settle()
         return str(self.tokenizer.decode(row.tokens, skip_special_tokens=True)), row.ended
 
     def summarise(self, text: str) -> Tensor:

@@ -204,8 +204,12 @@ class WorkingMemory(ComposedState):
     def rollback(self) -> None:
         """Drop the chunk that was begun: the memory is as it was before."""
         if self._before is not None:
-            vars(self).update({**vars(self._before), "listener": self.listener})
+            self.go_back_to(self._before)
         self.end_chunk()
+
+    def go_back_to(self, before: "WorkingMemory") -> None:
+        """Become what a copy is that was made before, and that is not used any more."""
+        vars(self).update({**vars(before), "listener": self.listener})
 
     def end_chunk(self) -> None:
         super().end_chunk()

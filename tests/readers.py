@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from families import CONFIGS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -154,6 +155,26 @@ def uneven(model: HierMemModel) -> HeadBudgets:
 def ids_of(length: int, rows: int = 1, seed: int = 1) -> Tensor:
     """Random token ids ``[rows, length]`` without special tokens."""
     return torch.randint(3, 97, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def says(model: HierMemModel, monkeypatch: pytest.MonkeyPatch, first: int, tokens: list[int]) -> list[int]:
+    """Let the model say these tokens, and the last one for ever, once ``first`` tokens were read.
+
+    Returns:
+        the widths of all chunks that it reads from here; a list that grows.
+    """
+    read, widths = model.adapter.read_chunk, list[int]()
+
+    def scripted(memory: WorkingMemory, ids: Tensor, *others: Any) -> Tensor:
+        widths.append(ids.shape[1])
+        logits = read(memory, ids, *others)
+        (end,) = memory.num_tokens
+        places = range(end - logits.shape[1] + 1 - first, end + 1 - first)
+        said = [tokens[min(max(at, 0), len(tokens) - 1)] for at in places]
+        return torch.nn.functional.one_hot(torch.tensor([said]), model.num_embeddings).float()
+
+    monkeypatch.setattr(model.adapter, "read_chunk", scripted)
+    return widths
 
 
 def tokens_of(cache: LayerCache) -> dict[str, Tensor]:

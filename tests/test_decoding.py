@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from readers import reader, text_of
+from readers import reader, says, text_of
 
 from hiermem.decoding import end_tokens, repeated
 
@@ -34,14 +34,7 @@ def test_an_answer_that_loops_is_cut_to_one_round(monkeypatch: pytest.MonkeyPatc
     memory = model.read(text_of(40))
     phrase = model.tokenizer(" is the one who", add_special_tokens=False).input_ids
     before = model.tokenizer("The captain", add_special_tokens=False).input_ids
-    script = iter(before + phrase * 20)
-    read = model.adapter.read_chunk
-
-    def scripted(*args: object) -> torch.Tensor:
-        logits = read(*args)  # type: ignore[arg-type]
-        return torch.nn.functional.one_hot(torch.tensor([[next(script)]]), logits.shape[-1]).float()
-
-    monkeypatch.setattr(model.adapter, "read_chunk", scripted)
+    says(model, monkeypatch, memory.tokens + 1, before + phrase * 20)
     text, ended = model.continue_from(memory.working.copy(), torch.tensor([[5]]), 200)
     assert (text, ended) == ("The captain is the one who", False)
 

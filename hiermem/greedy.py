@@ -1,0 +1,167 @@
+"""Greedy decoding over a working memory: one row with drafts, or several in step.
+
+Dimension names: B batch, N tokens of an input, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hiermem.drafts import LENGTH, PromptLookup
+from hiermem.errors import NonFiniteError
+from hiermem.memory.working import WorkingMemory
+from hiermem.padding import Block
+
+AGAIN = 2 * LENGTH
+"""Most tokens that are read a second time beside a draft."""
+
+
+class TokenTaker(Protocol):
+    """A row of a batch that is given the tokens that continue it."""
+
+    @property
+    def going(self) -> bool:
+        """Whether it wants another token."""
+
+    def add(self, token: int) -> None:
+        """Take the next token."""
+
+
+class Streaming(Protocol):
+    """What reads token ids chunk by chunk (`hiermem.reader.Reader`)."""
+
+    chunk: int
+
+    def stream(
+        self,
+        memory: WorkingMemory,
+        ids: Tensor,
+        *,
+        lengths: Sequence[int] | None = None,
+        logits: range | None = None,
+    ) -> Iterator[Block]:
+        """Read left-aligned texts chunk by chunk."""
+
+
+class DraftedRow:
+    """One row that takes the likeliest tokens, those of a draft several in a pass.
+
+    A draft is read behind what is known, and the likeliest tokens say how far it holds. Where it does not
+    hold to its end, the memory goes back to before the pass, whatever it is made of, and what held is read
+    again beside the next draft.
+
+    Args:
+        reader: reads.
+        memory: moves on.
+        ids: ``[1, N]`` int64, what is to be continued.
+        row: takes the tokens.
+
+    Attributes:
+        unread: tokens that ``memory`` is yet to read, ``[1, n]``; the newest is always among them.
+    """
+
+    def __init__(self, reader: Streaming, memory: WorkingMemory, ids: Tensor, row: TokenTaker) -> None:
+        self._reader, self._memory, self._row, self.unread = reader, memory, row, ids
+        self._lookup = PromptLookup(ids[0].tolist())
+
+    def tokens(self) -> Iterator[None]:
+        """Give the row tokens as long as it wants any; yields after every token.
+
+        Raises:
+            NonFiniteError: the logits hold NaN.
+        """
+        while self._row.going:
+            draft = self._draft()
+            before = (self._memory.copy(), self.unread) if draft else None
+            found = self._pass(draft)
+            held = next((at for at, token in enumerate(draft) if token != found[at]), len(draft))
+            taken = 0
+            for token in found[: held + 1]:
+                self._row.add(token)
+                taken += 1
+                yield
+                if not self._row.going:
+                    break
+            self._lookup.extend(found[:taken])
+            if before is None or taken > len(draft):
+                self.unread = self.unread.new_tensor([found[taken - 1 : taken]])
+            else:
+                self._go_back(*before, found[:taken])
+
+    def settle(self) -> None:
+        """Let the memory have read all that the row took but the last token, as without drafts."""
+        if self.unread.shape[1] > 1:
+            for _ in self._reader.stream(self._memory, self.unread[:, :-1]):
+                pass
+            self.unread = self.unread[:, -1:]
+
+    def _pass(self, draft: list[int]) -> list[int]:
+        """The likeliest token after the unread ones, and after each of a draft behind them."""
+        ids = self.unread
+        if draft:
+            ids = torch.cat((ids, ids.new_tensor([draft])), dim=1)
+        found: list[int] = likeliest(self._reader, self._memory, ids, len(draft) + 1)[0].tolist()
+        return found
+
+    def _go_back(self, memory: WorkingMemory, unread: Tensor, taken: list[int]) -> None:
+        """Take back a pass: its memory was this one before, and what held of it is read again."""
+        self._memory.go_back_to(memory)
+        self.unread = torch.cat((unread, unread.new_tensor([taken])), dim=1)
+
+    def _draft(self) -> list[int]:
+        """A draft that goes with the unread tokens into one chunk, at whose end nothing is decided."""
+        unread = self.unread.shape[1]
+        if unread > AGAIN:
+            return []
+        room = min(self._memory.room([True]), self._reader.chunk)
+        return self._lookup.draft(min(LENGTH, room - unread - 1))
+
+
+def in_step(
+    reader: Streaming,
+    memory: WorkingMemory,
+    ids: Tensor,
+    rows: Sequence[TokenTaker],
+    lengths: Sequence[int] | None = None,
+) -> Iterator[None]:
+    """Give each row the likeliest tokens after ``ids [B, N]``, one by one; see `Reader.greedy`."""
+    if lengths is not None and min(lengths) < ids.shape[1]:
+        ids = _read_to_last(reader, memory, ids, lengths)
+    rows = list(rows)
+    while going := [at for at, row in enumerate(rows) if row.going]:
+        if len(going) < len(rows):
+            index = torch.tensor(going, device=ids.device)
+            memory.select_rows(index)
+            ids, rows = ids[index], [rows[at] for at in going]
+        ids = likeliest(reader, memory, ids, 1)
+        for row, token in zip(rows, ids[:, 0].tolist(), strict=True):
+            row.add(token)
+        yield
+
+
+def likeliest(reader: Streaming, memory: WorkingMemory, ids: Tensor, count: int) -> Tensor:
+    """The likeliest token after each of the last ``count`` of ``ids [B, N]``, ``[B, count]`` int64.
+
+    ``memory`` moves on.
+
+    Raises:
+        NonFiniteError: the logits hold NaN.
+    """
+    N = ids.shape[1]
+    blocks = [block for _, block in reader.stream(memory, ids, logits=range(N - count, N))]
+    logits = torch.cat(blocks, dim=1)
+    if logits.isnan().any():
+        raise NonFiniteError("The backbone's logits are not finite: compute in float32, or read anew.")
+    return logits.argmax(dim=-1)
+
+
+def _read_to_last(reader: Streaming, memory: WorkingMemory, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Read rows of unlike lengths but for the last token of each; these are returned, ``[B, 1]``.
+
+    So logits are computed in one column, not in all where some row ends.
+    """
+    for _ in reader.stream(memory, ids[:, :-1], lengths=[length - 1 for length in lengths]):
+        pass
+    return ids.gather(1, torch.tensor(lengths, device=ids.device).unsqueeze(1) - 1)
