@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from hiermem.cache import CACHE_NAMES, BackboneCache
 from hiermem.errors import InputError
 
-_ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+_ASSISTED = ("assistant_early_exit", "use_mtp")
 
 
 def checked_input(
@@ -83,6 +83,14 @@ def generation_setting(
     return next((value for value in values if value is not None), None)
 
 
+def is_assisted(
+    arguments: Mapping[str, Any], config: GenerationConfig | None, default: GenerationConfig
+) -> bool:
+    """Whether drafts are to be verified, which takes tokens back: of the prompt, or of another model."""
+    lookup = generation_setting(arguments, config, default, "prompt_lookup_num_tokens")
+    return bool(lookup) or arguments.get("assistant_model") is not None
+
+
 def check_generation(
     arguments: Mapping[str, Any], config: GenerationConfig | None, default: GenerationConfig
 ) -> None:
@@ -103,7 +111,9 @@ def check_generation(
     if arguments.get("inputs_embeds") is not None:
         refuse_others({"inputs_embeds": arguments["inputs_embeds"]})
     if any(setting(name) not in (None, False) for name in _ASSISTED):
-        raise InputError("Assisted decoding takes tokens back, which a memory cannot: leave it out.")
+        raise InputError(
+            "Drafts come from the prompt or an assistant_model, not from layers of this model: leave it out."
+        )
     if (kind := setting("cache_implementation")) is not None:
         raise InputError(
             f"HierMemModel keeps its own memory in place of a cache_implementation ({kind!r}): leave it out."

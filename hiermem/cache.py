@@ -1,6 +1,6 @@
 """A `WorkingMemory` as a cache of transformers, and what this version of transformers calls a cache."""
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from inspect import signature
 from typing import Any
 
@@ -26,20 +26,54 @@ def cache_argument(model: nn.Module) -> str:
     return next((name for name in CACHE_NAMES if name in parameters), CACHE_NAME)
 
 
+@dataclass
+class _Held:
+    """What a cache holds.
+
+    Attributes:
+        memory: the working memory.
+        unread: tokens that it is yet to read, ``[1, n]`` int64; None: none.
+    """
+
+    memory: WorkingMemory
+    unread: Tensor | None = None
+
+    @property
+    def columns(self) -> int:
+        """Columns that were read, and that are to be."""
+        unread = 0 if self.unread is None else self.unread.shape[1]
+        return self.memory.frames.counts.columns + unread
+
+
+@dataclass(frozen=True)
+class LastInput:
+    """What was read last, of which the end may be taken back.
+
+    Attributes:
+        before: the memory as it was before.
+        ids: what was read then, ``[1, n]`` int64.
+    """
+
+    before: WorkingMemory
+    ids: Tensor
+
+
 class _CacheLayer(CacheLayerMixin):
     """One layer of the working memory in the shape that transformers' models expect.
 
-    It knows the memory and not the cache that it is part of: in a cycle of references what was read, with its
-    gradients, would stay until Python looks for such cycles.
+    It knows what is held and not the cache that it is part of: in a cycle of references what was read, with
+    its gradients, would stay until Python looks for such cycles.
 
     Args:
-        memory: None for a single chunk, whose masks and positions the memory makes itself: so nothing that a
+        held: None for a single chunk, whose masks and positions the memory makes itself: so nothing that a
             model computes depends on how much was read before.
     """
 
-    def __init__(self, memory: WorkingMemory | None = None) -> None:
+    is_croppable = True  # as far as `BackboneCache.crop` goes, which is asked alone
+
+    def __init__(self, held: _Held | None = None) -> None:
         super().__init__()
-        self._memory, self.updates = memory, 0
+        self._held, self.updates = held, 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         pass
@@ -51,7 +85,7 @@ class _CacheLayer(CacheLayerMixin):
         return key_states, value_states  # `WorkingMemory.attend` takes them
 
     def get_seq_length(self) -> int:
-        return 0 if self._memory is None else self._memory.frames.counts.columns
+        return 0 if self._held is None else self._held.columns
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
@@ -75,13 +109,57 @@ class ChunkCache(Cache):
 class BackboneCache(Cache):
     """A `WorkingMemory` as a transformers cache, for `generate`, beam search and the models themselves.
 
-    Attributes:
+    Args:
         memory: the working memory behind it.
+
+    Attributes:
+        recording: whether what is read next can be taken back, as drafts are (`crop`).
     """
 
     def __init__(self, memory: WorkingMemory) -> None:
-        self.memory = memory
-        super().__init__(layers=[_CacheLayer(memory) for _ in memory.geometries])
+        self._held, self.recording = _Held(memory), False
+        self._last: LastInput | None = None
+        super().__init__(layers=[_CacheLayer(self._held) for _ in memory.geometries])
+
+    @property
+    def memory(self) -> WorkingMemory:
+        """The working memory behind it."""
+        return self._held.memory
+
+    def with_unread(self, ids: Tensor) -> Tensor:
+        """The next input ``[B, N]`` behind the tokens that ``memory`` is yet to read."""
+        unread = self._held.unread
+        return ids if unread is None else torch.cat((unread, ids), dim=1)
+
+    def moved_on(self, last: LastInput | None) -> "BackboneCache":
+        """This cache, whose memory has read an input and all that was unread before; see `LastInput`."""
+        self._held.unread, self._last = None, last
+        return self
+
+    def activate_past_recording(self) -> None:
+        self.recording = True
+
+    def crop(self, tokens: int, *_: Any, **__: Any) -> None:
+        """Take back the last tokens of the last input: the memory goes back to before all of it, whatever
+        was evicted since, and what stays of it is read with the next input.
+
+        Args:
+            tokens: how many, below 0; or above 0 how many stay of all that was read, as transformers up to
+                5.22 asks.
+
+        Raises:
+            BackboneUnsupportedError: they are not of the last input, or that was not recorded.
+        """
+        removed = -tokens if tokens <= 0 else self._held.columns - tokens
+        if removed == 0:
+            return
+        if self._last is None or not 0 < removed <= self._last.ids.shape[1]:
+            raise BackboneUnsupportedError(
+                "A working memory cannot take tokens back once they may have been evicted: use a generation "
+                "mode without roll-back (greedy, sampling or beam search), or prompt_lookup_num_tokens."
+            )
+        self.memory.go_back_to(self._last.before)
+        self._held.unread, self._last = self._last.ids[:, :-removed], None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.memory.select_rows(beam_idx)
@@ -92,9 +170,3 @@ class BackboneCache(Cache):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self.memory.select_rows(indices)
-
-    def crop(self, *_: Any, **__: Any) -> None:
-        raise BackboneUnsupportedError(
-            "A working memory cannot take tokens back once they may have been evicted: "
-            "use a generation mode without roll-back (greedy, sampling or beam search)."
-        )

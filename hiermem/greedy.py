@@ -14,7 +14,7 @@ from hiermem.errors import NonFiniteError
 from hiermem.memory.working import WorkingMemory
 from hiermem.padding import Block
 
-AGAIN = 2 * LENGTH
+AGAIN = LENGTH
 """Most tokens that are read a second time beside a draft."""
 
 
@@ -57,13 +57,16 @@ class DraftedRow:
         memory: moves on.
         ids: ``[1, N]`` int64, what is to be continued.
         row: takes the tokens.
+        read: how many of ``ids`` the memory has read.
 
     Attributes:
         unread: tokens that ``memory`` is yet to read, ``[1, n]``; the newest is always among them.
     """
 
-    def __init__(self, reader: Streaming, memory: WorkingMemory, ids: Tensor, row: TokenTaker) -> None:
-        self._reader, self._memory, self._row, self.unread = reader, memory, row, ids
+    def __init__(
+        self, reader: Streaming, memory: WorkingMemory, ids: Tensor, row: TokenTaker, read: int = 0
+    ) -> None:
+        self._reader, self._memory, self._row, self.unread = reader, memory, row, ids[:, read:]
         self._lookup = PromptLookup(ids[0].tolist())
 
     def tokens(self) -> Iterator[None]:

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from hiermem.arguments import cache_of, check_generation, checked_input, generation_setting
-from hiermem.cache import CACHE_NAME, CACHE_NAMES, BackboneCache
+from hiermem.arguments import cache_of, check_generation, checked_input, generation_setting, is_assisted
+from hiermem.cache import CACHE_NAME, CACHE_NAMES, BackboneCache, LastInput
 from hiermem.errors import InputError
+from hiermem.greedy import AGAIN
 from hiermem.losses import language_loss
 from hiermem.memory.working import WorkingMemory
 from hiermem.padding import Block, Layout, layout_of
@@ -60,18 +61,23 @@ class LanguageModel(HierMemPreTrainedModel, GenerationMixin):
         """
         input_ids = checked_input(input_ids, attention_mask, logits_to_keep, others)
         past = cache_of({"cache": cache, "past_key_values": past_key_values})
-        keep = self._setting("use_cache", use_cache)
+        asked, keep = input_ids.shape[1], self._setting("use_cache", use_cache)
+        input_ids = input_ids if past is None else past.with_unread(input_ids)
         memory, layout = self._laid_out(input_ids, attention_mask, position_ids, past, keep)
         layers: _Layers | None = [] if self._setting("output_hidden_states", output_hidden_states) else None
-        places = layout.places(logits_to_keep)
-        logits = layout.take(self._read_columns(memory, layout, input_ids, places[1], layers), places)
+        places, last = layout.places(logits_to_keep or asked), None
+        if keep and past is not None and past.recording and len(layout.lengths) == 1:
+            last = self._read_beginning(memory, layout, input_ids, logits_to_keep or asked, layers)
+        first = 0 if last is None else layout.lengths[0] - last.ids.shape[1]
+        blocks = self._read_columns(memory, layout, input_ids, places[1], layers, first)
+        logits = layout.take(blocks, places)
         output = CausalLMOutputWithPast(logits=logits)
         if labels is not None:
             output.loss = language_loss(logits, labels, num_items_in_batch)
         if keep:
-            output[CACHE_NAME] = BackboneCache(memory)
+            output[CACHE_NAME] = BackboneCache(memory) if past is None else past.moved_on(last)
         if layers:
-            output.hidden_states = _together(layers, layout, output_hidden_states)
+            output.hidden_states = _together(layers, layout, asked, output_hidden_states)
         return output if self._setting("return_dict", return_dict) else output.to_tuple()
 
     def final_states(
@@ -85,12 +91,14 @@ class LanguageModel(HierMemPreTrainedModel, GenerationMixin):
     ) -> BaseModelOutputWithPast:
         """Final hidden states ``[B, N, width]``, which the head would be given; arguments as of `forward`."""
         input_ids = checked_input(input_ids, attention_mask, others=others)
-        keep = self._setting("use_cache", use_cache)
+        asked, keep = input_ids.shape[1], self._setting("use_cache", use_cache)
+        input_ids = input_ids if past is None else past.with_unread(input_ids)
         memory, layout = self._laid_out(input_ids, attention_mask, position_ids, past, keep)
-        states = layout.take(self._read_columns(memory, layout, input_ids, None), layout.places(0))
+        blocks = self._read_columns(memory, layout, input_ids, None)
+        states = layout.take(blocks, layout.places(asked))[:, -asked:]
         output = BaseModelOutputWithPast(last_hidden_state=states)
         if keep:
-            output[CACHE_NAME] = BackboneCache(memory)
+            output[CACHE_NAME] = BackboneCache(memory) if past is None else past.moved_on(None)
         return output
 
     def _setting(self, name: str, value: bool | Sequence[int] | None) -> bool:
@@ -125,7 +133,7 @@ class LanguageModel(HierMemPreTrainedModel, GenerationMixin):
         """transformers' `generate` for prompts of any length; arguments and results are its own.
 
         Raises:
-            InputError: assisted decoding was asked for, which takes tokens back; or another cache.
+            InputError: drafts are to come from the model's own layers; or another cache.
         """
         check_generation(kwargs, generation_config, self.generation_config)
         if (positions := kwargs.pop("position_ids", None)) is not None:
@@ -135,6 +143,8 @@ class LanguageModel(HierMemPreTrainedModel, GenerationMixin):
             kwargs.pop(name, None)
         if generation_setting(kwargs, generation_config, self.generation_config, "use_cache") is not False:
             kwargs[CACHE_NAME] = BackboneCache(self.new_recurrent_memory()) if past is None else past
+            if is_assisted(kwargs, generation_config, self.generation_config):
+                kwargs[CACHE_NAME].activate_past_recording()
         return super().generate(inputs, generation_config, **kwargs)
 
     @staticmethod
@@ -156,15 +166,33 @@ class LanguageModel(HierMemPreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         columns: Tensor | None,
         layers: _Layers | None = None,
+        first: int = 0,
     ) -> list[Block]:
         """Blocks of the logits of the wanted columns, or of all final states where ``columns`` is None.
 
         Args:
             layers: where to add the states of all layers, chunk by chunk.
+            first: columns of the texts that were read already.
         """
-        texts = layout.aligned(input_ids)
-        logits = None if columns is None else range(int(columns.min()), int(columns.max()) + 1)
-        return [*self.reader.stream(memory, texts, lengths=layout.lengths, logits=logits, layers=layers)]
+        texts, lengths = layout.aligned(input_ids)[:, first:], [length - first for length in layout.lengths]
+        logits = None
+        if columns is not None:
+            logits = range(int(columns.min()) - first, int(columns.max()) + 1 - first)
+        blocks = self.reader.stream(memory, texts, lengths=lengths, logits=logits, layers=layers)
+        return [Block(first + at, values) for at, values in blocks]
+
+    def _read_beginning(
+        self, memory: WorkingMemory, layout: Layout, input_ids: Tensor, kept: int, layers: _Layers | None
+    ) -> LastInput:
+        """Read what comes before the last ``kept`` tokens of one text, if it is much, and note where the rest
+        begins, to which a draft may be taken back."""
+        text = layout.aligned(input_ids)[:, : layout.lengths[0]]
+        before = text.shape[1] - kept
+        first = before if before > AGAIN else 0  # a few are read again rather than by themselves
+        if first:
+            for _ in self.reader.stream(memory, text[:, :first], layers=layers):
+                pass
+        return LastInput(memory.copy(), text[:, first:])
 
     @property
     def base_model(self) -> "Body":
@@ -173,13 +201,15 @@ class LanguageModel(HierMemPreTrainedModel, GenerationMixin):
 
 
 def _together(
-    layers: _Layers, layout: Layout, chosen: bool | Sequence[int] | None
+    layers: _Layers, layout: Layout, asked: int, chosen: bool | Sequence[int] | None
 ) -> tuple[Tensor | None, ...]:
-    """The states of the chosen layers, by default all, from those of chunks."""
-    count, everywhere = len(layers[0]), layout.places(0)
+    """The states of the chosen layers, by default all, in the last ``asked`` columns."""
+    count, places = len(layers[0]), layout.places(asked)
     indices = {at % count for at in chosen} if isinstance(chosen, Sequence) else range(count)
     return tuple(
-        layout.take([Block(0, states[at]) for states in layers], everywhere) if at in indices else None
+        layout.take([Block(0, states[at]) for states in layers], places)[:, -asked:]
+        if at in indices
+        else None
         for at in range(count)
     )
 

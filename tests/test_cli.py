@@ -281,6 +281,7 @@ def test_interrupted_reading_is_saved_and_goes_on(tiny_model: Path, tmp_path: Pa
         (["eval", "retrieval", "--data", "OUT", "--limit", "many"], "'--limit'"),
         (["eval", "retrieval", "--data", "OUT", "--seed", "1"], "give --limit"),
         (["bench", "overhead", "--text", "BOOK"], "give one of at least"),
+        (["bench", "decode", "--text", "BOOK", "--contexts", "9,999999"], "give --contexts of 2 to as many"),
         (["bench", "flat", "--text", "EMPTY"], "is empty"),
     ],
 )
@@ -361,8 +362,14 @@ def test_a_calibration_is_read_with(book: Path, tmp_path: Path) -> None:
 def test_bench_reports_json(tiny_model: Path, book: Path) -> None:
     common = ["--text", book, "--model", tiny_model, "--budget", 24, "--chunk", 16]
     rows = result("bench", "overhead", *common, "--rounds", 2)["rows"]
-    assert [row["system"] for row in rows] == ["bare limit", "window", "attention", "namm"]
+    assert [row["system"] for row in rows] == ["bare limit", "window", "attention", "namm", "hiermem"]
     assert rows[0]["ratio_to_bare"] == 1.0
+    decoded = result("bench", "decode", *common, "--contexts", "20,90", "--tokens", 5, "--repeats", 1)["rows"]
+    names = ["hiermem", "hiermem, one token a pass", "backbone"]
+    assert [(row["context"], row["system"]) for row in decoded] == [
+        (context, name) for context in (20, 90) for name in names
+    ]
+    assert all(row["tokens_per_second"] > 0 for row in decoded)
     flat = result("bench", "flat", *common, "--settle", 64)
     assert flat["live_tokens_max"] <= 24 + 16
     assert len(flat["tokens_per_second_by_tenth"]) == 10

@@ -9,6 +9,7 @@ from readers import assert_same_working, ids_of, lively, reader, says, settings
 from hiermem.config import HierMemConfig
 from hiermem.decoding import Continuation
 from hiermem.drafts import LENGTH, LONGEST, PromptLookup
+from hiermem.eval.decoding_speed import _systems
 from hiermem.greedy import DraftedRow, in_step
 from hiermem.memory.hmt.module import SummaryConfig
 from hiermem.memory.mamba.module import MambaConfig
@@ -115,3 +116,11 @@ def test_a_draft_is_short_and_looks_up_few_tokens() -> None:
     lookup = PromptLookup([*tokens, *tokens[:LONGEST]])
     assert lookup.draft() == tokens[LONGEST : LONGEST + LENGTH]
     assert PromptLookup([3, 4, 3]).draft() == []  # one token alone says little
+
+
+@torch.no_grad()
+def test_every_way_to_decode_says_the_same() -> None:
+    """What `bench decode` compares: with drafts, one token a pass, and the backbone by itself."""
+    model = made("everything")
+    found = [decode(40) for decode in _systems(model, repeating()).values()]
+    assert len(found) == 3 and found[0] == found[1] == found[2]

@@ -198,13 +198,57 @@ def test_without_use_cache_a_cache_stays_as_it_is() -> None:
         model.generate(ids, use_cache=False, past_key_values=twin)
 
 
+@pytest.mark.parametrize("options", [{}, {"output_hidden_states": True, "return_dict_in_generate": True}])
+@torch.no_grad()
+def test_drafts_from_the_prompt_change_nothing(options: dict[str, Any]) -> None:
+    """transformers' prompt lookup over an evicting memory, which goes back where a draft does not hold."""
+    model = evicting()
+    for length in (5, 90):
+        ids = torch.cat((ids_of(length), ids_of(9), ids_of(9), ids_of(4)), dim=1)
+        whole = {**GREEDY, "max_new_tokens": 60, "eos_token_id": None}
+        cache, other = (BackboneCache(model.new_recurrent_memory()) for _ in range(2))
+        plain = model.generate(ids, past_key_values=cache, **whole)
+        found = model.generate(ids, past_key_values=other, prompt_lookup_num_tokens=4, **whole, **options)
+        assert torch.equal(getattr(found, "sequences", found), plain)
+        helped = model.generate(ids, assistant_model=backbone("llama", seed=5), **whole)
+        assert torch.equal(helped, plain)
+        end = other.with_unread(plain[:, :0])
+        model.read_ids(other.memory, end) if end.shape[1] else None
+        assert_same_working(cache.memory, other.memory)
+        assert not cache.recording and other.recording
+
+
+@torch.no_grad()
+def test_what_was_not_recorded_or_is_older_is_not_taken_back() -> None:
+    model = evicting()
+    cache = BackboneCache(model.new_recurrent_memory())
+    model(ids_of(30), cache=cache)
+    with pytest.raises(BackboneUnsupportedError, match="cannot take tokens back"):
+        cache.crop(-1)
+    cache.activate_past_recording()
+    recorded = model(ids_of(6, seed=2), cache=cache).past_key_values
+    before = recorded.get_seq_length()
+    with pytest.raises(BackboneUnsupportedError, match="cannot take tokens back"):
+        recorded.crop(-7)
+    recorded.crop(0)
+    recorded.crop(before - 2)  # as up to transformers 5.22: what stays of all
+    assert recorded.get_seq_length() == 34 and recorded.memory.num_tokens == (30,)
+    with pytest.raises(BackboneUnsupportedError, match="cannot take tokens back"):
+        recorded.crop(-1)
+    states = model.base_model(ids_of(3, seed=3), cache=recorded, use_cache=False).last_hidden_state
+    output = model(ids_of(3, seed=3), cache=recorded, output_hidden_states=True)
+    torch.testing.assert_close(output.hidden_states[-1], states)
+    expected = BackboneCache(model.new_recurrent_memory())
+    model(torch.cat((ids_of(30), ids_of(6, seed=2)[:, :4]), dim=1), cache=expected)
+    torch.testing.assert_close(output.logits, model(ids_of(3, seed=3), cache=expected).logits)
+
+
 # ---- configurations of generation
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"prompt_lookup_num_tokens": 3},
         {"assistant_early_exit": 1},
         {"cache_implementation": "static"},
         {"cache_implementation": "quantized"},

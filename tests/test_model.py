@@ -478,8 +478,8 @@ def test_wrong_arguments_are_refused() -> None:
         model(ids, output_attentions=True)
     with pytest.raises(InputError, match="No label"):
         model(ids, labels=torch.full_like(ids, -100))
-    with pytest.raises(InputError, match="takes tokens back"):
-        model.generate(ids, prompt_lookup_num_tokens=3)
+    with pytest.raises(InputError, match="Drafts come from"):
+        model.generate(ids, assistant_early_exit=1)
     with pytest.raises(InputError, match="top_k"):
         model.ask(model.read(text_of(20)), "Who?", top_k=-1)
     with pytest.raises(InputError, match="'budget'"):

@@ -31,7 +31,8 @@ def overhead(
     device: opt.Device = None,
     json: opt.Json = False,
 ) -> None:
-    """Reading speed of every policy against the bare backbone on the same chunks, interleaved.
+    """Reading speed of every policy against the bare backbone on the same chunks, interleaved; hiermem is the
+    default, attention with the head shares that ship.
 
     Example:
 
@@ -40,6 +41,8 @@ def overhead(
     import torch
 
     from hiermem.eval.overhead import measure
+    from hiermem.eviction_weights import SHIPPED, resolve_eviction_weights
+    from hiermem.memory.policies import AttentionPolicy
     from hiermem.text import encode
 
     if rounds < 1:
@@ -50,6 +53,9 @@ def overhead(
     configs = {"window": reader.config.with_working(policy="window", head_shares=None)}
     configs["attention"] = reader.config.with_working(policy="attention", head_shares=None)
     configs["namm"] = reader.config
+    shipped = resolve_eviction_weights(SHIPPED, model, AttentionPolicy.name)
+    shares = None if shipped is None else shipped.shares
+    configs["hiermem"] = configs["attention"].with_working(head_shares=shares)
     ids = torch.tensor([encode(reader.tokenizer, document, begins=True)])
     if ids.shape[1] < 4 * (budget + chunk):
         raise InputError(f"The text has {ids.shape[1]} tokens: give one of at least {4 * (budget + chunk)}.")
@@ -171,6 +177,52 @@ def point(
     ids = torch.tensor(encode(reader.tokenizer, document, begins=True))
     ids = ids.repeat(-(-tokens // len(ids)))[:tokens]
     opt.emit(measure(reader, ids, system, limit), True, "")
+
+
+@app.command()
+def decode(
+    text: Document = "python-reference",
+    contexts: Annotated[
+        str, typer.Option(help="Tokens to read before, comma-separated, as far as the text has them.")
+    ] = "512,2048,8192",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="How often, in turns.")] = 3,
+    model: opt.Model = "smollm2",
+    preset: opt.Preset = None,
+    policy: opt.Policy = None,
+    budget: opt.Budget = None,
+    chunk: opt.Chunk = None,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    json: opt.Json = False,
+) -> None:
+    """Decoding speed after texts of several lengths, beside the backbone with full attention.
+
+    Where the model says again what it has read, drafts copied from there take several tokens a pass; a row
+    without them is shown, too.
+
+    Example:
+
+        hiermem bench decode --text book.txt --contexts 512,8192
+    """
+    import torch
+
+    from hiermem.eval.decoding_speed import measure
+    from hiermem.text import encode
+
+    lengths = opt.whole_numbers(contexts, "--contexts")
+    document = opt.read_document(text)
+    config = opt.configuration(model, preset, policy, budget, chunk=chunk)
+    reader = opt.load_model(model, config, dtype, device)
+    ids = torch.tensor(encode(reader.tokenizer, document, begins=True))
+    if not 2 <= min(lengths) <= max(lengths) <= len(ids):
+        raise InputError(f"The text has {len(ids)} tokens: give --contexts of 2 to as many.")
+    rows = measure(reader, ids, lengths, tokens, repeats)
+    words = "\n".join(
+        f"{row['system']:>25} after {row['context']:>6} tokens: {row['tokens_per_second']:6.1f} tokens/s"
+        for row in rows
+    )
+    opt.emit({"rows": rows}, json, words)
 
 
 @app.command()

@@ -1,0 +1,104 @@
+"""Speed of decoding after texts of several lengths, beside the backbone with full attention, in one run."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from hiermem.cache import cache_argument
+from hiermem.greedy import DraftedRow, in_step
+from hiermem.model import HierMemModel
+from hiermem.resources import now
+
+DRAFTS, SINGLE, BACKBONE = "hiermem", "hiermem, one token a pass", "backbone"
+
+_Decode = Callable[[int], list[int]]
+"""Decodes so many tokens after what was read, which stays as it is."""
+
+
+@dataclass
+class _Row:
+    """Takes tokens up to a number, whatever they are."""
+
+    wanted: int
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def going(self) -> bool:
+        return len(self.tokens) < self.wanted
+
+    def add(self, token: int) -> None:
+        self.tokens.append(token)
+
+
+def measure(
+    model: HierMemModel, ids: Tensor, contexts: Sequence[int], tokens: int, repeats: int
+) -> list[dict[str, Any]]:
+    """Rows with the speed of each system after each context, which decode in turns.
+
+    Args:
+        ids: ``[n]`` int64, at least as many as the longest context.
+        contexts: tokens that are read before.
+        tokens: that are decoded, the likeliest ones.
+        repeats: how often; the mean counts.
+    """
+    rows = []
+    with torch.inference_mode():
+        for context in contexts:
+            systems = _systems(model, ids[None, :context].to(model.device))
+            for decode in systems.values():
+                decode(2)  # warms up
+            seconds: dict[str, float] = dict.fromkeys(systems, 0.0)
+            for _ in range(repeats):
+                for name, decode in systems.items():
+                    start = now(model.device)
+                    decode(tokens)
+                    seconds[name] += now(model.device) - start
+            rows += [
+                {"system": name, "context": context, "tokens_per_second": tokens * repeats / spent}
+                for name, spent in seconds.items()
+            ]
+    return rows
+
+
+def _systems(model: HierMemModel, ids: Tensor) -> dict[str, _Decode]:
+    """What decodes after ``ids [1, n]``, by name."""
+    reader, memory = model.reader, model.new_recurrent_memory()
+    model.read_ids(memory, ids[:, :-1])
+
+    def drafted(tokens: int) -> list[int]:
+        row = _Row(tokens)
+        for _ in DraftedRow(reader, memory.copy(), ids, row, read=ids.shape[1] - 1).tokens():
+            pass
+        return row.tokens
+
+    def single(tokens: int) -> list[int]:
+        row = _Row(tokens)
+        for _ in in_step(reader, memory.copy(), ids[:, -1:], [row]):
+            pass
+        return row.tokens
+
+    return {DRAFTS: drafted, SINGLE: single, BACKBONE: _backbone(model, ids)}
+
+
+def _backbone(model: HierMemModel, ids: Tensor) -> _Decode:
+    """transformers' own model with full attention, one token a pass."""
+    backbone, chunk = model.backbone, model.config.chunk
+    name, before = cache_argument(backbone), DynamicCache(config=backbone.config)
+    for at in range(0, ids.shape[1] - 1, chunk):
+        part = ids[:, at : min(at + chunk, ids.shape[1] - 1)]
+        backbone.base_model(input_ids=part, **{name: before}, use_cache=True)
+
+    def decode(tokens: int) -> list[int]:
+        cache, token, found = copy.deepcopy(before), ids[:, -1:], []
+        for _ in range(tokens):
+            output = backbone(input_ids=token, **{name: cache}, use_cache=True, logits_to_keep=1)
+            token = output.logits[:, -1:].argmax(-1)
+            found.append(int(token))
+        return found
+
+    return decode
