@@ -157,9 +157,9 @@ def _batches(rows: Iterable[_Row]) -> Iterator[Sequence[_Row]]:
 
 
 def _content(memory: WorkingMemory) -> Hashable:
-    """A key that memories share whose rows may be read together: what they hold is the same."""
+    """A key that memories share whose rows may be read together: what they hold and keep is the same."""
     if memory.recurrence is None and not any(memory.num_tokens):
-        return None
+        return memory.config.policy
     if memory.recurrence is not None and memory.recurrence.summary_tokens:
         return id(memory)  # its rows must keep step (`SegmentRecurrence.check_begins`)
     # Copies share tensors, which are never written.

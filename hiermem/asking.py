@@ -9,6 +9,7 @@ from hiermem.asking_config import AskConfig
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.memory.longterm import Hit, SegmentRecord
+from hiermem.memory.policies import FullCachePolicy
 from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
 from hiermem.passages import QueryTerms, Source, select, with_forms
@@ -118,11 +119,23 @@ def prepare(
         recalled = recall_passages(reader, memory, in_order, plain, config.instruction)
         if recalled is not None:
             return PreparedPrompt(*recalled, sources, found, confidence, recalled=True)
-    working = reader.new_working_memory(memory.working_config) if alone else memory.working.copy()
     texts = [source.text.strip() for source in in_order]
     text = prompt_text(reader.tokenizer, texts, plain, config.instruction)
-    ids = reader.encode(text, begins=not any(working.num_tokens))
+    ids = reader.encode(text, begins=alone or not any(memory.working.num_tokens))
+    working = _prompt_memory(reader, memory, ids.shape[1]) if alone else memory.working.copy()
     return PreparedPrompt(working, ids, sources, found, confidence)
+
+
+def _prompt_memory(reader: Reader, memory: MemoryState, tokens: int) -> WorkingMemory:
+    """An empty working memory for a prompt of so many tokens that stands by itself.
+
+    What fits twice into the trained range is short: all of it stays, which costs less than to choose what
+    does. A longer one is pruned as the document was.
+    """
+    config = memory.working_config
+    if 2 * tokens <= reader.adapter.trained_range:
+        config = replace(config.with_policy(FullCachePolicy.name), head_shares=None)
+    return reader.new_working_memory(config)
 
 
 def recall(

@@ -115,6 +115,22 @@ def test_questions_that_stand_after_the_same_are_read_together(monkeypatch: pyte
         assert batches[0] == most, name
 
 
+def test_a_short_prompt_that_stands_by_itself_is_kept_whole() -> None:
+    """As the backbone reads it; a longer one is pruned as the document was, and no row of the same batch."""
+    model = reader(config=settings(policy="attention", head_shares=[[3.0, 1.0], [1.0, 1.0], [1.0, 3.0]]))
+    short, long = QUESTIONS[0], QUESTIONS[2]
+    model.adapter.trained_range = 2 * model.prepare(model.read(text_of(120)), short).ids.shape[1]
+    memory = model.read(text_of(120))
+    whole, pruned = (model.prepare(memory, question) for question in (short, long))
+    assert (whole.working.config.policy, whole.working.config.head_shares) == ("full_cache", None)
+    assert pruned.working.config == memory.working_config
+    with model.inference():
+        ours = model.reader.logits(whole.working.copy(), whole.ids, 1)
+        torch.testing.assert_close(ours, model.backbone(whole.ids).logits[:, -1:], atol=1e-4, rtol=1e-4)
+    singles = [model.ask(memory, question, max_new_tokens=6) for question in (short, long)]
+    assert model.ask(memory, [short, long], max_new_tokens=6) == singles
+
+
 def test_a_row_that_ends_leaves_the_batch() -> None:
     model = reader()
     memory = model.read(text_of(120))

@@ -1,0 +1,99 @@
+"""Decoding answers with drafts copied from the prompt, and one token a pass.
+
+    benchmarks/drafts.py book.hmem questions.txt --model smollm2 --out drafts.json
+
+Both say the same tokens after the same prompt. Times are the processor's, of one thread, from the first token
+of an answer to its last, by turns in one process; those of all answers are added up.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hiermem import HierMemModel, MemoryState
+from hiermem.answer_text import AnswerText
+from hiermem.asking import PreparedPrompt
+from hiermem.greedy import DraftedRow, in_step
+
+
+@dataclass
+class Decoded:
+    """An answer but for its first token, which comes with the prompt."""
+
+    text: str
+    tokens: int
+    passes: int
+    seconds: float
+
+
+class Decoder:
+    """Decodes answers and counts passes through the backbone."""
+
+    def __init__(self, model: HierMemModel, limit: int) -> None:
+        self.model, self.limit, self._passes = model, limit, 0
+        self._read = model.adapter.read_chunk
+        model.adapter.read_chunk = self._counted  # type: ignore[method-assign]
+
+    def _counted(self, *args: Any, **options: Any) -> torch.Tensor:
+        self._passes += 1
+        return self._read(*args, **options)
+
+    def __call__(self, prompt: PreparedPrompt, drafts: bool) -> Decoded:
+        model, prompt = self.model, prompt.fork()
+        text = AnswerText(model.tokenizer, model.reader.ends, self.limit)
+        parts = (model.reader, prompt.working, prompt.ids)
+        tokens: Iterator[None] = DraftedRow(*parts, text).tokens() if drafts else in_step(*parts, [text])
+        next(tokens)
+        before, start = self._passes, time.process_time()
+        count = sum(1 for _ in tokens)
+        return Decoded(text.text, count, self._passes - before, time.process_time() - start)
+
+
+def measure(model: HierMemModel, memory: MemoryState, questions: list[str], limit: int) -> dict[str, Any]:
+    """Tokens, passes and seconds of all answers."""
+    decoder = Decoder(model, limit)
+    prompts = [prompt for question in questions if (prompt := model.prepare(memory, question)).answerable]
+    pairs = [(decoder(prompt, False), decoder(prompt, True)) for prompt in prompts]
+    single, drafted = (list(answers) for answers in zip(*pairs, strict=True))
+    seconds = [sum(answer.seconds for answer in answers) for answers in (single, drafted)]
+    tokens = sum(answer.tokens for answer in drafted)
+    return {
+        "answers": len(prompts),
+        "same_text": [answer.text for answer in single] == [answer.text for answer in drafted],
+        "tokens": tokens,
+        "tokens_a_pass": tokens / sum(answer.passes for answer in drafted),
+        "seconds": {"one token a pass": seconds[0], "drafts": seconds[1]},
+        "ratio": seconds[0] / seconds[1],
+        "dtype": str(model.dtype),
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("memory", type=Path, help="folder of a saved memory")
+    parser.add_argument("questions", type=Path, help="text file, a question on each line")
+    parser.add_argument("--model", default="smollm2", help="the model that has read it")
+    parser.add_argument("--dtype", help="as it was read with")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="length limit of an answer")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    model = HierMemModel.from_pretrained(args.model, dtype=args.dtype, device="cpu")
+    questions = [line for line in args.questions.read_text("utf-8").splitlines() if line.strip()]
+    with torch.inference_mode():
+        report = measure(model, MemoryState.load(args.memory, model), questions, args.max_new_tokens)
+    sys.stdout.write(json.dumps(report) + "\n")
+    if args.out:
+        args.out.write_text(json.dumps(report) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
