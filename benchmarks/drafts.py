@@ -1,9 +1,10 @@
-"""Decoding answers with drafts copied from the prompt, and one token a pass.
+"""Decoding answers with drafts copied from the prompt, one token a pass, and that over a pruned prompt.
 
     benchmarks/drafts.py book.hmem questions.txt --model smollm2 --out drafts.json
 
-Both say the same tokens after the same prompt. Times are the processor's, of one thread, from the first token
-of an answer to its last, by turns in one process; those of all answers are added up.
+All say the same tokens after the same prompt, as long as pruning leaves what they need. Times are the
+processor's, of one thread, from the first token of an answer to its last, by turns in one process; those of
+all answers are added up.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,26 @@ def measure(model: HierMemModel, memory: MemoryState, questions: list[str], limi
     """Tokens, passes and seconds of all answers."""
     decoder = Decoder(model, limit)
     prompts = [prompt for question in questions if (prompt := model.prepare(memory, question)).answerable]
-    pairs = [(decoder(prompt, False), decoder(prompt, True)) for prompt in prompts]
-    single, drafted = (list(answers) for answers in zip(*pairs, strict=True))
-    seconds = [sum(answer.seconds for answer in answers) for answers in (single, drafted)]
+
+    def pruned(prompt: PreparedPrompt) -> PreparedPrompt:
+        return replace(prompt, working=model.new_working_memory(memory.working_config))
+
+    rounds = [
+        (decoder(prompt, True), decoder(prompt, False), decoder(pruned(prompt), False)) for prompt in prompts
+    ]
+    ways = dict(zip(("drafts", "one token a pass", "pruned"), zip(*rounds, strict=True), strict=True))
+    drafted, seconds = (
+        ways["drafts"],
+        {name: sum(answer.seconds for answer in answers) for name, answers in ways.items()},
+    )
     tokens = sum(answer.tokens for answer in drafted)
     return {
         "answers": len(prompts),
-        "same_text": [answer.text for answer in single] == [answer.text for answer in drafted],
+        "same_text": all(len({answer.text for answer in answers}) == 1 for answers in rounds),
         "tokens": tokens,
         "tokens_a_pass": tokens / sum(answer.passes for answer in drafted),
-        "seconds": {"one token a pass": seconds[0], "drafts": seconds[1]},
-        "ratio": seconds[0] / seconds[1],
+        "seconds": seconds,
+        "ratios": {name: spent / seconds["drafts"] for name, spent in seconds.items()},
         "dtype": str(model.dtype),
     }
 
