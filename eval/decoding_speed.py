@@ -66,7 +66,7 @@ def measure(
 
 
 def _systems(model: HierMemModel, ids: Tensor) -> dict[str, _Decode]:
-    """What decodes after ``ids [1, n]``, by name."""
+    """Ways to decode after ``ids [1, n]``, by name."""
     reader, memory = model.reader, model.new_recurrent_memory()
     model.read_ids(memory, ids[:, :-1])
 

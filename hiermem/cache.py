@@ -28,7 +28,7 @@ def cache_argument(model: nn.Module) -> str:
 
 @dataclass
 class _Held:
-    """What a cache holds.
+    """Content of a cache.
 
     Attributes:
         memory: the working memory.
@@ -47,7 +47,7 @@ class _Held:
 
 @dataclass(frozen=True)
 class LastInput:
-    """What was read last, of which the end may be taken back.
+    """The last input, whose end may be taken back.
 
     Attributes:
         before: the memory as it was before.

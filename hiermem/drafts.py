@@ -36,7 +36,7 @@ class PromptLookup:
             self._tokens.append(token)
 
     def draft(self, most: int = LENGTH) -> list[int]:
-        """What followed the longest run of last tokens that stood before, at most ``most`` tokens."""
+        """The tokens that followed where the longest run of last ones stood before, at most ``most``."""
         for size in range(min(LONGEST, len(self._tokens)), SHORTEST - 1, -1):
             at = self._after.get(tuple(self._tokens[-size:]))
             if at is not None:

@@ -30,9 +30,11 @@ class TokenTaker(Protocol):
 
 
 class Streaming(Protocol):
-    """What reads token ids chunk by chunk (`hiermem.reader.Reader`)."""
+    """A reader of token ids, chunk by chunk (`hiermem.reader.Reader`)."""
 
-    chunk: int
+    @property
+    def chunk(self) -> int:
+        """Most tokens that are read at once."""
 
     def stream(
         self,
