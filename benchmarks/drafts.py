@@ -34,40 +34,32 @@ class Decoded:
     seconds: float
 
 
-class Decoder:
-    """Decodes answers and counts passes through the backbone."""
-
-    def __init__(self, model: HierMemModel, limit: int) -> None:
-        self.model, self.limit, self._passes = model, limit, 0
-        self._read = model.adapter.read_chunk
-        model.adapter.read_chunk = self._counted  # type: ignore[method-assign]
-
-    def _counted(self, *args: Any, **options: Any) -> torch.Tensor:
-        self._passes += 1
-        return self._read(*args, **options)
-
-    def __call__(self, prompt: PreparedPrompt, drafts: bool) -> Decoded:
-        model, prompt = self.model, prompt.fork()
-        text = AnswerText(model.tokenizer, model.reader.ends, self.limit)
-        parts = (model.reader, prompt.working, prompt.ids)
-        tokens: Iterator[None] = DraftedRow(*parts, text).tokens() if drafts else in_step(*parts, [text])
-        next(tokens)
-        before, start = self._passes, time.process_time()
-        count = sum(1 for _ in tokens)
-        return Decoded(text.text, count, self._passes - before, time.process_time() - start)
+def decoded(model: HierMemModel, prompt: PreparedPrompt, limit: int, drafts: bool) -> Decoded:
+    """An answer, decoded with drafts or one token a pass."""
+    prompt, text = prompt.fork(), AnswerText(model.tokenizer, model.reader.ends, limit)
+    parts = (model.reader, prompt.working, prompt.ids)
+    row = DraftedRow(*parts, text)
+    tokens: Iterator[None] = row.tokens() if drafts else in_step(*parts, [text])
+    next(tokens)
+    start = time.process_time()
+    count = sum(1 for _ in tokens)
+    seconds = time.process_time() - start
+    return Decoded(text.text, count, row.passes - 1 if drafts else count, seconds)
 
 
 def measure(model: HierMemModel, memory: MemoryState, questions: list[str], limit: int) -> dict[str, Any]:
     """Tokens, passes and seconds of all answers."""
-    decoder = Decoder(model, limit)
     prompts = [prompt for question in questions if (prompt := model.prepare(memory, question)).answerable]
 
-    def pruned(prompt: PreparedPrompt) -> PreparedPrompt:
-        return replace(prompt, working=model.new_working_memory(memory.working_config))
+    def ways_of(prompt: PreparedPrompt) -> tuple[Decoded, ...]:
+        assert not any(prompt.working.num_tokens), "passages are read as text"
+        pruned = replace(prompt, working=model.new_working_memory(memory.working_config))
+        return tuple(
+            decoded(model, *way)
+            for way in ((prompt, limit, True), (prompt, limit, False), (pruned, limit, False))
+        )
 
-    rounds = [
-        (decoder(prompt, True), decoder(prompt, False), decoder(pruned(prompt), False)) for prompt in prompts
-    ]
+    rounds = [ways_of(prompt) for prompt in prompts]
     ways = dict(zip(("drafts", "one token a pass", "pruned"), zip(*rounds, strict=True), strict=True))
     drafted, seconds = (
         ways["drafts"],

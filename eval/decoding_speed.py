@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from hiermem.resources import now
 DRAFTS, SINGLE, BACKBONE = "hiermem", "hiermem, one token a pass", "backbone"
 
 _Decode = Callable[[int], list[int]]
-"""Decodes so many tokens after what was read, which stays as it is."""
+"""Decodes so many tokens after what was read."""
 
 
 @dataclass
@@ -50,11 +51,12 @@ def measure(
     with torch.inference_mode():
         for context in contexts:
             systems = _systems(model, ids[None, :context].to(model.device))
-            for decode in systems.values():
-                decode(2)  # warms up
+            for ready in systems.values():
+                ready()(2)  # warms up
             seconds: dict[str, float] = dict.fromkeys(systems, 0.0)
             for _ in range(repeats):
-                for name, decode in systems.items():
+                for name, ready in systems.items():
+                    decode = ready()
                     start = now(model.device)
                     decode(tokens)
                     seconds[name] += now(model.device) - start
@@ -65,8 +67,8 @@ def measure(
     return rows
 
 
-def _systems(model: HierMemModel, ids: Tensor) -> dict[str, _Decode]:
-    """Ways to decode after ``ids [1, n]``, by name."""
+def _systems(model: HierMemModel, ids: Tensor) -> dict[str, Callable[[], _Decode]]:
+    """Ways to decode after ``ids [1, n]``, by name: each makes a copy of what was read ready."""
     reader, memory = model.reader, model.new_recurrent_memory()
     model.read_ids(memory, ids[:, :-1])
 
@@ -82,10 +84,10 @@ def _systems(model: HierMemModel, ids: Tensor) -> dict[str, _Decode]:
             pass
         return row.tokens
 
-    return {DRAFTS: drafted, SINGLE: single, BACKBONE: _backbone(model, ids)}
+    return {DRAFTS: lambda: drafted, SINGLE: lambda: single, BACKBONE: _backbone(model, ids)}
 
 
-def _backbone(model: HierMemModel, ids: Tensor) -> _Decode:
+def _backbone(model: HierMemModel, ids: Tensor) -> Callable[[], _Decode]:
     """transformers' own model with full attention, one token a pass."""
     backbone, chunk = model.backbone, model.config.chunk
     name, before = cache_argument(backbone), DynamicCache(config=backbone.config)
@@ -93,12 +95,12 @@ def _backbone(model: HierMemModel, ids: Tensor) -> _Decode:
         part = ids[:, at : min(at + chunk, ids.shape[1] - 1)]
         backbone.base_model(input_ids=part, **{name: before}, use_cache=True)
 
-    def decode(tokens: int) -> list[int]:
-        cache, token, found = copy.deepcopy(before), ids[:, -1:], []
+    def decode(cache: DynamicCache, tokens: int) -> list[int]:
+        token, found = ids[:, -1:], []
         for _ in range(tokens):
             output = backbone(input_ids=token, **{name: cache}, use_cache=True, logits_to_keep=1)
             token = output.logits[:, -1:].argmax(-1)
             found.append(int(token))
         return found
 
-    return decode
+    return lambda: partial(decode, copy.deepcopy(before))

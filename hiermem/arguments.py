@@ -114,6 +114,9 @@ def check_generation(
         raise InputError(
             "Drafts come from the prompt or an assistant_model, not from layers of this model: leave it out."
         )
+    mask = arguments.get("attention_mask")
+    if mask is not None and not mask.all() and is_assisted(arguments, config, default):
+        raise InputError("Drafts go with one prompt without padding: leave the padding out.")
     if (kind := setting("cache_implementation")) is not None:
         raise InputError(
             f"HierMemModel keeps its own memory in place of a cache_implementation ({kind!r}): leave it out."

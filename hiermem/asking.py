@@ -129,13 +129,15 @@ def prepare(
 def _prompt_memory(reader: Reader, memory: MemoryState, tokens: int) -> WorkingMemory:
     """An empty working memory for a prompt of so many tokens that stands by itself.
 
-    What fits twice into the trained range is short: all of it stays, which costs less than to choose what
-    does. A longer one is pruned as the document was.
+    All of a short one stays, which costs less than to choose what does: no more tokens than the budget and an
+    interval, which a pruned cache holds too, and with as much room behind them in the trained range. A longer
+    one is pruned as the document was.
     """
     config = memory.working_config
-    if 2 * tokens <= reader.adapter.trained_range:
-        config = replace(config.with_policy(FullCachePolicy.name), head_shares=None)
-    return reader.new_working_memory(config)
+    whole = reader.new_working_memory(replace(config.with_policy(FullCachePolicy.name), head_shares=None))
+    short = tokens <= min(config.budget + config.update_interval, whole.trained_range // 2)
+    # Positions that are learned end, and only what is pruned goes on behind their end.
+    return whole if short and not whole.learned_positions else reader.new_working_memory(config)
 
 
 def recall(

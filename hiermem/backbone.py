@@ -155,15 +155,20 @@ class Backbone:
         return memory
 
     def whole_memory(
-        self, batch: int = 1, policy: EvictionPolicy | None = None, mamba: MambaCache | None = None
+        self,
+        batch: int = 1,
+        policy: EvictionPolicy | None = None,
+        mamba: MambaCache | None = None,
+        interval: int = 512,
     ) -> WorkingMemory:
         """An empty cache that keeps everything in place, of the model with all its own heads.
 
         Args:
             policy: what takes note of the attention; it evicts nothing.
             mamba: Mamba heads in place of some of them.
+            interval: tokens after which what has left a sliding window goes.
         """
-        settings = WorkingMemoryConfig(policy="none", positions="absolute")
+        settings = WorkingMemoryConfig(policy="none", positions="absolute", update_interval=interval)
         recurrent = [] if mamba is None else [mamba]
         return WorkingMemory(settings, self.geometries, self.trained_range, batch, policy, recurrent)
 

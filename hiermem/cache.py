@@ -32,7 +32,7 @@ class _Held:
 
     Attributes:
         memory: the working memory.
-        unread: tokens that it is yet to read, ``[1, n]`` int64; None: none.
+        unread: tokens that it is yet to read, ``[B, n]`` int64; None: none.
     """
 
     memory: WorkingMemory
@@ -68,8 +68,6 @@ class _CacheLayer(CacheLayerMixin):
         held: None for a single chunk, whose masks and positions the memory makes itself: so nothing that a
             model computes depends on how much was read before.
     """
-
-    is_croppable = True  # as far as `BackboneCache.crop` goes, which is asked alone
 
     def __init__(self, held: _Held | None = None) -> None:
         super().__init__()
@@ -113,7 +111,8 @@ class BackboneCache(Cache):
         memory: the working memory behind it.
 
     Attributes:
-        recording: whether what is read next can be taken back, as drafts are (`crop`).
+        recording: whether the end of what is read next can be taken back (`crop`). It costs a copy of what a
+            pass changes.
     """
 
     def __init__(self, memory: WorkingMemory) -> None:
@@ -123,21 +122,32 @@ class BackboneCache(Cache):
 
     @property
     def memory(self) -> WorkingMemory:
-        """The working memory behind it."""
+        """The working memory behind it; after `crop`, without what stays of the last input."""
         return self._held.memory
 
-    def with_unread(self, ids: Tensor) -> Tensor:
-        """The next input ``[B, N]`` behind the tokens that ``memory`` is yet to read."""
-        unread = self._held.unread
-        return ids if unread is None else torch.cat((unread, ids), dim=1)
-
-    def moved_on(self, last: LastInput | None) -> "BackboneCache":
-        """This cache, whose memory has read an input and all that was unread before; see `LastInput`."""
-        self._held.unread, self._last = None, last
-        return self
+    @property
+    def is_croppable(self) -> bool:
+        return len(self.memory.num_tokens) == 1
 
     def activate_past_recording(self) -> None:
         self.recording = True
+
+    def stop_recording(self) -> None:
+        """Take nothing back any more."""
+        self.recording, self._last = False, None
+
+    @property
+    def unread(self) -> Tensor | None:
+        """Tokens ``[B, n]`` int64 that the memory is to read before anything else; None: none."""
+        return self._held.unread
+
+    def move_on(self) -> None:
+        """Leave behind what was unread, which now is read, and what could be taken back."""
+        self._held.unread = self._last = None
+
+    def note(self, last: LastInput | None) -> None:
+        """Take note of what was just read; None: nothing of it can be taken back."""
+        self._last = last
 
     def crop(self, tokens: int, *_: Any, **__: Any) -> None:
         """Take back the last tokens of the last input: the memory goes back to before all of it, whatever
@@ -151,9 +161,9 @@ class BackboneCache(Cache):
             BackboneUnsupportedError: they are not of the last input, or that was not recorded.
         """
         removed = -tokens if tokens <= 0 else self._held.columns - tokens
-        if removed == 0:
+        if removed <= 0:
             return
-        if self._last is None or not 0 < removed <= self._last.ids.shape[1]:
+        if self._last is None or removed > self._last.ids.shape[1]:
             raise BackboneUnsupportedError(
                 "A working memory cannot take tokens back once they may have been evicted: use a generation "
                 "mode without roll-back (greedy, sampling or beam search), or prompt_lookup_num_tokens."
@@ -162,11 +172,16 @@ class BackboneCache(Cache):
         self._held.unread, self._last = self._last.ids[:, :-removed], None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.memory.select_rows(beam_idx)
+        self._select(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        rows = torch.arange(len(self.memory.num_tokens))
-        self.memory.select_rows(rows.repeat_interleave(repeats))
+        self._select(torch.arange(len(self.memory.num_tokens)).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self.memory.select_rows(indices)
+        self._select(indices)
+
+    def _select(self, rows: Tensor) -> None:
+        self.memory.select_rows(rows)
+        if (unread := self._held.unread) is not None:
+            self._held.unread = unread[rows.to(unread.device)]
+        self._last = None

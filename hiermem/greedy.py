@@ -63,16 +63,19 @@ class DraftedRow:
 
     Attributes:
         unread: tokens that ``memory`` is yet to read, ``[1, n]``; the newest is always among them.
+        passes: through the backbone so far.
     """
 
     def __init__(
         self, reader: Streaming, memory: WorkingMemory, ids: Tensor, row: TokenTaker, read: int = 0
     ) -> None:
         self._reader, self._memory, self._row, self.unread = reader, memory, row, ids[:, read:]
-        self._lookup = PromptLookup(ids[0].tolist())
+        self._lookup, self.passes = PromptLookup(ids[0].tolist()), 0
 
     def tokens(self) -> Iterator[None]:
         """Give the row tokens as long as it wants any; yields after every token.
+
+        Whenever it is stopped, ``memory`` and `unread` together are what the row took.
 
         Raises:
             NonFiniteError: the logits hold NaN.
@@ -80,20 +83,25 @@ class DraftedRow:
         while self._row.going:
             draft = self._draft()
             before = (self._memory.copy(), self.unread) if draft else None
-            found = self._pass(draft)
-            held = next((at for at, token in enumerate(draft) if token != found[at]), len(draft))
-            taken = 0
-            for token in found[: held + 1]:
-                self._row.add(token)
-                taken += 1
-                yield
-                if not self._row.going:
-                    break
-            self._lookup.extend(found[:taken])
-            if before is None or taken > len(draft):
-                self.unread = self.unread.new_tensor([found[taken - 1 : taken]])
-            else:
-                self._go_back(*before, found[:taken])
+            try:
+                found, taken = self._verified(draft), 0
+            except BaseException:
+                if before is not None:
+                    self._memory.go_back_to(before[0])
+                raise
+            try:
+                for token in found:
+                    self._row.add(token)
+                    taken += 1
+                    yield
+                    if not self._row.going:
+                        break
+            finally:
+                self._lookup.extend(found[:taken])
+                if before is None or taken > len(draft):
+                    self.unread = self.unread.new_tensor([found[-1:]])
+                else:  # a draft did not hold, or was not wanted to its end
+                    self._go_back(*before, found[:taken])
 
     def settle(self) -> None:
         """Let the memory have read all that the row took but the last token, as without drafts."""
@@ -102,13 +110,17 @@ class DraftedRow:
                 pass
             self.unread = self.unread[:, -1:]
 
-    def _pass(self, draft: list[int]) -> list[int]:
-        """The likeliest token after the unread ones, and after each of a draft behind them."""
+    def _verified(self, draft: list[int]) -> list[int]:
+        """The likeliest next tokens: those of a draft as far as it holds, and one more."""
         ids = self.unread
         if draft:
             ids = torch.cat((ids, ids.new_tensor([draft])), dim=1)
-        found: list[int] = likeliest(self._reader, self._memory, ids, len(draft) + 1)[0].tolist()
-        return found
+        self.passes += 1
+        logits = last_logits(self._reader, self._memory, ids, len(draft) + 1)
+        found: list[int] = logits.argmax(dim=-1)[0].tolist()
+        held = next((at for at, token in enumerate(draft) if token != found[at]), len(draft))
+        check_finite(logits[:, : held + 1])
+        return found[: held + 1]
 
     def _go_back(self, memory: WorkingMemory, unread: Tensor, taken: list[int]) -> None:
         """Take back a pass: its memory was this one before, and what held of it is read again."""
@@ -120,8 +132,8 @@ class DraftedRow:
         unread = self.unread.shape[1]
         if unread > AGAIN:
             return []
-        room = min(self._memory.room([True]), self._reader.chunk)
-        return self._lookup.draft(min(LENGTH, room - unread - 1))
+        room = min(self._memory.room([True]) - 1, self._memory.positions_left, self._reader.chunk)
+        return self._lookup.draft(min(LENGTH, room - unread))
 
 
 def in_step(
@@ -140,26 +152,29 @@ def in_step(
             index = torch.tensor(going, device=ids.device)
             memory.select_rows(index)
             ids, rows = ids[index], [rows[at] for at in going]
-        ids = likeliest(reader, memory, ids, 1)
+        logits = last_logits(reader, memory, ids, 1)
+        check_finite(logits)
+        ids = logits.argmax(dim=-1)
         for row, token in zip(rows, ids[:, 0].tolist(), strict=True):
             row.add(token)
         yield
 
 
-def likeliest(reader: Streaming, memory: WorkingMemory, ids: Tensor, count: int) -> Tensor:
-    """The likeliest token after each of the last ``count`` of ``ids [B, N]``, ``[B, count]`` int64.
-
-    ``memory`` moves on.
-
-    Raises:
-        NonFiniteError: the logits hold NaN.
-    """
+def last_logits(reader: Streaming, memory: WorkingMemory, ids: Tensor, count: int) -> Tensor:
+    """Logits after each of the last ``count`` of ``ids [B, N]``, ``[B, count, V]``; ``memory`` moves on."""
     N = ids.shape[1]
     blocks = [block for _, block in reader.stream(memory, ids, logits=range(N - count, N))]
-    logits = torch.cat(blocks, dim=1)
+    return torch.cat(blocks, dim=1)
+
+
+def check_finite(logits: Tensor) -> None:
+    """Refuse logits that tokens cannot be chosen by.
+
+    Raises:
+        NonFiniteError: there are NaN among them.
+    """
     if logits.isnan().any():
         raise NonFiniteError("The backbone's logits are not finite: compute in float32, or read anew.")
-    return logits.argmax(dim=-1)
 
 
 def _read_to_last(reader: Streaming, memory: WorkingMemory, ids: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -10,7 +11,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from hiermem.arguments import cache_of, check_generation, checked_input, generation_setting, is_assisted
 from hiermem.cache import CACHE_NAME, CACHE_NAMES, BackboneCache, LastInput
 from hiermem.errors import InputError
-from hiermem.greedy import AGAIN
 from hiermem.losses import language_loss
 from hiermem.memory.working import WorkingMemory
 from hiermem.padding import Block, Layout, layout_of
@@ -61,23 +61,20 @@ class LanguageModel(HierMemPreTrainedModel, GenerationMixin):
         """
         input_ids = checked_input(input_ids, attention_mask, logits_to_keep, others)
         past = cache_of({"cache": cache, "past_key_values": past_key_values})
-        asked, keep = input_ids.shape[1], self._setting("use_cache", use_cache)
-        input_ids = input_ids if past is None else past.with_unread(input_ids)
+        keep = self._setting("use_cache", use_cache)
         memory, layout = self._laid_out(input_ids, attention_mask, position_ids, past, keep)
         layers: _Layers | None = [] if self._setting("output_hidden_states", output_hidden_states) else None
-        places, last = layout.places(logits_to_keep or asked), None
-        if keep and past is not None and past.recording and len(layout.lengths) == 1:
-            last = self._read_beginning(memory, layout, input_ids, logits_to_keep or asked, layers)
-        first = 0 if last is None else layout.lengths[0] - last.ids.shape[1]
-        blocks = self._read_columns(memory, layout, input_ids, places[1], layers, first)
-        logits = layout.take(blocks, places)
+        places, first = layout.places(logits_to_keep), 0
+        if keep and past is not None and past.recording and layout.is_one_text:
+            first = self._record(past, input_ids, logits_to_keep, layers)
+        logits = layout.take(self._read_columns(memory, layout, input_ids, places[1], layers, first), places)
         output = CausalLMOutputWithPast(logits=logits)
         if labels is not None:
             output.loss = language_loss(logits, labels, num_items_in_batch)
         if keep:
-            output[CACHE_NAME] = BackboneCache(memory) if past is None else past.moved_on(last)
+            output[CACHE_NAME] = BackboneCache(memory) if past is None else past
         if layers:
-            output.hidden_states = _together(layers, layout, asked, output_hidden_states)
+            output.hidden_states = _together(layers, layout, output_hidden_states)
         return output if self._setting("return_dict", return_dict) else output.to_tuple()
 
     def final_states(
@@ -91,14 +88,12 @@ class LanguageModel(HierMemPreTrainedModel, GenerationMixin):
     ) -> BaseModelOutputWithPast:
         """Final hidden states ``[B, N, width]``, which the head would be given; arguments as of `forward`."""
         input_ids = checked_input(input_ids, attention_mask, others=others)
-        asked, keep = input_ids.shape[1], self._setting("use_cache", use_cache)
-        input_ids = input_ids if past is None else past.with_unread(input_ids)
+        keep = self._setting("use_cache", use_cache)
         memory, layout = self._laid_out(input_ids, attention_mask, position_ids, past, keep)
-        blocks = self._read_columns(memory, layout, input_ids, None)
-        states = layout.take(blocks, layout.places(asked))[:, -asked:]
+        states = layout.take(self._read_columns(memory, layout, input_ids, None), layout.places(0))
         output = BaseModelOutputWithPast(last_hidden_state=states)
         if keep:
-            output[CACHE_NAME] = BackboneCache(memory) if past is None else past.moved_on(None)
+            output[CACHE_NAME] = BackboneCache(memory) if past is None else past
         return output
 
     def _setting(self, name: str, value: bool | Sequence[int] | None) -> bool:
@@ -113,7 +108,9 @@ class LanguageModel(HierMemPreTrainedModel, GenerationMixin):
         past: BackboneCache | None,
         keep: bool,
     ) -> tuple[WorkingMemory, Layout]:
-        """The memory that an input is read into, and how its texts lie in it."""
+        """The memory that an input is read into, which has read all before, and how its texts lie in it."""
+        if past is not None:
+            self._settle(past)
         memory = self.new_recurrent_memory() if past is None else past.memory if keep else past.memory.copy()
         num_tokens = memory.num_tokens if any(memory.num_tokens) else None
         if num_tokens is not None:
@@ -133,19 +130,29 @@ class LanguageModel(HierMemPreTrainedModel, GenerationMixin):
         """transformers' `generate` for prompts of any length; arguments and results are its own.
 
         Raises:
-            InputError: drafts are to come from the model's own layers; or another cache.
+            InputError: drafts are to come from a model's own layers or memory, or go with a padded prompt; or
+                another cache.
         """
         check_generation(kwargs, generation_config, self.generation_config)
+        if isinstance(kwargs.get("assistant_model"), LanguageModel):
+            raise InputError("A model with a memory cannot assist: give its backbone as assistant_model.")
         if (positions := kwargs.pop("position_ids", None)) is not None:
             self._check_positions(kwargs.get("input_ids", inputs), kwargs.get("attention_mask"), positions)
         past = cache_of(kwargs)
         for name in CACHE_NAMES:
             kwargs.pop(name, None)
-        if generation_setting(kwargs, generation_config, self.generation_config, "use_cache") is not False:
-            kwargs[CACHE_NAME] = BackboneCache(self.new_recurrent_memory()) if past is None else past
-            if is_assisted(kwargs, generation_config, self.generation_config):
-                kwargs[CACHE_NAME].activate_past_recording()
-        return super().generate(inputs, generation_config, **kwargs)
+        if generation_setting(kwargs, generation_config, self.generation_config, "use_cache") is False:
+            return super().generate(inputs, generation_config, **kwargs)
+        cache = kwargs[CACHE_NAME] = BackboneCache(self.new_recurrent_memory()) if past is None else past
+        if not is_assisted(kwargs, generation_config, self.generation_config):
+            return super().generate(inputs, generation_config, **kwargs)
+        cache.activate_past_recording()
+        try:
+            return super().generate(inputs, generation_config, **kwargs)
+        finally:
+            cache.stop_recording()
+            with torch.no_grad():
+                self._settle(cache)
 
     @staticmethod
     def _check_positions(input_ids: Tensor | None, attention_mask: Tensor | None, positions: Tensor) -> None:
@@ -155,6 +162,10 @@ class LanguageModel(HierMemPreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As transformers' own, without positions, which a memory counts itself, and the tokenizer."""
+        # transformers up to 5.23 begins assisted decoding with all that a cache has read, too.
+        cache, ids = kwargs.get(CACHE_NAME), kwargs.get("input_ids", args[0] if args else None)
+        if isinstance(cache, BackboneCache) and cache.recording and ids is not None:
+            kwargs["next_sequence_length"] = ids.shape[1] - cache.get_seq_length()
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         left_out = ("position_ids", "tokenizer", "assistant_tokenizer")
         return {name: value for name, value in inputs.items() if name not in left_out}
@@ -181,18 +192,30 @@ class LanguageModel(HierMemPreTrainedModel, GenerationMixin):
         blocks = self.reader.stream(memory, texts, lengths=lengths, logits=logits, layers=layers)
         return [Block(first + at, values) for at, values in blocks]
 
-    def _read_beginning(
-        self, memory: WorkingMemory, layout: Layout, input_ids: Tensor, kept: int, layers: _Layers | None
-    ) -> LastInput:
-        """Read what comes before the last ``kept`` tokens of one text, if it is much, and note where the rest
-        begins, to which a draft may be taken back."""
-        text = layout.aligned(input_ids)[:, : layout.lengths[0]]
-        before = text.shape[1] - kept
-        first = before if before > AGAIN else 0  # a few are read again rather than by themselves
+    def _record(
+        self, past: BackboneCache, input_ids: Tensor, logits_to_keep: int, layers: _Layers | None
+    ) -> int:
+        """Read all but the columns of a text ``[1, N]`` that have logits, and let these be taken back; how
+        many columns were read."""
+        first = max(input_ids.shape[1] - logits_to_keep, 0) if logits_to_keep else 0
         if first:
-            for _ in self.reader.stream(memory, text[:, :first], layers=layers):
+            for _ in self.reader.stream(past.memory, input_ids[:, :first], layers=layers):
                 pass
-        return LastInput(memory.copy(), text[:, first:])
+        past.note(LastInput(past.memory.copy(), input_ids[:, first:]))
+        return first
+
+    def _settle(self, cache: BackboneCache) -> None:
+        """Let a cache's memory read what stays of an input whose end was taken back."""
+        memory, unread = cache.memory, cache.unread
+        if unread is not None and unread.shape[1]:
+            before = memory.copy()
+            try:
+                for _ in self.reader.stream(memory, unread):
+                    pass
+            except BaseException:
+                memory.go_back_to(before)
+                raise
+        cache.move_on()
 
     @property
     def base_model(self) -> "Body":
@@ -201,15 +224,13 @@ class LanguageModel(HierMemPreTrainedModel, GenerationMixin):
 
 
 def _together(
-    layers: _Layers, layout: Layout, asked: int, chosen: bool | Sequence[int] | None
+    layers: _Layers, layout: Layout, chosen: bool | Sequence[int] | None
 ) -> tuple[Tensor | None, ...]:
-    """The states of the chosen layers, by default all, in the last ``asked`` columns."""
-    count, places = len(layers[0]), layout.places(asked)
+    """The states of the chosen layers, by default all, from those of chunks."""
+    count, everywhere = len(layers[0]), layout.places(0)
     indices = {at % count for at in chosen} if isinstance(chosen, Sequence) else range(count)
     return tuple(
-        layout.take([Block(0, states[at]) for states in layers], places)[:, -asked:]
-        if at in indices
-        else None
+        layout.take([Block(0, states[at]) for states in layers], everywhere) if at in indices else None
         for at in range(count)
     )
 

@@ -46,6 +46,11 @@ class Layout:
     column: Tensor | None = None
     packed: bool = False
 
+    @property
+    def is_one_text(self) -> bool:
+        """Whether the input is one text, without padding."""
+        return self.source is None and self.shape[0] == 1
+
     def aligned(self, input_ids: Tensor) -> Tensor:
         """The texts ``[T, L]``, each from column 0 on."""
         return input_ids if self.source is None else input_ids.flatten()[self.source.to(input_ids.device)]

@@ -227,7 +227,7 @@ class Reader:
 
         ``memory`` moves on, and loses the rows that are done while others go on. A single row takes several
         tokens in a pass where it copies from what stands before (`hiermem.drafts`); of the last ones it took,
-        ``memory`` may then have read none.
+        ``memory`` may then have read none, and never more.
 
         Args:
             rows: of the batch.

@@ -11,6 +11,7 @@ Dimension names: B batch, H query heads, G KV heads, Q new tokens, T columns tha
 width.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -123,6 +124,16 @@ class WorkingMemory(ComposedState):
         counts = (count for count, reads in zip(self.num_tokens, rows, strict=True) if reads)
         return min(room, *map(self.recurrence.room, counts))
 
+    @property
+    def learned_positions(self) -> bool:
+        """Whether positions are learned, so that there are no others than `trained_range`."""
+        return all(layer.rotary is None for layer in self.geometries)
+
+    @property
+    def positions_left(self) -> int:
+        """Tokens until learned positions end; where they are none such, as many as one may want."""
+        return self.trained_range - max(self.frames.first()) if self.learned_positions else sys.maxsize
+
     def begin(self, ids: Tensor, valid: Sequence[int], encoder: Encoder | None = None) -> Chunk:
         """Start a chunk ``ids [B, Q]`` int64 of which each row's first ``valid`` are real tokens.
 
@@ -141,8 +152,7 @@ class WorkingMemory(ComposedState):
             self._before = self.copy() if short or recurrence.begins(self.num_tokens, valid) else None
             if short:
                 ids, valid, requested = self._rewound(recurrence.segment_ids, ids, valid)
-        learned = all(layer.rotary is None for layer in self.geometries)
-        chunk = self.frames.chunk(ids, valid, learned)
+        chunk = self.frames.chunk(ids, valid, self.learned_positions)
         if recurrence is not None:
             assert encoder is not None
             chunk = recurrence.surround(chunk, self.frames, encoder)

@@ -112,6 +112,11 @@ def settings(chunk: int = 16, segment: int = 48, top_k: int = 2, **working: Any)
     )
 
 
+def changed(config: HierMemConfig, **changes: Any) -> HierMemConfig:
+    """The configuration with other top-level settings."""
+    return HierMemConfig(**config.settings() | changes)
+
+
 def reader(
     family: str = "llama",
     config: HierMemConfig | None = None,

@@ -4,7 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from readers import assert_same_memory, backbone, lively, reader, settings, text_of, tokenizer, uneven
+from readers import (
+    assert_same_memory,
+    backbone,
+    changed,
+    lively,
+    reader,
+    settings,
+    text_of,
+    tokenizer,
+    uneven,
+)
 
 from hiermem import eviction_weights, shipped
 from hiermem.cli.reading_task import with_defaults_of
@@ -22,10 +32,6 @@ QUESTION = "Where did the captain sail?"
 
 def with_memory() -> HierMemModel:
     return lively(reader(config=changed(settings(), summary=TRAINED)))
-
-
-def changed(config: HierMemConfig, **changes: Any) -> HierMemConfig:
-    return HierMemConfig(**config.settings() | changes)
 
 
 @pytest.fixture

@@ -198,24 +198,81 @@ def test_without_use_cache_a_cache_stays_as_it_is() -> None:
         model.generate(ids, use_cache=False, past_key_values=twin)
 
 
-@pytest.mark.parametrize("options", [{}, {"output_hidden_states": True, "return_dict_in_generate": True}])
 @torch.no_grad()
-def test_drafts_from_the_prompt_change_nothing(options: dict[str, Any]) -> None:
-    """transformers' prompt lookup over an evicting memory, which goes back where a draft does not hold."""
-    model = evicting()
-    for length in (5, 90):
-        ids = torch.cat((ids_of(length), ids_of(9), ids_of(9), ids_of(4)), dim=1)
-        whole = {**GREEDY, "max_new_tokens": 60, "eos_token_id": None}
-        cache, other = (BackboneCache(model.new_recurrent_memory()) for _ in range(2))
-        plain = model.generate(ids, past_key_values=cache, **whole)
-        found = model.generate(ids, past_key_values=other, prompt_lookup_num_tokens=4, **whole, **options)
-        assert torch.equal(getattr(found, "sequences", found), plain)
-        helped = model.generate(ids, assistant_model=backbone("llama", seed=5), **whole)
-        assert torch.equal(helped, plain)
-        end = other.with_unread(plain[:, :0])
-        model.read_ids(other.memory, end) if end.shape[1] else None
-        assert_same_working(cache.memory, other.memory)
-        assert not cache.recording and other.recording
+def test_drafts_change_nothing_of_generation() -> None:
+    """Prompt lookup and an assistant over an evicting memory, in a first turn and in a second."""
+    model, whole = evicting(), {**GREEDY, "max_new_tokens": 50, "eos_token_id": None}
+    prompt = torch.cat((ids_of(60), ids_of(9), ids_of(9), ids_of(4)), dim=1)
+    caches = [BackboneCache(model.new_recurrent_memory()) for _ in range(3)]
+    drafts = [{}, {"prompt_lookup_num_tokens": 4}, {"assistant_model": backbone("llama", seed=5)}]
+    for turn in range(2):
+        found = [
+            model.generate(prompt, past_key_values=cache, **whole, **options)
+            for cache, options in zip(caches, drafts, strict=True)
+        ]
+        for cache, sequence in zip(caches[1:], found[1:], strict=True):
+            assert torch.equal(sequence, found[0])
+            assert cache.unread is None and not cache.recording
+            assert cache.get_seq_length() == found[0].shape[1] - 1
+            assert_same_working(caches[0].memory, cache.memory)
+        prompt = torch.cat((found[0], ids_of(7, seed=8 + turn)), dim=1)
+
+
+@torch.no_grad()
+def test_drafts_leave_states_and_scores_as_they_are() -> None:
+    model, ids = evicting(), torch.cat((ids_of(30), ids_of(9), ids_of(9)), dim=1)
+    shown = {"output_logits": True, "output_hidden_states": True, "return_dict_in_generate": True}
+    plain, found = (
+        model.generate(ids, **GREEDY, **shown, **drafts) for drafts in ({}, {"prompt_lookup_num_tokens": 3})
+    )
+    torch.testing.assert_close(torch.stack(found.logits), torch.stack(plain.logits))
+    last = torch.cat([states[-1] for states in plain.hidden_states], dim=1)
+    torch.testing.assert_close(torch.cat([states[-1] for states in found.hidden_states], dim=1), last)
+
+
+@torch.no_grad()
+def test_drafts_go_with_one_prompt_without_padding_and_a_plain_assistant() -> None:
+    model, ids = evicting(), ids_of(20)
+    mask = torch.ones_like(ids)
+    mask[:, :3] = 0
+    with pytest.raises(InputError, match="without padding"):
+        model.generate(ids, attention_mask=mask, prompt_lookup_num_tokens=3)
+    with pytest.raises(InputError, match="give its backbone"):
+        model.generate(ids, assistant_model=model)
+
+
+def taken_back(model: HierMemModel, tokens: int = 2) -> BackboneCache:
+    """A cache that has read 30 tokens and 6 more, of which some were taken back."""
+    cache = BackboneCache(model.new_recurrent_memory())
+    model(ids_of(30), cache=cache)
+    cache.activate_past_recording()
+    output = model(ids_of(6, seed=2), cache=cache)
+    assert output[CACHE_NAME] is cache and cache.is_croppable
+    cache.crop(-tokens)
+    return cache
+
+
+@torch.no_grad()
+def test_what_stays_is_read_before_the_next_input() -> None:
+    model, ids = evicting(), ids_of(3, seed=3)
+    expected = BackboneCache(model.new_recurrent_memory())
+    model(torch.cat((ids_of(30), ids_of(6, seed=2)[:, :4]), dim=1), cache=expected)
+    logits = model(ids, cache=expected).logits
+    for mask in (None, torch.ones(1, 3), torch.ones(1, 37)):
+        cache = taken_back(model)
+        assert cache.get_seq_length() == 34 and cache.memory.num_tokens == (30,)
+        states = model.base_model(ids, attention_mask=mask, cache=cache, use_cache=False).last_hidden_state
+        output = model(ids, attention_mask=mask, cache=cache, output_hidden_states=True)
+        torch.testing.assert_close(output.logits, logits)
+        torch.testing.assert_close(output.hidden_states[-1], states)
+        assert_same_working(expected.memory, cache.memory)
+    cache = taken_back(model)
+    with pytest.raises(InputError, match="No label"):
+        model(ids, labels=torch.full_like(ids, -100), cache=cache)
+    assert cache.unread is None and cache.memory.num_tokens == (37,)  # it was read, once
+    cache = taken_back(model)
+    cache.batch_repeat_interleave(2)
+    torch.testing.assert_close(model(ids.repeat(2, 1), cache=cache).logits, logits.repeat(2, 1, 1))
 
 
 @torch.no_grad()
@@ -226,21 +283,22 @@ def test_what_was_not_recorded_or_is_older_is_not_taken_back() -> None:
     with pytest.raises(BackboneUnsupportedError, match="cannot take tokens back"):
         cache.crop(-1)
     cache.activate_past_recording()
-    recorded = model(ids_of(6, seed=2), cache=cache).past_key_values
-    before = recorded.get_seq_length()
+    model(ids_of(6, seed=2), cache=cache)
     with pytest.raises(BackboneUnsupportedError, match="cannot take tokens back"):
-        recorded.crop(-7)
-    recorded.crop(0)
-    recorded.crop(before - 2)  # as up to transformers 5.22: what stays of all
-    assert recorded.get_seq_length() == 34 and recorded.memory.num_tokens == (30,)
+        cache.crop(-7)
+    cache.crop(0)
+    cache.crop(99)
+    assert cache.get_seq_length() == 36
+    cache.crop(34)  # as up to transformers 5.22: what stays of all
+    assert cache.get_seq_length() == 34
+    for again in (cache, taken_back(model)):
+        with pytest.raises(BackboneUnsupportedError, match="cannot take tokens back"):
+            again.crop(-1)
+    repeated = taken_back(model, 0)
+    repeated.batch_repeat_interleave(2)
+    assert not repeated.is_croppable
     with pytest.raises(BackboneUnsupportedError, match="cannot take tokens back"):
-        recorded.crop(-1)
-    states = model.base_model(ids_of(3, seed=3), cache=recorded, use_cache=False).last_hidden_state
-    output = model(ids_of(3, seed=3), cache=recorded, output_hidden_states=True)
-    torch.testing.assert_close(output.hidden_states[-1], states)
-    expected = BackboneCache(model.new_recurrent_memory())
-    model(torch.cat((ids_of(30), ids_of(6, seed=2)[:, :4]), dim=1), cache=expected)
-    torch.testing.assert_close(output.logits, model(ids_of(3, seed=3), cache=expected).logits)
+        repeated.crop(-1)
 
 
 # ---- configurations of generation

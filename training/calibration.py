@@ -28,8 +28,6 @@ from hiermem.memory.policies.base import (
     Observer,
     extend_state,
 )
-from hiermem.memory.working import WorkingMemory
-from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.reader import Reader
 from hiermem.settings import check_settings
 from hiermem.text import beginning, encode
@@ -150,8 +148,7 @@ def _received(
     near = None if shortest is None else max(shortest // _NEAR, 1)
     policy = SecondReading(first=len(first) + len(piece) + len(between), near=near)
     # One decision behind the end of all: what leaves a window is still there to be looked at.
-    settings = WorkingMemoryConfig(policy="none", positions="absolute", update_interval=ids.shape[1] + 1)
-    memory = WorkingMemory(settings, adapter.geometries, adapter.trained_range, policy=policy)
+    memory = adapter.whole_memory(policy=policy, interval=ids.shape[1] + 1)
     reader.read(memory, ids)
     names = ["within" if window else "received" for window in windows]
     received = [cache.state[name][0] for cache, name in zip(memory.caches, names, strict=True)]

@@ -39,8 +39,8 @@ class LinearFit:
 
         Args:
             caches: of each layer, of one row, all heads alike.
-            received: of each layer the most attention from the second reading, ``[G, T]`` float32, of the
-                tokens in its cache.
+            received: of each layer the most attention from the second reading, in layers with a sliding
+                window from within it, ``[G, T]`` float32, of the tokens in its cache.
             first: true position of the text's first token.
             end: that behind its last.
         """

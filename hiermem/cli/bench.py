@@ -182,9 +182,7 @@ def point(
 @app.command()
 def decode(
     text: Document = "python-reference",
-    contexts: Annotated[
-        str, typer.Option(help="Tokens to read before, comma-separated, as far as the text has them.")
-    ] = "512,2048,8192",
+    contexts: Annotated[str, typer.Option(help="Tokens to read before, comma-separated.")] = "512,2048,8192",
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="How often, in turns.")] = 3,
     model: opt.Model = "smollm2",
@@ -198,8 +196,8 @@ def decode(
 ) -> None:
     """Decoding speed after texts of several lengths, beside the backbone with full attention.
 
-    Where the model says again what it has read, drafts copied from there take several tokens a pass; a row
-    without them is shown, too.
+    Where the model says again what it has read, or repeats itself, drafts copied from there take several
+    tokens a pass; a row without them is shown, too.
 
     Example:
 
