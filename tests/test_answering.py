@@ -117,7 +117,8 @@ def test_questions_that_stand_after_the_same_are_read_together(monkeypatch: pyte
 
 def test_a_short_prompt_that_stands_by_itself_is_kept_whole() -> None:
     """As the backbone reads it; a longer one is pruned as the document was, and no row of the same batch."""
-    model = reader(config=settings(policy="attention", head_shares=[[3.0, 1.0], [1.0, 1.0], [1.0, 3.0]]))
+    shares = [[3.0, 1.0], [1.0, 1.0], [1.0, 3.0]]
+    model = reader(config=settings(policy="attention", budget=80, head_shares=shares))
     short, long = QUESTIONS[0], QUESTIONS[2]
     model.adapter.trained_range = 2 * model.prepare(model.read(text_of(120)), short).ids.shape[1]
     memory = model.read(text_of(120))
@@ -129,6 +130,16 @@ def test_a_short_prompt_that_stands_by_itself_is_kept_whole() -> None:
         torch.testing.assert_close(ours, model.backbone(whole.ids).logits[:, -1:], atol=1e-4, rtol=1e-4)
     singles = [model.ask(memory, question, max_new_tokens=6) for question in (short, long)]
     assert model.ask(memory, [short, long], max_new_tokens=6) == singles
+    tokens = whole.ids.shape[1]
+    for family, budget, positions in (
+        ("llama", tokens - 17, 2 * tokens),
+        ("llama", 80, tokens),
+        ("gpt2", 80, 999),
+    ):
+        other = reader(family, settings(policy="attention", budget=budget, positions="absolute"))
+        other.adapter.trained_range = positions
+        memory = other.index(text_of(120))
+        assert other.prepare(memory, short).working.config == memory.working_config
 
 
 def test_a_row_that_ends_leaves_the_batch() -> None:
