@@ -17,6 +17,9 @@ from hiermem.padding import Block
 AGAIN = LENGTH
 """Most tokens that are read a second time beside a draft."""
 
+FAILURES = 4
+"""After so many drafts in a row of which nothing held, fifteen passes go without."""
+
 
 class TokenTaker(Protocol):
     """A row of a batch that is given the tokens that continue it."""
@@ -71,6 +74,7 @@ class DraftedRow:
     ) -> None:
         self._reader, self._memory, self._row, self.unread = reader, memory, row, ids[:, read:]
         self._lookup, self.passes = PromptLookup(ids[0].tolist()), 0
+        self._failures = self._pause = 0
 
     def tokens(self) -> Iterator[None]:
         """Give the row tokens as long as it wants any; yields after every token.
@@ -120,6 +124,9 @@ class DraftedRow:
         found: list[int] = logits.argmax(dim=-1)[0].tolist()
         held = next((at for at, token in enumerate(draft) if token != found[at]), len(draft))
         check_finite(logits[:, : held + 1])
+        if draft:  # where nothing is copied, drafts become rare
+            self._failures = 0 if held else min(self._failures + 1, FAILURES)
+            self._pause = 2**self._failures - 1
         return found[: held + 1]
 
     def _go_back(self, memory: WorkingMemory, unread: Tensor, taken: list[int]) -> None:
@@ -130,7 +137,8 @@ class DraftedRow:
     def _draft(self) -> list[int]:
         """A draft that goes with the unread tokens into one chunk, at whose end nothing is decided."""
         unread = self.unread.shape[1]
-        if unread > AGAIN:
+        if self._pause or unread > AGAIN:
+            self._pause = max(self._pause - 1, 0)
             return []
         room = min(self._memory.room([True]) - 1, self._memory.positions_left, self._reader.chunk)
         return self._lookup.draft(min(LENGTH, room - unread))

@@ -1,6 +1,6 @@
 """Drafts copied from the prompt: the same tokens and the same memory as one token a pass, in fewer passes."""
 
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import pytest
@@ -118,6 +118,20 @@ def test_what_is_copied_from_the_prompt_takes_few_passes(monkeypatch: pytest.Mon
     assert row.tokens == answer
     assert widths[:3] == [16, 16, 11] and sum(width > 1 for width in widths[3:]) == 5
     assert len(widths[3:]) < len(answer) / 2
+
+
+@torch.no_grad()
+def test_drafts_become_rare_where_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = made("everything"), prompt()
+    pairs = [(*PASSAGE[at : at + 2], 61 + at) for at in range(0, 30, 2)]  # two tokens, then another
+    answer = [*chain.from_iterable(pairs), *PASSAGE]
+    widths = says(model, monkeypatch, ids.shape[1], answer)
+    row = Continuation((), len(answer))
+    for _ in model.reader.greedy(model.new_recurrent_memory(), ids, [row]):
+        pass
+    assert row.tokens == answer
+    drafts = [width > 2 for width in widths[3:]]
+    assert sum(drafts[:45]) <= 5 and sum(drafts[45:]) >= 2  # they come back where something is copied
 
 
 @torch.no_grad()
