@@ -61,10 +61,8 @@ def measure(model: HierMemModel, memory: MemoryState, questions: list[str], limi
 
     rounds = [ways_of(prompt) for prompt in prompts]
     ways = dict(zip(("drafts", "one token a pass", "pruned"), zip(*rounds, strict=True), strict=True))
-    drafted, seconds = (
-        ways["drafts"],
-        {name: sum(answer.seconds for answer in answers) for name, answers in ways.items()},
-    )
+    seconds = {name: sum(answer.seconds for answer in answers) for name, answers in ways.items()}
+    drafted = ways["drafts"]
     tokens = sum(answer.tokens for answer in drafted)
     return {
         "answers": len(prompts),

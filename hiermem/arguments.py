@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from hiermem.cache import CACHE_NAMES, BackboneCache
 from hiermem.errors import InputError
 
-_ASSISTED = ("assistant_early_exit", "use_mtp")
+_OWN_DRAFTS = ("assistant_early_exit", "use_mtp")
 
 
 def checked_input(
@@ -110,7 +110,7 @@ def check_generation(
 
     if arguments.get("inputs_embeds") is not None:
         refuse_others({"inputs_embeds": arguments["inputs_embeds"]})
-    if any(setting(name) not in (None, False) for name in _ASSISTED):
+    if any(setting(name) not in (None, False) for name in _OWN_DRAFTS):
         raise InputError(
             "Drafts come from the prompt or an assistant_model, not from layers of this model: leave it out."
         )

@@ -145,8 +145,8 @@ class BackboneCache(Cache):
         """Leave behind what was unread, which now is read, and what could be taken back."""
         self._held.unread = self._last = None
 
-    def note(self, last: LastInput | None) -> None:
-        """Take note of what was just read; None: nothing of it can be taken back."""
+    def note(self, last: LastInput) -> None:
+        """Take note of what is read next, whose end can then be taken back."""
         self._last = last
 
     def crop(self, tokens: int, *_: Any, **__: Any) -> None:

@@ -87,13 +87,9 @@ class DraftedRow:
         while self._row.going:
             draft = self._draft()
             before = (self._memory.copy(), self.unread) if draft else None
+            found, taken = list[int](), 0
             try:
-                found, taken = self._verified(draft), 0
-            except BaseException:
-                if before is not None:
-                    self._memory.go_back_to(before[0])
-                raise
-            try:
+                found = self._verified(draft)
                 for token in found:
                     self._row.add(token)
                     taken += 1
@@ -102,10 +98,10 @@ class DraftedRow:
                         break
             finally:
                 self._lookup.extend(found[:taken])
-                if before is None or taken > len(draft):
-                    self.unread = self.unread.new_tensor([found[-1:]])
-                else:  # a draft did not hold, or was not wanted to its end
+                if before is not None and taken <= len(draft):  # it did not hold, or not all of it was wanted
                     self._go_back(*before, found[:taken])
+                elif found:
+                    self.unread = self.unread.new_tensor([found[-1:]])
 
     def settle(self) -> None:
         """Let the memory have read all that the row took but the last token, as without drafts."""
