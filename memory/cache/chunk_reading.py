@@ -107,24 +107,30 @@ class ChunkReading:
             # All heads' weights first: an observer may stack the tokens of a layer's groups into one product.
             some = queries.index_select(3, observed.columns).flatten(2, 3)
             for index, keys in zip(groups, visible, strict=True):
-                cache, group = self._before[index], self._groups[index]
-                window = self._windows[group.layer]
-                mask = self._masks.of(cache, window, R, some.dtype, observed.columns)
-                weights = attention.weights(some[:, group.heads], keys, mask)
-                received.append(self._received(cache, weights.unflatten(2, (R, -1)), observed))
+                weights = self._weights(index, some, keys, R, attention)
+                received.append(self._received(index, weights.unflatten(2, (R, -1)), observed))
             states = observer(received)
         for index, state in zip(groups, states, strict=True):
             last = self._last_queries(self._before[index], queries[:, self._groups[index].heads])
             self.layers[index] = replace(self.layers[index], state=state, queries=last)
 
-    def _received(self, cache: LayerCache, attention: Tensor, observed: ObservedQueries) -> AttentionStats:
-        chunk = self.chunk
+    def _weights(self, index: int, queries: Tensor, keys: Tensor, R: int, attention: Attention) -> Tensor:
+        """Attention of the observed queries of a layer, ``[B, G, R * Q, D]``, over a group's ``keys``."""
+        assert self._observed is not None
+        columns, group = self._observed[0].columns, self._groups[index]
+        queries = queries[:, group.heads]
+        if not len(columns):
+            return queries.new_zeros(*queries.shape[:3], keys.shape[2])
+        mask = self._masks.of(self._before[index], self._windows[group.layer], R, queries.dtype, columns)
+        return attention.weights(queries, keys, mask)
+
+    def _received(self, index: int, attention: Tensor, observed: ObservedQueries) -> AttentionStats:
+        before, after = self._before[index], self.layers[index]
+        assert after.positions is not None
         # Only tokens are scored: what the prefix and the suffix receive is nobody's.
-        attention = attention[..., self._prefix : attention.shape[-1] - chunk.suffix]
-        new = chunk.positions.unsqueeze(1).expand(*attention.shape[:2], -1)
-        positions = new if cache.positions is None else torch.cat((cache.positions, new), dim=2)
-        span = positions.shape[2] if cache.ragged or chunk.padded else observed.width
-        return AttentionStats(cache.state, attention, positions, span)
+        attention = attention[..., self._prefix : attention.shape[-1] - self.chunk.suffix]
+        span = after.tokens if after.ragged else observed.width
+        return AttentionStats(before.state, attention, after.positions, span)
 
     def _last_queries(self, cache: LayerCache, queries: Tensor) -> Tensor | None:
         """The last n real queries up to the end of the chunk, from ``queries [B, G, R, Q, D]``."""
@@ -148,10 +154,13 @@ def _observed(chunk: Chunk, policy: EvictionPolicy) -> tuple[ObservedQueries, Ob
     period = policy.period
     if not period:
         return None
-    columns = torch.arange(chunk.width, device=chunk.positions.device)
+    columns = torch.arange(chunk.width)
     if not chunk.padded and len({count % period for count in chunk.num_tokens}) == 1:
-        columns = columns[policy.observed_mask(columns + chunk.num_tokens[0])]
-    positions = chunk.positions[:, columns]
+        seen = policy.observed_mask(columns + chunk.num_tokens[0]).numpy()
+        columns = torch.from_numpy(seen.nonzero()[0])  # a device would have to be waited for
+    on_device = columns.to(chunk.positions.device)
+    positions = chunk.positions[:, on_device]
     counted = (positions >= 0) & policy.observed_mask(positions)
-    queries = ObservedQueries(columns, positions, counted, chunk.num_tokens, chunk.valid, chunk.width)
+    of_chunk = (chunk.num_tokens, chunk.valid, chunk.width)
+    queries = ObservedQueries(on_device, positions, counted, *of_chunk, columns)
     return queries, policy.observer(queries)

@@ -77,9 +77,12 @@ class _Observer:
     def _received(self, part: AttentionStats) -> Tensor:
         attention, positions = part.attention, part.positions
         B, G, R, Q, T = attention.shape
+        faded = extend_state(part.state.get("received"), positions) * self._faded
+        if not Q:
+            return faded
         first = max(T - part.span - self._near, 0)  # slots are in order: all before are far from every query
         near = self._queries - positions[:, :, None, first:] < self._near  # [B, G, Q, T - first]
         attention[..., first:].masked_fill_(near.unsqueeze(2), 0.0)
         weights = (self._weights / R).to(attention.dtype)[:, None, None, None]
         received = (weights.expand(B, G, 1, R, Q).flatten(3) @ attention.flatten(2, 3)).squeeze(2)
-        return extend_state(part.state.get("received"), positions) * self._faded + received
+        return faded + received

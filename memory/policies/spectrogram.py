@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,36 +74,37 @@ class SpectrogramObserver:
     def __init__(self, config: SpectrogramConfig, shown: ObservedQueries) -> None:
         self._config = config
         device = shown.columns.device
-        self._basis = _basis(config.width, device)
+        self._basis, self._shown = _basis(config.width, device), len(shown.columns)
         spans = [(start, start + new) for start, new in zip(shown.starts, shown.valid, strict=True)]
         counts = [end // config.hop - start // config.hop for start, end in spans]
         self._frames = max(counts)
-        starts = torch.tensor(shown.starts, device=device).view(-1, 1)
-        count = torch.tensor(counts, device=device).view(-1, 1)
-        frame = torch.arange(self._frames, device=device)
+        starts, count = (torch.tensor(numbers).view(-1, 1) for numbers in (shown.starts, counts))
+        frame = torch.arange(self._frames)
         age = count - 1 - frame
-        self._weights = ((1 - config.kept) * config.kept ** age.clamp(min=0)).masked_fill(age < 0, 0.0)
-        self._faded = (config.kept**count).view(-1, 1, 1, 1)
+        weights = ((1 - config.kept) * config.kept ** age.clamp(min=0)).masked_fill(age < 0, 0.0)
+        self._weights, self._faded = weights.to(device), (config.kept**count).view(-1, 1, 1, 1).to(device)
         ends = (starts // config.hop + 1 + frame) * config.hop - starts  # columns
-        within = torch.arange(-config.width, 0, device=device)
+        within = torch.arange(-config.width, 0)
         self._known = max(config.pending(start) for start, _ in spans)
         pending = max(config.pending(end) for _, end in spans)
-        valid = torch.tensor(shown.valid, device=device).view(-1, 1)
-        place = torch.zeros(shown.width, dtype=torch.int64, device=device)
-        place[shown.columns] = torch.arange(len(shown.columns), device=device)
+        valid = torch.tensor(shown.valid).view(-1, 1)
+        place = torch.zeros(shown.width, dtype=torch.int64)
+        place[shown.on_cpu] = torch.arange(self._shown)
 
         def rows(columns: Tensor) -> Tensor | None:
             """Rows ``[B, C]`` of the signal for the chunk's columns, negative in the tail; None: all rows."""
             inside = place[columns.clamp(0, shown.width - 1)]  # beyond: frames that weigh nothing
             found = torch.where(columns < 0, columns, inside).add(self._known).clamp(min=0)
-            straight = torch.arange(self._known + len(shown.columns), device=device).expand(len(spans), -1)
-            return None if torch.equal(found, straight) else found
+            straight = np.tile(np.arange(self._known + self._shown), (len(spans), 1))
+            return None if np.array_equal(found.numpy(), straight) else found.to(device)
 
         self._framed = rows((ends.unsqueeze(2) + within).flatten(1))  # [B, F * W]
-        self._left = rows(valid + torch.arange(-pending, 0, device=device)) if pending else None  # [B, K]
+        self._left = rows(valid + torch.arange(-pending, 0)) if pending else None  # [B, K]
         self._pending = pending
 
     def __call__(self, parts: Sequence[AttentionStats]) -> list[dict[str, Tensor]]:
+        if not (self._frames or self._known or self._shown):  # one token, mostly
+            return [self._unseen(part) for part in parts]
         signal = torch.cat([self._signal(part) for part in parts], dim=2)  # [B, K + Q, X]
         sizes = [part.positions[0].numel() for part in parts]
         new = self._averaged(signal).split(sizes, dim=2) if self._frames else [None] * len(parts)
@@ -124,6 +126,11 @@ class SpectrogramObserver:
         parts = self._basis @ frames  # [B, F, 2 * bins, X]
         magnitudes = parts.unflatten(2, (2, self._config.bins)).square_().sum(2).sqrt_()
         return (magnitudes * self._weights.view(len(signal), -1, 1, 1)).sum(1)
+
+    def _unseen(self, part: AttentionStats) -> dict[str, Tensor]:
+        """State of a part whose tokens receive nothing that counts."""
+        average = extend_state(part.state.get("average"), part.positions, self._config.bins)
+        return {"average": average, "tail": average.new_zeros(*part.positions.shape, 0)}
 
     def _state(self, part: AttentionStats, new: Tensor | None, left: Tensor) -> dict[str, Tensor]:
         average = extend_state(part.state.get("average"), part.positions, self._config.bins)
