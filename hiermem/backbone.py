@@ -207,14 +207,26 @@ class Backbone:
         with self.attached(memory):
             try:  # also within `begin`, which may read a text of its own and run out of memory
                 chunk = memory.begin(input_ids, valid, self)
-                step = self._compiled_step or type(self).step
-                output, states = step(self, memory, chunk, chunk.needed(logits), layers is not None)
+                output, states = self._step(memory, chunk, chunk.needed(logits), layers is not None)
             except BaseException:
                 memory.rollback()
                 raise
         if layers is not None:
             layers.append(tuple(chunk.answer(state) for state in states))
         return chunk.answer(output, logits)
+
+    def _step(
+        self, memory: WorkingMemory, chunk: Chunk, logits: int, layers: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`step`, compiled where that is wanted and serves more chunks than this one."""
+        if self._compiled_step is None or not memory.settled(chunk):
+            return self.step(memory, chunk, logits, layers)
+        torch.compiler.cudagraph_mark_step_begin()
+        output, states = self._compiled_step(self, memory, chunk, logits, layers)
+        if chunk.ids.is_cuda:  # the next run of a CUDA graph writes where this one did
+            memory.own()
+            output, states = output.clone(), tuple(state.clone() for state in states)
+        return output, states
 
     def step(
         self, memory: WorkingMemory, chunk: Chunk, logits: int = 0, layers: bool = False
@@ -277,14 +289,15 @@ class Backbone:
         return self._compiled_step is not None
 
     def compile(self, **options: Any) -> None:
-        """Let `torch.compile` make one graph of the step for each kind of chunk.
+        """Let `torch.compile` make one graph of the step for each kind of chunk that comes again and again:
+        whole intervals, once the cache is full. All others are read as before.
 
-        Kinds differ in the shapes of the cache until it is full, and in whether a segment begins or ends, an
-        eviction is due and the position frame moves. Memories that are made from here on keep as many slots
-        as the budget allows at every eviction, empty ones among them.
+        Kinds differ in whether a segment begins or ends, an eviction is due and the position frame moves.
+        Memories that are made from here on keep as many slots as the budget allows at every eviction, empty
+        ones among them.
 
         Args:
-            options: of `torch.compile`.
+            options: of `torch.compile`; on a GPU, ``mode="reduce-overhead"`` makes CUDA graphs.
         """
         # Of the class, not of this object: a deep copy of the model computes with its own parameters.
         self._compiled_step = torch.compile(

@@ -409,6 +409,14 @@ class HierMemModel(BackboneAdapters, LanguageModel):
 
     # ---- reading below documents
 
+    def compile(self, **options: Any) -> None:
+        """Let `torch.compile` make graphs of reading; see `hiermem.backbone.Backbone.compile`.
+
+        Args:
+            options: of `torch.compile`; on a GPU, ``mode="reduce-overhead"`` makes CUDA graphs.
+        """
+        self.adapter.compile(**options)
+
     def read_ids(self, memory: WorkingMemory, ids: Tensor) -> Tensor:
         """Read ``ids [1, n]``; returns the last chunk's final hidden states (`Reader.read`)."""
         return self.reader.read(memory, ids)

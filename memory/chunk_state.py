@@ -110,6 +110,11 @@ class ComposedState:
         for state in self.states:
             state.detach()
 
+    def own(self) -> None:
+        """Keep every tensor in memory of its own, where a graph that is run again may write into it."""
+        for state in self.states:
+            state.change(Tensor.clone)
+
     def select_rows(self, index: Tensor) -> None:
         """Reorder, repeat or drop batch rows in place: row i becomes old row ``index[i]`` (int64)."""
         for state in self.states:

@@ -108,10 +108,14 @@ class TensorState:
     def end_chunk(self) -> None:
         """Drop what belongs to the present chunk alone."""
 
+    def change(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Put another tensor in the place of each."""
+        for name in (*self.batched, *self.by_row):
+            setattr(self, name, mapped(change, getattr(self, name)))
+
     def detach(self) -> None:
         """Cut the gradients: what was read so far is a constant from here."""
-        for name in (*self.batched, *self.by_row):
-            setattr(self, name, mapped(Tensor.detach, getattr(self, name)))
+        self.change(Tensor.detach)
 
     def select_rows(self, index: Tensor) -> None:
         """Row i becomes old row ``index[i]`` (int64)."""

@@ -189,6 +189,11 @@ class WorkingMemory(ComposedState):
         outputs = [heads for state in self.states for heads in state.attend(layer, qkv, attention)]
         return qkv.together(outputs)
 
+    def settled(self, chunk: Chunk) -> bool:
+        """Whether a chunk that was begun is a whole interval over a full cache: so are all whole intervals
+        after it, and have its shapes."""
+        return self.cache.full and chunk.width == self.config.update_interval
+
     @property
     def complete(self) -> bool:
         """Whether every layer has read the present chunk."""

@@ -111,8 +111,7 @@ class KVCache(ChunkState):
     def _evicted(self, group: HeadGroup, cache: LayerCache, decision: Decision) -> LayerCache:
         window = self.geometries[group.layer].window
         assert cache.positions is not None
-        limit = group.budget if self.policy.evicts else cache.tokens
-        limit = limit if window is None else min(limit, max(window - 1, 1))
+        limit = self._limit(group, cache)
         even = all(decision.rows) and not cache.ragged and not self.policy.drops
         if even and cache.tokens <= limit:
             return cache
@@ -124,6 +123,22 @@ class KVCache(ChunkState):
         if even:
             return keep_best(cache, scores, limit)
         return keep_best_where_due(cache, scores, decision.rows, limit, self.fixed_shapes)
+
+    def _limit(self, group: HeadGroup, cache: LayerCache) -> int:
+        """Most slots that an eviction leaves of a group's cache."""
+        window = self.geometries[group.layer].window
+        limit = group.budget if self.policy.evicts else cache.tokens
+        return limit if window is None else min(limit, max(window - 1, 1))
+
+    @property
+    def full(self) -> bool:
+        """Whether the cache is what an eviction leaves of any longer text: its shapes do not change again."""
+        if self.policy.clears_cache:
+            return not self.tokens
+        groups = zip(self.head_groups, self.layers, strict=True)
+        return self.policy.evicts and all(
+            cache.tokens == self._limit(group, cache) for group, cache in groups
+        )
 
     def _stats(self, group: HeadGroup, cache: LayerCache, num_tokens: Tensor) -> CacheStats:
         """A group's cached tokens as the policy sees them."""
