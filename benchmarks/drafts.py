@@ -1,10 +1,10 @@
 """Decoding answers with drafts copied from the prompt, one token a pass, and that over a pruned prompt.
 
-    benchmarks/drafts.py book.hmem questions.txt --model smollm2 --out drafts.json
+    benchmarks/drafts.py book.hmem questions.txt --model smollm2 --quantize float16 --out drafts.json
 
-All say the same tokens after the same prompt, as long as pruning leaves what they need. Times are the
-processor's, of one thread, from the first token of an answer to its last, by turns in one process; those of
-all answers are added up.
+With --quantize, drafts are taken over weights in fewer bits, too. All say the same tokens after the same
+prompt, as long as pruning leaves what they need. Times are the processor's, of one thread, from the first token
+of an answer to its last, by turns in one process; those of all answers are added up.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from hiermem import HierMemModel, MemoryState
 from hiermem.answer_text import AnswerText
 from hiermem.asking import PreparedPrompt
 from hiermem.greedy import DraftedRow, in_step
+from hiermem.quantization import quantization_config
 
 
 @dataclass
@@ -47,20 +48,29 @@ def decoded(model: HierMemModel, prompt: PreparedPrompt, limit: int, drafts: boo
     return Decoded(text.text, count, row.passes - 1 if drafts else count, seconds)
 
 
-def measure(model: HierMemModel, memory: MemoryState, questions: list[str], limit: int) -> dict[str, Any]:
-    """Tokens, passes and seconds of all answers."""
+def measure(
+    model: HierMemModel,
+    memory: MemoryState,
+    questions: list[str],
+    limit: int,
+    quantised: dict[str, HierMemModel],
+) -> dict[str, Any]:
+    """Tokens, passes and seconds of all answers.
+
+    Args:
+        quantised: the same model over weights in fewer bits, by their name.
+    """
     prompts = [prompt for question in questions if (prompt := model.prepare(memory, question)).answerable]
 
     def ways_of(prompt: PreparedPrompt) -> tuple[Decoded, ...]:
         assert not any(prompt.working.num_tokens), "passages are read as text"
         pruned = replace(prompt, working=model.new_working_memory(memory.working_config))
-        return tuple(
-            decoded(model, *way)
-            for way in ((prompt, limit, True), (prompt, limit, False), (pruned, limit, False))
-        )
+        plain = ((prompt, limit, True), (prompt, limit, False), (pruned, limit, False))
+        fewer = (decoded(twin, prompt, limit, True) for twin in quantised.values())
+        return (*(decoded(model, *way) for way in plain), *fewer)
 
-    rounds = [ways_of(prompt) for prompt in prompts]
-    ways = dict(zip(("drafts", "one token a pass", "pruned"), zip(*rounds, strict=True), strict=True))
+    rounds, names = [ways_of(prompt) for prompt in prompts], ("drafts", "one token a pass", "pruned")
+    ways = dict(zip((*names, *quantised), zip(*rounds, strict=True), strict=True))
     seconds = {name: sum(answer.seconds for answer in answers) for name, answers in ways.items()}
     drafted = ways["drafts"]
     tokens = sum(answer.tokens for answer in drafted)
@@ -82,14 +92,20 @@ def main() -> None:
     parser.add_argument("questions", type=Path, help="text file, a question on each line")
     parser.add_argument("--model", default="smollm2", help="the model that has read it")
     parser.add_argument("--dtype", help="as it was read with")
+    parser.add_argument("--quantize", help="float16 or int8: drafts over such weights, too")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="length limit of an answer")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     torch.set_num_threads(1)
     model = HierMemModel.from_pretrained(args.model, dtype=args.dtype, device="cpu")
     questions = [line for line in args.questions.read_text("utf-8").splitlines() if line.strip()]
+    twins = {}
+    if name := args.quantize:
+        fewer = quantization_config(name, model.device)
+        twins[name] = HierMemModel.from_pretrained(args.model, device="cpu", quantization_config=fewer)
     with torch.inference_mode():
-        report = measure(model, MemoryState.load(args.memory, model), questions, args.max_new_tokens)
+        memory = MemoryState.load(args.memory, model)
+        report = measure(model, memory, questions, args.max_new_tokens, twins)
     sys.stdout.write(json.dumps(report) + "\n")
     if args.out:
         args.out.write_text(json.dumps(report) + "\n", "utf-8")

@@ -1,7 +1,7 @@
 """Speed of decoding after texts of several lengths, beside the backbone with full attention, in one run."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,13 +12,17 @@ from transformers import DynamicCache
 
 from hiermem.cache import cache_argument
 from hiermem.greedy import DraftedRow, in_step
+from hiermem.memory.working import WorkingMemory
 from hiermem.model import HierMemModel
 from hiermem.resources import now
 
 DRAFTS, SINGLE, BACKBONE = "hiermem", "hiermem, one token a pass", "backbone"
 
-_Decode = Callable[[int], list[int]]
+Decode = Callable[[int], list[int]]
 """Decodes so many tokens after what was read."""
+
+System = Callable[[Tensor], Callable[[], Decode]]
+"""Reads ``[1, n]`` int64 but for the last token; then makes a copy of that ready whenever it is called."""
 
 
 @dataclass
@@ -37,7 +41,12 @@ class _Row:
 
 
 def measure(
-    model: HierMemModel, ids: Tensor, contexts: Sequence[int], tokens: int, repeats: int
+    model: HierMemModel,
+    ids: Tensor,
+    contexts: Sequence[int],
+    tokens: int,
+    repeats: int,
+    others: Mapping[str, System],
 ) -> list[dict[str, Any]]:
     """Rows with the speed of each system after each context, which decode in turns.
 
@@ -46,11 +55,13 @@ def measure(
         contexts: tokens that are read before.
         tokens: that are decoded, the likeliest ones.
         repeats: how often; the mean counts.
+        others: systems beside ``model`` and its backbone, by name.
     """
     rows = []
     with torch.inference_mode():
         for context in contexts:
-            systems = _systems(model, ids[None, :context].to(model.device))
+            read = ids[None, :context].to(model.device)
+            systems = _systems(model, read) | {name: system(read) for name, system in others.items()}
             for ready in systems.values():
                 ready()(2)  # warms up
             seconds: dict[str, float] = dict.fromkeys(systems, 0.0)
@@ -67,27 +78,43 @@ def measure(
     return rows
 
 
-def _systems(model: HierMemModel, ids: Tensor) -> dict[str, Callable[[], _Decode]]:
-    """Ways to decode after ``ids [1, n]``, by name: each makes a copy of what was read ready."""
-    reader, memory = model.reader, model.new_recurrent_memory()
-    model.read_ids(memory, ids[:, :-1])
-
-    def drafted(tokens: int) -> list[int]:
-        row = _Row(tokens)
-        for _ in DraftedRow(reader, memory.copy(), ids, row, read=ids.shape[1] - 1).tokens():
-            pass
-        return row.tokens
-
-    def single(tokens: int) -> list[int]:
-        row = _Row(tokens)
-        for _ in in_step(reader, memory.copy(), ids[:, -1:], [row]):
-            pass
-        return row.tokens
-
+def _systems(model: HierMemModel, ids: Tensor) -> dict[str, Callable[[], Decode]]:
+    memory = _read(model, ids)
+    drafted, single = partial(_drafted, model, ids, memory), partial(_single, model, ids, memory)
     return {DRAFTS: lambda: drafted, SINGLE: lambda: single, BACKBONE: _backbone(model, ids)}
 
 
-def _backbone(model: HierMemModel, ids: Tensor) -> Callable[[], _Decode]:
+def with_drafts(model: HierMemModel) -> System:
+    """As a model decodes by default."""
+
+    def system(ids: Tensor) -> Callable[[], Decode]:
+        drafted = partial(_drafted, model, ids, _read(model, ids))
+        return lambda: drafted
+
+    return system
+
+
+def _read(model: HierMemModel, ids: Tensor) -> WorkingMemory:
+    memory = model.new_recurrent_memory()
+    model.read_ids(memory, ids[:, :-1])
+    return memory
+
+
+def _drafted(model: HierMemModel, ids: Tensor, memory: WorkingMemory, tokens: int) -> list[int]:
+    row = _Row(tokens)
+    for _ in DraftedRow(model.reader, memory.copy(), ids, row, read=ids.shape[1] - 1).tokens():
+        pass
+    return row.tokens
+
+
+def _single(model: HierMemModel, ids: Tensor, memory: WorkingMemory, tokens: int) -> list[int]:
+    row = _Row(tokens)
+    for _ in in_step(model.reader, memory.copy(), ids[:, -1:], [row]):
+        pass
+    return row.tokens
+
+
+def _backbone(model: HierMemModel, ids: Tensor) -> Callable[[], Decode]:
     """transformers' own model with full attention, one token a pass."""
     backbone, chunk = model.backbone, model.config.chunk
     name, before = cache_argument(backbone), DynamicCache(config=backbone.config)

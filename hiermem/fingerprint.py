@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from hiermem.backbone import Backbone
@@ -24,10 +25,22 @@ def backbone_hash(model: PreTrainedModel, adapter: Backbone) -> str:
         digest.update(f"{shape.window}".encode())
         if shape.rotary is not None:
             digest.update(f"{shape.rotary.interleaved}{shape.rotary.frequencies.tolist()}".encode())
-    tensors = dict(sorted(model.state_dict().items()))
+    tensors = dict(sorted(plain_tensors(model.state_dict(keep_vars=True)).items()))
     for (name, tensor), values in zip(tensors.items(), _sampled(tensors.values()), strict=True):
         digest.update(f"{name}{list(tensor.shape)}".encode() + values.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Named tensors, quantised ones as the tensors that they are made of, each by both names."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if is_traceable_wrapper_subclass(tensor):
+            parts = tensor.__tensor_flatten__()[0]
+            found |= plain_tensors({f"{name}.{part}": getattr(tensor, part) for part in parts})
+        else:
+            found[name] = tensor
+    return found
 
 
 def _sampled(tensors: Any) -> list[Tensor]:
@@ -73,6 +86,7 @@ class WeightsDigest:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "WeightsDigest":
         """The digest of named tensors; reads each value once."""
+        tensors = plain_tensors(tensors)
         samples = _sampled(tensors.values())
         rounded = {s.bfloat16().float().numpy().tobytes() for s in samples}
         return cls(
@@ -93,6 +107,7 @@ class WeightsDigest:
 
         ZeRO-3 leaves a process with nothing of the tensors that are not trained.
         """
+        tensors = plain_tensors(tensors)
         here = {name: tensor for name, tensor in tensors.items() if not is_elsewhere(tensor)}
         now = WeightsDigest.of(here).tensors
         return tensors.keys() != self.tensors.keys() or any(self.tensors[name] != now[name] for name in now)

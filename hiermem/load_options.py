@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from hiermem.errors import InputError
+from hiermem.half_weights import HalfWeightsConfig
 
 _HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies", "subfolder")
 _BACKBONE = (
@@ -63,6 +64,13 @@ class LoadOptions:
             raise InputError("device and device_map contradict each other: give one of them.")
         if options.pop("code_revision", None) is not None and not trust:
             raise InputError("code_revision is of code that only trust_remote_code=True runs: leave it out.")
+        if isinstance(options.get("quantization_config"), HalfWeightsConfig):
+            if dtype not in (None, torch.float32, "float32"):
+                raise InputError(f"Weights in float16 are multiplied in float32: leave dtype {dtype} out.")
+            dtype = torch.float32
+        if options.get("quantization_config") is not None and options.get("device_map") is None:
+            # What is quantised is made where it stays.
+            options["device_map"] = {"": str(cls(device=device).place)}
         hub = {name: options[name] for name in _HUB if options.get(name) is not None}
         backbone = {name: options[name] for name in _BACKBONE if options.get(name) is not None}
         return cls(dtype, device, hub, backbone, trust)

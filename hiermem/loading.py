@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from hiermem.bundled import BUNDLED_MODELS
+from hiermem.bundled import BUNDLED_GGUF, BUNDLED_MODELS
 from hiermem.config import HierMemConfig
 from hiermem.errors import BackboneUnsupportedError, InputError, plainly
 from hiermem.gguf_conversion import gguf_folder
@@ -172,6 +172,13 @@ def load_backbone(
             f"device: give device in place of device_map, or a smaller dtype"
         )
     return backbone, tokenizer
+
+
+def gguf_of(name: str) -> Path | None:
+    """The GGUF file that a model of this name has its weights from; None: there is none."""
+    if name in BUNDLED_GGUF:
+        return BUNDLED_GGUF[name]()
+    return Path(name) if is_gguf(name) else None
 
 
 def pinned(name: str, options: LoadOptions) -> LoadOptions:

@@ -18,6 +18,7 @@ from hiermem.memory.policies import LinearPolicy, LinearScorer, Namm, NammPolicy
 from hiermem.memory.state_encoder import StateEncoder
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
+from hiermem.quantization import quantization_of
 from hiermem.reader import Reader
 
 
@@ -96,7 +97,7 @@ class HierMemPreTrainedModel(PreTrainedModel):
 
     def fingerprint(self, policy: str | None = None, recurrent: bool = True) -> dict[str, str]:
         """Hashes that a memory must match: of backbone with geometry and active adapters, tokenizer, dtype,
-        summaries, Mamba heads and the policy's network; computed anew every time.
+        quantization, summaries, Mamba heads and the policy's network; computed anew every time.
 
         Args:
             policy: of the memory's working memory, whose network counts. None: the model's.
@@ -107,6 +108,8 @@ class HierMemPreTrainedModel(PreTrainedModel):
             "tokenizer": tokenizer_hash(self.tokenizer),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+        if (quantization := quantization_of(self.backbone)) is not None:
+            hashes["quantization"] = quantization
         if recurrent and self.summary is not None:
             hashes["summaries"] = self.summary.digest
         if self.mamba.groups:

@@ -110,7 +110,7 @@ def _around(
     digest = WeightsDigest.of(backbone.state_dict())
     model = kind(HierMemConfig(**{**config.settings(), **named}), backbone, tokenizer)
     model.loaded_weights = digest
-    if "device_map" not in options.backbone and "quantization_config" not in options.backbone:
+    if "device_map" not in options.backbone:
         return model.to(options.place)
     for part in (model.namm, model.scorer, model.mamba, model.summary, model.kv_prompt, model.state_encoder):
         if part is not None:

@@ -209,6 +209,9 @@ def check_replaced(path: str | os.PathLike[str], text: Tensor, indexed: bool) ->
         )
 
 
+_HOW_LOADED = ("dtype", "quantization")
+
+
 def check_fingerprint(saved: dict[str, str], present: dict[str, str], memory: str) -> None:
     """Refuse a memory that another model made.
 
@@ -220,12 +223,12 @@ def check_fingerprint(saved: dict[str, str], present: dict[str, str], memory: st
     Raises:
         MemoryIncompatibleError: they differ.
     """
-    for name in sorted(saved.keys() | present.keys()):
+    names = saved.keys() | present.keys()
+    for name in sorted(names, key=lambda name: (name not in _HOW_LOADED, name)):  # which change the others
         value, expected = saved.get(name), present.get(name)
         if value != expected:
-            remedy = (
-                f"load the model with dtype {value}" if name == "dtype" else "load the model that made it"
-            )
+            how = f"load the model with {name} {value}" if name in _HOW_LOADED and value else None
+            remedy = how or "load the model that made it"
             raise MemoryIncompatibleError(
                 f"{memory} was not read with this model's {name} ({value}, this model has {expected}): "
                 f"{remedy}, or read the document again."

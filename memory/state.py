@@ -342,6 +342,16 @@ class MemoryState:
         return saved.model, saved.fingerprint.get("dtype", "")
 
     @staticmethod
+    def quantized_with(path: str | os.PathLike[str]) -> str | None:
+        """What torchao had made of the weights of the model that a saved memory was read with
+        (`hiermem.quantization`); None: nothing. It is not to be believed, either.
+
+        Raises:
+            MemoryMissingError, MemoryCorruptError, MemoryTooNewError, MemoryFileError: see `hiermem.errors`.
+        """
+        return SavedInfo.of(path).fingerprint.get("quantization")
+
+    @staticmethod
     def bytes_per_token(path: str | os.PathLike[str]) -> float:
         """Bytes that a saved memory takes on the disk, by the tokens that were read.
 

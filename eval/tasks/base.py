@@ -148,8 +148,8 @@ class Task(Section, ABC):
     Attributes:
         name: of the command and of its results.
         model_options: those of `MODEL_OPTIONS` that the command takes, beside those that every one takes:
-            model, settings (`--set`), dtype and device. A field of the same name replaces the help and the
-            default.
+            model, settings (`--set`), dtype, quantize and device. A field of the same name replaces the help
+            and the default.
     """
 
     name: ClassVar[str]

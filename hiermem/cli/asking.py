@@ -37,6 +37,9 @@ ReadEvictor = Annotated[
 ReadDtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16; default: that of the memory.")
 ]
+ReadQuantize = Annotated[
+    str | None, typer.Option(help="float16, int8 or int4, as the memory was read; default: as that.")
+]
 
 
 def ask(
@@ -61,6 +64,7 @@ def ask(
         bool, typer.Option("--always-answer", help="Answer however unlikely the document holds an answer.")
     ] = False,
     dtype: ReadDtype = None,
+    quantize: ReadQuantize = None,
     device: opt.Device = None,
     json: opt.Json = False,
 ) -> None:
@@ -94,7 +98,8 @@ def ask(
     chosen = model or _named_model(memory_dir, name)
     config = opt.configuration(chosen, preset, policy, evictor=evictor, policy_set=policy_set)
     config = with_used_settings(config, settings or [], _SETTABLE)
-    reader = opt.load_model(chosen, config, dtype or saved_dtype or None, device)
+    quantize = quantize or MemoryState.quantized_with(memory_dir)
+    reader = opt.load_model(chosen, config, dtype or saved_dtype or None, device, quantize)
     reader.config.asking = opt.reranking(reader.config, rerank).asking
     if always_answer:
         reader.config.asking = replace(reader.config.asking, least_confidence=0.0)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -197,7 +198,9 @@ def decode(
     """Decoding speed after texts of several lengths, beside the backbone with full attention.
 
     Where the model says again what it has read, or repeats itself, drafts copied from there take several
-    tokens a pass; a row without them is shown, too.
+    tokens a pass; a row without them is shown, too. On a processor in float32, a row has the weights in
+    float16; with torchao (extra quantize), one has them in int8; with llama-cpp-python, one has llama.cpp on
+    a model's GGUF file.
 
     Example:
 
@@ -205,7 +208,9 @@ def decode(
     """
     import torch
 
-    from hiermem.eval.decoding_speed import measure
+    from hiermem.eval.decoding_speed import measure, with_drafts
+    from hiermem.eval.llama_cpp_speed import available, llama_cpp
+    from hiermem.loading import gguf_of
     from hiermem.text import encode
 
     lengths = opt.whole_numbers(contexts, "--contexts")
@@ -215,12 +220,65 @@ def decode(
     ids = torch.tensor(encode(reader.tokenizer, document, begins=True))
     if not 2 <= min(lengths) <= max(lengths) <= len(ids):
         raise InputError(f"The text has {len(ids)} tokens: give --contexts of 2 to as many.")
-    rows = measure(reader, ids, lengths, tokens, repeats)
+    others = {}
+    if reader.device.type == "cpu" and reader.dtype == torch.float32:
+        others["hiermem-float16"] = with_drafts(opt.load_model(model, config, dtype, device, "float16"))
+    if find_spec("torchao") is not None:
+        others["hiermem-int8"] = with_drafts(opt.load_model(model, config, dtype, device, "int8"))
+    if (file := gguf_of(model)) is not None and available() and reader.device.type == "cpu":
+        others["llama.cpp"] = llama_cpp(file, tokens)
+    rows = measure(reader, ids, lengths, tokens, repeats, others)
     words = "\n".join(
         f"{row['system']:>25} after {row['context']:>6} tokens: {row['tokens_per_second']:6.1f} tokens/s"
         for row in rows
     )
     opt.emit({"rows": rows}, json, words)
+
+
+@app.command()
+def gpu(
+    text: Document = "python-reference",
+    model: opt.Model = "smollm2",
+    preset: opt.Preset = None,
+    policy: opt.Policy = None,
+    evictor: opt.EvictorName | None = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Chunks that are timed.")] = 20,
+    rows: Annotated[int, typer.Option(min=1, help="Texts of a batch.")] = 32,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of the text that are used.")] = 32768,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    json: opt.Json = False,
+) -> None:
+    """Reading speed and kernels a chunk: plain, compiled and as CUDA graphs, beside the bare backbone.
+
+    Without a GPU, calls that would start a kernel are counted, and plain ways alone are measured.
+
+    Examples:
+
+        hiermem bench gpu --json
+
+        hiermem bench gpu --device cpu --rows 1 --rounds 2 --tokens 8192
+    """
+    import torch
+
+    from hiermem.eval.gpu_speed import measure
+    from hiermem.text import encode
+
+    document = opt.read_document(text)
+    config = opt.configuration(model, preset, policy, evictor=evictor)
+    reader = opt.load_model(model, config, dtype, device)
+    ids = torch.tensor(encode(reader.tokenizer, document, begins=True))[:tokens]
+    if len(ids) < (needed := 4 * (config.working.budget + config.chunk)):
+        raise InputError(f"The text has {len(ids)} tokens: give one, and --tokens, of at least {needed}.")
+    found = measure(reader, ids, rounds, rows)
+    words = [
+        f"{row['system']:>20}: {row['failed']}"
+        if "failed" in row
+        else f"{row['system']:>20}: {row['tokens_per_second']:8.0f} tokens/s, {row['kernels']:6} kernels a "
+        f"chunk, {row['kernels_to_bare']:.2f} times the backbone's"
+        for row in found
+    ]
+    opt.emit({"rows": found}, json, "\n".join(words))
 
 
 @app.command()

@@ -36,10 +36,11 @@ CONFIGURATION: dict[str, tuple[Any, Any]] = {
     "evictor": (opt.EvictorName, None),
     "rerank": (opt.Rerank, None),
     "dtype": (opt.Dtype, None),
+    "quantize": (opt.Quantize, None),
     "device": (opt.Device, None),
 }
 """Options of the model and its configuration, with their types and defaults."""
-ALWAYS = ("model", "settings", "dtype", "device")
+ALWAYS = ("model", "settings", "dtype", "quantize", "device")
 """Those that every task takes; the others, as the task says."""
 OUTPUT: dict[str, tuple[Any, Any]] = {"out": (opt.Out, None), "json": (opt.Json, False)}
 
@@ -119,7 +120,7 @@ def _run(kind: type[Task], values: dict[str, Any]) -> None:
     """Measure, or write the prompts and measure nothing."""
     task = _task(kind, values)
     config = _configuration(task, values)
-    data, where = task.load(config), (values["dtype"], values["device"])
+    data, where = task.load(config), (values["dtype"], values["device"], values["quantize"])
     load_model = partial(opt.load_model, values["model"], config, *where)
     from hiermem.memory.saved import plain_settings  # which imports torch
 

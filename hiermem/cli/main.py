@@ -86,8 +86,9 @@ def _prepare() -> None:
     signals.interrupt_once()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait take the cores of others
-    # DeepSpeed, which transformers imports where it is installed, writes its warnings to standard output.
-    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+    # transformers imports these where they are installed, and they warn on every import.
+    for name in ("DeepSpeed", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
     terminal.prepare()
 
 

@@ -92,6 +92,13 @@ Rerank = Annotated[
     ),
 ]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the model's own.")]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights of the backbone in fewer bits: float16 (x86 processors; computes in float32), int8, or "
+        "on a GPU int4 (extra quantize)."
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")]
 EvictorName = Annotated[
     str | None,
@@ -202,24 +209,31 @@ def reranking(config: "HierMemConfig", rerank: int | None) -> "HierMemConfig":
 
 
 def load_model(
-    name: str, config: "HierMemConfig | None", dtype: str | None, device: str | None
+    name: str,
+    config: "HierMemConfig | None",
+    dtype: str | None,
+    device: str | None,
+    quantize: str | None = None,
 ) -> "HierMemModel":
     """The model of the command line's options.
 
     Raises:
-        InputError: no such model, dtype or device.
+        InputError: no such model, dtype, device or quantization.
     """
     import torch
 
     from hiermem.model import HierMemModel
+    from hiermem.quantization import quantization_config
 
     where = check_numbers(dtype, device)
+    options = {} if quantize is None else {"quantization_config": quantization_config(quantize, where)}
     return HierMemModel.from_pretrained(
         name,
         config,
         dtype=getattr(torch, dtype) if dtype else None,
         device=where,
         trust_remote_code=TRUST_REMOTE_CODE.get(),
+        **options,
     )
 
 

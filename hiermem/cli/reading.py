@@ -53,6 +53,7 @@ def read(
     evictor: opt.EvictorName = None,
     settings: Settings = None,
     dtype: opt.Dtype = None,
+    quantize: opt.Quantize = None,
     device: opt.Device = None,
     json: opt.Json = False,
 ) -> None:
@@ -102,7 +103,7 @@ def read(
     text = opt.read_document(doc)
     with only_writer(out):
         _check_room(out, 1 << 20)
-        reader = opt.load_model(model, config, dtype, device)
+        reader = opt.load_model(model, config, dtype, device, quantize)
         with stoppable() as stop:
             task = (appending if append else resumed)(reader, out, text, index)
             start = time.perf_counter()

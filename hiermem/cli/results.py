@@ -50,7 +50,12 @@ def _number(value: Any) -> str:
 
 
 def settings(
-    model: str, config: "HierMemConfig", dtype: str | None, device: str | None, data: Iterable[str]
+    model: str,
+    config: "HierMemConfig",
+    dtype: str | None,
+    device: str | None,
+    quantize: str | None,
+    data: Iterable[str],
 ) -> dict[str, Any]:
     """Settings that results depend on: figures of a processor with and of one without bf16 do not mix.
 
@@ -75,6 +80,7 @@ def settings(
     parts += ["mamba"] if config.mamba.groups else []
     parts += ["state_encoder"] if config.longterm.has_states else []
     depends = {"model": model, "dtype": numbers, "device": where.type, "data": data_hash(*data)}
+    depends |= {} if quantize is None else {"quantization": quantize}
     if values["working"]["head_shares"] is None:
         del values["working"]["head_shares"]
     if not values["asking"]["rerank"]:  # as in results from before there was reranking

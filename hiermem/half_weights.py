@@ -1,0 +1,84 @@
+"""Linear layers whose weights stand in float16 and are multiplied in float32 by the processor (FBGEMM).
+
+Half the bytes of float32 for each token that is decoded. Weights that were trained in bfloat16 or float16
+lose nothing but the last bits of those below 6e-5; inputs, sums and results are float32.
+
+Dimension names: O outputs, I inputs.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from hiermem.errors import InputError
+
+_METHOD = "hiermem_float16"
+_SAMPLES = 64
+
+
+class HalfLinear(nn.Module):
+    """A linear layer for inference on the processor.
+
+    Its state has some values of the weights alone, by which it is told from others.
+
+    Args:
+        linear: the layer whose place it takes, float32.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        self.out_features, self.in_features = weight.shape
+        self._packed = torch.ops.quantized.linear_prepack_fp16(weight, linear.bias)
+        flat = weight.flatten()
+        self.register_buffer("sample", flat[:: max(flat.numel() // _SAMPLES, 1)].half())
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights ``[O, I]`` float32, made anew at each call."""
+        weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self._packed)[0]
+        return weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Outputs ``[…, O]`` of ``[…, I]``, both float32.
+
+        Raises:
+            InputError: gradients are wanted.
+        """
+        if input.requires_grad and torch.is_grad_enabled():
+            raise InputError("Weights in float16 have no gradients: train without this quantization.")
+        output: Tensor = torch.ops.quantized.linear_dynamic_fp16(input, self._packed)
+        return output
+
+
+@register_quantization_config(_METHOD)
+class HalfWeightsConfig(QuantizationConfigMixin):
+    """For ``from_pretrained(quantization_config=…)``: every linear layer becomes a `HalfLinear`."""
+
+    def __init__(self, quant_method: str = _METHOD) -> None:
+        self.quant_method = quant_method
+
+
+@register_quantizer(_METHOD)
+class HalfWeightsQuantizer(HfQuantizer):
+    """Puts a `HalfLinear` in the place of every linear layer once the weights are loaded."""
+
+    requires_calibration = False
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        linear = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
+        for name, module in linear:
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, HalfLinear(module))
+        return model
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    def is_serializable(self, *_: Any, **__: Any) -> bool:
+        return False
