@@ -3,8 +3,8 @@
     benchmarks/drafts.py book.hmem questions.txt --model smollm2 --quantize float16 --out drafts.json
 
 With --quantize, drafts are taken over weights in fewer bits, too. All say the same tokens after the same
-prompt, as long as pruning leaves what they need. Times are the processor's, of one thread, from the first token
-of an answer to its last, by turns in one process; those of all answers are added up.
+prompt, as long as pruning leaves what they need. Times are the processor's, of one thread, from the first
+token of an answer to its last, by turns in one process; those of all answers are added up.
 """
 
 import argparse

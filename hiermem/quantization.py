@@ -52,7 +52,7 @@ def quantization_config(name: str, device: torch.device) -> Any:
 
 
 def quantization_of(model: PreTrainedModel) -> str | None:
-    """What a model's weights are quantised to: one of `QUANTIZATIONS`, or the name of another configuration
+    """Quantization of a model's weights: one of `QUANTIZATIONS`, or the name of another configuration
     of torchao; None: nothing, or by another library."""
     config = getattr(model.config, "quantization_config", None)
     if isinstance(config, HalfWeightsConfig):

@@ -343,8 +343,8 @@ class MemoryState:
 
     @staticmethod
     def quantized_with(path: str | os.PathLike[str]) -> str | None:
-        """What torchao had made of the weights of the model that a saved memory was read with
-        (`hiermem.quantization`); None: nothing. It is not to be believed, either.
+        """Quantization of the model that a saved memory was read with (`hiermem.quantization`); None: there
+        was none. It is not to be believed, either.
 
         Raises:
             MemoryMissingError, MemoryCorruptError, MemoryTooNewError, MemoryFileError: see `hiermem.errors`.
