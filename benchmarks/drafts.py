@@ -102,7 +102,9 @@ def main() -> None:
     twins = {}
     if name := args.quantize:
         fewer = quantization_config(name, model.device)
-        twins[name] = HierMemModel.from_pretrained(args.model, device="cpu", quantization_config=fewer)
+        twins[name] = HierMemModel.from_pretrained(
+            args.model, dtype=args.dtype, device="cpu", quantization_config=fewer
+        )
     with torch.inference_mode():
         memory = MemoryState.load(args.memory, model)
         report = measure(model, memory, questions, args.max_new_tokens, twins)

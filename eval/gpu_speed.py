@@ -36,8 +36,10 @@ def measure(model: HierMemModel, ids: Tensor, rounds: int, rows: int) -> list[di
                 found.append({"system": name, **_measured(model, make(), ids, rounds, count)})
             except Exception as error:  # the others are worth knowing
                 found.append({"system": name, "failed": first_line(error)})
-    kernels = found[0]["kernels"]
-    return [row | ({} if "failed" in row else {"kernels_to_bare": row["kernels"] / kernels}) for row in found]
+    if (bare := found[0].get("kernels")) is not None:
+        for row in found:
+            row |= {"kernels_to_bare": row["kernels"] / bare} if "kernels" in row else {}
+    return found
 
 
 def _ways(model: HierMemModel, ids: Tensor, rows: int) -> dict[str, Callable[[], Read]]:

@@ -20,6 +20,16 @@ _METHOD = "hiermem_float16"
 _SAMPLES = 64
 
 
+def check_processor(device: torch.device) -> None:
+    """Refuse a device that does not multiply weights in float16 by float32.
+
+    Raises:
+        InputError: it is a GPU, or this is no x86 processor.
+    """
+    if device.type != "cpu" or "fbgemm" not in torch.backends.quantized.supported_engines:
+        raise InputError("The quantization float16 is for x86 processors: a GPU computes in float16.")
+
+
 class HalfLinear(nn.Module):
     """A linear layer for inference on the processor.
 
@@ -33,7 +43,8 @@ class HalfLinear(nn.Module):
         super().__init__()
         weight = linear.weight.detach()
         self.out_features, self.in_features = weight.shape
-        self._packed = torch.ops.quantized.linear_prepack_fp16(weight, linear.bias)
+        bias = None if linear.bias is None else linear.bias.detach()
+        self._packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
         flat = weight.flatten()
         self.register_buffer("sample", flat[:: max(flat.numel() // _SAMPLES, 1)].half())
 
@@ -47,8 +58,10 @@ class HalfLinear(nn.Module):
         """Outputs ``[…, O]`` of ``[…, I]``, both float32.
 
         Raises:
-            InputError: gradients are wanted.
+            InputError: gradients are wanted, or the model was taken elsewhere.
         """
+        if input.dtype != torch.float32 or input.device.type != "cpu":
+            raise InputError("Weights in float16 are multiplied in float32 on the processor: load them anew.")
         if input.requires_grad and torch.is_grad_enabled():
             raise InputError("Weights in float16 have no gradients: train without this quantization.")
         output: Tensor = torch.ops.quantized.linear_dynamic_fp16(input, self._packed)
@@ -57,7 +70,7 @@ class HalfLinear(nn.Module):
 
 @register_quantization_config(_METHOD)
 class HalfWeightsConfig(QuantizationConfigMixin):
-    """For ``from_pretrained(quantization_config=…)``: every linear layer becomes a `HalfLinear`."""
+    """For ``from_pretrained(quantization_config=…)``: every `torch.nn.Linear` becomes a `HalfLinear`."""
 
     def __init__(self, quant_method: str = _METHOD) -> None:
         self.quant_method = quant_method
@@ -71,9 +84,13 @@ class HalfWeightsQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         linear = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
+        if len(linear) < 2:  # a head at most: GPT-2 has layers of its own kind
+            raise InputError(f"{type(model).__name__} has no layers to keep in float16: leave that out.")
         for name, module in linear:
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, HalfLinear(module))
+            model.all_tied_weights_keys.pop(f"{name}.weight", None)
+        model.requires_grad_(False)
         return model
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hiermem.errors import InputError
-from hiermem.half_weights import HalfWeightsConfig
+from hiermem.half_weights import HalfWeightsConfig, check_processor
 
 _HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies", "subfolder")
 _BACKBONE = (
@@ -67,9 +67,12 @@ class LoadOptions:
         if isinstance(options.get("quantization_config"), HalfWeightsConfig):
             if dtype not in (None, torch.float32, "float32"):
                 raise InputError(f"Weights in float16 are multiplied in float32: leave dtype {dtype} out.")
+            if options.get("device_map") is not None:
+                raise InputError("Weights in float16 are for the processor alone: leave device_map out.")
+            check_processor(cls(device=device).place)
             dtype = torch.float32
-        if options.get("quantization_config") is not None and options.get("device_map") is None:
-            # What is quantised is made where it stays.
+        elif options.get("quantization_config") is not None and options.get("device_map") is None:
+            # What is quantised while it is loaded is made where it stays.
             options["device_map"] = {"": str(cls(device=device).place)}
         hub = {name: options[name] for name in _HUB if options.get(name) is not None}
         backbone = {name: options[name] for name in _BACKBONE if options.get(name) is not None}

@@ -414,7 +414,17 @@ class HierMemModel(BackboneAdapters, LanguageModel):
 
         Args:
             options: of `torch.compile`; on a GPU, ``mode="reduce-overhead"`` makes CUDA graphs.
+
+        Raises:
+            InputError: no chunk of these settings would come again in the same shape.
         """
+        working = self.config.working
+        policy = working.new_policy()
+        if self.config.chunk < working.update_interval or not (policy.evicts or policy.clears_cache):
+            raise InputError(
+                "Graphs are of whole intervals over a cache of one size: read with a policy that evicts, and "
+                "a chunk of at least update_interval."
+            )
         self.adapter.compile(**options)
 
     def read_ids(self, memory: WorkingMemory, ids: Tensor) -> Tensor:

@@ -9,8 +9,10 @@ from hiermem import lora
 from hiermem.backbone import Backbone
 from hiermem.config import HierMemConfig
 from hiermem.decoding import end_tokens
+from hiermem.errors import InputError
 from hiermem.eviction_weights import EvictionWeights
 from hiermem.fingerprint import WeightsDigest, backbone_hash, tokenizer_hash
+from hiermem.half_weights import HalfLinear
 from hiermem.memory.hmt.module import HMTModule
 from hiermem.memory.kv.prompt import KVPrompt
 from hiermem.memory.mamba.module import MambaConfig, MambaHeads
@@ -152,7 +154,13 @@ class HierMemPreTrainedModel(PreTrainedModel):
         self.backbone.set_output_embeddings(new_embeddings)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Resize the backbone's embeddings and its head, with arguments and result of transformers' own."""
+        """Resize the backbone's embeddings and its head, with arguments and result of transformers' own.
+
+        Raises:
+            InputError: they are quantised.
+        """
+        if isinstance(self.get_output_embeddings(), HalfLinear):
+            raise InputError("A head in float16 keeps its size: load the model without that quantization.")
         return self.backbone.resize_token_embeddings(*args, **kwargs)
 
     @property

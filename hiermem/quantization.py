@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hiermem.errors import InputError
-from hiermem.half_weights import HalfWeightsConfig
+from hiermem.half_weights import HalfWeightsConfig, check_processor
 
 QUANTIZATIONS = ("float16", "int8", "int4")
 
@@ -32,10 +32,7 @@ def quantization_config(name: str, device: torch.device) -> Any:
     if name not in QUANTIZATIONS:
         raise InputError(f"There is no quantization {name!r}: choose one of {', '.join(QUANTIZATIONS)}.")
     if name == "float16":
-        if device.type != "cpu" or "fbgemm" not in torch.backends.quantized.supported_engines:
-            raise InputError(
-                "The quantization float16 is for x86 processors: leave it out; a GPU computes in float16."
-            )
+        check_processor(device)
         return HalfWeightsConfig()
     if name == "int4" and device.type != "cuda":
         raise InputError("torchao computes in int4 on a GPU alone: choose int8 here.")

@@ -365,11 +365,15 @@ def test_bench_reports_json(tiny_model: Path, book: Path) -> None:
     assert [row["system"] for row in rows] == ["bare limit", "window", "attention", "namm", "hiermem"]
     assert rows[0]["ratio_to_bare"] == 1.0
     decoded = result("bench", "decode", *common, "--contexts", "20,90", "--tokens", 5, "--repeats", 1)["rows"]
-    names = ["hiermem", "hiermem, one token a pass", "backbone"]
+    names = ["hiermem", "hiermem, one token a pass", "backbone", "hiermem-float16", "hiermem-int8"]
     assert [(row["context"], row["system"]) for row in decoded] == [
         (context, name) for context in (20, 90) for name in names
     ]
     assert all(row["tokens_per_second"] > 0 for row in decoded)
+    counted = result("bench", "gpu", *common, "--rounds", 1, "--rows", 2, "--device", "cpu")["rows"]
+    names = ["backbone", "hiermem", "backbone, 2 rows", "hiermem, 2 rows"]
+    assert [row["system"] for row in counted] == names
+    assert counted[0]["kernels_to_bare"] == 1.0 < counted[1]["kernels_to_bare"]
     flat = result("bench", "flat", *common, "--settle", 64)
     assert flat["live_tokens_max"] <= 24 + 16
     assert len(flat["tokens_per_second_by_tenth"]) == 10

@@ -37,7 +37,7 @@ def test_waiting_is_seen(waits: int, run: object) -> None:
 
 @pytest.mark.parametrize("tier", TIERS)
 @torch.no_grad()
-def test_a_whole_interval_over_a_full_cache_waits_for_nothing(tier: str) -> None:
+def test_a_whole_interval_over_a_full_cache_asks_for_no_number(tier: str) -> None:
     model = model_of(tier)
     model.adapter.compile(backend="eager")  # so that the cache keeps its shape; it is not used
     model.adapter._compiled_step = type(model.adapter).step

@@ -1,16 +1,17 @@
 """Weights in fewer bits, by torchao: what is read with them, and who may go on with it."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
-from readers import ids_of, text_of
+from readers import backbone, ids_of, text_of, tokenizer
 from torch.nn import functional as F
 
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError, MemoryIncompatibleError
 from hiermem.fingerprint import WeightsDigest, backbone_hash, plain_tensors
-from hiermem.half_weights import HalfLinear
+from hiermem.half_weights import HalfLinear, HalfWeightsConfig
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 from hiermem.quantization import quantization_config, quantization_of
@@ -62,10 +63,40 @@ def test_float16_is_nearly_the_same(tiny_model: Path) -> None:
 
 
 def test_a_bias_is_kept() -> None:
-    linear = torch.nn.Linear(6, 4)
-    inputs = torch.randn(3, 6)
-    with torch.no_grad():
-        torch.testing.assert_close(HalfLinear(linear)(inputs), linear(inputs), atol=1e-3, rtol=1e-3)
+    linear, inputs = torch.nn.Linear(6, 4), torch.randn(3, 6)
+    found = HalfLinear(linear)(inputs)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, linear(inputs).detach(), atol=1e-3, rtol=1e-3)
+
+
+def test_it_reads_where_gradients_are_on(tiny_model: Path) -> None:
+    half, whole = loaded(tiny_model, "float16"), loaded(tiny_model, None)
+    logits = half(ids_of(20)).logits
+    assert not logits.requires_grad
+    torch.testing.assert_close(logits, whole(ids_of(20)).logits.detach(), atol=1e-2, rtol=1e-2)
+
+
+def test_a_model_in_float16_keeps_its_size_and_place(tiny_model: Path) -> None:
+    half = loaded(tiny_model, "float16")
+    half.backbone.tie_weights()
+    with pytest.raises(InputError, match="keeps its size"):
+        half.resize_token_embeddings(120)
+    with pytest.raises(InputError, match="load them anew"):
+        half.to(torch.bfloat16)(ids_of(10))
+    with pytest.raises(InputError, match="leave device_map out"):
+        HierMemModel.from_pretrained(tiny_model, device_map="cpu", quantization_config=HalfWeightsConfig())
+
+
+def test_a_copy_computes_the_same(tiny_model: Path) -> None:
+    half = loaded(tiny_model, "float16")
+    assert deepcopy(half)(ids_of(10)).logits.equal(half(ids_of(10)).logits)
+
+
+def test_a_backbone_with_layers_of_its_own_kind_is_refused(tmp_path: Path) -> None:
+    backbone("gpt2").save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no layers to keep in float16"):
+        loaded(tmp_path, "float16")
 
 
 def test_weights_in_float16_refuse_gradients(tiny_model: Path) -> None:

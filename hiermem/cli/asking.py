@@ -87,6 +87,7 @@ def ask(
     """
     from hiermem.cli.assignments import check_kept, sets, with_used_settings
     from hiermem.memory.state import MemoryState
+    from hiermem.quantization import quantization_config
 
     asked = _asked(question or [], questions, json)
     if max_new_tokens < 1 or (top_k is not None and top_k < 0):
@@ -98,7 +99,13 @@ def ask(
     chosen = model or _named_model(memory_dir, name)
     config = opt.configuration(chosen, preset, policy, evictor=evictor, policy_set=policy_set)
     config = with_used_settings(config, settings or [], _SETTABLE)
-    quantize = quantize or MemoryState.quantized_with(memory_dir)
+    if quantize is None and (quantize := MemoryState.quantized_with(memory_dir)) is not None:
+        try:
+            quantization_config(quantize, opt.usable_device(device))
+        except InputError as error:
+            raise InputError(
+                f"The memory at {memory_dir} was read with {quantize} weights. {error}"
+            ) from error
     reader = opt.load_model(chosen, config, dtype or saved_dtype or None, device, quantize)
     reader.config.asking = opt.reranking(reader.config, rerank).asking
     if always_answer:

@@ -72,6 +72,8 @@ def settings(
     from hiermem.shipped import shipped
 
     where = opt.usable_device(device)
+    if quantize == "float16":  # whose layers compute in float32
+        dtype = "float32"
     numbers = dtype or f"{native_dtype(torch.bfloat16, where)}".removeprefix("torch.")
     values = config.to_dict()
     parts = ["segment", "chunk", "working", "longterm", "asking"]

@@ -154,9 +154,9 @@ def _observed(chunk: Chunk, policy: EvictionPolicy) -> tuple[ObservedQueries, Ob
     period = policy.period
     if not period:
         return None
-    columns = torch.arange(chunk.width)
+    columns = torch.arange(chunk.width, device="cpu")
     if not chunk.padded and len({count % period for count in chunk.num_tokens}) == 1:
-        seen = policy.observed_mask(columns + chunk.num_tokens[0]).numpy()
+        seen = policy.observed_mask(columns + chunk.num_tokens[0]).cpu().numpy()
         columns = torch.from_numpy(seen.nonzero()[0])  # a device would have to be waited for
     on_device = columns.to(chunk.positions.device)
     positions = chunk.positions[:, on_device]

@@ -65,7 +65,7 @@ class ObservedQueries:
         starts: true position of the chunk's first token in each row.
         valid: real tokens of each row in the chunk.
         width: columns of the chunk.
-        on_cpu: the columns, on the CPU: a device would have to be waited for.
+        on_cpu: the columns, on the CPU; None: where they are.
     """
 
     columns: Tensor
@@ -74,7 +74,7 @@ class ObservedQueries:
     starts: tuple[int, ...]
     valid: tuple[int, ...]
     width: int
-    on_cpu: Tensor
+    on_cpu: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -78,18 +78,19 @@ class SpectrogramObserver:
         spans = [(start, start + new) for start, new in zip(shown.starts, shown.valid, strict=True)]
         counts = [end // config.hop - start // config.hop for start, end in spans]
         self._frames = max(counts)
-        starts, count = (torch.tensor(numbers).view(-1, 1) for numbers in (shown.starts, counts))
-        frame = torch.arange(self._frames)
+        cpu = torch.device("cpu")  # a device would have to be waited for
+        starts, count = (torch.tensor(given, device=cpu).view(-1, 1) for given in (shown.starts, counts))
+        frame = torch.arange(self._frames, device=cpu)
         age = count - 1 - frame
         weights = ((1 - config.kept) * config.kept ** age.clamp(min=0)).masked_fill(age < 0, 0.0)
         self._weights, self._faded = weights.to(device), (config.kept**count).view(-1, 1, 1, 1).to(device)
         ends = (starts // config.hop + 1 + frame) * config.hop - starts  # columns
-        within = torch.arange(-config.width, 0)
+        within = torch.arange(-config.width, 0, device=cpu)
         self._known = max(config.pending(start) for start, _ in spans)
         pending = max(config.pending(end) for _, end in spans)
-        valid = torch.tensor(shown.valid).view(-1, 1)
-        place = torch.zeros(shown.width, dtype=torch.int64)
-        place[shown.on_cpu] = torch.arange(self._shown)
+        valid = torch.tensor(shown.valid, device=cpu).view(-1, 1)
+        place, columns = torch.zeros(shown.width, dtype=torch.int64, device=cpu), shown.on_cpu
+        place[shown.columns.cpu() if columns is None else columns] = torch.arange(self._shown, device=cpu)
 
         def rows(columns: Tensor) -> Tensor | None:
             """Rows ``[B, C]`` of the signal for the chunk's columns, negative in the tail; None: all rows."""
@@ -99,7 +100,7 @@ class SpectrogramObserver:
             return None if np.array_equal(found.numpy(), straight) else found.to(device)
 
         self._framed = rows((ends.unsqueeze(2) + within).flatten(1))  # [B, F * W]
-        self._left = rows(valid + torch.arange(-pending, 0)) if pending else None  # [B, K]
+        self._left = rows(valid + torch.arange(-pending, 0, device=cpu)) if pending else None  # [B, K]
         self._pending = pending
 
     def __call__(self, parts: Sequence[AttentionStats]) -> list[dict[str, Tensor]]:
