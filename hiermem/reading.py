@@ -16,7 +16,11 @@ from hiermem.memory.state import MemoryState, Moment
 from hiermem.memory.state_encoder import TokenVectors
 from hiermem.progress import progress_bar
 from hiermem.reader import Reader
+from hiermem.resources import give_back_memory
 from hiermem.text import MARGIN, TokenBlock, beginning, decoded, stream_tokens
+
+GIVEN_BACK = 16
+"""Chunks after which free memory between lasting records goes back to the system, if the processor reads."""
 
 DocumentInput = str | os.PathLike[str] | Tensor | np.ndarray | Sequence[int] | Iterable[str]
 
@@ -71,7 +75,7 @@ def read(
     blocks, moment = _blocks(reader.tokenizer, source, memory), memory.moment
     chunk = memory.segment if index else reader.chunk
     with progress_bar("indexing" if index else "reading", total, "char", progress) as bar:
-        for piece in _pieces(blocks, chunk, memory.segment, before):
+        for number, piece in enumerate(_pieces(blocks, chunk, memory.segment, before), 1):
             moment = _after(moment, piece, memory.segment, None if index else reader)
             bar.update(len(piece.text) if total is not None else 0)
             bar.set_postfix(tokens=moment.tokens, segments=len(moment.longterm), refresh=False)
@@ -79,6 +83,8 @@ def read(
                 memory.moment = moment
                 if checkpoint is not None:
                     checkpoint()
+            if not number % GIVEN_BACK and reader.device.type == "cpu":
+                give_back_memory()
     if memory.tokens == before:
         raise InputError("The document is empty: give a text with at least one character.")
 

@@ -1,8 +1,11 @@
 """Memory and time of this process and its GPU."""
 
+import ctypes
 import resource
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +36,17 @@ def used_bytes(device: "torch.device") -> int:
         return torch.cuda.memory_allocated(device)
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def give_back_memory() -> None:
+    """Give the free memory between what this process still uses back to the system (glibc alone keeps it)."""
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 def now(device: "torch.device") -> float:

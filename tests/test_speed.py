@@ -11,6 +11,7 @@ from readers import ids_of, reader
 from hiermem.errors import InputError
 from hiermem.eval.result_log import ResultLog
 from hiermem.eval.speed import SYSTEMS, Point, measure, sweep
+from hiermem.resources import give_back_memory, used_bytes
 
 
 def printing(speed: float) -> list[str]:
@@ -78,3 +79,15 @@ def test_systems_are_those_that_can_be_measured() -> None:
     assert SYSTEMS == ("hiermem", "full", "bare limit")
     row = measure(reader(), torch.arange(3, 60), "bare limit", limit=60)
     assert row["tokens_per_second"] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_free_memory_between_lasting_records_is_given_back() -> None:
+    def scattered() -> list[bytearray]:
+        return [bytearray(4096) for _ in range(30_000)][::64]
+
+    kept = scattered()  # each keeps the pages around it with the process
+    before = used_bytes(torch.device("cpu"))
+    give_back_memory()
+    assert before - used_bytes(torch.device("cpu")) > 60 << 20
+    assert len(kept) == 469
