@@ -201,4 +201,4 @@ def test_what_cannot_be_a_command_is_not_registered(task: type[Task], expected: 
 def test_every_option_of_the_model_has_its_type() -> None:
     from hiermem.eval.tasks.base import MODEL_OPTIONS
 
-    assert {*MODEL_OPTIONS, "model", "settings", "dtype", "device"} == set(CONFIGURATION)
+    assert {*MODEL_OPTIONS, "model", "settings", "dtype", "quantize", "device"} == set(CONFIGURATION)
