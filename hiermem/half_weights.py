@@ -39,8 +39,9 @@ class HalfLinear(nn.Module):
         linear: the layer whose place it takes, float32.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Module) -> None:
         super().__init__()
+        assert isinstance(linear, nn.Linear)
         weight = linear.weight.detach()
         self.out_features, self.in_features = weight.shape
         bias = None if linear.bias is None else linear.bias.detach()
@@ -83,12 +84,12 @@ class HalfWeightsQuantizer(HfQuantizer):
     requires_calibration = False
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
-        linear = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
-        if len(linear) < 2:  # a head at most: GPT-2 has layers of its own kind
+        names = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+        if len(names) < 2:  # a head at most: GPT-2 has layers of its own kind
             raise InputError(f"{type(model).__name__} has no layers to keep in float16: leave that out.")
-        for name, module in linear:
+        for name in names:  # one after the other: the float32 weights of each go at once
             parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, HalfLinear(module))
+            setattr(model.get_submodule(parent), own, HalfLinear(model.get_submodule(name)))
             model.all_tied_weights_keys.pop(f"{name}.weight", None)
         model.requires_grad_(False)
         return model
