@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,12 @@ from hiermem.cli import options as opt
 from hiermem.cli import results
 from hiermem.errors import InputError
 from hiermem.progress import say
+
+if TYPE_CHECKING:
+    import torch
+
+    from hiermem.config import HierMemConfig
+    from hiermem.model import HierMemModel
 
 app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
 
@@ -40,28 +46,24 @@ def overhead(
 
         hiermem bench overhead --text book.txt --budget 512 --chunk 512
     """
-    import torch
 
     from hiermem.eval.overhead import measure
     from hiermem.eviction_weights import SHIPPED, resolve_eviction_weights
     from hiermem.memory.policies import AttentionPolicy
-    from hiermem.text import encode
 
     if rounds < 1:
         raise InputError("--rounds must be at least 1.")
-    document = opt.read_document(text)
     config = opt.configuration(model, None, "namm", budget, chunk=chunk, evictor=evictor)
-    reader = opt.load_model(model, config, dtype, device)
+    reader, ids = _loaded(text, model, config, dtype, device)
     configs = {"window": reader.config.with_working(policy="window", head_shares=None)}
     configs["attention"] = reader.config.with_working(policy="attention", head_shares=None)
     configs["namm"] = reader.config
     shipped = resolve_eviction_weights(SHIPPED, model, AttentionPolicy.name)
     shares = None if shipped is None else shipped.shares
     configs["hiermem"] = configs["attention"].with_working(head_shares=shares)
-    ids = torch.tensor([encode(reader.tokenizer, document, begins=True)])
-    if ids.shape[1] < 4 * (budget + chunk):
-        raise InputError(f"The text has {ids.shape[1]} tokens: give one of at least {4 * (budget + chunk)}.")
-    rows = measure(reader, ids, configs, rounds)
+    if len(ids) < 4 * (budget + chunk):
+        raise InputError(f"The text has {len(ids)} tokens: give one of at least {4 * (budget + chunk)}.")
+    rows = measure(reader, ids.unsqueeze(0), configs, rounds)
     words = "\n".join(
         f"{row['system']:>10}: {row['tokens_per_second']:7.0f} tokens/s, "
         f"{row['ratio_to_bare']:.2f} of the bare limit"
@@ -168,15 +170,11 @@ def point(
     device: opt.Device = None,
 ) -> None:
     """Measure one point of `bench length` in this process."""
-    import torch
 
     from hiermem.eval.speed import measure
-    from hiermem.text import encode
 
-    document = opt.read_document(text)
     config = opt.configuration(model, None, policy, budget, chunk=chunk, policy_set=policy_set)
-    reader = opt.load_model(model, config, dtype, device)
-    ids = torch.tensor(encode(reader.tokenizer, document, begins=True))
+    reader, ids = _loaded(text, model, config, dtype, device)
     ids = ids.repeat(-(-tokens // len(ids)))[:tokens]
     opt.emit(measure(reader, ids, system, limit), True, "")
 
@@ -212,13 +210,10 @@ def decode(
     from hiermem.eval.decoding_speed import measure, with_drafts
     from hiermem.eval.llama_cpp_speed import available, llama_cpp
     from hiermem.loading import gguf_of
-    from hiermem.text import encode
 
     lengths = opt.whole_numbers(contexts, "--contexts")
-    document = opt.read_document(text)
     config = opt.configuration(model, preset, policy, budget, chunk=chunk)
-    reader = opt.load_model(model, config, dtype, device)
-    ids = torch.tensor(encode(reader.tokenizer, document, begins=True))
+    reader, ids = _loaded(text, model, config, dtype, device)
     if not 2 <= min(lengths) <= max(lengths) <= len(ids):
         raise InputError(f"The text has {len(ids)} tokens: give --contexts of 2 to as many.")
     others = {}
@@ -264,15 +259,12 @@ def gpu(
 
         hiermem bench gpu --device cpu --rows 1 --rounds 2 --tokens 8192
     """
-    import torch
 
     from hiermem.eval.gpu_speed import measure
-    from hiermem.text import encode
 
-    document = opt.read_document(text)
     config = opt.configuration(model, preset, policy, budget, chunk=chunk, evictor=evictor)
-    reader = opt.load_model(model, config, dtype, device)
-    ids = torch.tensor(encode(reader.tokenizer, document, begins=True))[:tokens]
+    reader, ids = _loaded(text, model, config, dtype, device)
+    ids = ids[:tokens]
     if len(ids) < (needed := 4 * (config.working.budget + config.chunk)):
         raise InputError(f"The text has {len(ids)} tokens: give one, and --tokens, of at least {needed}.")
     found = measure(reader, ids, rounds, rows)
@@ -305,15 +297,11 @@ def flat(
 
         hiermem bench flat --text book.txt --policy window
     """
-    import torch
 
     from hiermem.eval.memory_growth import measure
-    from hiermem.text import encode
 
-    document = opt.read_document(text)
     config = opt.configuration(model, preset, policy, budget, chunk=chunk, policy_set=policy_set)
-    reader = opt.load_model(model, config, dtype, device)
-    ids = torch.tensor(encode(reader.tokenizer, document, begins=True))
+    reader, ids = _loaded(text, model, config, dtype, device)
     needed = max(2 * settle, 20 * config.chunk)
     if len(ids) < needed:
         raise InputError(f"The text has {len(ids)} tokens: give one of at least {needed}.")
@@ -325,3 +313,16 @@ def flat(
         f"{result['growth']:.1%} after the first {settle} tokens."
     )
     opt.emit(result, json, words)
+
+
+def _loaded(
+    text: str, model: str, config: "HierMemConfig", dtype: str | None, device: str | None
+) -> tuple["HierMemModel", "torch.Tensor"]:
+    """The model, and a document's tokens for it, ``[n]`` int64."""
+    import torch
+
+    from hiermem.text import encode
+
+    document = opt.read_document(text)
+    loaded = opt.load_model(model, config, dtype, device)
+    return loaded, torch.tensor(encode(loaded.tokenizer, document, begins=True))

@@ -79,7 +79,7 @@ class SpectrogramObserver:
         counts = [end // config.hop - start // config.hop for start, end in spans]
         self._frames = max(counts)
         cpu = torch.device("cpu")  # a device would have to be waited for
-        starts, count = (torch.tensor(given, device=cpu).view(-1, 1) for given in (shown.starts, counts))
+        starts, count = (torch.tensor(row, device=cpu).view(-1, 1) for row in (shown.starts, counts))
         frame = torch.arange(self._frames, device=cpu)
         age = count - 1 - frame
         weights = ((1 - config.kept) * config.kept ** age.clamp(min=0)).masked_fill(age < 0, 0.0)
