@@ -27,6 +27,7 @@ from hiermem.eval.answer_match import ENGLISH, contains
 from hiermem.eval.qa_data import Pool, load_pools
 from hiermem.eval.tasks.documents import overlap
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, SegmentRecord
+from hiermem.memory.records import RecordTexts
 from hiermem.passages import QueryTerms, select
 from hiermem.retrieval.keys import Question
 from hiermem.text import encode_with_spans
@@ -52,7 +53,7 @@ def rows(pool: Pool, memory: LongTermMemory, language: str) -> Iterator[dict[str
         right = [overlap([(hit.record.start, hit.record.end)], evidence) for hit in hits]
         terms = QueryTerms(memory.key, question.text)
         limits = (asking.passage_characters, asking.least_score, memory.unit_scale(asked))
-        selection = select(hits, memory.records, terms, *limits)
+        selection = select(hits, RecordTexts(memory.records), terms, *limits)
         shown = " ".join(source.text for source in selection.sources)
         places = [(source.start, source.end) for source in selection.sources]
         yield {

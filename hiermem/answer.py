@@ -63,5 +63,13 @@ def _shown(source: Source) -> str:
     """The place and the beginning of a source in a line."""
     excerpt = " ".join(source.text.split())
     excerpt = excerpt if len(excerpt) <= _EXCERPT else excerpt[: _EXCERPT - 3] + "…"
-    place = f"segment {source.segment}, characters {source.start} to {source.end}"
-    return f"  [{place}, score {source.score:.2f}] {excerpt}"
+    return f"  [{_place(source)}, score {source.score:.2f}] {excerpt}"
+
+
+def _place(source: Source) -> str:
+    """Where a source stands, in words."""
+    characters = f"segment {source.segment}, characters {source.start} to {source.end}"
+    page = "" if source.page is None else f"page {source.page}"
+    line = "" if source.line is None or not source.document else f"line {source.line}"
+    chapter = f"“{source.chapter}”" if source.chapter else ""
+    return ", ".join(filter(None, (source.document, page, line, chapter, characters)))

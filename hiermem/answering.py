@@ -15,7 +15,6 @@ from hiermem.answer_text import AnswerText
 from hiermem.asking import PreparedPrompt, QuestionTarget
 from hiermem.errors import InputError
 from hiermem.memory.kv.rows import side_by_side
-from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
 from hiermem.reader import Reader
 
@@ -28,31 +27,32 @@ _Row = tuple[PreparedPrompt, AnswerText]
 class AnsweringModel(QuestionTarget, Protocol):
     """A model that questions are put to."""
 
-    def prepare(self, memory: MemoryState, question: str, top_k: int | None = None) -> PreparedPrompt:
-        """The prompt for a question."""
-
     def inference(self) -> AbstractContextManager[None]:
         """A context to compute in."""
 
 
 def ask(
     model: AnsweringModel,
-    memory: MemoryState,
+    prepare: Callable[[str, int | None], PreparedPrompt],
     question: Any,
     top_k: int | None,
     max_new_tokens: int,
     stream: bool,
 ) -> Answer | AnswerStream | list[Answer]:
-    """The answer to a question, or the answers to a list of them; see `HierMemModel.ask`."""
+    """The answer to a question, or the answers to a list of them; see `HierMemModel.ask`.
+
+    Args:
+        prepare: makes the prompt for a question and a number of segments to recall.
+    """
     if isinstance(question, list | tuple):
         check_limits(top_k, max_new_tokens, stream)
         if stream:
             raise InputError("Several answers cannot be streamed: ask one question, or leave stream out.")
         start = time.perf_counter()
         with model.inference():
-            prompts = [model.prepare(memory, each, top_k) for each in question]
+            prompts = [prepare(each, top_k) for each in question]
             return answered_together(model.reader, prompts, max_new_tokens, start)
-    answer = begin(model, partial(model.prepare, memory, question, top_k), top_k, max_new_tokens, stream)
+    answer = begin(model, partial(prepare, question, top_k), top_k, max_new_tokens, stream)
     return answer if stream else answer.finish()
 
 

@@ -1,18 +1,19 @@
 """A question made ready: segments are recalled and their best passages put before it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
 
+from hiermem.asked_memory import AskedMemory
 from hiermem.asking_config import AskConfig
 from hiermem.config import HierMemConfig
 from hiermem.errors import InputError
 from hiermem.memory.longterm import Hit, SegmentRecord
 from hiermem.memory.policies import FullCachePolicy
-from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
-from hiermem.passages import QueryTerms, Source, select, with_forms
+from hiermem.passages import QueryTerms, Selection, Source, select, with_forms
 from hiermem.prompts import prompt_text
 from hiermem.reader import Reader
 from hiermem.recalling import kv_tier, recall_passages
@@ -78,7 +79,7 @@ def check_question(question: str) -> None:
 
 def prepare(
     model: QuestionTarget,
-    memory: MemoryState,
+    memory: AskedMemory,
     question: str,
     top_k: int | None = None,
     shown: str | None = None,
@@ -98,35 +99,88 @@ def prepare(
         kv_tier(memory)  # which refuses a memory without
     top_k = model.config.longterm.top_k if top_k is None else top_k
     check_question(question)
-    records, terms = memory.records(), QueryTerms(memory.longterm.key, question)
-    query = question
-    if not terms.are_known(memory.longterm.partial):
-        query = with_forms(terms, question, records)
-        terms = QueryTerms(memory.longterm.key, query)
-    plain = (shown or question).strip()
-    hits = recall(reader, memory, query, config, top_k, leave_out_held=config.working, plain=plain)
-    known = reader.known_words(plain) if memory.longterm.reads_states else 1.0
-    scale = memory.longterm.unit_scale(Question(query, meaning=plain, known=known)) if hits else None
-    limits = (config.passage_characters, config.least_score, scale)
-    selection = select(hits, records, terms, *limits)
+    search = _Search.of(reader, memory, question, (shown or question).strip())
+    hits = search.hits(reader, memory, config, top_k)
+    selection = search.select(hits, memory, config)
     sources, confidence = selection.sources, selection.confidence
     alone = bool(hits) and not config.working
     least = config.least_confidence
     told = not least or (bool(sources) and (confidence is None or confidence >= least))
-    found = told or (not alone and terms.are_known(memory.longterm.partial))
-    in_order = sorted(sources, key=lambda source: source.start)
+    found = told or (not alone and memory.answers_alone and search.terms.are_known(memory.longterm.partial))
+    in_order = sorted(sources, key=lambda source: (source.document, source.start))
     if alone and sources and found and config.passages == "kv":
-        recalled = recall_passages(reader, memory, in_order, plain, config.instruction)
+        recalled = recall_passages(reader, memory, in_order, search.plain, config.instruction)
         if recalled is not None:
             return PreparedPrompt(*recalled, sources, found, confidence, recalled=True)
     texts = [source.text.strip() for source in in_order]
-    text = prompt_text(reader.tokenizer, texts, plain, config.instruction)
+    text = prompt_text(reader.tokenizer, texts, search.plain, config.instruction)
     ids = reader.encode(text, begins=alone or not any(memory.working.num_tokens))
     working = _prompt_memory(reader, memory, ids.shape[1]) if alone else memory.working.copy()
     return PreparedPrompt(working, ids, sources, found, confidence)
 
 
-def _prompt_memory(reader: Reader, memory: MemoryState, tokens: int) -> WorkingMemory:
+def passages(model: QuestionTarget, memory: AskedMemory, question: str, count: int) -> list[Source]:
+    """The passages that fit a question best, one of each of the ``count`` best segments, best first; fewer
+    where a segment has nothing in common with the question.
+
+    Raises:
+        InputError: the question is empty, or see `recall`.
+    """
+    check_question(question)
+    reader, config = model.reader, model.config.asking
+    search = _Search.of(reader, memory, question, question.strip())
+    sources: list[Source] = []
+    for hit in search.hits(reader, memory, config, count):
+        best = search.select([hit], memory, config).sources[:1]
+        sources += [replace(source, score=hit.score) for source in best]
+    return sources
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A question as passages are found by it.
+
+    Attributes:
+        query: with the forms of its words that the document has.
+        terms: of that.
+        plain: as a person would say it.
+        known: share of its words that the backbone's tokenizer knows whole; 1 where nobody asks.
+    """
+
+    query: str
+    terms: QueryTerms
+    plain: str
+    known: float
+
+    @classmethod
+    def of(cls, reader: Reader, memory: AskedMemory, question: str, plain: str) -> "_Search":
+        """The search for a question."""
+        terms, query = QueryTerms(memory.longterm.key, question), question
+        if not terms.are_known(memory.longterm.partial):
+            query = with_forms(terms, question, memory.texts())
+            terms = QueryTerms(memory.longterm.key, query)
+        return cls(query, terms, plain, reader.known_words(plain) if memory.longterm.reads_states else 1.0)
+
+    def hits(self, reader: Reader, memory: AskedMemory, config: AskConfig, count: int) -> list[Hit]:
+        """The best segments, best first."""
+        return recall(reader, memory, self.query, config, count, config.working, self.plain)
+
+    def select(self, hits: Sequence[Hit], memory: AskedMemory, config: AskConfig) -> Selection:
+        """The best passages of segments, each with its place."""
+        question = Question(self.query, meaning=self.plain, known=self.known)
+        scale = memory.longterm.unit_scale(question) if hits else None
+        limits = (config.passage_characters, config.least_score, scale)
+        selection = select(hits, memory, self.terms, *limits)
+        return replace(selection, sources=[_placed(memory, source) for source in selection.sources])
+
+
+def _placed(memory: AskedMemory, source: Source) -> Source:
+    """The same source with its place in its document."""
+    place = memory.place(source.document, source.start)
+    return replace(source, page=place.page, chapter=place.chapter, line=place.line)
+
+
+def _prompt_memory(reader: Reader, memory: AskedMemory, tokens: int) -> WorkingMemory:
     """An empty working memory for a prompt of so many tokens that stands by itself.
 
     All of a short one stays, which costs less than to choose what does: no more tokens than the budget and an
@@ -142,7 +196,7 @@ def _prompt_memory(reader: Reader, memory: MemoryState, tokens: int) -> WorkingM
 
 def recall(
     reader: Reader,
-    memory: MemoryState,
+    memory: AskedMemory,
     question: str,
     config: AskConfig,
     top_k: int,

@@ -13,8 +13,8 @@ from typing import Literal, overload
 from hiermem.answer import NOT_FOUND, Answer
 from hiermem.answer_stream import AnswerStream
 from hiermem.answering import AnsweringModel, begin
+from hiermem.asked_memory import AskedMemory
 from hiermem.asking import check_question, prepare
-from hiermem.memory.state import MemoryState
 from hiermem.passages import FUNCTION_WORDS, QueryTerms
 from hiermem.retrieval.words import UNSPACED, words
 
@@ -56,7 +56,7 @@ class Chat:
         turns: all so far; clear them to begin anew. The last `TURNS` that were answered count.
     """
 
-    def __init__(self, model: AnsweringModel, memory: MemoryState) -> None:
+    def __init__(self, model: AnsweringModel, memory: AskedMemory) -> None:
         self._model, self._memory = model, memory
         self.turns: list[Turn] = []
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -224,8 +225,8 @@ class HierMemModel(BackboneAdapters, LanguageModel):
         """Read a document of any length in constant memory.
 
         Args:
-            source: a text, the `pathlib.Path` of a UTF-8 text file, an iterable of pieces of one text, or
-                token ids.
+            source: a text, the `pathlib.Path` of a text, Markdown, HTML, PDF, EPUB or DOCX file, a
+                `hiermem.documents.Document`, an iterable of pieces of one text, or token ids.
             memory: where to go on; None begins a new document. It is changed in place and returned. Whatever
                 stops reading, Ctrl-C at any moment included, leaves it where reading can go on.
             progress: show a progress bar on long work, where the error stream is a terminal.
@@ -336,7 +337,7 @@ class HierMemModel(BackboneAdapters, LanguageModel):
             InputError: the question is empty, a number is negative, or several answers are to be streamed.
             MemoryIncompatibleError: ``memory`` belongs to another model.
         """
-        return answering.ask(self, memory, question, top_k, max_new_tokens, stream)
+        return answering.ask(self, partial(self.prepare, memory), question, top_k, max_new_tokens, stream)
 
     def chat(self, memory: MemoryState) -> Chat:
         """A conversation about what a memory has read: earlier turns count in what a question means.

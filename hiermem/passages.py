@@ -11,10 +11,11 @@ of the answer.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +47,16 @@ class Source:
     """Where an answer may come from.
 
     Attributes:
-        segment: index of the recalled segment in which the passage begins.
+        segment: index of the recalled segment in which the passage begins, in its document.
         start: first character of the passage in the document.
         end: character after its last; it may be in the next segment.
         score: how well the passage fits the question, against others of the same answer; where whole
             segments are taken, how well the segment does.
         text: the characters of that span, exactly.
+        document: name of the document; empty: there is one, which the caller knows.
+        page: the page that it begins on, from 1; None: the document has no pages.
+        chapter: the heading over its beginning; empty: none is known.
+        line: the line that it begins in, from 1, of a document without pages.
     """
 
     segment: int
@@ -59,6 +64,17 @@ class Source:
     end: int
     score: float
     text: str
+    document: str = ""
+    page: int | None = None
+    chapter: str = ""
+    line: int | None = None
+
+
+class SegmentTexts(Protocol):
+    """Texts that segments have."""
+
+    def segment_text(self, document: str, segment: int) -> str:
+        """The text of a segment of a document; empty where there is none of that number."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +129,12 @@ class QueryTerms:
         return self.key.knows(self.ids) or (record is not None and self.are_in(record.text))
 
 
-def with_forms(terms: QueryTerms, question: str, records: Sequence[SegmentRecord]) -> str:
-    """A question of which no word stands in the document, with the forms of its words that do."""
+def with_forms(terms: QueryTerms, question: str, texts: Iterable[str]) -> str:
+    """A question of which no word stands in the texts, with the forms of its words that do."""
     version = terms.key.config.version
     query = set(words(question, version)) - set(words(FUNCTION_WORDS, version))
-    document = set(chain.from_iterable(words(record.text, version) for record in records))
-    forms = [word for word in sorted(document) if any(are_forms(word, term) for term in query)]
+    known = set(chain.from_iterable(words(text, version) for text in texts))
+    forms = [word for word in sorted(known) if any(are_forms(word, term) for term in query)]
     return " ".join([question, *forms])
 
 
@@ -143,8 +159,9 @@ class _Stretch:
 
     def source(self, start: int, end: int, score: float) -> Source:
         """A span of the text as a source."""
-        segments = (hit.segment for hit in self.hits if hit.record.end > self.start + start)
-        return Source(next(segments), self.start + start, self.start + end, score, self.text[start:end])
+        hit = next(hit for hit in self.hits if hit.record.end > self.start + start)
+        span = (self.start + start, self.start + end)
+        return Source(hit.segment, *span, score, self.text[start:end], hit.document)
 
     def scores(self) -> NDArray[np.float64]:
         """Score of each of `units` by search keys, ``[U]``: the best of those that share half of the shorter
@@ -162,7 +179,7 @@ class _Stretch:
 
 def select(
     hits: Sequence[Hit],
-    records: Sequence[SegmentRecord],
+    segments: SegmentTexts,
     terms: QueryTerms,
     characters: int,
     least_score: float,
@@ -175,13 +192,13 @@ def select(
     Without a word in common there are none, unless search keys of units found the hits.
 
     Args:
-        records: all of the document.
+        segments: the text of any segment.
         terms: the question, under the statistics of the memory.
         characters: length of all passages together; 0 takes whole segments.
         least_score: units below this share of the best score are left out.
         scale: of the scores of units, where there are search keys of those.
     """
-    stretches = list(_stretches(hits, records))
+    stretches = list(_stretches(hits, segments))
     units = [(stretch, unit) for stretch in stretches for unit in stretch.units]
     if not units:
         return Selection([])
@@ -195,7 +212,10 @@ def select(
         whole = [(hit, hit.record.text) for hit in hits]
         shown = [(hit, text) for hit, text in whole if scale is not None or terms.are_in(text)]
         return Selection(
-            [Source(hit.segment, hit.record.start, hit.record.end, hit.score, text) for hit, text in shown],
+            [
+                Source(hit.segment, hit.record.start, hit.record.end, hit.score, text, hit.document)
+                for hit, text in shown
+            ],
             confidence,
         )
     stretch, unit = units[int(fits.argmax())]
@@ -256,14 +276,14 @@ def _confidence(
     return max(likely, covered) if covered >= _COVERED else likely
 
 
-def _stretches(hits: Sequence[Hit], records: Sequence[SegmentRecord]) -> Iterator[_Stretch]:
-    """The hits in document order, those together that follow one another."""
-    ordered = sorted(hits, key=lambda hit: hit.segment)
-    for _, run in groupby(enumerate(ordered), lambda pair: pair[1].segment - pair[0]):
+def _stretches(hits: Sequence[Hit], segments: SegmentTexts) -> Iterator[_Stretch]:
+    """The hits in the order of documents and segments, those together that follow one another."""
+    ordered = sorted(hits, key=lambda hit: (hit.document, hit.segment))
+    for _, run in groupby(enumerate(ordered), lambda pair: (pair[1].document, pair[1].segment - pair[0])):
         members = [hit for _, hit in run]
-        first, last = members[0].segment, members[-1].segment
-        before = records[first - 1].text[-LONGEST:] if first else ""
-        after = records[last + 1].text[:LONGEST] if last + 1 < len(records) else ""
+        document, first, last = members[0].document, members[0].segment, members[-1].segment
+        before = segments.segment_text(document, first - 1)[-LONGEST:]
+        after = segments.segment_text(document, last + 1)[:LONGEST]
         text = before + "".join(hit.record.text for hit in members) + after
         yield _Stretch(members, members[0].record.start - len(before), text)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hiermem.documents import file_text, warn_of_name
+from hiermem.documents import Document, open_document, warn_of_name
 from hiermem.errors import InputError, NonFiniteError
 from hiermem.memory.longterm import SegmentRecord
 from hiermem.memory.state import MemoryState, Moment
@@ -22,7 +22,7 @@ from hiermem.text import MARGIN, TokenBlock, beginning, decoded, stream_tokens
 GIVEN_BACK = 16
 """Chunks after which free memory between lasting records goes back to the system, if the processor reads."""
 
-DocumentInput = str | os.PathLike[str] | Tensor | np.ndarray | Sequence[int] | Iterable[str]
+DocumentInput = str | os.PathLike[str] | Document | Tensor | np.ndarray | Sequence[int] | Iterable[str]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,10 @@ def read(
     """
     memory.check_goes_on(index)
     if isinstance(source, os.PathLike):
-        source = file_text(source)
+        source = open_document(source)
+    if isinstance(source, Document):
+        memory.places = memory.places.then(source.places, memory.characters)
+        source = source.text
     elif isinstance(source, str):
         warn_of_name(source)
     before, total = memory.tokens, len(source) if isinstance(source, str) else None

@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from hiermem.asked_memory import AskedMemory
 from hiermem.errors import InputError
 from hiermem.memory.kv.prompt import Lead
 from hiermem.memory.kv.recall import Chosen, Recalled, lead_of, recalled
 from hiermem.memory.kv.store import banks_of
 from hiermem.memory.kv.tier import KVTier
 from hiermem.memory.policies import FullCachePolicy
-from hiermem.memory.state import MemoryState
 from hiermem.memory.working import WorkingMemory
 from hiermem.memory.working_config import WorkingMemoryConfig
 from hiermem.passages import Source
@@ -21,7 +21,7 @@ from hiermem.reader import Reader
 from hiermem.text import token_spans
 
 
-def kv_tier(memory: MemoryState) -> KVTier:
+def kv_tier(memory: AskedMemory) -> KVTier:
     """The keys and values of a memory's segments.
 
     Raises:
@@ -43,7 +43,7 @@ def no_kv_tier() -> InputError:
 
 def recall_kv(
     reader: Reader,
-    memory: MemoryState,
+    memory: AskedMemory,
     chosen: Chosen,
     config: WorkingMemoryConfig | None = None,
     lead: Lead | None = None,
@@ -75,7 +75,7 @@ def read_lead(reader: Reader, ids: Tensor, config: WorkingMemoryConfig) -> Lead:
 
 
 def recall_passages(
-    reader: Reader, memory: MemoryState, sources: Sequence[Source], question: str, instruction: str
+    reader: Reader, memory: AskedMemory, sources: Sequence[Source], question: str, instruction: str
 ) -> tuple[WorkingMemory, Tensor] | None:
     """The keys and values of passages behind the beginning of the prompt, and the tokens to be read behind.
 
@@ -125,7 +125,7 @@ def holding_all(config: WorkingMemoryConfig) -> WorkingMemoryConfig:
     return replace(kept, head_shares=None, positions=positions)
 
 
-def chosen_tokens(reader: Reader, memory: MemoryState, tier: KVTier, sources: Sequence[Source]) -> Chosen:
+def chosen_tokens(reader: Reader, memory: AskedMemory, tier: KVTier, sources: Sequence[Source]) -> Chosen:
     """The tokens of passages, as far as they lie in segments that ``tier`` has keys and values of."""
     records, chosen = memory.records(), {}
     for segment, record in enumerate(records[: len(tier)]):

@@ -1,7 +1,7 @@
 """Long-term memory: one record for each segment that was read, found again by its search key."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -135,7 +135,7 @@ class LongTermMemory:
         reads = any("projections" in key.supplied for key in self.keys)
         self.summary = projections if reads else None
         self._state_encoder = state_encoder if self.reads_states else None
-        self.store: RecallStore = new_store(self._width, config.store)
+        self.store: RecallStore = new_store(self.width, config.store)
         self.records: list[SegmentRecord] = []
         self.partial: SegmentRecord | None = None
         self._ids, self._utf8 = TensorArena(torch.int32), TensorArena(torch.uint8)
@@ -144,7 +144,12 @@ class LongTermMemory:
         return len(self.records) + (self.partial is not None)
 
     @property
-    def _width(self) -> int:
+    def width(self) -> int:
+        """Numbers of a segment's key.
+
+        Raises:
+            InputError: there are none, or too many.
+        """
         width = sum(key.width for key in self.keys)
         if not 0 < width <= 2 * WIDEST:
             raise InputError(
@@ -201,6 +206,27 @@ class LongTermMemory:
         twin.units = None if self.units is None else self.units.copy()
         return twin
 
+    def count_statistics(self, of_others: Sequence[Mapping[str, Tensor]], removed: bool = False) -> None:
+        """Count what other documents' keys have counted in the statistics of these keys, too.
+
+        Args:
+            of_others: their statistics, as `tensors` has them among the keys.
+            removed: count it no longer.
+
+        Raises:
+            InputError: they are no such statistics, or a key cannot count several documents.
+        """
+        for key in (self.key, *self._others):
+            found = [self._statistics_of(key, each) for each in of_others]
+            (key.remove_statistics if removed else key.add_statistics)(found)
+
+    def _statistics_of(self, key: SearchKey, together: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The statistics of one key among those of all."""
+        if key is self.key:
+            return {name: tensor for name, tensor in together.items() if "." not in name}
+        own = f"{key.name}."
+        return {name.removeprefix(own): t for name, t in together.items() if name.startswith(own)}
+
     def unit_scale(self, question: Question) -> UnitScale | None:
         """Meaning of the scores of units; None: there are no search keys of units that know the question."""
         return None if self.units is None else self.units.scale(question)
@@ -214,10 +240,16 @@ class LongTermMemory:
         """The records' search keys, ``[n, D]`` float32."""
         return torch.cat([key.document_keys(records) for key in self.keys], dim=1)
 
-    def _query_key(self, question: Question) -> Tensor:
-        """The question's weighted key, ``[1, D]`` float32."""
-        weighted = [key.weight_for(question) * key.query_key(question) for key in self.keys]
-        return torch.cat(weighted).unsqueeze(0)
+    def query_key(self, question: Question) -> Tensor:
+        """The question's weighted key, ``[D]`` float32.
+
+        Raises:
+            NonFiniteError: it holds NaN or infinity.
+        """
+        query = torch.cat([key.weight_for(question) * key.query_key(question) for key in self.keys])
+        if not query.isfinite().all():
+            raise NonFiniteError("The search key of the question is not finite: load the model in float32.")
+        return query
 
     def recall(
         self, question: Question, k: int, eligible: Callable[[SegmentRecord], bool] = lambda _: True
@@ -231,9 +263,7 @@ class LongTermMemory:
         Raises:
             NonFiniteError: the question's key holds NaN or infinity.
         """
-        query = self._query_key(question)
-        if not query.isfinite().all():
-            raise NonFiniteError("The search key of the question is not finite: load the model in float32.")
+        query = self.query_key(question).unsqueeze(0)
         of_units = None if self.units is None else self.units.query(question)
         hits = (
             [] if self.partial is None or not eligible(self.partial) else [self._partial_hit(query, of_units)]

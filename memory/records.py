@@ -39,6 +39,17 @@ class SegmentRecord:
 
 
 @dataclass(frozen=True)
+class RecordTexts:
+    """Texts of one document's records, by their numbers."""
+
+    records: Sequence[SegmentRecord]
+
+    def segment_text(self, document: str, segment: int) -> str:
+        """The text of a record; empty where there is none of that number."""
+        return self.records[segment].text if 0 <= segment < len(self.records) else ""
+
+
+@dataclass(frozen=True)
 class UnitHit:
     """A sentence or row of a recalled record.
 
@@ -61,14 +72,16 @@ class Hit:
     """A recalled record.
 
     Attributes:
-        segment: its index.
+        segment: its index in its document.
         score: how well it fits the question, against others of the same tier; from the records, inner product
             of the question's key and the record's, and that of its best unit on top.
         units: of the record, in document order, where there are search keys of units; the best of them has
             the hit's own score.
+        document: name of its document, where there are several; empty: there is one.
     """
 
     segment: int
     score: float
     record: SegmentRecord
     units: Sequence[UnitHit] = ()
+    document: str = ""

@@ -1,8 +1,9 @@
 """Memory of a document: everything that reading it has left behind, in memory and on disk."""
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,7 +14,8 @@ from hiermem.errors import InputError, MemoryCorruptError, MemoryFileError
 from hiermem.memory.contents import STATES, UNITS, Contents
 from hiermem.memory.hmt.module import HMTModule
 from hiermem.memory.longterm import LongTermMemory
-from hiermem.memory.records import Hit, SegmentRecord
+from hiermem.memory.places import Place, Places
+from hiermem.memory.records import Hit, RecordTexts, SegmentRecord
 from hiermem.memory.saved import SavedInfo, check_fingerprint, check_replaced, named, plain_settings
 from hiermem.memory.state_encoder import StateEncoder
 from hiermem.memory.stored import exactly
@@ -28,6 +30,9 @@ from hiermem.retrieval.files import (
     verify_directory,
 )
 from hiermem.retrieval.keys import Question
+
+_PLACES = "places"
+_LINE_FEED = ord("\n")
 
 
 class MemoryOwner(Protocol):
@@ -125,6 +130,8 @@ class MemoryState:
         segment: tokens in a segment.
         fingerprint: the model that it belongs to.
         model: how that model was called, for those who look for it; empty where it had no name.
+        places: pages and chapters of the document, as far as they are known; it may name some that come later
+            than all that was read so far.
     """
 
     def __init__(
@@ -142,6 +149,7 @@ class MemoryState:
         self.segment = segment
         self.fingerprint = fingerprint
         self.model = model
+        self.places = Places()
 
     def __repr__(self) -> str:
         read = f"{self.tokens} tokens in {self.segments} segments, {self.characters} characters"
@@ -254,6 +262,30 @@ class MemoryState:
         """All records, an incomplete last one included."""
         return [*self.longterm.records, *([self.longterm.partial] if self.longterm.partial else [])]
 
+    def segment_text(self, document: str, segment: int) -> str:
+        """The text of a segment of the one document; empty where there is none of that number."""
+        return RecordTexts(self.records()).segment_text(document, segment)
+
+    def texts(self) -> list[str]:
+        """Texts of all records."""
+        return [record.text for record in self.records()]
+
+    @property
+    def answers_alone(self) -> bool:
+        """Whether the working memory can stand before a question without any passages."""
+        return True
+
+    def place(self, document: str, character: int) -> Place:
+        """The page and chapter of a character of the one document; its line where there are no pages."""
+        place = self.places.at(character)
+        if place.page:
+            return place
+        records = self.records()
+        segment = max(bisect_right(records, character, key=lambda record: record.start) - 1, 0)
+        ends = sum(int((record.utf8 == _LINE_FEED).sum()) for record in records[:segment])
+        record = records[segment]
+        return replace(place, line=ends + record.text.count("\n", 0, character - record.start) + 1)
+
     def recalled_beside(
         self, question: Question, k: int, known: Sequence[Hit], eligible: Callable[[SegmentRecord], bool]
     ) -> list[Hit]:
@@ -280,6 +312,7 @@ class MemoryState:
         cache = self.moment.working
         files: dict[str, Mapping[str, Tensor]] = {"working": cache.state_dict()}
         files |= self.longterm.tensors() | files_of(self.tiers)
+        files |= {_PLACES: self.places.tensors()} if self.places else {}
         working, longterm = plain_settings(cache.config), plain_settings(self.longterm.config)
         digests = self.longterm.digests
         info = {
@@ -326,6 +359,7 @@ class MemoryState:
                 working.recurrence.resume([model.to_device(longterm.partial.ids.long())])
             name = model.name_or_path or saved.model
             memory = cls(working, longterm, saved.segment, saved.fingerprint, name, tiers)
+            memory.places = _places(files)
         check_fingerprint(saved.digests, longterm.digests, f"The memory at {path}")
         return memory
 
@@ -384,6 +418,7 @@ class MemoryState:
                 saved = SavedInfo.read(info)
             with named(path, MemoryCorruptError):
                 contents = cls._contents(files, saved)
+                _places(files)
                 read_tiers(files, saved.longterm.tiers, contents.records[: len(contents.keys)])
         except MemoryFileError as error:
             return [str(error)]
@@ -398,7 +433,7 @@ class MemoryState:
         tiers, series = map(tier_file, saved.longterm.tiers), series_files(files, saved.longterm.tiers)
         parts = ("records", "keys", "embeddings", *((UNITS,) if saved.longterm.has_units else ()))
         parts = (*parts, *((STATES,) if saved.longterm.has_states else ()))
-        exactly(files, ("working", *parts, *tiers), "the memory", series)
+        exactly(files, ("working", *parts, *tiers), "the memory", {_PLACES, *series})
         contents = Contents.read({name: files[name] for name in parts})
         vocabulary = None if model is None else model.num_embeddings
         contents.check(saved.segment, saved.tokens, saved.characters, vocabulary, saved.recurrent)
@@ -412,3 +447,12 @@ class MemoryState:
             if (None if record.embedding is None else record.embedding.shape) != shape:
                 raise ValueError("the embeddings have another shape")
         return contents
+
+
+def _places(files: Mapping[str, Mapping[str, Tensor]]) -> Places:
+    """Pages and chapters among the files of a memory.
+
+    Raises:
+        ValueError: they are not as `Places.tensors` leaves them.
+    """
+    return Places.of(files[_PLACES]) if _PLACES in files else Places()

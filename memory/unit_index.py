@@ -98,6 +98,11 @@ class UnitIndex:
         return len(self._spans)
 
     @property
+    def width(self) -> int:
+        """Numbers of a unit's key; to know it may take a model."""
+        return sum(key.width for key in self.keys)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all keys and spans."""
         keys = 0 if self._store is None else len(self._store) * self._store.dim * 4
@@ -231,7 +236,7 @@ class UnitIndex:
         """
         found = read_units(tensors, records)
         if any(len(units.keys) for units in found):
-            if found[0].keys.shape[1] != sum(key.width for key in self.keys):
+            if found[0].keys.shape[1] != self.width:
                 raise ValueError("the search keys of units are of another width")
             self.add(found)
 

@@ -24,8 +24,9 @@ from hiermem.errors import (
 from hiermem.retrieval.regular_files import NotPlainError, plain_file
 
 FORMAT = "hiermem-memory"
-FORMAT_VERSION = 3
-"""1: search keys of words as they stand. 2: search keys without n-grams; never indexed alone."""
+FORMAT_VERSION = 4
+"""1: search keys of words as they stand. 2: search keys without n-grams; never indexed alone. 3: without
+places."""
 
 MANIFEST = "manifest.json"
 MOST_BYTES = 1 << 22

@@ -42,7 +42,7 @@ def test_json_says_what_was_asked_and_how_long_it_took(tiny_model: Path, memory:
     asked = result("ask", memory, QUESTIONS[0], "--model", tiny_model, *FEW)
     names = "answer found confidence complete recalled sources first_token_seconds seconds top_k"
     assert list(asked) == names.split() and not asked["recalled"]
-    assert list(asked["sources"][0]) == "segment start end score text".split()
+    assert list(asked["sources"][0]) == "segment start end score text document page chapter line".split()
     assert 0 < asked["first_token_seconds"] <= asked["seconds"] and asked["top_k"] == LongTermConfig().top_k
     assert result("ask", memory, QUESTIONS[0], "--model", tiny_model, "--top-k", 1, *FEW)["top_k"] == 1
     missing = result("ask", memory, QUESTIONS[1], "--model", tiny_model, *FEW)

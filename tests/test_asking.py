@@ -15,6 +15,7 @@ from hiermem.answer import NOT_FOUND, Answer
 from hiermem.asking_config import AskConfig
 from hiermem.errors import InputError
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, SegmentRecord
+from hiermem.memory.records import RecordTexts
 from hiermem.model import HierMemModel
 from hiermem.passages import QueryTerms, select
 from hiermem.prompts import prompt_text
@@ -63,7 +64,7 @@ def test_the_right_row_of_a_table_is_shown_and_few_others(kind: str) -> None:
     right, characters = 0, 0
     for question, row in draw.sample(pairs, 20):
         hits = longterm.recall(Question(question), 8)
-        sources = select(hits, records, QueryTerms(longterm.key, question), 600, 0.7).sources
+        sources = select(hits, RecordTexts(records), QueryTerms(longterm.key, question), 600, 0.7).sources
         assert all(text[source.start : source.end] == source.text for source in sources)
         right += row in sources[0].text
         characters += sum(len(source.text) for source in sources)

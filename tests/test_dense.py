@@ -18,7 +18,7 @@ from hiermem.eval.methods.dense import DenseIndex
 from hiermem.eval.methods.hybrid import SummedIndex, z_scores
 from hiermem.eval.tasks.base import PEERS
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory
-from hiermem.memory.records import SegmentRecord
+from hiermem.memory.records import RecordTexts, SegmentRecord
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 from hiermem.passages import QueryTerms, select
@@ -95,7 +95,9 @@ def test_a_code_that_stands_in_the_text_is_found_whatever_the_question_has_aroun
     def confidence(asked: str) -> float | None:
         question = f"Follow the assignments from {asked} to the very end. Which value do we reach at last?"
         hits, terms = memory.recall(Question(question), 8), QueryTerms(memory.key, question)
-        return select(hits, memory.records, terms, 600, 0.7, memory.unit_scale(Question(question))).confidence
+        return select(
+            hits, RecordTexts(memory.records), terms, 600, 0.7, memory.unit_scale(Question(question))
+        ).confidence
 
     there, missing = confidence("qpwzmd" * 3), confidence("mnbhtr" * 3)
     assert there is not None and missing is not None and missing < 0.27 < 0.7 <= there

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hiermem.memory.longterm import Hit, SegmentRecord
+from hiermem.memory.records import RecordTexts
 from hiermem.passages import QueryTerms, Source, select
 from hiermem.retrieval.keys import LexicalKey, Text
 
@@ -27,7 +28,7 @@ def chosen(
     hits: list[Hit], key: LexicalKey, question: str, characters: int, least_score: float
 ) -> list[Source]:
     records = [hit.record for hit in hits]
-    return select(hits, records, QueryTerms(key, question), characters, least_score).sources
+    return select(hits, RecordTexts(records), QueryTerms(key, question), characters, least_score).sources
 
 
 def shown(
@@ -72,7 +73,9 @@ def test_neighbours_are_one_passage_over_the_end_of_a_segment_too() -> None:
     apart = [FILLER[0] + FACT, "".join(FILLER), other + FILLER[1]]
     hits, key = recalled(*apart)
     records = [hit.record for hit in hits]
-    sources = select([hits[0], hits[2]], records, QueryTerms(key, QUESTION), len(FACT + other), 0.0).sources
+    sources = select(
+        [hits[0], hits[2]], RecordTexts(records), QueryTerms(key, QUESTION), len(FACT + other), 0.0
+    ).sources
     assert {source.segment: source.text for source in sources} == {0: FACT, 2: other}
 
 
@@ -82,7 +85,9 @@ def test_no_sentence_is_cut_where_a_segment_ends(cut: int) -> None:
     hits, key = recalled(*texts)
     records = [hit.record for hit in hits]
     for hit in hits:
-        sources = select([hit], records, QueryTerms(key, "Where is the brass clock?"), 1, 0.7).sources
+        sources = select(
+            [hit], RecordTexts(records), QueryTerms(key, "Where is the brass clock?"), 1, 0.7
+        ).sources
         assert [source.text for source in sources] in ([FACT], [])
     assert [source.text for source in shown(texts, 1, 0.7)] == [FACT]
 
@@ -111,7 +116,7 @@ def test_nothing_in_common_gives_no_passage(characters: int) -> None:
     for question in ("Quantum chromodynamics?", "Who is the president of France?", "?"):
         assert chosen(hits, key, question, characters, 0.7) == []
     assert chosen(hits, key, "What does the reader do?", characters, 0.7)
-    assert select([], [], QueryTerms(key, QUESTION), characters, 0.7).sources == []
+    assert select([], RecordTexts([]), QueryTerms(key, QUESTION), characters, 0.7).sources == []
 
 
 def test_a_question_of_function_words_alone_is_taken_by_its_word() -> None:

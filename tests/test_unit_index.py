@@ -17,7 +17,7 @@ from hiermem.config import HierMemConfig
 from hiermem.errors import MemoryCorruptError, MemoryIncompatibleError, NonFiniteError
 from hiermem.memory import longterm
 from hiermem.memory.longterm import LongTermConfig, LongTermMemory, SegmentRecord
-from hiermem.memory.records import Hit
+from hiermem.memory.records import Hit, RecordTexts
 from hiermem.memory.state import MemoryState
 from hiermem.memory.unit_index import LEAST_TRUST, UnitIndex, read_units
 from hiermem.model import HierMemModel
@@ -285,7 +285,7 @@ def shown(
     memory = memory_of(texts, keys)
     hits = memory.recall(Question(question), 8)
     terms, scale = QueryTerms(memory.key, question), memory.unit_scale(Question(question))
-    selection = select(hits, memory.records, terms, characters, 0.7, scale)
+    selection = select(hits, RecordTexts(memory.records), terms, characters, 0.7, scale)
     return [source.text.strip() for source in selection.sources], selection.confidence
 
 
@@ -365,7 +365,7 @@ def test_units_that_no_index_knows_are_told_apart_by_their_words() -> None:
     hits = [Hit(0, 1.0, memory.records[0])]
     question = "Who bought a car in Leeds?"
     scale = memory.unit_scale(Question(question))
-    selection = select(hits, memory.records, QueryTerms(memory.key, question), 1, 0.7, scale)
+    selection = select(hits, RecordTexts(memory.records), QueryTerms(memory.key, question), 1, 0.7, scale)
     assert [source.text.strip() for source in selection.sources] == [FACTS[0].strip()]
 
 

@@ -9,6 +9,7 @@ import typer
 from hiermem.cli import options as opt
 from hiermem.cli.reading_task import ONLY_INDEXED, Task, appending, holds_memory, resumed, with_defaults_of
 from hiermem.cli.signals import Stop, stoppable
+from hiermem.documents import open_named
 from hiermem.errors import InputError, MemoryFileError
 from hiermem.progress import say
 from hiermem.resources import peak_rss_bytes
@@ -100,12 +101,12 @@ def read(
         chosen = preset is not None or sets(settings or [], "longterm.keys")
         shares = evictor is None and config.evictor == SHIPPED
         config = with_defaults_of(out, config, keys=not chosen, shares=shares)
-    text = opt.read_document(doc)
+    document = open_named(doc)
     with only_writer(out):
         _check_room(out, 1 << 20)
         reader = opt.load_model(model, config, dtype, device, quantize)
         with stoppable() as stop:
-            task = (appending if append else resumed)(reader, out, text, index)
+            task = (appending if append else resumed)(reader, out, document, index)
             start = time.perf_counter()
             _read_and_keep(reader, task, save_every, stop)
             _report(task, time.perf_counter() - start, json)

@@ -11,6 +11,7 @@ from hiermem.errors import InputError, MemoryFileError, MemoryMissingError
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig
+    from hiermem.documents import Document
     from hiermem.memory.state import MemoryState
     from hiermem.model import HierMemModel
 
@@ -113,7 +114,7 @@ def _with_keys(config: "HierMemConfig", keys: dict[str, dict[str, Any]]) -> "Hie
     return type(config)(**{**config.settings(), "longterm": longterm})
 
 
-def resumed(reader: "HierMemModel", out: Path, text: str, index: bool = False) -> Task:
+def resumed(reader: "HierMemModel", out: Path, document: "Document", index: bool = False) -> Task:
     """A reading into ``out``, gone on with where an earlier command stopped, or begun.
 
     Raises:
@@ -121,12 +122,15 @@ def resumed(reader: "HierMemModel", out: Path, text: str, index: bool = False) -
     """
     from hiermem.memory.state import MemoryState
 
+    text = document.text
     try:
         memory = MemoryState.load(out, reader)
     except MemoryMissingError:
-        return Task(reader.new_memory(index), text, out, out, index)
+        memory = reader.new_memory(index)
+        memory.places = document.places
+        return Task(memory, text, out, out, index)
     _check_settings(reader, memory, out, index)
-    already = memory.text
+    already, memory.places = memory.text, document.places
     if already != text and already.startswith(text):
         raise InputError(
             f"The memory at {out} holds this text and more after it: there is nothing to read, or give a new "
@@ -140,7 +144,7 @@ def resumed(reader: "HierMemModel", out: Path, text: str, index: bool = False) -
     return Task(memory, text[len(already) :], out, out, index)
 
 
-def appending(reader: "HierMemModel", out: Path, text: str, index: bool = False) -> Task:
+def appending(reader: "HierMemModel", out: Path, document: "Document", index: bool = False) -> Task:
     """A reading after the memory at ``out``, gone on with where an earlier command stopped, or begun.
 
     Raises:
@@ -150,7 +154,7 @@ def appending(reader: "HierMemModel", out: Path, text: str, index: bool = False)
     from hiermem.retrieval.files import check_target
     from hiermem.text import separated
 
-    memory, meanwhile = MemoryState.load(out, reader), out / ADDITION
+    memory, meanwhile, text = MemoryState.load(out, reader), out / ADDITION, document.text
     _check_settings(reader, memory, out, index)
     if meanwhile.is_symlink():
         raise InputError(f"{meanwhile} is a link, and an addition stays in its memory's folder: remove it.")
@@ -158,7 +162,9 @@ def appending(reader: "HierMemModel", out: Path, text: str, index: bool = False)
     try:
         begun = MemoryState.load(meanwhile, reader)
     except MemoryMissingError:
-        return Task(memory, separated(memory.last_characters(2), text), out, meanwhile, index)
+        rest = separated(memory.last_characters(2), text)
+        memory.places = memory.places.then(document.places, memory.characters + len(rest) - len(text))
+        return Task(memory, rest, out, meanwhile, index)
     _check_settings(reader, begun, meanwhile, index)
     before, already = memory.text, begun.text
     if before.startswith(already) and before.endswith(text) and len(before) < len(already) + len(text):

@@ -1,0 +1,220 @@
+"""The files of a library's documents: made aside, put into place by one rename and one commit, and removed.
+
+    LIBRARY/library.sqlite3      which documents there are
+    LIBRARY/documents/ID/        of each: memory/, as `MemoryState.save` writes it, and index.safetensors
+    LIBRARY/incoming/NAME-TEXT/  of a document whose reading was stopped, or goes on
+
+A folder of documents that no row of the catalogue names was left by a process that was killed, or is of a
+document that was removed: the next writer removes it.
+"""
+
+import hashlib
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hiermem.documents import Document, open_document
+from hiermem.errors import InputError, MemoryMissingError
+from hiermem.library.catalogue import CATALOGUE, Catalogue, is_library
+from hiermem.library.document_index import INDEX, index_digest, write_index
+from hiermem.library.entries import Added, DocumentEntry
+from hiermem.library.files import checked_name
+from hiermem.memory.saved import check_replaced
+from hiermem.memory.state import MemoryState
+from hiermem.retrieval.disk import sha256_of, sync_folder
+from hiermem.retrieval.files import load_directory, save_directory, writer_lock
+from hiermem.retrieval.manifest import plainly
+
+MEMORY = "memory"
+"""Folder of a document's memory within its own."""
+
+_DOCUMENTS, _INCOMING, _NAME, _DIGEST = "documents", "incoming", "name", "index.sha256"
+
+ReadDocument = Callable[[Document, Path], MemoryState]
+"""Makes the memory of a document, saved in a folder in which it may have begun before."""
+
+
+def make_library(path: Path, settings: dict[str, Any]) -> None:
+    """Make the folder of a new library, unless another process has just done so.
+
+    Raises:
+        InputError: there are other things.
+        MemoryLockedError: another process is writing there.
+        MemoryFileError: the disk refused.
+    """
+    if path.exists() and not _is_begun(path) and not is_library(path):
+        raise InputError(f"{path} holds other things and no library: give a new or empty folder.")
+    with plainly(f"A library cannot be made at {path}"):
+        path.mkdir(parents=True, exist_ok=True)
+        with writer_lock(path):
+            if is_library(path):
+                return
+            for folder in (path / _DOCUMENTS, path / _INCOMING):
+                folder.mkdir(exist_ok=True)
+            Catalogue.create(path, settings)
+            sync_folder(path)
+            sync_folder(path.absolute().parent)
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether a folder holds nothing but what the making of a library leaves before it is done."""
+    names = {".lock", _DOCUMENTS, _INCOMING, f"{CATALOGUE}.new", f"{CATALOGUE}.new-journal"}
+    return path.is_dir() and {each.name for each in path.iterdir()} <= names
+
+
+class Shelves:
+    """The files of a library's documents.
+
+    Args:
+        path: of the library.
+
+    Attributes:
+        folder: of the documents.
+        changes: how often this process has changed the catalogue.
+    """
+
+    def __init__(self, path: Path, catalogue: Catalogue) -> None:
+        self._path, self._catalogue = path, catalogue
+        self.folder, self._incoming = path / _DOCUMENTS, path / _INCOMING
+        self.changes = 0
+
+    # ---- adding
+
+    def add_file(self, name: str, path: Path, read: ReadDocument) -> Added:
+        """Add a file under a name; it is not even opened as a document where it is there unchanged."""
+        with self._writer():
+            entry = self._present(name)
+            with plainly(f"The file {path} cannot be read"):
+                if entry is not None and path.is_file() and sha256_of(path) == entry.sha256:
+                    return Added(name, "unchanged", entry)
+            return self._add(open_document(path, name), read)
+
+    def add(self, document: Document, read: ReadDocument) -> Added:
+        """Add a document."""
+        checked_name(document.name)
+        with self._writer():
+            entry = self._present(document.name)
+            if entry is not None and entry.sha256 == document.sha256:
+                return Added(document.name, "unchanged", entry)
+            return self._add(document, read)
+
+    def _add(self, document: Document, read: ReadDocument) -> Added:
+        staging = self._incoming / f"{_hash(document.name)}-{_hash(document.text)}"
+        self._drop_unfinished(document.name, but=staging)
+        with plainly(f"The document {document.name!r} cannot be added"):
+            staging.mkdir(parents=True, exist_ok=True)
+            (staging / _NAME).write_text(document.name, encoding="utf-8")
+            memory = read(document, staging / MEMORY)
+            write_index(staging, memory)
+            (staging / _DIGEST).write_text(index_digest(staging), encoding="ascii")
+            return self._put(document, memory, staging)
+
+    def _put(self, document: Document, memory: MemoryState, staging: Path) -> Added:
+        """Put the files of a document into place, and those of an older version away."""
+        before, folder = self._present(document.name), secrets.token_hex(16)
+        entry = DocumentEntry(
+            id=0,
+            name=document.name,
+            kind=document.kind,
+            sha256=document.sha256,
+            tokens=memory.tokens,
+            segments=memory.segments,
+            characters=memory.characters,
+            pages=document.places.pages,
+            bytes=sum(file.stat().st_size for file in staging.rglob("*") if file.is_file()),
+            added=time.time(),
+            folder=folder,
+        )
+        sync_folder(staging)
+        staging.rename(self.folder / folder)
+        sync_folder(self.folder)
+        entry = self._catalogue.put(entry)
+        self.changes += 1
+        if before is not None:
+            shutil.rmtree(self.folder / before.folder, ignore_errors=True)
+        return Added(document.name, "added" if before is None else "replaced", entry)
+
+    # ---- removing
+
+    def remove(self, name: str) -> None:
+        """Remove a document, and what was read of an unfinished version of it.
+
+        Raises:
+            InputError: there is neither.
+        """
+        with self._writer():
+            entry = self._present(name)
+            if entry is None and name not in self.unfinished():
+                self._catalogue.document(name)  # which says so
+            self._drop_unfinished(name)
+            if entry is not None:
+                self._catalogue.remove(name)
+                self.changes += 1
+                shutil.rmtree(self.folder / entry.folder, ignore_errors=True)
+                sync_folder(self.folder)
+
+    def unfinished(self) -> list[str]:
+        """Names of documents whose reading was stopped."""
+        names = []
+        for folder in sorted(self._incoming.iterdir()) if self._incoming.is_dir() else ():
+            try:
+                names.append((folder / _NAME).read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError):  # killed before it was written
+                continue
+        return names
+
+    def _drop_unfinished(self, name: str, but: Path | None = None) -> None:
+        """Remove what was read of unfinished versions of a document, but for one folder."""
+        for folder in self._incoming.glob(f"{_hash(name)}-*"):
+            if folder != but:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    # ---- all of them
+
+    def export(self, entry: DocumentEntry, out: Path) -> None:
+        """Copy the memory of a document; refused where something would be lost there."""
+        files, info = load_directory(self.folder / entry.folder / MEMORY)
+        text, indexed = files["records"]["text"], bool(info.get("indexed", False))
+        save_directory(out, files, info, partial(check_replaced, out, text, indexed))
+
+    def verify(self) -> list[str]:
+        """Every problem of the catalogue and of the documents' files, as plain sentences."""
+        if problems := self._catalogue.problems():
+            return problems
+        for entry in self._catalogue.documents():
+            problems += _problems(entry, self.folder / entry.folder)
+        return problems
+
+    @contextmanager
+    def _writer(self) -> Iterator[None]:
+        """Be the only writer; what a killed one has left is removed first."""
+        with writer_lock(self._path):
+            known = {entry.folder for entry in self._catalogue.documents()}
+            for folder in self.folder.iterdir():
+                if folder.name not in known:
+                    shutil.rmtree(folder, ignore_errors=True)
+            yield
+
+    def _present(self, name: str) -> DocumentEntry | None:
+        return next((entry for entry in self._catalogue.documents() if entry.name == name), None)
+
+
+def _problems(entry: DocumentEntry, folder: Path) -> list[str]:
+    try:
+        found = MemoryState.verify(folder / MEMORY)
+        if index_digest(folder) != (folder / _DIGEST).read_text(encoding="ascii"):
+            found.append(f"The file {folder / INDEX} was changed after it was written.")
+    except MemoryMissingError as error:
+        found = [str(error)]
+    except (OSError, UnicodeDecodeError) as error:
+        found = [f"A file of it cannot be read ({error})."]
+    return [f"The document {entry.name!r} is damaged, remove it and add it again. {each}" for each in found]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
