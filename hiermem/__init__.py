@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hiermem.chat import Chat
     from hiermem.config import HierMemConfig
     from hiermem.errors import HierMemError
+    from hiermem.library import Library
     from hiermem.memory.hmt.module import SummaryConfig
     from hiermem.memory.longterm import LongTermConfig
     from hiermem.memory.mamba.module import MambaConfig
@@ -30,6 +31,7 @@ __all__ = [
     "HierMemConfig",
     "HierMemError",
     "HierMemModel",
+    "Library",
     "LongTermConfig",
     "MambaConfig",
     "MemoryState",
@@ -47,6 +49,7 @@ _HOME = {
     "HierMemConfig": "hiermem.config",
     "HierMemError": "hiermem.errors",
     "HierMemModel": "hiermem.model",
+    "Library": "hiermem.library",
     "LongTermConfig": "hiermem.memory.longterm",
     "MambaConfig": "hiermem.memory.mamba.module",
     "MemoryState": "hiermem.memory.state",

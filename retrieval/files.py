@@ -77,7 +77,7 @@ def save_directory(
     with plainly(f"The memory at {directory} was not saved and is as it was before"):
         check_target(directory)
         _make_directory(directory)
-        with _writer_lock(directory):
+        with writer_lock(directory):
             if check is not None:
                 check()
             files = _write_and_commit(directory, tensors, info)
@@ -286,7 +286,7 @@ def only_writer(path: str | os.PathLike[str]) -> Iterator[None]:
     with plainly(f"A memory at {directory} cannot be written"):
         check_target(directory)
         _make_directory(directory)
-    with _writer_lock(directory):
+    with writer_lock(directory):
         try:
             yield
         finally:
@@ -297,11 +297,17 @@ def only_writer(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _writer_lock(directory: Path) -> Iterator[None]:
-    """Hold the memory as its only writer; the lock ends with the process, its file stays."""
+def writer_lock(directory: Path) -> Iterator[None]:
+    """Hold the folder of a memory, or of a library, as its only writer; the lock ends with the process, its
+    file stays.
+
+    Raises:
+        MemoryLockedError: another writer holds it.
+        MemoryFileError: it cannot be locked.
+    """
     place = directory.resolve() / _LOCK
     lock = FileLock(place, timeout=0, is_singleton=True)  # a thread may nest it
-    with plainly(f"The memory at {directory} cannot be locked"):
+    with plainly(f"The folder {directory} cannot be locked"):
         try:
             with suppress(FileNotFoundError):
                 check_plain(place)
@@ -310,7 +316,7 @@ def _writer_lock(directory: Path) -> Iterator[None]:
             raise MemoryFileError(f"The file {_LOCK} in {directory} is {kind}: remove it.") from None
         except Timeout:
             raise MemoryLockedError(
-                f"Another process is writing the memory at {directory}; wait for it to finish."
+                f"Another process is writing at {directory}; wait for it to finish."
             ) from None
     try:
         yield

@@ -1,7 +1,9 @@
 """`hiermem ask`: a memory answers questions, one, several or a conversation."""
 
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +15,9 @@ from hiermem.documents import file_text
 from hiermem.errors import InputError, MemoryMissingError
 
 if TYPE_CHECKING:
-    from hiermem.memory.state import MemoryState
+    from hiermem.answer import Answer
+    from hiermem.answer_stream import AnswerStream
     from hiermem.memory.working_config import WorkingMemoryConfig
-    from hiermem.model import HierMemModel
 
 ReadModel = Annotated[
     str | None,
@@ -43,13 +45,20 @@ ReadQuantize = Annotated[
 
 
 def ask(
-    memory_dir: opt.MemoryDir,
+    memory_dir: Annotated[Path, typer.Argument(help="Folder of a saved memory, or of a library.")],
     question: Annotated[
         list[str] | None,
         typer.Argument(help="What you want to know; several are answered together; none: a conversation."),
     ] = None,
     questions: Annotated[
         Path | None, typer.Option(help="A UTF-8 text file with more questions, one a line.")
+    ] = None,
+    document: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a library: only this document, as hiermem list names it; repeatable."),
+    ] = None,
+    before: Annotated[
+        int | None, typer.Option(metavar="PAGE", help="Of a library: only pages before this one.")
     ] = None,
     model: ReadModel = None,
     preset: opt.Preset = None,
@@ -68,7 +77,7 @@ def ask(
     device: opt.Device = None,
     json: opt.Json = False,
 ) -> None:
-    """Answer questions from a saved memory, with sources.
+    """Answer questions from a saved memory or a library, with sources.
 
     A memory that was read with a --preset, --policy, --policy-set or --evictor is asked with the same ones.
     Without a question, a conversation begins on a terminal: earlier turns count in what a question means.
@@ -84,19 +93,39 @@ def ask(
         hiermem ask book.hmem "Who is the captain?" --top-k 1 --rerank 5
 
         hiermem ask book.hmem "Who is the captain?" --set asking.passages=kv
+
+        hiermem ask papers "Who is the captain?" --document harbour.pdf --before 12
     """
     from hiermem.cli.assignments import check_kept, sets, with_used_settings
+    from hiermem.cli.library_asking import (
+        LibraryQuestions,
+        open_library,
+        refuse_for_library,
+        refuse_for_memory,
+    )
+    from hiermem.library.catalogue import is_library
     from hiermem.memory.state import MemoryState
     from hiermem.quantization import quantization_config
 
     asked = _asked(question or [], questions, json)
     if max_new_tokens < 1 or (top_k is not None and top_k < 0):
         raise InputError("--max-new-tokens must be at least 1 and --top-k not negative.")
+    if is_library(memory_dir):
+        chosen_for_memories = {"policy": policy, "policy-set": policy_set, "set": settings}
+        refuse_for_library(memory_dir, preset=preset, evictor=evictor, **chosen_for_memories)
+        library = open_library(
+            memory_dir, model, dtype, quantize, device, rerank=rerank, always_answer=always_answer
+        )
+        about = LibraryQuestions(library, document or [], before, top_k, max_new_tokens)
+        output = _Output(library.top_k if top_k is None else top_k, json, questions is None)
+        output.put(asked, about.answers, about.stream, about.conversation)
+        return
+    refuse_for_memory(document or [], before)
     if not memory_dir.is_dir():  # before the model is loaded
         raise MemoryMissingError(f"There is no memory at {memory_dir}: check the path, or read a text first.")
     opt.check_numbers(dtype, device)
     name, saved_dtype = MemoryState.read_with(memory_dir)
-    chosen = model or _named_model(memory_dir, name)
+    chosen = model or named_model(memory_dir, name)
     config = opt.configuration(chosen, preset, policy, evictor=evictor, policy_set=policy_set)
     config = with_used_settings(config, settings or [], _SETTABLE)
     if quantize is None and (quantize := MemoryState.quantized_with(memory_dir)) is not None:
@@ -119,37 +148,55 @@ def ask(
         raise InputError(f"The memory at {memory_dir} has other search keys: leave longterm.keys out.")
     if preset or policy or policy_set:
         _check_policy(memory_dir, memory.working_config, reader.config.working)
-    if not asked:
-        chat = reader.chat(memory)
-        converse(lambda typed: chat.ask(typed, top_k, max_new_tokens, stream=True))
-    elif len(asked) == 1 and is_terminal() and not json:
-        show(reader.ask(memory, asked[0], top_k, max_new_tokens, stream=True))
-    else:
-        _answer_all(reader, memory, asked, top_k, max_new_tokens, json, single=questions is None)
-
-
-def _answer_all(
-    reader: "HierMemModel",
-    memory: "MemoryState",
-    questions: list[str],
-    top_k: int | None,
-    max_new_tokens: int,
-    json: bool,
-    single: bool,
-) -> None:
-    """Answer questions together and print the answers; if ``single``, one of them is no list."""
-    start = time.perf_counter()
-    answers = reader.ask(memory, questions, top_k, max_new_tokens)
-    seconds = time.perf_counter() - start
     used = reader.config.longterm.top_k if top_k is None else top_k
-    rows = [as_json(answer) | {"seconds": seconds, "top_k": used} for answer in answers]
-    words = [in_words(answer) for answer in answers]
-    if single and len(questions) == 1:
-        opt.emit(rows[0], json, words[0])
-        return
-    rows = [{"question": question} | row for question, row in zip(questions, rows, strict=True)]
-    blocks = (f"{question}\n{text}" for question, text in zip(questions, words, strict=True))
-    opt.emit(rows, json, "\n\n".join(blocks))
+    _Output(used, json, questions is None).put(
+        asked,
+        lambda texts: reader.ask(memory, texts, top_k, max_new_tokens),
+        lambda text: reader.ask(memory, text, top_k, max_new_tokens, stream=True),
+        lambda: partial(reader.chat(memory).ask, top_k=top_k, max_new_tokens=max_new_tokens, stream=True),
+    )
+
+
+@dataclass(frozen=True)
+class _Output:
+    """The way in which answers are shown.
+
+    Attributes:
+        top_k: segments that were to be recalled.
+        json: whether they are printed as JSON.
+        single: whether one question is no list of one.
+    """
+
+    top_k: int
+    json: bool
+    single: bool
+
+    def put(
+        self,
+        questions: list[str],
+        answers: "Callable[[list[str]], list[Answer]]",
+        stream: "Callable[[str], AnswerStream]",
+        conversation: "Callable[[], Callable[[str], AnswerStream]]",
+    ) -> None:
+        """Put questions and show the answers; without any, converse."""
+        if not questions:
+            converse(conversation())
+        elif len(questions) == 1 and is_terminal() and not self.json:
+            show(stream(questions[0]))
+        else:
+            start = time.perf_counter()
+            found = answers(questions)
+            self._print(questions, found, time.perf_counter() - start)
+
+    def _print(self, questions: list[str], answers: "list[Answer]", seconds: float) -> None:
+        rows = [as_json(answer) | {"seconds": seconds, "top_k": self.top_k} for answer in answers]
+        words = [in_words(answer) for answer in answers]
+        if self.single and len(questions) == 1:
+            opt.emit(rows[0], self.json, words[0])
+            return
+        rows = [{"question": question} | row for question, row in zip(questions, rows, strict=True)]
+        blocks = (f"{question}\n{text}" for question, text in zip(questions, words, strict=True))
+        opt.emit(rows, self.json, "\n\n".join(blocks))
 
 
 def _asked(given: list[str], file: Path | None, json: bool) -> list[str]:
@@ -188,8 +235,8 @@ def _check_policy(memory_dir: Path, read_with: "WorkingMemoryConfig", chosen: "W
         )
 
 
-def _named_model(memory_dir: Path, name: str) -> str:
-    """The model that a memory names, if that comes with hiermem.
+def named_model(memory_dir: Path, name: str, kind: str = "memory") -> str:
+    """The model that a memory, or a library, names, if that comes with hiermem.
 
     Raises:
         InputError: it does not; a stranger's memory could bring its own model along.
@@ -202,6 +249,6 @@ def _named_model(memory_dir: Path, name: str) -> str:
             return name
         why = "and a folder here is called so too"
     raise InputError(
-        f"The memory at {memory_dir} says that it was read with the model {name!r}, {why}: "
+        f"The {kind} at {memory_dir} says that it was read with the model {name!r}, {why}: "
         f"give the model by --model if you trust it."
     )

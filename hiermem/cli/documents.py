@@ -2,6 +2,8 @@
 
 import sys
 import time
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -11,15 +13,28 @@ from hiermem.cli.reading_task import ONLY_INDEXED
 from hiermem.resources import peak_rss_bytes
 
 
-def verify(memory_dir: opt.MemoryDir, json: opt.Json = False) -> None:
-    """Check every file of a saved memory; exit status 1 if something is wrong.
+def verify(
+    memory_dir: Annotated[Path, typer.Argument(help="Folder of a saved memory, or of a library.")],
+    json: opt.Json = False,
+) -> None:
+    """Check every file of a saved memory or a library; exit status 1 if something is wrong.
 
     Example:
 
         hiermem verify book.hmem
     """
+    from hiermem.library.catalogue import Catalogue, is_library
+    from hiermem.library.shelves import Shelves
     from hiermem.memory.state import MemoryState
 
+    if is_library(memory_dir):
+        catalogue = Catalogue(memory_dir)
+        problems = Shelves(memory_dir, catalogue).verify()
+        sound = f"The library at {memory_dir} is sound: {len(catalogue.documents())} documents."
+        opt.emit({"ok": not problems, "problems": problems}, json, "\n".join(problems) or sound)
+        if problems:
+            raise typer.Exit(1)
+        return
     problems = MemoryState.verify(memory_dir)
     indexed, words = not problems and MemoryState.was_indexed(memory_dir), "\n".join(problems)
     if not problems:

@@ -10,6 +10,7 @@ from hiermem.documents import Document
 from hiermem.errors import MemoryFileError
 from hiermem.library.entries import Reading
 from hiermem.library.settings import LibrarySettings
+from hiermem.library.shelves import MEMORY, Size, staged
 from hiermem.memory.state import MemoryState
 from hiermem.model import HierMemModel
 
@@ -34,12 +35,13 @@ class Addition:
     progress: bool
     on_reading: OnReading | None
 
-    def __call__(self, document: Document, folder: Path) -> MemoryState:
-        """The memory of a document, saved in a folder; gone on with where an earlier reading was stopped.
+    def __call__(self, document: Document, staging: Path) -> Size:
+        """Make the files of a document in a folder; gone on with where an earlier reading was stopped.
 
         Raises:
-            MemoryFileError: it cannot be saved.
+            MemoryFileError: they cannot be written.
         """
+        folder = staging / MEMORY
         memory = self._begun(document, folder)
         meanwhile = _Meanwhile(memory, folder)
 
@@ -59,7 +61,7 @@ class Addition:
             raise
         self._embed_partial(memory)
         memory.save(folder)
-        return memory
+        return staged(memory, staging)
 
     def _begun(self, document: Document, folder: Path) -> MemoryState:
         """Memory of what was read of a document already; empty where that cannot be gone on with."""

@@ -74,9 +74,9 @@ class AskedLibrary:
         index = self._index.document(document)
         return index.segment_text(segment, index.limit(self._scope))
 
-    def place(self, document: str, segment: int, character: int) -> Place:
-        """The page and chapter of a character of a segment, or its line where there are no pages."""
-        return self._index.document(document).place(segment, character)
+    def place(self, document: str, character: int) -> Place:
+        """The page and chapter of a character, or its line where there are no pages."""
+        return self._index.document(document).place(character)
 
     def texts(self) -> Iterable[str]:
         """No text: forms of a question's words are found by their n-grams; to look through all documents for

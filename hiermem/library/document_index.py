@@ -9,7 +9,7 @@ Dimension names: N segments, U units, D width of a segment's key, W width of a u
 import os
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -158,15 +158,15 @@ class DocumentIndex:
         """The text of a segment; empty where there is none of that number."""
         return self.record(segment, limit).text if 0 <= segment < len(self) else ""
 
-    def place(self, segment: int, character: int) -> Place:
-        """The page and chapter of a character of a segment; its line where there are no pages."""
+    def place(self, character: int) -> Place:
+        """The page and chapter of a character; its line where there are no pages."""
         place = self.places.at(character)
         if place.page:
             return place
-        before = int((self._text[: self._bytes[segment]] == ord("\n")).sum())
+        segment = max(int(np.searchsorted(self._spans[:, 2], character, side="right")) - 1, 0)
+        ends = int((self._text[: self._bytes[segment]] == ord("\n")).sum())
         record = self.record(segment)
-        line = before + record.text.count("\n", 0, max(character - record.start, 0)) + 1
-        return Place(None, place.chapter, line)
+        return replace(place, line=ends + record.text.count("\n", 0, character - record.start) + 1)
 
     def limit(self, scope: Scope) -> int | None:
         """The character that a scope's part of this document ends before; None: at the end.

@@ -12,7 +12,7 @@ from hiermem.answer import Answer
 from hiermem.answer_stream import AnswerStream
 from hiermem.asked_memory import AskedMemory
 from hiermem.chat import Chat
-from hiermem.documents import Document
+from hiermem.documents import Document, open_document
 from hiermem.errors import InputError, MemoryMissingError
 from hiermem.library.addition import Addition
 from hiermem.library.asked import AskedLibrary
@@ -23,6 +23,7 @@ from hiermem.library.files import found_files
 from hiermem.library.index import LibraryIndex
 from hiermem.library.settings import LibrarySettings
 from hiermem.library.shelves import Shelves, make_library
+from hiermem.library.workers import Workers
 from hiermem.memory.places import Places
 from hiermem.model import HierMemModel
 from hiermem.passages import Source
@@ -114,6 +115,7 @@ class Library:
         *,
         progress: bool = True,
         on_reading: Callable[[Reading], None] | None = None,
+        workers: Workers | None = None,
     ) -> list[Added]:
         """Add files, and all that can be read in folders. A file that is there unchanged is left out; of one
         that has changed the new version takes the old one's place.
@@ -124,14 +126,21 @@ class Library:
         Args:
             progress: show a progress bar on long work, where the error stream is a terminal.
             on_reading: told how far a document was read, after every chunk; what it raises stops the reading.
+            workers: processes that read; None: this one does.
 
         Raises:
             InputError: a file cannot be read, or two files have one name; what came before it is added.
             MemoryLockedError: another process is adding or removing.
         """
-        added = []
-        for name, path in found_files(paths):
-            added.append(self.add_file(name, path, progress=progress, on_reading=on_reading))
+        files = found_files(paths)
+        if workers is None:
+            return [
+                self.add_file(name, path, progress=progress, on_reading=on_reading) for name, path in files
+            ]
+        if on_reading is not None:
+            raise InputError("Workers do not tell how far they have read: leave on_reading out.")
+        added = list(workers.add(self.path, files))
+        self.refresh()
         return added
 
     def add_file(
@@ -143,7 +152,11 @@ class Library:
         on_reading: Callable[[Reading], None] | None = None,
     ) -> Added:
         """Add one file under a name; see `add`."""
-        added = self._shelves.add_file(name, path, self._addition(progress, on_reading))
+        with self._shelves.writer():
+            added = self._shelves.unchanged(name, path)
+            if added is None:
+                stage = Addition(self._model, self.settings, progress, on_reading)
+                added = self._shelves.add(open_document(path, name), stage)
         self.refresh()
         return added
 
@@ -155,12 +168,10 @@ class Library:
         on_reading: Callable[[Reading], None] | None = None,
     ) -> Added:
         """Add one document that is no file; see `add`."""
-        added = self._shelves.add(document, self._addition(progress, on_reading))
+        with self._shelves.writer():
+            added = self._shelves.add(document, Addition(self._model, self.settings, progress, on_reading))
         self.refresh()
         return added
-
-    def _addition(self, progress: bool, on_reading: Callable[[Reading], None] | None) -> Addition:
-        return Addition(self._model, self.settings, progress, on_reading)
 
     def remove(self, name: str) -> None:
         """Remove a document; nothing of it stays in the library's folder, what was read of a version that was
@@ -271,8 +282,19 @@ class Library:
         Raises:
             InputError: the question is empty, there is no such document, or a number is too small.
         """
-        prepare = partial(asking.prepare, self._model, self._asked(documents, before))
+        prepare = partial(self.prepare, documents=documents, before=before)
         return answering.ask(self._model, prepare, question, top_k, max_new_tokens, stream)
+
+    def prepare(
+        self,
+        question: str,
+        top_k: int | None = None,
+        *,
+        documents: Sequence[str] = (),
+        before: int | None = None,
+    ) -> asking.PreparedPrompt:
+        """The prompt that `ask` answers: passages, then the question."""
+        return asking.prepare(self._model, self._asked(documents, before), question, top_k)
 
     def chat(self, *, documents: Sequence[str] = (), before: int | None = None) -> Chat:
         """A conversation about the documents: earlier turns count in what a question means.

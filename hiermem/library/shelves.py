@@ -14,11 +14,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hiermem.documents import Document, open_document
+from hiermem.documents import Document
 from hiermem.errors import InputError, MemoryMissingError
 from hiermem.library.catalogue import CATALOGUE, Catalogue, is_library
 from hiermem.library.document_index import INDEX, index_digest, write_index
@@ -35,8 +36,24 @@ MEMORY = "memory"
 
 _DOCUMENTS, _INCOMING, _NAME, _DIGEST = "documents", "incoming", "name", "index.sha256"
 
-ReadDocument = Callable[[Document, Path], MemoryState]
-"""Makes the memory of a document, saved in a folder in which it may have begun before."""
+Stage = Callable[[Document, Path], "Size"]
+"""Makes the files of a document in a folder, in which that may have begun before (`staged`)."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of a document that was read."""
+
+    tokens: int
+    segments: int
+    characters: int
+
+
+def staged(memory: MemoryState, folder: Path) -> Size:
+    """Write what a document's folder has beside its saved memory."""
+    write_index(folder, memory)
+    (folder / _DIGEST).write_text(index_digest(folder), encoding="ascii")
+    return Size(memory.tokens, memory.segments, memory.characters)
 
 
 def make_library(path: Path, settings: dict[str, Any]) -> None:
@@ -85,36 +102,35 @@ class Shelves:
 
     # ---- adding
 
-    def add_file(self, name: str, path: Path, read: ReadDocument) -> Added:
-        """Add a file under a name; it is not even opened as a document where it is there unchanged."""
-        with self._writer():
-            entry = self._present(name)
-            with plainly(f"The file {path} cannot be read"):
-                if entry is not None and path.is_file() and sha256_of(path) == entry.sha256:
-                    return Added(name, "unchanged", entry)
-            return self._add(open_document(path, name), read)
+    def unchanged(self, name: str, path: Path) -> Added | None:
+        """The document of a name, if it is of the very file that lies at a path; the file is not opened as a
+        document for that."""
+        entry = self._present(name)
+        with plainly(f"The file {path} cannot be read"):
+            if entry is not None and path.is_file() and sha256_of(path) == entry.sha256:
+                return Added(name, "unchanged", entry)
+        return None
 
-    def add(self, document: Document, read: ReadDocument) -> Added:
-        """Add a document."""
+    def add(self, document: Document, stage: Stage) -> Added:
+        """Add a document; the caller is the only `writer`."""
         checked_name(document.name)
-        with self._writer():
-            entry = self._present(document.name)
-            if entry is not None and entry.sha256 == document.sha256:
-                return Added(document.name, "unchanged", entry)
-            return self._add(document, read)
+        entry = self._present(document.name)
+        if entry is not None and entry.sha256 == document.sha256:
+            return Added(document.name, "unchanged", entry)
+        staging = self.begin(document)
+        with plainly(f"The document {document.name!r} cannot be added"):
+            return self.put(document, stage(document, staging), staging)
 
-    def _add(self, document: Document, read: ReadDocument) -> Added:
+    def begin(self, document: Document) -> Path:
+        """A folder to make the files of a document in; of other versions, what was begun goes."""
         staging = self._incoming / f"{_hash(document.name)}-{_hash(document.text)}"
         self._drop_unfinished(document.name, but=staging)
         with plainly(f"The document {document.name!r} cannot be added"):
             staging.mkdir(parents=True, exist_ok=True)
             (staging / _NAME).write_text(document.name, encoding="utf-8")
-            memory = read(document, staging / MEMORY)
-            write_index(staging, memory)
-            (staging / _DIGEST).write_text(index_digest(staging), encoding="ascii")
-            return self._put(document, memory, staging)
+        return staging
 
-    def _put(self, document: Document, memory: MemoryState, staging: Path) -> Added:
+    def put(self, document: Document, size: Size, staging: Path) -> Added:
         """Put the files of a document into place, and those of an older version away."""
         before, folder = self._present(document.name), secrets.token_hex(16)
         entry = DocumentEntry(
@@ -122,9 +138,9 @@ class Shelves:
             name=document.name,
             kind=document.kind,
             sha256=document.sha256,
-            tokens=memory.tokens,
-            segments=memory.segments,
-            characters=memory.characters,
+            tokens=size.tokens,
+            segments=size.segments,
+            characters=size.characters,
             pages=document.places.pages,
             bytes=sum(file.stat().st_size for file in staging.rglob("*") if file.is_file()),
             added=time.time(),
@@ -147,7 +163,7 @@ class Shelves:
         Raises:
             InputError: there is neither.
         """
-        with self._writer():
+        with self.writer():
             entry = self._present(name)
             if entry is None and name not in self.unfinished():
                 self._catalogue.document(name)  # which says so
@@ -191,7 +207,7 @@ class Shelves:
         return problems
 
     @contextmanager
-    def _writer(self) -> Iterator[None]:
+    def writer(self) -> Iterator[None]:
         """Be the only writer; what a killed one has left is removed first."""
         with writer_lock(self._path):
             known = {entry.folder for entry in self._catalogue.documents()}

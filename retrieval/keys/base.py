@@ -171,6 +171,24 @@ class SearchKey(ABC):
         """Statistics by name."""
         return {}
 
+    def add_statistics(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Count what keys of other documents have counted, too, as their `state_dict` gave it.
+
+        Raises:
+            InputError: they are no statistics of such a key, or it cannot count several documents together.
+        """
+        if any(states):
+            raise InputError(f"The search key {self.name} cannot count several documents: leave it out.")
+
+    def remove_statistics(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Count no longer what `add_statistics` added.
+
+        Raises:
+            InputError: it was not added.
+        """
+        if any(states):
+            raise InputError(f"The search key {self.name} cannot count several documents: leave it out.")
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over statistics that `state_dict` gave, in place of the present ones.
 

@@ -184,15 +184,24 @@ class LexicalKey(SearchKey):
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take over statistics that :meth:`state_dict` gave, in place of the present ones."""
-        try:
-            segments = int(state["segments"].item())
-            ids, counts = state["unit_ids"].tolist(), state["frequency"].tolist()
-            frequency = Counter(dict(zip(ids, counts, strict=True)))
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"These are not the statistics of a search key: {error}.") from error
-        if any(not 1 <= count <= segments for count in frequency.values()):
-            raise InputError("In these statistics a unit stands in more segments than there are.")
+        segments, frequency = _statistics([state])
         self._segments, self._counts, self._common = segments, (frequency, ()), None
+
+    def add_statistics(self, states: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        segments, frequency = _statistics(states)
+        counted = self._frequency + frequency  # a new table
+        self._segments, self._counts, self._common = self._segments + segments, (counted, ()), None
+
+    def remove_statistics(self, states: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        segments, frequency = _statistics(states)
+        counted = Counter(self._frequency)
+        counted.subtract(frequency)
+        if segments > self._segments or min((counted[unit] for unit in frequency), default=0) < 0:
+            raise InputError("These statistics were never added: they cannot be removed.")
+        for unit in frequency:
+            if not counted[unit]:
+                del counted[unit]
+        self._segments, self._counts, self._common = self._segments - segments, (counted, ()), None
 
     def _sketch(self, ids: _Ints) -> _Sketch:
         """Pseudo-random vectors of units, of length 1 but for collisions, through SplitMix64."""
@@ -230,6 +239,31 @@ class LexicalKey(SearchKey):
 def idf(frequency: _Floats, texts: int) -> _Floats:
     """BM25's weight of units that stand in ``frequency`` [U] of so many texts; never negative."""
     return np.asarray(np.log1p((texts - frequency + 0.5) / (frequency + 0.5)), np.float64)
+
+
+def _statistics(states: Sequence[Mapping[str, torch.Tensor]]) -> tuple[int, Counter[int]]:
+    """Segments, and in how many of them each unit stands, of several statistics together.
+
+    Raises:
+        InputError: they are none.
+    """
+    try:
+        sizes = [int(state["segments"].item()) for state in states]
+        tables = [(state["unit_ids"].numpy(), state["frequency"].numpy()) for state in states]
+        nothing = np.zeros(0, np.int64)
+        ids = np.concatenate([nothing, *(units for units, _ in tables)])
+        counts = np.concatenate([nothing, *(found for _, found in tables)])
+        possible = all(
+            len(units) == len(found) and (not len(found) or 1 <= found.min() <= found.max() <= size)
+            for (units, found), size in zip(tables, sizes, strict=True)
+        )
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"These are not the statistics of a search key: {error}.") from error
+    if not possible:
+        raise InputError("In these statistics a unit stands in more segments than there are.")
+    units, places = np.unique(ids, return_inverse=True)
+    together = np.bincount(places, counts, len(units)).astype(np.int64)
+    return sum(sizes), Counter(dict(zip(units.tolist(), together.tolist(), strict=True)))
 
 
 def _counted(ids: Iterable[tuple[int, ...]]) -> tuple[_Ints, _Floats]:
