@@ -8,6 +8,7 @@ import typer
 
 import hiermem
 from hiermem.cli import (
+    agents,
     asking,
     bench,
     documents,
@@ -16,6 +17,7 @@ from hiermem.cli import (
     heads,
     importing,
     inspect,
+    library,
     reading,
     signals,
     terminal,
@@ -35,6 +37,11 @@ app = typer.Typer(
 )
 app.command("read")(reading.read)
 app.command("ask")(asking.ask)
+app.command("add")(library.add)
+app.command("list")(library.list_documents)
+app.command("remove")(library.remove)
+app.command("export")(library.export)
+app.command("mcp")(agents.mcp)
 app.command("verify")(documents.verify)
 app.command("demo")(documents.demo)
 app.command("calibrate")(stopping(heads.calibrate))

@@ -1,0 +1,1 @@
+"""A library within other programs: agents (MCP), LangChain and LlamaIndex. Each needs its own extra."""
