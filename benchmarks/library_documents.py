@@ -28,7 +28,7 @@ from hiermem.eval.tasks.pubmedqa import load
 from hiermem.library import Library
 from hiermem.memory.state import MemoryState
 
-PIECE = 20_000
+PIECE = 10_000
 """Characters of a piece of the book."""
 
 
@@ -87,6 +87,8 @@ def measure(
     start = time.perf_counter()
     Library.open(folder / "library", model).close()
     result["open_seconds"] = time.perf_counter() - start
+    if not asked:
+        return result
     names = [name for name in asked if name in {document.name for document in documents}]
     prompts = [[source.document for source in library.search(asked[name], 1)] for name in names]
     result["library_search"] = found(prompts, names)
@@ -111,7 +113,7 @@ def main() -> None:
     parser.add_argument("pubmedqa", type=Path, help="Folder of PubMedQA.")
     parser.add_argument("book", type=Path, help="Text file.")
     parser.add_argument("--documents", type=int, default=200, help="Of the library.")
-    parser.add_argument("--questions", type=int, default=150, help="At most so many.")
+    parser.add_argument("--questions", type=int, default=150, help="At most so many; 0: times alone.")
     parser.add_argument("--json", action="store_true", help="Print one line of JSON.")
     chosen = parser.parse_args()
     documents, asked = documents_of(chosen.pubmedqa, chosen.book, chosen.documents + 1)

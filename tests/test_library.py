@@ -17,6 +17,7 @@ from test_places import PAGES, document
 
 from hiermem import Library, MemoryState
 from hiermem.answer import NOT_FOUND
+from hiermem.bundled import BUNDLED_DOCUMENTS
 from hiermem.documents import document_of_text
 from hiermem.errors import (
     InputError,
@@ -300,6 +301,16 @@ def test_files_that_cannot_be_added_get_one_sentence(
     with pytest.raises(InputError, match=message):
         library.add(given)
     assert library.documents() == []
+
+
+def test_the_bundled_document_is_added_by_its_name(
+    tmp_path: Path, model: HierMemModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BUNDLED_DOCUMENTS, "python-reference", lambda: "The with statement wraps a block.")
+    library = Library.open(tmp_path / "library", model, index=True)
+    assert library.add("python-reference")[0].outcome == "added"
+    assert library.ask("What does the with statement wrap?").sources[0].document == "python-reference"
+    assert library.add("python-reference")[0].outcome == "unchanged"
 
 
 def test_links_in_folders_are_not_followed(tmp_path: Path, model: HierMemModel, files: Path) -> None:

@@ -19,6 +19,7 @@ from hiermem.cli import (
     inspect,
     library,
     reading,
+    serve,
     signals,
     terminal,
     train,
@@ -41,6 +42,7 @@ app.command("add")(library.add)
 app.command("list")(library.list_documents)
 app.command("remove")(library.remove)
 app.command("export")(library.export)
+app.command("serve")(serve.serve)
 app.command("mcp")(agents.mcp)
 app.command("verify")(documents.verify)
 app.command("demo")(documents.demo)

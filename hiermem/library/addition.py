@@ -65,15 +65,19 @@ class Addition:
 
     def _begun(self, document: Document, folder: Path) -> MemoryState:
         """Memory of what was read of a document already; empty where that cannot be gone on with."""
-        try:
-            memory = MemoryState.load(folder, self.model)
-        except MemoryFileError:
-            memory = self.model.new_memory(self.settings.index)
-        if not memory.tokens or not document.text.startswith(memory.text):
+        memory = self._saved(folder)
+        if memory is None or not memory.tokens or not document.text.startswith(memory.text):
             shutil.rmtree(folder, ignore_errors=True)
             memory = self.model.new_memory(self.settings.index)
         memory.places = document.places
         return memory
+
+    def _saved(self, folder: Path) -> MemoryState | None:
+        """The memory that was saved in a folder; None: there is none that can be used."""
+        try:
+            return MemoryState.load(folder, self.model)
+        except MemoryFileError:
+            return None
 
     def _embed_partial(self, memory: MemoryState) -> None:
         """Make memory embeddings of the last segment, where a search key is made of them."""

@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hiermem.documents import is_readable
+from hiermem.bundled import BUNDLED_DOCUMENTS
+from hiermem.documents import Document, is_readable, open_document, open_named
 from hiermem.errors import InputError
 
 LONGEST_NAME = 500
@@ -38,7 +39,7 @@ def found_files(
 def _named(path: Path) -> Iterator[tuple[str, Path]]:
     name = _name_of(path)
     if not path.is_dir():
-        if not path.exists():
+        if not path.exists() and not _is_bundled(path):
             raise InputError(f"There is no file {os.fspath(path)!r}: check the path.")
         yield checked_name(name), path
         return
@@ -57,6 +58,20 @@ def _readable(folder: Path) -> Iterator[Path]:
             file = Path(root, name)
             if not name.startswith(".") and not file.is_symlink() and is_readable(file):
                 yield file
+
+
+def opened(name: str, path: Path) -> Document:
+    """The document that lies at a path, or the bundled one that is called so.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return open_named(name) if _is_bundled(path) else open_document(path, name)
+
+
+def _is_bundled(path: Path) -> bool:
+    """Whether there is no such file, but a document that comes with hiermem."""
+    return os.fspath(path) in BUNDLED_DOCUMENTS and not path.exists()
 
 
 def _name_of(path: Path) -> str:

@@ -12,14 +12,14 @@ from hiermem.answer import Answer
 from hiermem.answer_stream import AnswerStream
 from hiermem.asked_memory import AskedMemory
 from hiermem.chat import Chat
-from hiermem.documents import Document, open_document
+from hiermem.documents import Document
 from hiermem.errors import InputError, MemoryMissingError
 from hiermem.library.addition import Addition
 from hiermem.library.asked import AskedLibrary
 from hiermem.library.catalogue import Catalogue, is_library
 from hiermem.library.document_index import Scope
 from hiermem.library.entries import Added, DocumentEntry, Reading
-from hiermem.library.files import found_files
+from hiermem.library.files import found_files, opened
 from hiermem.library.index import LibraryIndex
 from hiermem.library.settings import LibrarySettings
 from hiermem.library.shelves import Shelves, make_library
@@ -156,7 +156,7 @@ class Library:
             added = self._shelves.unchanged(name, path)
             if added is None:
                 stage = Addition(self._model, self.settings, progress, on_reading)
-                added = self._shelves.add(open_document(path, name), stage)
+                added = self._shelves.add(opened(name, path), stage)
         self.refresh()
         return added
 

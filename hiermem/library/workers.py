@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hiermem.documents import Document, open_document
+from hiermem.documents import Document
 from hiermem.errors import HierMemError, InputError, first_line
 from hiermem.library.addition import Addition
 from hiermem.library.catalogue import Catalogue
 from hiermem.library.entries import Added
+from hiermem.library.files import opened
 from hiermem.library.settings import LibrarySettings
 from hiermem.library.shelves import Shelves, Size
 from hiermem.model import HierMemModel
@@ -107,7 +108,7 @@ def _added(shelves: Shelves, files: Iterable[tuple[str, Path]], pool: "_Pool") -
         if (same := shelves.unchanged(name, path)) is not None:
             begun.append(same)
         else:
-            document = open_document(path, name)
+            document = opened(name, path)
             staging = shelves.begin(document)
             pool.put(document, staging)
             begun.append((document, staging))

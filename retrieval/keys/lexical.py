@@ -189,7 +189,8 @@ class LexicalKey(SearchKey):
 
     def add_statistics(self, states: Sequence[Mapping[str, torch.Tensor]]) -> None:
         segments, frequency = _statistics(states)
-        counted = self._frequency + frequency  # a new table
+        counted = Counter(self._frequency)  # a new table
+        counted.update(frequency)
         self._segments, self._counts, self._common = self._segments + segments, (counted, ()), None
 
     def remove_statistics(self, states: Sequence[Mapping[str, torch.Tensor]]) -> None:
