@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 
 from hiermem.cli import options as opt
 from hiermem.cli.answers import as_json, converse, in_words, is_conversation, is_terminal, show
+from hiermem.cli.named_model import named_model
 from hiermem.documents import file_text
 from hiermem.errors import InputError, MemoryMissingError
 
@@ -148,12 +148,17 @@ def ask(
         raise InputError(f"The memory at {memory_dir} has other search keys: leave longterm.keys out.")
     if preset or policy or policy_set:
         _check_policy(memory_dir, memory.working_config, reader.config.working)
+
+    def conversation() -> "Callable[[str], AnswerStream]":
+        chat = reader.chat(memory)
+        return lambda typed: chat.ask(typed, top_k, max_new_tokens, stream=True)
+
     used = reader.config.longterm.top_k if top_k is None else top_k
     _Output(used, json, questions is None).put(
         asked,
         lambda texts: reader.ask(memory, texts, top_k, max_new_tokens),
         lambda text: reader.ask(memory, text, top_k, max_new_tokens, stream=True),
-        lambda: partial(reader.chat(memory).ask, top_k=top_k, max_new_tokens=max_new_tokens, stream=True),
+        conversation,
     )
 
 
@@ -233,22 +238,3 @@ def _check_policy(memory_dir: Path, read_with: "WorkingMemoryConfig", chosen: "W
             f"The memory at {memory_dir} was read with other settings of the policy {read_with.policy}: "
             f"leave --policy-set as it was when it was read."
         )
-
-
-def named_model(memory_dir: Path, name: str, kind: str = "memory") -> str:
-    """The model that a memory, or a library, names, if that comes with hiermem.
-
-    Raises:
-        InputError: it does not; a stranger's memory could bring its own model along.
-    """
-    from hiermem.loading import bundled_models
-
-    name, why = name or "smollm2", "which does not come with hiermem"
-    if name in bundled_models():
-        if not Path(name).exists():
-            return name
-        why = "and a folder here is called so too"
-    raise InputError(
-        f"The {kind} at {memory_dir} says that it was read with the model {name!r}, {why}: "
-        f"give the model by --model if you trust it."
-    )

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hiermem.cli import options as opt
-from hiermem.cli.asking import named_model
+from hiermem.cli.named_model import named_model
 
 if TYPE_CHECKING:
     from hiermem.config import HierMemConfig

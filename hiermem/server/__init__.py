@@ -1,0 +1,1 @@
+"""A service over a library: OpenAI's HTTP interface, and a page to use it in a browser."""
