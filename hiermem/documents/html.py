@@ -9,14 +9,15 @@ from hiermem.documents.parts import EXTRA, Format, Part, spaced
 from hiermem.documents.tables import flatten_tables
 from hiermem.errors import InputError
 
-_HEAD = re.compile(rb"(?:<\?xml[^>]*>|<!--.{0,2000}?-->|\s)*(?:<!doctype\s+html\b|<html[\s>])", re.I | re.S)
+_HEAD = re.compile(
+    rb"(?:<\?xml[^>]*+>|<!--(?:(?!-->).)*+-->|\s++)*+(?:<!doctype\s+html\b|<html[\s>])", re.I | re.S
+)
 _MARKS = b"\xef\xbb\xbf\xff\xfe"  # of byte orders
 _MARK = "\ufdd0"  # no character of any text, and none is left in the tree
 _MARKED = re.compile(f"{_MARK}(\\d+){_MARK}")
 _NUMBER = re.compile(r"[0-9]{1,6}")
 _DEEPEST_LIST = 8
 _BLANK_LINES = re.compile(r"\n{3,}")
-_LINE_ENDS = re.compile(r"[ \t]+(?=\n|$)")
 
 
 def html_parts(text: str, titles: Mapping[str, str] | None = None) -> Iterator[Part]:
@@ -47,7 +48,7 @@ def html_parts(text: str, titles: Mapping[str, str] | None = None) -> Iterator[P
 
 def _mark_headings(root: Element) -> list[str]:
     """Mark every heading; returns what they say."""
-    chapters = []
+    chapters: list[str] = []
     for heading in root.iter("h1", "h2", "h3"):
         if name := " ".join("".join(heading.itertext()).split()):
             heading.text = _mark(len(chapters)) + (heading.text or "")
@@ -57,7 +58,7 @@ def _mark_headings(root: Element) -> list[str]:
 
 def _mark_elements(root: Element, titles: Mapping[str, str]) -> list[str]:
     """Mark the elements that chapters begin at; returns the titles in the order of the marks."""
-    chapters = []
+    chapters: list[str] = []
     for element in root.iter():
         name = element.get("id") or element.get("name")
         if name and name in titles:
@@ -94,13 +95,18 @@ def _converted(root: Element) -> str:
         from inscriptis.model.config import ParserConfig
     except ImportError as error:
         raise InputError(f"Reading HTML, EPUB and DOCX needs inscriptis: {EXTRA}.") from error
+    for element in root.iter():
+        # inscriptis takes entities for characters once more.
+        element.text = (element.text or "").replace("&", "&amp;")
+        element.tail = (element.tail or "").replace("&", "&amp;")
     shown: str = Inscriptis(root, ParserConfig(css=CSS_PROFILES["strict"])).get_text()
     return shown
 
 
 def _tidy(text: str) -> str:
     """The text without marks, white space at line ends, and more than one blank line."""
-    return _BLANK_LINES.sub("\n\n", _LINE_ENDS.sub("", _MARKED.sub("", text)))
+    lines = [line.rstrip() for line in _MARKED.sub("", text).split("\n")]
+    return _BLANK_LINES.sub("\n\n", "\n".join(lines))
 
 
 HTML = Format(

@@ -7,7 +7,6 @@ from hiermem.documents.parts import Format, Part
 from hiermem.documents.text import plain_text
 
 _HEADING = re.compile(r" {0,3}#{1,3}[ \t]+(\S.*)")
-_CLOSING = re.compile(r"[ \t]+#+[ \t]*$")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 
 
@@ -31,8 +30,14 @@ def _headings(text: str) -> Iterator[tuple[int, str]]:
         elif mark and mark[1].startswith(fence) and not mark[2].strip():
             fence = ""
         elif not fence and (heading := _HEADING.match(line)):
-            yield at, _CLOSING.sub("", heading[1]).strip()
+            yield at, _without_closing(heading[1].strip())
         at += len(line)
+
+
+def _without_closing(heading: str) -> str:
+    """A heading without the marks that may end it, after a space."""
+    stripped = heading.rstrip("#")
+    return stripped.rstrip() if stripped.endswith((" ", "\t")) else heading
 
 
 MARKDOWN = Format(

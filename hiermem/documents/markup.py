@@ -70,7 +70,7 @@ def html_tree(text: str) -> Element | None:
     """
     root = _xhtml_root(text) if _XHTML.match(text) else None
     if root is None:
-        root = _html_root(_DECLARATION.sub("", text, count=1))
+        root = _html_root(_without_declaration(text))
     if root is None:
         return None
     for element in root.iter():
@@ -85,12 +85,17 @@ def html_tree(text: str) -> Element | None:
 
 def _xhtml_root(text: str) -> Element | None:
     # Where no entity is left, a document type that declares some expands none.
-    text = _ENTITY.sub(_character, _DECLARATION.sub("", text, count=1))
+    text = _ENTITY.sub(_character, _without_declaration(text))
     try:
         root = xml_tree(text.encode("utf-8", "replace"))
     except NotReadableError:
         return None
     return root if root.tag.lower() == "html" else None
+
+
+def _without_declaration(text: str) -> str:
+    declaration = _DECLARATION.match(text)
+    return text[declaration.end() :] if declaration else text
 
 
 def _character(entity: re.Match[str]) -> str:

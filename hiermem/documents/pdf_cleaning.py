@@ -5,7 +5,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import takewhile
 
 from hiermem.documents.characters import plain_characters
 from hiermem.documents.pdf_layout import goes_on, paragraphs
@@ -22,6 +21,7 @@ _FIRST_WORD = re.compile(r"\s*([\w'’]+(?:[-\u2010][\w'’]+)*\S*)\s*(.*)", re.
 _LAST_WORD = re.compile(r"[\w'’]+(?:[-\u2010][\w'’]+)*$")
 _WORDS = re.compile(r"[^\W\d_]+(?:[-\u2010'’][^\W\d_]+)*")
 _LETTERS = re.compile(r"[\w'’]+")
+_LONGEST_WORD = 100
 _CONJUNCTIONS = frozenset(("and", "und", "oder", "bis"))
 
 
@@ -52,15 +52,23 @@ def without_running_heads(pages: Sequence[Sequence[Line]]) -> list[list[Line]]:
 
 
 def _edges(lines: Sequence[Line]) -> list[list[tuple[str, int]]]:
-    """What the lines at the top and at the bottom of a page say but for digits, and their indices."""
+    """Words of the lines at the top and at the bottom of a page say but for digits, and their indices."""
     order = sorted(range(len(lines)), key=lambda index: -lines[index].base)
     keys = [(_key(lines[at].text), at) for at in order[:_EDGE] + order[-_EDGE:]]
     return [keys[:_EDGE], keys[: -_EDGE - 1 : -1]]
 
 
 def _outermost(edges: list[list[tuple[str, int]]], repeated: set[str]) -> set[int]:
-    """Indices of the lines from each edge of a page on that are repeated."""
-    return {at for edge in edges for _, at in takewhile(lambda each: each[0] in repeated, edge)}
+    """Indices of the lines from each edge of a page on that are repeated; of equal ones the first alone.
+
+    A number over the page number belongs to the text.
+    """
+    found: dict[str, int] = {}
+    for edge in edges:
+        for key, at in edge:
+            if key not in repeated or found.setdefault(key, at) != at:
+                break
+    return {*found.values()}
 
 
 def _key(text: str) -> str:
@@ -125,7 +133,7 @@ def dehyphenated(lines: Sequence[Line], vocabulary: Vocabulary) -> list[str]:
             if found is None or found[1].casefold() in _CONJUNCTIONS:
                 texts += [f"{head}-", text]  # as in "pre- and post-war"
                 continue
-            last = _LAST_WORD.search(head)
+            last = _LAST_WORD.search(head, max(len(head) - _LONGEST_WORD, 0))
             at = len(head) if last is None else last.start()
             texts.append(head[:at] + vocabulary.joined(head[at:], found[1]))
             text = found[2]

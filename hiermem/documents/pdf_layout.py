@@ -29,29 +29,32 @@ def in_reading_order(lines: Sequence[Line]) -> list[Line]:
     ordered: list[Line] = []
     at = 0
     while at < len(lines):
-        end = _columns_end(lines, at)
-        if end > at:
-            halves = [_halves(line) for line in lines[at:end]]
+        rows = lines[at : _rows_end(lines, at)]
+        if _are_prose(rows):
+            halves = [_halves(line) for line in rows]
             ordered += [left for left, _ in halves] + [right for _, right in halves]
         else:
-            ordered.append(lines[at])
-        at = max(end, at + 1)
+            ordered += rows or [lines[at]]
+        at += max(len(rows), 1)
     return ordered
 
 
-def _columns_end(lines: Sequence[Line], start: int) -> int:
-    """Where columns that were written row by row from ``start`` on end; ``start``: there are none."""
+def _rows_end(lines: Sequence[Line], start: int) -> int:
+    """Where rows of two cells with one gap between them, which begin at ``start``, end."""
     end, left, right = start, float("-inf"), float("inf")
     while end < len(lines) and len(lines[end].cells) == 2:
         left, right = max(left, lines[end].cells[0][1]), min(right, lines[end].cells[1][0])
         if left >= right:
             break
         end += 1
-    rows = [line.text.rstrip(HYPHEN).split(CELL) for line in lines[start:end]]
-    if len(rows) < _FEWEST_ROWS:
-        return start
-    is_prose = all(sum(len(row[side]) for row in rows) >= _LETTERS * len(rows) for side in (0, 1))
-    return end if is_prose else start
+    return end
+
+
+def _are_prose(rows: Sequence[Line]) -> bool:
+    """Whether rows of two cells are lines of two columns."""
+    texts = [line.text.rstrip(HYPHEN).split(CELL) for line in rows]
+    letters = [sum(len(text[side]) for text in texts) for side in (0, 1)]
+    return len(rows) >= _FEWEST_ROWS and min(letters) >= _LETTERS * len(rows)
 
 
 def _halves(line: Line) -> tuple[Line, Line]:

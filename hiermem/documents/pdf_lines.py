@@ -13,7 +13,7 @@ HYPHEN = "\ufffe"
 """End of a line whose last word goes on in the next one."""
 
 CELL = "\t"
-"""What stands between two pieces of text with a wide gap between them, as cells of a table have."""
+"""Text between two pieces of text with a wide gap between them, as cells of a table have."""
 
 _GAP = 1.2  # heights of a line that a wide gap has
 _PDFIUM_HYPHEN = 2  # the character that PDFium gives for a hyphen between letters at a line's end

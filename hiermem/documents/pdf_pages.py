@@ -29,7 +29,7 @@ SECONDS = 120
 _MOST_MEMORY = (
     8 << 30
 )  # bytes of address space, of which PDFium takes a part; for files that unpack to too much
-_MOST_CHAPTERS = 20_000
+_MOST_CHAPTERS, _MOST_ON_PAGE = 20_000, 100
 _DEEPEST_CHAPTER = 3
 _LONGEST_TITLE = 200
 _DAMAGED = "fetch or save it anew"
@@ -38,7 +38,7 @@ _COMMAND = "from hiermem.documents.pdf_pages import main; main()"
 
 @dataclass(frozen=True)
 class PdfPages:
-    """What a PDF holds.
+    """Contents of a PDF.
 
     Attributes:
         pages: the lines of each page.
@@ -50,7 +50,7 @@ class PdfPages:
 
 
 def isolated_pages(data: bytes) -> PdfPages:
-    """What a PDF holds, found by a process of its own.
+    """Contents of a PDF, found by a process of its own.
 
     Raises:
         NotReadableError: it is damaged, encrypted or takes too long.
@@ -113,7 +113,7 @@ def _unpacked(packed: dict[str, Any]) -> PdfPages:
 
 
 def pages_of(data: bytes) -> PdfPages:
-    """What a PDF holds, found in this process.
+    """Contents of a PDF, found in this process.
 
     Raises:
         NotReadableError: it is damaged or encrypted.
@@ -172,14 +172,14 @@ def _quarters(page: Any) -> int:
 
 
 def _chapters(document: Any) -> dict[int, list[str]]:
-    """What the outline says; nothing where it is damaged."""
+    """Chapters of the outline; nothing where it is damaged."""
     chapters: dict[int, list[str]] = {}
     try:
         for entry in islice(document.get_toc(max_depth=_DEEPEST_CHAPTER), _MOST_CHAPTERS):
             target = entry.get_dest()
             index = None if target is None else target.get_index()
             title = " ".join(plain_characters(entry.get_title()).split())[:_LONGEST_TITLE]
-            if index is not None and title:
+            if index is not None and title and len(chapters.get(index + 1, ())) < _MOST_ON_PAGE:
                 chapters.setdefault(index + 1, []).append(title)
     except Exception:  # a damaged outline may raise anything, and the text is there without it
         return chapters

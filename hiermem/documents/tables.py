@@ -3,7 +3,7 @@
 from hiermem.documents.markup import Element
 
 CELL = " | "
-"""What stands between the cells of a row."""
+"""Text between the cells of a row."""
 
 _LONGEST_CELL = 300
 _BLOCKS = ("figure", "ul", "ol", "dl", "pre", "blockquote", "section", "h1", "h2", "h3", "h4", "h5", "h6")
