@@ -102,8 +102,8 @@ class Places:
         stored = Stored(tensors, "places.")
         starts = in_range(stored.take("starts", torch.int64, None), 0, MOST, "a place").tolist()
         pages = in_range(stored.take("pages", torch.int64, len(starts)), 0, MOST, "a page").tolist()
-        sizes = stored.take("sizes", torch.int64, len(starts))
-        sizes = in_range(sizes, 0, 4 * LONGEST_CHAPTER, "the size of a chapter's name").tolist()
+        named = stored.take("sizes", torch.int64, len(starts))
+        sizes = in_range(named, 0, 4 * LONGEST_CHAPTER, "the size of a chapter's name").tolist()
         names = bytes(stored.take("chapters", torch.uint8, sum(sizes)).tolist())
         stored.done()
         marks, at = [], 0

@@ -60,6 +60,19 @@ class Stored:
         Raises:
             ValueError: there is none, it is of another kind, or not finite.
         """
+        tensor = self.take_unread(name, dtype, *shape)
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{self._of}{name} holds NaN or infinity")
+        return tensor
+
+    def take_unread(
+        self, name: str, dtype: torch.dtype | Collection[torch.dtype], *shape: int | None
+    ) -> Tensor:
+        """The same, but its numbers are not looked at: of a mapped file that would read all of it.
+
+        Raises:
+            ValueError: there is none, or it is of another kind.
+        """
         if name not in self._left:
             raise ValueError(f"{self._of}{name} is missing")
         tensor = self._left.pop(name)
@@ -69,8 +82,6 @@ class Stored:
         fits = [size is None or size == actual for size, actual in zip(shape, tensor.shape, strict=False)]
         if len(shape) != tensor.ndim or not all(fits):
             raise ValueError(f"{self._of}{name} has another shape")
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ValueError(f"{self._of}{name} holds NaN or infinity")
         return tensor
 
     def done(self) -> None:

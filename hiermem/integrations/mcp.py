@@ -40,8 +40,14 @@ class LibraryTools:
     @property
     def tools(self) -> dict[str, Callable[..., Any]]:
         """All of them by name."""
-        named = {"ask": self.ask, "search": self.search, "list": self.documents}
-        return named | {"add": self.add, "add_text": self.add_text, "remove": self.remove}
+        return {
+            "ask": self.ask,
+            "search": self.search,
+            "list": self.documents,
+            "add": self.add,
+            "add_text": self.add_text,
+            "remove": self.remove,
+        }
 
     def ask(
         self, question: str, documents: list[str] | None = None, before: int | None = None

@@ -182,7 +182,7 @@ class DocumentIndex:
 
     def scores(self, query: Tensor, of_units: UnitQuery | None, limit: int | None) -> NDArray[np.float32]:
         """How well each segment fits a question, ``[N]``: by its own key and the best of its units together;
-        -inf for those that begin behind the limit.
+        -inf for those that begin behind the limit, or whose keys are no numbers.
 
         Args:
             query: the question's key, ``[D]`` float32.
@@ -192,7 +192,7 @@ class DocumentIndex:
             scores = scores + self._units.best(of_units, limit)
         if limit is not None:
             scores = np.where(self._spans[:, 2] < limit, scores, -np.inf)
-        return np.asarray(scores, np.float32)
+        return np.where(np.isfinite(scores), scores, -np.inf).astype(np.float32)
 
     def hit(self, segment: int, score: float, of_units: UnitQuery | None, limit: int | None) -> Hit:
         """A segment that was found with a score, with its units."""
@@ -216,7 +216,7 @@ def _damaged(name: str, why: Exception) -> MemoryCorruptError:
 
 
 def _keys(stored: Stored, segments: int, width: int) -> Tensor:
-    keys = stored.take("keys", torch.float32, segments, None)
+    keys = stored.take_unread("keys", torch.float32, segments, None)
     if segments and keys.shape[1] != width:
         raise ValueError("the search keys are of another width")
     return keys if segments else torch.zeros(0, width)
@@ -238,7 +238,7 @@ class _Units:
     def take(cls, stored: Stored, segments: int, width: int) -> "_Units":
         counts = in_range(stored.take("counts", torch.int64, segments), 0, MOST, "a number of units")
         total = int(counts.sum())
-        keys = stored.take("keys", torch.float32, total, None)
+        keys = stored.take_unread("keys", torch.float32, total, None)
         spans = in_range(stored.take("spans", torch.int64, total, 2), 0, MOST, "a span of a unit")
         if total and keys.shape[1] != width:
             raise ValueError("the search keys of units are of another width")
