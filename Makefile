@@ -12,9 +12,11 @@ ALSO-newest := ,quantize
 ENDS-newest := tests/test_quantization.py
 DATA   ?= ../shared/data
 RESULTS ?= results
+LIBRARY ?= library
+FILES  ?=
 BENCH  ?=
 
-.PHONY: setup lock demo test lint types docs ends bench report results peers clean
+.PHONY: setup lock demo serve test lint types docs ends bench report results peers clean
 
 setup: $(VENV)/ready
 
@@ -53,6 +55,11 @@ ends: test-lowest test-newest
 
 test-%: .venv-%/ready
 	.venv-$*/bin/python -m pytest -n 2 $(ENDS) $(ENDS-$*)
+
+# The bundled document, and more: make serve FILES="harbour.pdf book.epub"
+serve: setup
+	$(BIN)/python -m hiermem.cli.main add $(LIBRARY) python-reference $(FILES)
+	$(BIN)/python -m hiermem.cli.main serve $(LIBRARY)
 
 demo: setup
 	$(BIN)/python -m hiermem.cli.main demo

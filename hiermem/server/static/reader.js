@@ -7,6 +7,9 @@ const BEFORE = 1500; // characters around a passage
 const AFTER = 3000;
 const STEP = 5000;
 
+/** Lines of a PDF's prose run on, as its paragraphs did before they were set; rows of tables stay. */
+const flowing = (text) => text.replace(/([^\n\t]{50,})\n(?=[^\n\t])/g, "$1 ");
+
 export class Reader {
   constructor() {
     this.sources = [];
@@ -98,7 +101,8 @@ export class Reader {
       const label = [mark.page ? `Page ${number(mark.page)}` : "", mark.chapter].filter(Boolean).join(" · ");
       if (label && label !== this.page) made.push(make("div", { class: "page-mark" }, label));
       this.page = label || this.page;
-      const text = (from, to) => characters.slice(Math.max(from, mark.at) - found.start, Math.min(to, ends[index]) - found.start).join("");
+      const set = /\.pdf$/i.test(this.sources[this.at].filename) ? flowing : (text) => text;
+      const text = (from, to) => set(characters.slice(Math.max(from, mark.at) - found.start, Math.min(to, ends[index]) - found.start).join(""));
       if (!source || source.end <= mark.at || source.start >= ends[index]) {
         made.push(make("p", {}, text(mark.at, ends[index])));
         return;
