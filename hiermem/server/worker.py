@@ -37,12 +37,13 @@ class Worker:
         load: makes the model.
         path: of the library.
         index: of a new library; see `Library.open`.
-        on_ready: called in the thread when the library is open.
 
     Attributes:
         state: loading, ready, failed or ending.
         error: why it failed.
         reading: how far the present document was read.
+        on_ready: called in the thread when the library is open.
+        on_failure: called where it cannot be opened.
     """
 
     def __init__(
