@@ -69,9 +69,11 @@ def add(
         hiermem add books shelf --workers 4 --address ray://head:10001
     """
     from hiermem.library.files import found_files
+    from hiermem.library.shelves import check_place
     from hiermem.library.workers import Workers
 
-    found = found_files(files)  # before the model is loaded
+    check_place(lib)  # before the model is loaded
+    found = found_files(files)
     opt.check_numbers(dtype, device)
     config = opt.configuration(model or "smollm2", preset) if preset else None
     if address is not None and workers is None:

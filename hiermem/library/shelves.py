@@ -64,8 +64,7 @@ def make_library(path: Path, settings: dict[str, Any]) -> None:
         MemoryLockedError: another process is writing there.
         MemoryFileError: the disk refused.
     """
-    if path.exists() and not _is_begun(path) and not is_library(path):
-        raise InputError(f"{path} holds other things and no library: give a new or empty folder.")
+    check_place(path)
     with plainly(f"A library cannot be made at {path}"):
         path.mkdir(parents=True, exist_ok=True)
         with writer_lock(path):
@@ -76,6 +75,18 @@ def make_library(path: Path, settings: dict[str, Any]) -> None:
             Catalogue.create(path, settings)
             sync_folder(path)
             sync_folder(path.absolute().parent)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a place where there is neither a library nor room for one.
+
+    Raises:
+        InputError: so it is.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file: give the folder of a library, or a new one.")
+    if path.exists() and not is_library(path) and not _is_begun(path):
+        raise InputError(f"{path} holds other things and no library: give a new or empty folder.")
 
 
 def _is_begun(path: Path) -> bool:
