@@ -18,14 +18,18 @@ class Recall(Protocol):
     """Long-term memory, as far as asking knows it.
 
     Attributes:
-        key: the lexical key, whose statistics of words choose passages.
         partial: the record that is not complete yet, if there is one.
-        summary: parameters of the memory embeddings that a search key is made of; None: none is.
     """
 
-    key: LexicalKey
     partial: SegmentRecord | None
-    summary: HMTModule | None
+
+    @property
+    def key(self) -> LexicalKey:
+        """The lexical key, whose statistics of words choose passages."""
+
+    @property
+    def summary(self) -> HMTModule | None:
+        """Parameters of the memory embeddings that a search key is made of; None: none is."""
 
     @property
     def reads_states(self) -> bool: ...

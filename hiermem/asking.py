@@ -106,7 +106,8 @@ def prepare(
     alone = bool(hits) and not config.working
     least = config.least_confidence
     told = not least or (bool(sources) and (confidence is None or confidence >= least))
-    found = told or (not alone and memory.answers_alone and search.terms.are_known(memory.longterm.partial))
+    known = told or search.terms.are_known(memory.longterm.partial)
+    found = known and memory.answers_alone if not alone else told
     in_order = sorted(sources, key=lambda source: (source.document, source.start))
     if alone and sources and found and config.passages == "kv":
         recalled = recall_passages(reader, memory, in_order, search.plain, config.instruction)

@@ -6,6 +6,7 @@ backbone says them again.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, overload
@@ -51,13 +52,16 @@ class Chat:
 
     Args:
         memory: of that model.
+        on_question: called before each question.
 
     Attributes:
         turns: all so far; clear them to begin anew. The last `TURNS` that were answered count.
     """
 
-    def __init__(self, model: AnsweringModel, memory: AskedMemory) -> None:
-        self._model, self._memory = model, memory
+    def __init__(
+        self, model: AnsweringModel, memory: AskedMemory, on_question: Callable[[], object] = lambda: None
+    ) -> None:
+        self._model, self._memory, self._on_question = model, memory, on_question
         self.turns: list[Turn] = []
 
     @overload
@@ -91,6 +95,7 @@ class Chat:
             InputError: the question is empty, or a number is negative.
         """
         check_question(question)
+        self._on_question()
         query, shown = self._query(question), self._shown(question)
         answer = begin(
             self._model,

@@ -216,7 +216,7 @@ class LongTermMemory:
         Raises:
             InputError: they are no such statistics, or a key cannot count several documents.
         """
-        for key in (self.key, *self._others):
+        for key in (self.key, *self._others) if of_others else ():
             found = [self._statistics_of(key, each) for each in of_others]
             (key.remove_statistics if removed else key.add_statistics)(found)
 

@@ -8,7 +8,9 @@ import io
 import json
 import math
 import mmap
+import os
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import safetensors
@@ -62,6 +64,31 @@ def views(data: mmap.mmap) -> dict[str, Tensor]:
         if (first + start) % dtype.itemsize or first + end > len(data):
             raise ValueError(f"{_short(name)} does not stand where such a tensor can")
         tensors[name] = torch.frombuffer(data, dtype=dtype, count=count, offset=first + start).view(shape)
+    return _with_truth(tensors)
+
+
+def mapped_views(path: Path, file: BinaryIO, size: int) -> dict[str, Tensor]:
+    """The tensors of a safetensors file as `views` has them, but no file stays open for them.
+
+    Args:
+        path: of the file.
+        file: the same, open at its beginning.
+        size: of the file, in bytes.
+
+    Raises:
+        ValueError: as `parse`.
+    """
+    header = check_header(file, size)
+    first, tensors = file.tell(), dict[str, Tensor]()
+    data = torch.from_file(os.fspath(path), shared=False, size=size, dtype=torch.uint8)
+    for name, entry in header.items():
+        dtype, shape, (start, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if not math.prod(shape):
+            tensors[name] = torch.empty(shape, dtype=dtype)
+            continue
+        if (first + start) % dtype.itemsize or first + end > size:
+            raise ValueError(f"{_short(name)} does not stand where such a tensor can")
+        tensors[name] = data[first + start : first + end].view(dtype).view(shape)
     return _with_truth(tensors)
 
 

@@ -109,10 +109,11 @@ def test_an_agent_reads_no_file_outside_of_its_folder(library: Library, tmp_path
     files.mkdir()
     (tmp_path / "secret.txt").write_text("secret", encoding="utf-8")
     (files / "link.txt").symlink_to(tmp_path / "secret.txt")
-    paths = ("../secret.txt", str(tmp_path / "secret.txt"), "link.txt", "missing.txt")
+    (files / ".hidden").write_text("hidden", encoding="utf-8")
+    paths = ("../secret.txt", str(tmp_path / "secret.txt"), "link.txt", ".hidden", "a\0b", "missing.txt")
     results = called(library, files, *(("add", {"path": path}) for path in paths))
     assert all(result.is_error for result in results)
-    assert [("outside" in str(result.content)) for result in results] == [True, True, True, False]
+    assert [("outside" in str(result.content)) for result in results] == [True] * 5 + [False]
     (bad,) = called(library, files, ("ask", {"question": " "}))
     assert bad.is_error and "The question is empty" in str(bad.content)
     assert len(library) == 2

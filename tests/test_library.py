@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from library_stops import Expected
 from readers import changed, reader, settings, text_of
@@ -31,6 +32,7 @@ from hiermem.errors import (
 from hiermem.library import Reading
 from hiermem.library.catalogue import CATALOGUE
 from hiermem.library.document_index import INDEX
+from hiermem.library.index import _descending
 from hiermem.model import HierMemModel
 from hiermem.retrieval.files import only_writer
 from hiermem.text import encode
@@ -340,7 +342,7 @@ def test_a_library_is_of_one_model_and_one_way(library: Library, model: HierMemM
     with_tier = changed(settings(), longterm=longterm)
     with pytest.raises(MemoryIncompatibleError, match="other search keys or tiers"):
         Library.open(library.path, reader(config=with_tier))
-    with pytest.raises(InputError, match="leave index out"):
+    with pytest.raises(InputError, match="leave index"):
         Library.open(library.path, model, index=not library.settings.index)
 
 
@@ -396,3 +398,110 @@ def test_a_killed_writer_loses_nothing_and_leaves_nothing_wrong(tmp_path: Path, 
             lines += writer.stdout.readlines()
         expected.told(lines)
         expected.check(path, model)
+
+
+def test_links_in_the_place_of_folders_are_refused(tmp_path: Path, model: HierMemModel) -> None:
+    """A stranger's library must not have anything else deleted, nor written elsewhere."""
+    for folder in ("documents", "incoming"):
+        path, victim = tmp_path / f"library-{folder}", tmp_path / f"victim-{folder}"
+        library = Library.open(path, model, index=True)
+        (victim / "photos").mkdir(parents=True)
+        (path / folder).rmdir()
+        (path / folder).symlink_to(victim)
+        with pytest.raises(MemoryCorruptError, match="is a link"):
+            library.add_document(document_of_text("a.txt", "Some words."))
+        with pytest.raises(MemoryCorruptError, match="is a link"):
+            library.remove("nope")
+        with pytest.raises(MemoryCorruptError, match="is a link"):
+            Library.open(path, model)
+        assert [each.name for each in victim.iterdir()] == ["photos"]
+
+
+def test_folders_of_other_names_stay(tmp_path: Path, model: HierMemModel) -> None:
+    library = Library.open(tmp_path / "library", model, index=True)
+    own, left = library.path / "documents" / "mine", library.path / "documents" / ("0" * 32)
+    own.mkdir()
+    left.mkdir()  # as a killed writer leaves it
+    library.add_document(document_of_text("a.txt", "Some words."))
+    assert own.is_dir() and not left.exists()
+
+
+def test_what_was_put_into_place_but_not_committed_goes_on(
+    tmp_path: Path, model: HierMemModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, note = Library.open(tmp_path / "library", model, index=True), text_of(200, seed=8)
+
+    def killed(entry: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(library._catalogue, "put", killed)
+    with pytest.raises(KeyboardInterrupt):
+        library.add_document(document_of_text("a.txt", note))
+    monkeypatch.undo()
+    read: list[int] = []
+    library.add_document(
+        document_of_text("a.txt", note), on_reading=lambda each: read.append(each.characters)
+    )
+    assert read == [] and library.text("a.txt") == note  # nothing was read again
+
+
+def test_another_file_does_not_take_a_name_in_silence(tmp_path: Path, model: HierMemModel) -> None:
+    library = Library.open(tmp_path / "library", model, index=True)
+    for folder, words in (("one", "The first."), ("two", "The second.")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same.txt").write_text(words, encoding="utf-8")
+    library.add(tmp_path / "one" / "same.txt")
+    with pytest.raises(InputError, match=r"of another file, .*one/same\.txt"):
+        library.add(tmp_path / "two" / "same.txt")
+    assert library.text("same.txt") == "The first."
+    library.add([tmp_path / "one", tmp_path / "two"])
+    assert {entry.name for entry in library.documents()} == {"same.txt", "one/same.txt", "two/same.txt"}
+
+
+def test_a_conversation_sees_what_comes_and_goes(tmp_path: Path, model: HierMemModel) -> None:
+    library = Library.open(tmp_path / "library", model, index=True)
+    library.add_document(document_of_text("a.txt", "The miller is Mary Quill."))
+    chat, other = library.chat(), Library.open(library.path, model)
+    assert chat.ask("Who is the miller?").sources[0].document == "a.txt"
+    other.add_document(document_of_text("b.txt", "The lighthouse keeper is Tom Pound."))
+    assert chat.ask("Who is the lighthouse keeper?").sources[0].document == "b.txt"
+    other.remove("a.txt")
+    assert all(source.document != "a.txt" for source in chat.ask("Who is the miller?").sources)
+
+
+def test_ties_are_given_once(tmp_path: Path, model: HierMemModel) -> None:
+    scores = np.zeros(1000, np.float32)
+    scores[7], scores[9] = 1, -np.inf
+    order = list(_descending(scores))
+    assert order[:3] == [7, 0, 1] and sorted([*order, 9]) == list(range(1000))
+
+
+def test_nothing_in_scope_is_not_answered_even_if_it_always_is(tmp_path: Path) -> None:
+    always = reader(config=settings().with_asking(least_confidence=0.0))
+    library = Library.open(tmp_path / "library", always, index=True)
+    assert not library.ask("Who is the captain?").found
+    library.add_document(document())
+    assert library.ask("Where hangs the key?", before=1).text == NOT_FOUND
+
+
+def test_no_file_stays_open_for_a_document(tmp_path: Path, model: HierMemModel) -> None:
+    library = Library.open(tmp_path / "library", model, index=True)
+    open_files = Path("/proc/self/fd")
+    before = len(list(open_files.iterdir()))
+    for number in range(20):
+        library.add_document(document_of_text(f"{number}.txt", f"Document number {number} of many."))
+    assert library.ask("Which number is document 7?").sources
+    assert len(list(open_files.iterdir())) <= before + 1
+
+
+def test_files_that_are_missing_are_told(library: Library, model: HierMemModel) -> None:
+    entry = library.document("files/ferry.txt")
+    (library.path / "documents" / entry.folder / INDEX).unlink()
+    with pytest.raises(MemoryCorruptError, match="lacks its file"):
+        Library.open(library.path, model)
+
+
+@pytest.mark.parametrize("before", [2.5, True, "2"])
+def test_pages_are_whole_numbers(library: Library, before: object) -> None:
+    with pytest.raises(InputError, match="give a whole number"):
+        library.ask("Why?", before=before)  # type: ignore[arg-type]

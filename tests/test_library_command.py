@@ -1,5 +1,6 @@
 """`hiermem add`, `list`, `ask`, `remove`, `export` and `verify` of a library."""
 
+import json
 import os
 import signal
 import subprocess
@@ -121,6 +122,22 @@ def test_bad_input_gets_one_sentence(
     assert not (tmp_path / "new").exists()
 
 
+def test_one_bad_file_does_not_keep_others_out(tmp_path: Path, wide_model: Path) -> None:
+    folder = tmp_path / "mix"
+    folder.mkdir()
+    (folder / "a.pdf").write_bytes(b"%PDF-1.4 broken")
+    (folder / "b.txt").write_text("The ferry leaves at seven.", encoding="utf-8")
+    done = run("add", tmp_path / "lib", folder, "--model", wide_model, "--index", "--json")
+    assert done.returncode == 1
+    bad, good = json.loads(done.stdout)["documents"]
+    assert (bad["name"], bad["outcome"]) == ("mix/a.pdf", "failed") and "mix/a.pdf" in bad["error"]
+    assert (good["name"], good["outcome"]) == ("mix/b.txt", "added")
+    assert_refused(run("remove", tmp_path / "lib", "mix/b.txt", "nope"), "There is no document 'nope'")
+    assert len(result("list", tmp_path / "lib")["documents"]) == 1  # nothing was removed
+    refused = run("add", tmp_path / "lib", folder, "--model", wide_model, "--preset", "bare")
+    assert_refused(refused, "leave --preset out")
+
+
 def test_a_stranger_library_does_not_choose_the_model(library: Path) -> None:
     assert_refused(run("ask", library, "Why?"), "give the model by --model if you trust it")
 
@@ -140,7 +157,7 @@ def test_a_stopped_addition_goes_on(tmp_path: Path, wide_model: Path) -> None:
         adding.send_signal(signal.SIGTERM)
         assert adding.stderr is not None and b"stopped" in adding.stderr.read()
     assert adding.returncode == 128 + signal.SIGTERM
-    assert Catalogue(lib).documents() == []
+    assert Catalogue(lib).documents() == [] and result("list", lib)["unfinished"] == ["long.txt"]
     assert result("add", lib, text, "--model", wide_model)["documents"][0]["outcome"] == "added"
     assert result("verify", lib)["ok"]
 

@@ -14,8 +14,8 @@ from hiermem.errors import InputError
 def mcp(
     lib: Annotated[Path, typer.Argument(help="Folder of the library; made where there is none.")],
     files: Annotated[
-        Path, typer.Option(help="Folder whose files agents may add; no others are read.", file_okay=False)
-    ] = Path(),
+        Path | None, typer.Option(help="Folder whose files agents may add; default: they add no files.")
+    ] = None,
     model: ReadModel = None,
     dtype: ReadDtype = None,
     quantize: ReadQuantize = None,
@@ -35,7 +35,7 @@ def mcp(
         raise InputError("The MCP server needs the extra mcp: pip install 'hiermem-torch[mcp]'.") from error
     from hiermem.library import Library
 
-    if not files.is_dir():
+    if files is not None and not files.is_dir():
         raise InputError(f"There is no folder {files}: give one to --files.")
 
     def open_library() -> Library:

@@ -1,7 +1,8 @@
 """`hiermem add`, `list`, `remove`, `export`: documents come to a library, and go."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +12,9 @@ import typer
 from hiermem.cli import options as opt
 from hiermem.cli.asking import ReadDtype, ReadModel, ReadQuantize
 from hiermem.cli.library_model import library_model
-from hiermem.cli.signals import stoppable
+from hiermem.cli.signals import Stopped, stoppable
 from hiermem.errors import InputError, MemoryMissingError
+from hiermem.progress import say
 
 if TYPE_CHECKING:
     from hiermem.library.catalogue import Catalogue
@@ -68,11 +70,14 @@ def add(
 
         hiermem add books shelf --workers 4 --address ray://head:10001
     """
+    from hiermem.library.catalogue import is_library
     from hiermem.library.files import found_files
     from hiermem.library.shelves import check_place
     from hiermem.library.workers import Workers
 
     check_place(lib)  # before the model is loaded
+    if preset is not None and is_library(lib):
+        raise InputError(f"{lib} is a library, which has settings of its own: leave --preset out.")
     found = found_files(files)
     opt.check_numbers(dtype, device)
     config = opt.configuration(model or "smollm2", preset) if preset else None
@@ -81,29 +86,60 @@ def add(
     load = partial(library_model, lib.absolute(), model, config, dtype, quantize, device)
     start = time.perf_counter()
     if workers is None:
-        added = list(_added(lib, found, load, index))
+        outcomes = list(_added(lib, found, load, index))
     else:
-        added = list(_added_by_workers(lib, found, Workers(workers, load, address), index))
-    seconds = time.perf_counter() - start
-    rows = [{"name": each.name, "outcome": each.outcome, **_facts(each.entry)} for each in added]
-    words = "\n".join(f"{each.outcome:>9}  {_line(each.entry)}" for each in added)
-    tokens = sum(each.entry.tokens for each in added if each.outcome != "unchanged")
-    total = f"{len(added)} documents in {seconds:.1f} s, {tokens} new tokens."
+        outcomes = list(_added_by_workers(lib, found, Workers(workers, load, address), index))
+    failures = [each for each in outcomes if isinstance(each, Failed)]
+    if len(failures) == len(outcomes) == 1:
+        raise InputError(failures[0].error)
+    _report(lib, outcomes, time.perf_counter() - start, json)
+    if failures:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A file that could not be added, and why."""
+
+    name: str
+    error: str
+
+
+def _report(lib: Path, outcomes: "Sequence[Added | Failed]", seconds: float, json: bool) -> None:
+    """Print what became of each file."""
+    rows, lines, tokens = [], [], 0
+    for each in outcomes:
+        if isinstance(each, Failed):
+            rows.append({"name": each.name, "outcome": "failed", "error": each.error})
+            lines.append(f"   failed  {each.name}  {each.error}")
+            continue
+        rows.append({"name": each.name, "outcome": each.outcome, **_facts(each.entry)})
+        lines.append(f"{each.outcome:>9}  {_line(each.entry)}")
+        tokens += 0 if each.outcome == "unchanged" else each.entry.tokens
     result = {"library": str(lib), "documents": rows, "seconds": seconds, "new_tokens": tokens}
-    opt.emit(result, json, f"{words}\n{total}")
+    total = f"{_count(len(rows), 'document')} in {seconds:.1f} s, {tokens} new tokens."
+    opt.emit(result, json, "\n".join([*lines, total]))
 
 
 def _added(
     lib: Path, files: "list[tuple[str, Path]]", load: "Callable[[], HierMemModel]", index: bool | None
-) -> "Iterator[Added]":
+) -> "Iterator[Added | Failed]":
     """Add files in this process."""
     from hiermem.library.library import Library
 
-    reader = load()
-    with stoppable() as stop, Library.open(lib, reader, index=index) as library:
-        for name, path in files:
-            stop.check()
-            yield library.add_file(name, path, on_reading=lambda _: stop.check())
+    reader, done = load(), 0
+    with stoppable() as stop, Library.open(lib, reader, index=index) as library, library.writer():
+        try:
+            for name, path in files:
+                stop.check()
+                try:
+                    yield library.add_file(name, path, on_reading=lambda _: stop.check())
+                    done += 1
+                except InputError as error:
+                    yield Failed(name, str(error))
+        except Stopped:
+            say(f"hiermem: stopped after {_count(done, 'document')}; the same command goes on.")
+            raise
         stop.done()
 
 
@@ -130,16 +166,16 @@ def list_documents(lib: LibraryDir, json: opt.Json = False) -> None:
 
         hiermem list papers
     """
-    catalogue = _catalogue(lib)
-    entries = catalogue.documents()
+    from hiermem.library.unfinished import unfinished_names
+
+    entries, unfinished = _catalogue(lib).documents(), unfinished_names(lib)
     rows = [{"name": entry.name, **_facts(entry)} for entry in entries]
-    size = sum(entry.bytes for entry in entries)
-    total = (
-        f"{len(entries)} documents, {sum(e.tokens for e in entries)} tokens in "
-        f"{sum(e.segments for e in entries)} segments, {opt.mib(size)}."
-    )
-    result = {"library": str(lib), "documents": rows, "bytes": size}
-    opt.emit(result, json, "\n".join([*map(_line, entries), total]))
+    size, tokens = sum(entry.bytes for entry in entries), sum(entry.tokens for entry in entries)
+    segments = _count(sum(entry.segments for entry in entries), "segment")
+    total = f"{_count(len(entries), 'document')}, {tokens} tokens in {segments}, {_size(size)}."
+    begun = [f"{name}  not finished: add it again to go on, or remove it" for name in unfinished]
+    result = {"library": str(lib), "documents": rows, "bytes": size, "unfinished": unfinished}
+    opt.emit(result, json, "\n".join([*map(_line, entries), *begun, total]))
 
 
 def remove(
@@ -155,9 +191,14 @@ def remove(
     """
     from hiermem.library.shelves import Shelves
 
-    shelves = Shelves(lib, _catalogue(lib))
-    for name in names:
-        shelves.remove(name)
+    catalogue = _catalogue(lib)
+    shelves = Shelves(lib, catalogue)
+    with shelves.writer():
+        for name in names:
+            if name not in shelves.unfinished():
+                catalogue.document(name)  # which refuses what is not there, before anything goes
+        for name in dict.fromkeys(names):
+            shelves.remove(name)
     opt.emit({"library": str(lib), "removed": names}, json, f"Removed {', '.join(names)}.")
 
 
@@ -191,15 +232,21 @@ def _catalogue(lib: Path) -> "Catalogue":
 
 
 def _facts(entry: "DocumentEntry") -> dict[str, Any]:
-    facts = dict(vars(entry))
-    for name in ("name", "folder"):
-        del facts[name]
-    return facts
+    return {name: value for name, value in vars(entry).items() if name not in ("name", "folder", "source")}
 
 
 def _line(entry: "DocumentEntry") -> str:
-    pages = f", {entry.pages} pages" if entry.pages else ""
+    pages = f", {_count(entry.pages, 'page')}" if entry.pages else ""
     return (
-        f"{entry.name}  {entry.kind}{pages}, {entry.tokens} tokens in {entry.segments} segments, "
-        f"{opt.mib(entry.bytes)}"
+        f"{entry.name}  {entry.kind}{pages}, {entry.tokens} tokens in {_count(entry.segments, 'segment')}, "
+        f"{_size(entry.bytes)}"
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _size(count: int) -> str:
+    """A number of bytes for a person to read."""
+    return opt.mib(count) if count >= 1 << 20 else f"{count / 1024:.0f} KiB"

@@ -14,7 +14,7 @@ from hiermem.documents import document_of_text
 from hiermem.errors import HierMemError, InputError
 from hiermem.integrations.sources import metadata
 from hiermem.library import DocumentEntry, Library
-from hiermem.library.files import checked_name
+from hiermem.library.files import checked_name, found_files
 
 INSTRUCTIONS = (
     "A library of documents. Ask it questions: answers come with the exact passages that they stand on. "
@@ -27,11 +27,12 @@ class LibraryTools:
 
     Args:
         open_library: opens it, which may take long: clients wait for the first call, not for the start.
-        files: folder whose files may be added; no others are read.
+        files: folder whose files may be added; no others are read. None: no file is.
     """
 
-    def __init__(self, open_library: Callable[[], Library], files: Path) -> None:
-        self._open, self._files, self._lock = open_library, files.resolve(), threading.Lock()
+    def __init__(self, open_library: Callable[[], Library], files: Path | None) -> None:
+        self._open, self._lock = open_library, threading.Lock()
+        self._files = None if files is None else files.resolve()
 
     @cached_property
     def _library(self) -> Library:
@@ -44,7 +45,7 @@ class LibraryTools:
             "ask": self.ask,
             "search": self.search,
             "list": self.documents,
-            "add": self.add,
+            **({} if self._files is None else {"add": self.add}),
             "add_text": self.add_text,
             "remove": self.remove,
         }
@@ -88,11 +89,15 @@ class LibraryTools:
         Args:
             path: of the file, from the folder that the server may read.
         """
-        file = (self._files / path).resolve()
         with self._turn():
-            if not file.is_relative_to(self._files):
+            root = self._files
+            file = None if root is None or "\0" in path else (root / path).resolve()
+            if file is None or root is None or not file.is_relative_to(root) or _is_hidden(file, root):
                 raise InputError(f"{path!r} is outside of the folder that may be read: stay within it.")
-            added = self._library.add(file, progress=False)
+            added = [
+                self._library.add_file(found.relative_to(root).as_posix(), found, progress=False)
+                for _, found in found_files(file)
+            ]
         return [{"outcome": each.outcome} | _facts(each.entry) for each in added]
 
     def add_text(self, name: str, text: str) -> dict[str, Any]:
@@ -123,19 +128,26 @@ class LibraryTools:
                 yield
             except HierMemError as error:
                 raise ToolError(str(error)) from error
+            except OSError as error:
+                raise ToolError(f"The system refused: {error.strerror or error}.") from error
 
 
-def mcp_server(open_library: Callable[[], Library], files: Path) -> "MCPServer[Any]":
+def mcp_server(open_library: Callable[[], Library], files: Path | None = None) -> "MCPServer[Any]":
     """The server of a library's tools; `run()` serves standard input and output.
 
     Args:
         open_library: opens the library.
-        files: folder whose files agents may add.
+        files: folder whose files agents may add; None: they add texts alone.
     """
     server: MCPServer[Any] = MCPServer("hiermem", instructions=INSTRUCTIONS)
     for name, tool in LibraryTools(open_library, files).tools.items():
         server.add_tool(tool, name)
     return server
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """Whether a file, or a folder between, begins with a dot."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _facts(entry: DocumentEntry) -> dict[str, Any]:

@@ -21,8 +21,16 @@ class LibraryRecall:
 
     def __init__(self, index: LibraryIndex, scope: Scope) -> None:
         self._index, self._scope = index, scope
-        self.key: LexicalKey = index.queries.key
-        self.summary: HMTModule | None = index.queries.summary
+
+    @property
+    def key(self) -> LexicalKey:
+        """The lexical key, with the statistics of all documents."""
+        return self._index.queries.key
+
+    @property
+    def summary(self) -> HMTModule | None:
+        """Parameters of the memory embeddings that a search key is made of."""
+        return self._index.queries.summary
 
     @property
     def reads_states(self) -> bool:

@@ -9,7 +9,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from hiermem.errors import (
 )
 from hiermem.library.entries import DocumentEntry
 from hiermem.retrieval.regular_files import NotPlainError, check_plain
+from hiermem.transactions import transaction
 
 CATALOGUE = "library.sqlite3"
 
@@ -38,9 +39,35 @@ _TABLES = {
         "CREATE TABLE documents (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, "
         "kind TEXT NOT NULL, sha256 TEXT NOT NULL, tokens INTEGER NOT NULL, segments INTEGER NOT NULL, "
         "characters INTEGER NOT NULL, pages INTEGER NOT NULL, bytes INTEGER NOT NULL, added REAL NOT NULL, "
-        "folder TEXT NOT NULL UNIQUE)"
+        "folder TEXT NOT NULL UNIQUE, source TEXT NOT NULL)"
     ),
 }
+
+
+@contextmanager
+def plainly_of(path: Path) -> Iterator[None]:
+    """Turn errors of an SQLite file into sentences.
+
+    Raises:
+        MemoryFileError: it cannot be used.
+        MemoryCorruptError: it is damaged.
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise MemoryFileError(
+            f"The file {path} cannot be used ({error}): check the disk's space and the permissions, then try "
+            f"again."
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise MemoryCorruptError(
+            f"The file {path} is damaged ({error}): restore the library from a copy."
+        ) from error
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is one that a document of a library may have: a real one, of such a name."""
+    return bool(_FOLDER.fullmatch(path.name)) and not path.is_symlink() and path.is_dir()
 
 
 def is_library(path: Path) -> bool:
@@ -75,18 +102,20 @@ class Catalogue:
             self._check_layout(folder)
 
     @classmethod
-    def create(cls, folder: Path, settings: dict[str, Any]) -> "Catalogue":
-        """A new one, with the library's settings, which never change; the caller is the only writer."""
+    def create(cls, folder: Path, settings: dict[str, Any]) -> None:
+        """Make a new one, with the library's settings, which never change; the caller is the only writer.
+
+        Raises:
+            MemoryFileError: the disk refused.
+        """
         new = folder / f"{CATALOGUE}.new"
         new.unlink(missing_ok=True)
-        connection = sqlite3.connect(new, isolation_level=None)
-        for table in _TABLES.values():
-            connection.execute(table)
-        connection.execute("INSERT INTO settings VALUES ('settings', ?)", (json.dumps(settings),))
-        connection.execute(f"PRAGMA user_version = {VERSION}")
-        connection.close()
+        with plainly_of(new), closing(sqlite3.connect(new, isolation_level=None)) as connection:
+            for table in _TABLES.values():
+                connection.execute(table)
+            connection.execute("INSERT INTO settings VALUES ('settings', ?)", (json.dumps(settings),))
+            connection.execute(f"PRAGMA user_version = {VERSION}")
         new.rename(folder / CATALOGUE)
-        return cls(folder)
 
     def _connect(self) -> sqlite3.Connection:
         address = f"{self._path.absolute().as_uri()}?mode=rw"
@@ -111,18 +140,8 @@ class Catalogue:
 
     @contextmanager
     def _plainly(self) -> Iterator[None]:
-        try:
-            with self._lock:
-                yield
-        except sqlite3.OperationalError as error:
-            raise MemoryFileError(
-                f"The catalogue {self._path} cannot be used ({error}): check the disk's space and the "
-                f"permissions, then try again."
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise MemoryCorruptError(
-                f"The catalogue {self._path} is damaged ({error}): restore the library from a copy."
-            ) from error
+        with plainly_of(self._path), self._lock:
+            yield
 
     @property
     def settings(self) -> Any:
@@ -155,7 +174,7 @@ class Catalogue:
 
     def _check(self, entry: DocumentEntry) -> None:
         whole = (entry.id, entry.tokens, entry.segments, entry.characters, entry.pages, entry.bytes)
-        texts = (entry.name, entry.kind, entry.sha256, entry.folder)
+        texts = (entry.name, entry.kind, entry.sha256, entry.folder, entry.source)
         typed = all(type(number) is int and number >= 0 for number in whole) and all(
             isinstance(text, str) for text in texts
         )
@@ -170,16 +189,25 @@ class Catalogue:
         Raises:
             InputError: there is none.
         """
-        found = [entry for entry in self.documents() if entry.name == name]
-        if not found:
+        if (found := self.find(name)) is None:
             raise InputError(f"There is no document {name!r} in the library: hiermem list shows all.")
-        return found[0]
+        return found
+
+    def find(self, name: str) -> DocumentEntry | None:
+        """The document of a name; None: there is none."""
+        with self._plainly():
+            query = f"SELECT {', '.join(_COLUMNS)} FROM documents WHERE name = ?"
+            rows = self._connection.execute(query, (name,)).fetchall()
+        entries = [DocumentEntry(*row) for row in rows]
+        for entry in entries:
+            self._check(entry)
+        return entries[0] if entries else None
 
     def put(self, entry: DocumentEntry) -> DocumentEntry:
         """Commit a document, in place of one of the same name; with its number, whatever ``entry`` had."""
         values = {name: value for name, value in asdict(entry).items() if name != "id"}
         marks = ", ".join("?" * len(values))
-        with self._plainly(), self._transaction():
+        with self._plainly(), transaction(self._connection):
             self._connection.execute("DELETE FROM documents WHERE name = ?", (entry.name,))
             self._connection.execute(
                 f"INSERT INTO documents ({', '.join(values)}) VALUES ({marks})", tuple(values.values())
@@ -188,25 +216,16 @@ class Catalogue:
 
     def remove(self, name: str) -> None:
         """Commit that a document is gone."""
-        with self._plainly(), self._transaction():
+        with self._plainly(), transaction(self._connection):
             self._connection.execute("DELETE FROM documents WHERE name = ?", (name,))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
 
     def problems(self) -> list[str]:
         """Every damage that SQLite finds in the file, as plain sentences."""
         try:
-            found = self._connection.execute("PRAGMA integrity_check").fetchall()
-        except sqlite3.DatabaseError as error:
-            return [f"The catalogue {self._path} is damaged ({error})."]
+            with self._plainly():
+                found = self._connection.execute("PRAGMA integrity_check").fetchall()
+        except MemoryCorruptError as error:
+            return [str(error)]
         return [f"The catalogue {self._path} is damaged ({row[0]})." for row in found if row[0] != "ok"]
 
     def close(self) -> None:

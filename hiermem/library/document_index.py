@@ -6,6 +6,7 @@ than others, has its keys here too, and is counted in the statistics.
 Dimension names: N segments, U units, D width of a segment's key, W width of a unit's.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping
 from copy import copy
@@ -28,7 +29,7 @@ from hiermem.memory.stored import MOST, Stored, in_range
 from hiermem.memory.unit_index import UnitQuery
 from hiermem.retrieval.disk import sha256_of
 from hiermem.retrieval.regular_files import NotPlainError, plain_file
-from hiermem.retrieval.tensors import views
+from hiermem.retrieval.tensors import mapped_views
 
 INDEX = "index.safetensors"
 
@@ -54,18 +55,24 @@ def _complete(longterm: LongTermMemory) -> LongTermMemory:
     return whole
 
 
-def write_index(folder: Path, memory: MemoryState) -> None:
-    """Write the index of a memory into a folder, and sync it."""
+def write_index(folder: Path, memory: MemoryState) -> str:
+    """Write the index of a memory into a folder, and sync it; its hash."""
     data = safetensors.torch.save({name: t.contiguous() for name, t in index_tensors(memory).items()})
-    with (folder / INDEX).open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    write_synced(folder / INDEX, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def index_digest(folder: Path) -> str:
     """Hash of the index in a folder."""
     return sha256_of(folder / INDEX)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file that outlasts a power cut."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,8 @@ class DocumentIndex:
     def __init__(self, name: str, folder: Path, width: int, unit_width: int) -> None:
         self.name = name
         try:
-            with plain_file(folder / INDEX) as file:
-                tensors = views(file.mapped())
+            with plain_file(folder / INDEX) as file, file.stream() as stream:
+                tensors = mapped_views(folder / INDEX, stream, file.size)
             self._take(tensors, width, unit_width)
         except (NotPlainError, ValueError) as error:
             raise _damaged(name, error) from error

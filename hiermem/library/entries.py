@@ -20,6 +20,7 @@ class DocumentEntry:
         bytes: that it takes on the disk.
         added: when, in seconds since 1970.
         folder: where its files are, within the library's folder of documents.
+        source: the path that its file was read from; empty: it was no file here.
     """
 
     id: int
@@ -33,6 +34,7 @@ class DocumentEntry:
     bytes: int
     added: float
     folder: str
+    source: str = ""
 
 
 @dataclass(frozen=True)

@@ -41,14 +41,14 @@ def _named(path: Path) -> Iterator[tuple[str, Path]]:
     if not path.is_dir():
         if not path.exists() and not _is_bundled(path):
             raise InputError(f"There is no file {os.fspath(path)!r}: check the path.")
-        yield checked_name(name), path
+        yield name, path
         return
     files = sorted(_readable(path))
     if not files:
         raise InputError(f"The folder {os.fspath(path)!r} holds no file that can be read: give another one.")
     for file in files:
         relative = file.relative_to(path).as_posix()
-        yield checked_name(f"{name}/{relative}" if name else relative), file
+        yield (f"{name}/{relative}" if name else relative), file
 
 
 def _readable(folder: Path) -> Iterator[Path]:

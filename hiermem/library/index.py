@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hiermem.errors import InputError
 from hiermem.library.document_index import DocumentIndex, Scope
 from hiermem.library.entries import DocumentEntry
 from hiermem.memory.longterm import LongTermMemory
@@ -47,8 +48,10 @@ class LibraryIndex:
         }
         came = {name: (entry.id, self._opened(entry)) for name, entry in wanted.items() if name not in kept}
         gone = [pair[1].statistics for name, pair in self._documents.items() if name not in kept]
-        self.queries.count_statistics([index.statistics for _, index in came.values()])
-        self.queries.count_statistics(gone, removed=True)
+        queries = self.queries.copy()  # so that nothing is counted twice where this fails
+        queries.count_statistics([index.statistics for _, index in came.values()])
+        queries.count_statistics(gone, removed=True)
+        self.queries = queries
         self._documents = {name: kept.get(name) or came[name] for name in wanted}
 
     def _opened(self, entry: DocumentEntry) -> DocumentIndex:
@@ -57,7 +60,13 @@ class LibraryIndex:
         return DocumentIndex(entry.name, self._folder / entry.folder, *widths)
 
     def document(self, name: str) -> DocumentIndex:
-        """The index of a document that is there."""
+        """The index of a document that is there.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        if name not in self._documents:
+            raise InputError(f"There is no document {name!r} in the library: hiermem list shows all.")
         return self._documents[name][1]
 
     def recall(
@@ -92,15 +101,6 @@ class LibraryIndex:
 
 
 def _descending(scores: NDArray[np.float32]) -> Iterable[int]:
-    """Places of finite scores, best first; sorted as far as they are taken."""
-    most, taken = 64, 0
-    order = np.zeros(0, np.int64)
-    while taken < len(scores):
-        most = min(most, len(scores))
-        best = np.argpartition(-scores, most - 1)[:most] if most < len(scores) else np.arange(len(scores))
-        order = best[np.lexsort((best, -scores[best]))]
-        for row in order[taken:].tolist():
-            if not np.isfinite(scores[row]):
-                return
-            yield row
-        taken, most = most, 4 * most
+    """Places of finite scores, best first; of equal ones the first comes first."""
+    order = np.argsort(-scores, kind="stable")
+    return order[: int(np.isfinite(scores).sum())].tolist()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ from hiermem.answer_stream import AnswerStream
 from hiermem.asked_memory import AskedMemory
 from hiermem.chat import Chat
 from hiermem.documents import Document
-from hiermem.errors import InputError, MemoryMissingError
+from hiermem.errors import InputError, MemoryCorruptError, MemoryMissingError
 from hiermem.library.addition import Addition
 from hiermem.library.asked import AskedLibrary
 from hiermem.library.catalogue import Catalogue, is_library
@@ -22,7 +23,7 @@ from hiermem.library.entries import Added, DocumentEntry, Reading
 from hiermem.library.files import found_files, opened
 from hiermem.library.index import LibraryIndex
 from hiermem.library.settings import LibrarySettings
-from hiermem.library.shelves import Shelves, make_library
+from hiermem.library.shelves import Shelves, make_library, origin
 from hiermem.library.workers import Workers
 from hiermem.memory.places import Places
 from hiermem.model import HierMemModel
@@ -53,6 +54,7 @@ class Library:
         self.settings = LibrarySettings.read(catalogue.settings, path)
         empty = self.settings.check(model, path)
         self._shelves = Shelves(path, catalogue)
+        self._shelves.check_folders()
         self._index = LibraryIndex(empty.longterm, self._shelves.folder)
         self._working_config = model.config.working
         self._version = -1
@@ -86,7 +88,9 @@ class Library:
             library = cls(path, Catalogue(path), model)
             if index is not None and index != library.settings.index:
                 done = "only indexes its documents" if library.settings.index else "reads its documents"
-                raise InputError(f"The library at {path} {done}: leave index out, or make another library.")
+                raise InputError(
+                    f"The library at {path} {done}: leave index (--index, --read) out, or make another one."
+                )
             return library
         if not writes:
             raise MemoryMissingError(
@@ -134,9 +138,11 @@ class Library:
         """
         files = found_files(paths)
         if workers is None:
-            return [
-                self.add_file(name, path, progress=progress, on_reading=on_reading) for name, path in files
-            ]
+            with self.writer():
+                return [
+                    self.add_file(name, path, progress=progress, on_reading=on_reading)
+                    for name, path in files
+                ]
         if on_reading is not None:
             raise InputError("Workers do not tell how far they have read: leave on_reading out.")
         added = list(workers.add(self.path, files))
@@ -156,7 +162,7 @@ class Library:
             added = self._shelves.unchanged(name, path)
             if added is None:
                 stage = Addition(self._model, self.settings, progress, on_reading)
-                added = self._shelves.add(opened(name, path), stage)
+                added = self._shelves.add(opened(name, path), stage, origin(path))
         self.refresh()
         return added
 
@@ -184,6 +190,14 @@ class Library:
         self._shelves.remove(name)
         self.refresh()
 
+    def writer(self) -> AbstractContextManager[None]:
+        """Be the only writer while this lasts, so that several changes are made without another in between.
+
+        Raises:
+            MemoryLockedError: another process is adding or removing.
+        """
+        return self._shelves.writer()
+
     def unfinished(self) -> list[str]:
         """Names of documents whose reading was stopped; adding them again goes on."""
         return self._shelves.unfinished()
@@ -195,7 +209,6 @@ class Library:
             InputError: there is none of that name.
         """
         self.refresh()
-        self.document(name)
         return self._index.document(name).text
 
     def places(self, name: str) -> Places:
@@ -205,7 +218,6 @@ class Library:
             InputError: there is none of that name.
         """
         self.refresh()
-        self.document(name)
         return self._index.document(name).places
 
     def export(self, name: str, out: str | os.PathLike[str]) -> None:
@@ -303,7 +315,7 @@ class Library:
             documents: as of `ask`.
             before: as of `ask`.
         """
-        return Chat(self._model, self._asked(documents, before))
+        return Chat(self._model, self._asked(documents, before), self.refresh)
 
     def search(
         self, question: str, count: int = 8, *, documents: Sequence[str] = (), before: int | None = None
@@ -315,8 +327,8 @@ class Library:
             documents: as of `ask`.
             before: as of `ask`.
         """
-        if count < 1:
-            raise InputError(f"The count of segments must be at least 1, not {count}.")
+        if type(count) is not int or count < 1:
+            raise InputError(f"The count of segments must be a whole number of at least 1, not {count!r}.")
         with self._model.inference():
             return asking.passages(self._model, self._asked(documents, before), question, count)
 
@@ -326,13 +338,13 @@ class Library:
                 "Answers from a library stand on passages of text: leave asking.working and asking.passages "
                 "out."
             )
-        if before is not None and before < 1:
-            raise InputError(f"Pages count from 1: give one of at least 1 in place of {before}.")
+        if before is not None and (type(before) is not int or before < 1):
+            raise InputError(f"Pages count from 1: give a whole number of at least 1 in place of {before!r}.")
         if isinstance(documents, str):
             raise InputError("Give the names of documents as a list, not as one text.")
         self.refresh()
         for name in documents:
-            self.document(name)
+            self._index.document(name)
         return AskedLibrary(
             self._index,
             Scope(frozenset(documents), before),
@@ -348,9 +360,12 @@ class Library:
                 return
             try:
                 self._index.show(self._catalogue.documents())
-            except FileNotFoundError:  # it has just been removed
+            except FileNotFoundError as error:  # it has just been removed
                 if attempt == _ATTEMPTS - 1:
-                    raise
+                    raise MemoryCorruptError(
+                        f"A document of the library lacks its file {error.filename}: hiermem verify names it; "
+                        f"remove that document and add it again."
+                    ) from error
             else:
                 self._version = version
 

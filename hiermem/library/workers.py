@@ -18,9 +18,9 @@ from hiermem.errors import HierMemError, InputError, first_line
 from hiermem.library.addition import Addition
 from hiermem.library.catalogue import Catalogue
 from hiermem.library.entries import Added
-from hiermem.library.files import opened
+from hiermem.library.files import checked_name, opened
 from hiermem.library.settings import LibrarySettings
-from hiermem.library.shelves import Shelves, Size
+from hiermem.library.shelves import Shelves, Size, origin
 from hiermem.model import HierMemModel
 from hiermem.progress import say
 
@@ -101,30 +101,48 @@ class Workers:
             ray.shutdown()
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A document that workers read."""
+
+    document: Document
+    staging: Path
+    source: str
+
+
 def _added(shelves: Shelves, files: Iterable[tuple[str, Path]], pool: "_Pool") -> Iterator[Added]:
-    """Outcomes in the order of the files; as many documents are open as there are workers."""
-    begun: list[tuple[Document, Path] | Added] = []
+    """Outcomes in the order of the files; twice as many documents are open as there are workers."""
+    begun: list[_Begun | Added] = []
+    failure: HierMemError | None = None
     for name, path in files:
-        if (same := shelves.unchanged(name, path)) is not None:
-            begun.append(same)
-        else:
-            document = opened(name, path)
-            staging = shelves.begin(document)
-            pool.put(document, staging)
-            begun.append((document, staging))
+        try:
+            begun.append(_begun(shelves, name, path, pool))
+        except HierMemError as error:  # what came before it is added first
+            failure = error
+            break
         while begun and (isinstance(begun[0], Added) or not pool.has_room):
-            yield _first(shelves, begun, pool)
+            yield _outcome(shelves, begun.pop(0), pool)
     while begun:
-        yield _first(shelves, begun, pool)
+        yield _outcome(shelves, begun.pop(0), pool)
+    if failure is not None:
+        raise failure
 
 
-def _first(shelves: Shelves, begun: list[tuple[Document, Path] | Added], pool: "_Pool") -> Added:
-    """The outcome of what was begun first, once it is there."""
-    first = begun.pop(0)
-    if isinstance(first, Added):
-        return first
-    document, staging = first
-    return shelves.put(document, pool.result(document, staging), staging)
+def _begun(shelves: Shelves, name: str, path: Path, pool: "_Pool") -> _Begun | Added:
+    if (same := shelves.unchanged(name, path)) is not None:
+        return same
+    document = opened(checked_name(name), path)
+    begun = _Begun(document, shelves.begin(document), origin(path))
+    pool.put(document, begun.staging)
+    return begun
+
+
+def _outcome(shelves: Shelves, begun: _Begun | Added, pool: "_Pool") -> Added:
+    """The outcome of a document, once it is there."""
+    if isinstance(begun, Added):
+        return begun
+    size = pool.result(begun.document, begun.staging)
+    return shelves.put(begun.document, size, begun.staging, begun.source)
 
 
 class _Worker:
@@ -191,6 +209,11 @@ class _Pool:
                 say(f"hiermem: a worker has died ({type(error).__name__}); another one goes on.")
                 self._replace(worker)
                 self.put(document, staging)
+            except self._ray.exceptions.RayError as error:
+                why = str(error).strip().splitlines()[-1]
+                raise InputError(
+                    f"A worker cannot read the document {document.name!r} ({why}): add it without workers."
+                ) from error
             else:
                 if isinstance(size, str):
                     raise InputError(size)

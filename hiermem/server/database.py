@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hiermem.errors import MemoryCorruptError, MemoryFileError, MemoryTooNewError
+from hiermem.transactions import transaction
 
 VERSION = 1
 """Of the tables."""
@@ -44,7 +45,7 @@ class Database:
             self._connection.row_factory = sqlite3.Row
             for pragma in (
                 "trusted_schema = OFF",
-                "journal_mode = WAL",
+                "journal_mode = DELETE",  # what is deleted leaves no trace in a log
                 "synchronous = FULL",
                 "secure_delete = ON",
             ):
@@ -56,7 +57,7 @@ class Database:
         if version > VERSION:
             raise MemoryTooNewError(f"{self._path} is of a newer version: upgrade hiermem.")
         if version < VERSION:
-            with self.transaction():
+            with transaction(self._connection):
                 for table in _TABLES:
                     self._connection.execute(table)
                 self._connection.execute(f"PRAGMA user_version = {VERSION}")
@@ -77,14 +78,8 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Commit all or nothing of what is done meanwhile."""
-        with self._lock, self._plainly():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+        with self._lock, self._plainly(), transaction(self._connection):
+            yield
 
     def change(self, statement: str, *values: Any) -> int:
         """Run a statement; how many rows it has changed."""

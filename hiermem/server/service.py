@@ -88,6 +88,7 @@ class Service:
         database = Database(self._folder)
         self.files = Files(database, self._folder / "uploads")
         self.sessions = Sessions(database, self.settings.max_stored)
+        self.sessions.keep_only([entry.name for entry in library.documents()])
         self.intake = Intake(self.files, self.worker)
         # Its texts can be looked at while the model answers from the other one.
         self._shelf = Library.open(library.path, model, writes=False)
@@ -149,6 +150,7 @@ class Service:
         else:
             self.worker.remove(file.name).result(self.settings.answer_seconds)
             self.files.forget(identity)
+            self.sessions.keep_only([entry.name for entry in self.entries()])
 
     def _remove_unfinished(self, name: str) -> None:
         """Remove what was read of a document that was never finished; one of that name that was stays."""

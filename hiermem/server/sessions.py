@@ -1,6 +1,7 @@
 """Conversations on disk: each response with its question and the response before it."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,19 @@ class Sessions:
             found.append(turn)
             response = turn.response["previous_response_id"]
         return found[::-1]
+
+    def keep_only(self, documents: Collection[str]) -> None:
+        """Delete the turns that quote any other document: it has gone."""
+        cited = self._database.rows(
+            "SELECT DISTINCT tree.atom AS name FROM responses, json_tree(body) AS tree "
+            "WHERE tree.key = 'filename'"
+        )
+        for name in {row["name"] for row in cited} - set(documents):
+            self._database.change(
+                "DELETE FROM responses WHERE EXISTS (SELECT 1 FROM json_tree(body) AS tree "
+                "WHERE tree.key = 'filename' AND tree.atom = ?)",
+                name,
+            )
 
     def delete(self, owner: str, response: str) -> bool:
         """Delete a turn; whether it was there."""
