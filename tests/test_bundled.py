@@ -278,9 +278,11 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HIERMEM_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(socket.socket, "connect", refuse)
-        patch.setattr(socket, "getaddrinfo", refuse)
-        yield bundled.smollm2_path(progress=False)
+        with pytest.MonkeyPatch.context() as offline:  # other tests serve on this machine
+            offline.setattr(socket.socket, "connect", refuse)
+            offline.setattr(socket, "getaddrinfo", refuse)
+            path = bundled.smollm2_path(progress=False)
+        yield path
 
 
 @pytest.fixture(scope="session")

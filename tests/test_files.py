@@ -141,7 +141,7 @@ def test_manifest_is_as_documented(memory: Path) -> None:
     canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
     assert checksum == hashlib.sha256(canonical.encode()).hexdigest()
     assert set(manifest) == {"format", "format_version", "library_version", "files", "info"}
-    assert (manifest["format"], manifest["format_version"]) == ("hiermem-memory", 3)
+    assert (manifest["format"], manifest["format_version"]) == ("hiermem-memory", 4)
     for name, entry in manifest["files"].items():
         data = (memory / entry["file"]).read_bytes()
         assert entry["file"].startswith(f"{name}-")

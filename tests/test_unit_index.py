@@ -135,7 +135,7 @@ def test_the_best_of_all_are_found_however_few_are_looked_at_first(
     memory = memory_of(random_texts(60), kind=kind)
     for number in range(12):
         question = Question(f"word{number} word{3 * number} word{7 * number % 90}")
-        own = memory.store.keys @ memory._query_key(question)[0]
+        own = memory.store.keys @ memory.query_key(question)
         assert memory.units is not None
         query = memory.units.query(question)
         best = [max(unit.score for unit in memory.units.hits(at, query)) for at in range(60)]

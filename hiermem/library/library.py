@@ -363,8 +363,8 @@ class Library:
             except FileNotFoundError as error:  # it has just been removed
                 if attempt == _ATTEMPTS - 1:
                     raise MemoryCorruptError(
-                        f"A document of the library lacks its file {error.filename}: hiermem verify names it; "
-                        f"remove that document and add it again."
+                        f"A document of the library lacks its file {error.filename}: hiermem verify names "
+                        f"it; remove that document and add it again."
                     ) from error
             else:
                 self._version = version
