@@ -13,11 +13,10 @@ from hiermem.cli import options as opt
 from hiermem.cli.asking import ReadDtype, ReadModel, ReadQuantize
 from hiermem.cli.library_model import library_model
 from hiermem.cli.signals import Stopped, stoppable
-from hiermem.errors import InputError, MemoryMissingError
+from hiermem.errors import InputError
 from hiermem.progress import say
 
 if TYPE_CHECKING:
-    from hiermem.library.catalogue import Catalogue
     from hiermem.library.entries import Added, DocumentEntry
     from hiermem.library.workers import Workers
     from hiermem.model import HierMemModel
@@ -32,14 +31,7 @@ def add(
         list[Path],
         typer.Argument(help="Text, Markdown, HTML, PDF, EPUB or DOCX files, or folders of such."),
     ],
-    index: Annotated[
-        bool | None,
-        typer.Option(
-            "--index/--read",
-            help="Of a new library: leave the backbone out, which is much faster, or let it read every "
-            "document; default: --index where no search key or tier is made by it.",
-        ),
-    ] = None,
+    index: opt.IndexOrRead = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Read in so many processes, each with a model (extra ray)."),
@@ -166,9 +158,10 @@ def list_documents(lib: LibraryDir, json: opt.Json = False) -> None:
 
         hiermem list papers
     """
+    from hiermem.library.catalogue import Catalogue
     from hiermem.library.unfinished import unfinished_names
 
-    entries, unfinished = _catalogue(lib).documents(), unfinished_names(lib)
+    entries, unfinished = Catalogue(lib).documents(), unfinished_names(lib)
     rows = [{"name": entry.name, **_facts(entry)} for entry in entries]
     size, tokens = sum(entry.bytes for entry in entries), sum(entry.tokens for entry in entries)
     segments = _count(sum(entry.segments for entry in entries), "segment")
@@ -189,9 +182,10 @@ def remove(
 
         hiermem remove papers harbour.pdf
     """
+    from hiermem.library.catalogue import Catalogue
     from hiermem.library.shelves import Shelves
 
-    catalogue = _catalogue(lib)
+    catalogue = Catalogue(lib)
     shelves = Shelves(lib, catalogue)
     with shelves.writer():
         for name in names:
@@ -214,21 +208,12 @@ def export(
 
         hiermem export papers harbour.pdf --out harbour.hmem
     """
+    from hiermem.library.catalogue import Catalogue
     from hiermem.library.shelves import Shelves
 
-    catalogue = _catalogue(lib)
+    catalogue = Catalogue(lib)
     Shelves(lib, catalogue).export(catalogue.document(name), out)
     opt.emit({"library": str(lib), "name": name, "out": str(out)}, json, f"The memory of {name} is at {out}.")
-
-
-def _catalogue(lib: Path) -> "Catalogue":
-    from hiermem.library.catalogue import Catalogue
-
-    if not lib.is_dir():
-        raise MemoryMissingError(
-            f"There is no library at {lib}: check the path, or add a document to make one."
-        )
-    return Catalogue(lib)
 
 
 def _facts(entry: "DocumentEntry") -> dict[str, Any]:

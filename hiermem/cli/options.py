@@ -122,6 +122,14 @@ Out = Annotated[
     Path | None,
     typer.Option(help="Keep the result in this JSON file; a run that was stopped goes on from its parts."),
 ]
+IndexOrRead = Annotated[
+    bool | None,
+    typer.Option(
+        "--index/--read",
+        help="Of a new library: leave the backbone out, which is much faster, or let it read every "
+        "document; default: --index where no search key or tier is made by it.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -40,14 +40,7 @@ def serve(
     max_upload: Annotated[int, typer.Option(min=1, help="MiB of an uploaded file.")] = 256,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Limit of an answer in tokens.")] = 512,
     max_queue: Annotated[int, typer.Option(min=1, help="Questions that may wait.")] = 64,
-    index: Annotated[
-        bool | None,
-        typer.Option(
-            "--index/--read",
-            help="Of a new library: leave the backbone out, which is much faster, or let it read every "
-            "document; default: --index where no search key or tier is made by it.",
-        ),
-    ] = None,
+    index: opt.IndexOrRead = None,
     model: ReadModel = None,
     dtype: ReadDtype = None,
     quantize: ReadQuantize = None,

@@ -14,7 +14,7 @@ from hiermem.answer_stream import AnswerStream
 from hiermem.asked_memory import AskedMemory
 from hiermem.chat import Chat
 from hiermem.documents import Document
-from hiermem.errors import InputError, MemoryCorruptError, MemoryMissingError
+from hiermem.errors import InputError, MemoryCorruptError
 from hiermem.library.addition import Addition
 from hiermem.library.asked import AskedLibrary
 from hiermem.library.catalogue import Catalogue, is_library
@@ -84,7 +84,7 @@ class Library:
             InputError: ``index`` is not as the library was made.
         """
         path = Path(path)
-        if is_library(path):
+        if is_library(path) or not writes:
             library = cls(path, Catalogue(path), model)
             if index is not None and index != library.settings.index:
                 done = "only indexes its documents" if library.settings.index else "reads its documents"
@@ -92,10 +92,6 @@ class Library:
                     f"The library at {path} {done}: leave index (--index, --read) out, or make another one."
                 )
             return library
-        if not writes:
-            raise MemoryMissingError(
-                f"There is no library at {path}: check the path, or add a document to make one."
-            )
         make_library(path, LibrarySettings.of(model, index).plain())
         return cls(path, Catalogue(path), model)
 
